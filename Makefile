@@ -1,0 +1,46 @@
+# `make demo` sets up and trains on generated data; `make test` sets up and runs every check.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO := outputs/ava/demo
+
+.PHONY: help setup demo test lint types fmt schemas lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## create .venv with the locked versions
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ava_pipeline needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## train a ResNet-18 on generated data with telemetry, into outputs/ava/demo
+	$(BIN)/ava-pipeline demo
+
+test: $(READY) lint types  ## lint, format check, strict types, tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+fmt: $(READY)  ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+schemas: $(READY)  ## export the JSON Schemas of every contract
+	$(BIN)/python -m ava_pipeline.contract.export schemas
+
+lock: $(READY)  ## renew constraints.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --upgrade --output-file constraints.txt pyproject.toml
+
+clean:  ## remove .venv and caches, never outputs
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The training thread: gradients -> one pending row."""

@@ -1,0 +1,1 @@
+"""What lies on disk: all that writers and readers share."""

@@ -1,0 +1,105 @@
+"""Every exception of ava_pipeline.
+
+    AvaPipelineError                  catch this to catch them all
+    ├── ConfigError                   a config file, a setting or a path it names cannot be used
+    ├── DataError                     the training data cannot be used
+    │   ├── LabelsError               AVA.txt: rows that are not labels
+    │   ├── ImagesError               too many images missing or broken
+    │   └── SplitError                sets that overlap or are empty
+    ├── TrainingError                 training cannot start or go on
+    │   ├── RunExistsError            the output directory already holds a run
+    │   ├── CheckpointError           a checkpoint cannot be read or does not fit
+    │   └── NonFiniteLossError        the loss became nan or inf, and the config says stop
+    ├── TelemetryError                the collector
+    │   ├── MisuseError               a call at the wrong time or with the wrong argument
+    │   ├── GroupsError               no parameters behind a column
+    │   ├── PredictionsError          predictions that are no score distributions
+    │   ├── WriteError                rows that could not be written
+    │   ├── ChannelFullError          no room for another row
+    │   └── ChannelClosedError        rows are no longer taken
+    └── RunError                      a run directory on disk
+        ├── NotARunError              nothing there that telemetry wrote
+        └── DamagedFileError          a file that cannot be read back
+
+Each message says what was given, what is allowed, and what to do.
+"""
+
+
+class AvaPipelineError(Exception):
+    """Base of every exception of ava_pipeline."""
+
+
+class ConfigError(AvaPipelineError, ValueError):
+    """A config file, a setting or a path it names cannot be used."""
+
+
+class DataError(AvaPipelineError):
+    """The training data cannot be used."""
+
+
+class LabelsError(DataError, ValueError):
+    """The labels file holds rows that are not labels."""
+
+
+class ImagesError(DataError):
+    """Too many images are missing or broken, or the image folder is."""
+
+
+class SplitError(DataError, ValueError):
+    """The train, validation and test sets overlap, or one of them is empty."""
+
+
+class TrainingError(AvaPipelineError):
+    """Training cannot start or cannot go on."""
+
+
+class RunExistsError(TrainingError):
+    """The output directory already holds a run."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint cannot be read or does not fit the model."""
+
+
+class NonFiniteLossError(TrainingError, ArithmeticError):
+    """The loss became nan or inf and the config says to stop."""
+
+
+class TelemetryError(AvaPipelineError):
+    """The collector cannot do what was asked."""
+
+
+class MisuseError(TelemetryError, ValueError):
+    """A call came at the wrong time or with the wrong argument."""
+
+
+class GroupsError(TelemetryError, ValueError):
+    """There are no parameters behind a column."""
+
+
+class PredictionsError(TelemetryError, ValueError):
+    """Predictions are no score distributions, or name an image twice."""
+
+
+class WriteError(TelemetryError):
+    """Rows could not be written, and the config says to raise."""
+
+
+class ChannelFullError(TelemetryError):
+    """The channel has no room for another row."""
+
+
+class ChannelClosedError(TelemetryError):
+    """The channel takes no more rows."""
+
+
+class RunError(AvaPipelineError):
+    """A run directory on disk cannot be used."""
+
+
+class NotARunError(RunError, FileNotFoundError):
+    """The directory holds nothing that telemetry wrote."""
+
+
+class DamagedFileError(RunError, ValueError):
+    """A file of the run cannot be read back."""

@@ -1,0 +1,1 @@
+"""Afterwards, in any process: files -> answers."""

@@ -1,0 +1,1 @@
+"""The AVA training job that hosts the telemetry."""

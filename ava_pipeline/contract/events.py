@@ -1,0 +1,61 @@
+"""Events: what happened to a run beside its rows, from a closed set of names."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, get_args
+
+from ava_pipeline.contract.tables import Column, Table
+
+EventName = Literal[
+    "non_finite",  # nan or inf was measured
+    "gap",  # collected steps that never reached the files
+    "failed_row",  # a row that broke a rule of its table
+    "failed_write",  # rows that a file did not take
+    "damaged_file",  # bytes of an older file that could not be read
+    "misuse",  # the collector was called in a way that cannot be right
+    "failed_predictions",  # an epoch's predictions that were not written
+]
+Severity = Literal["info", "warning", "error"]
+
+EVENTS = Table(
+    name="events",
+    description="What happened to the run beside its rows. Written as CSV, whatever the formats.",
+    columns=(
+        Column(name="batch_idx", dtype="int64", description="First batch concerned.", not_below=0),
+        Column(name="batch_idx_end", dtype="int64", description="Last batch concerned.", not_below=0),
+        Column(name="epoch", dtype="int64", description="0-based epoch of the first batch.", not_below=0),
+        Column(name="time_utc", dtype="timestamp", description="When it was noticed, UTC."),
+        Column(name="event", dtype="string", description="What happened.", one_of=get_args(EventName)),
+        Column(name="severity", dtype="string", description="How bad it is.", one_of=get_args(Severity)),
+        Column(name="column", dtype="string", description="The column concerned, where it is one.", nullable=True),
+        Column(name="value", dtype="float64", description="The figure that tells, where there is one.", nullable=True),
+        Column(name="message", dtype="string", description="One sentence for a person."),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One row of `events.csv`.
+
+    Attributes:
+        batch_idx: first batch concerned, 1-based; 0 before the first.
+        batch_idx_end: last batch concerned.
+        epoch: 0-based epoch of the first batch.
+        column: the column concerned, where it is one.
+        value: the figure that tells, where there is one.
+    """
+
+    event: EventName
+    severity: Severity
+    message: str
+    batch_idx: int
+    batch_idx_end: int
+    epoch: int
+    column: str | None = None
+    value: float | None = None
+    time_utc: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def row(self) -> dict[str, object]:
+        """The event as a row of its table."""
+        return {column.name: getattr(self, column.name) for column in EVENTS.columns}

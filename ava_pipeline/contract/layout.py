@@ -1,0 +1,72 @@
+"""The names of the files in a run directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PARTIAL_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True, slots=True)
+class RunLayout:
+    """Where everything of one run lies.
+
+    Attributes:
+        root: the run directory, e.g. `outputs/ava/my_run`.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config; runs of `ava-pipeline train`."""
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Validation metrics, a row an epoch; runs of `ava-pipeline train`."""
+        return self.root / "metrics.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last checkpoint; runs of `ava-pipeline train`."""
+        return self.root / "checkpoints" / "last.pt"
+
+    @property
+    def telemetry(self) -> Path:
+        """The folder that the collector writes into."""
+        return self.root / "telemetry"
+
+    @property
+    def manifest(self) -> Path:
+        """What the tables are, who wrote them, and how much."""
+        return self.telemetry / "manifest.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one process that writes."""
+        return self.telemetry / "writer.lock"
+
+    @property
+    def predictions(self) -> Path:
+        """One Parquet file an epoch and set."""
+        return self.root / "predictions"
+
+    def csv(self, table: str) -> Path:
+        """A table as CSV: appended by whole lines, readable at any time."""
+        return self.telemetry / f"{table}.csv"
+
+    def parquet(self, table: str) -> Path:
+        """A table as Parquet: complete wherever it exists."""
+        return self.telemetry / f"{table}.parquet"
+
+    def journal(self, table: str) -> Path:
+        """Rows of a table that are not in its Parquet file yet."""
+        return self.telemetry / f"{table}.journal"
+
+    def superseded(self, attempt: int) -> Path:
+        """Rows of earlier attempts that `attempt` set aside."""
+        return self.telemetry / "superseded" / f"attempt-{attempt}"
+
+    def epoch_predictions(self, epoch: int, name: str = "val") -> Path:
+        """One epoch's predictions of the set `name`."""
+        return self.predictions / f"{name}_epoch_{epoch:03d}.parquet"

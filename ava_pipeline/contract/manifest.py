@@ -1,0 +1,146 @@
+"""telemetry/manifest.json: what the tables are, who wrote them, and how much of what was collected."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from ava_pipeline.contract.files import written_aside
+from ava_pipeline.contract.tables import SCHEMA_VERSION, RunTable
+from ava_pipeline.errors import DamagedFileError
+
+MAX_MANIFEST_BYTES = 64 * 2**20
+
+Count = Annotated[int, Field(ge=0)]
+Role = Literal["overall", "head", "head_layer", "backbone_last", "other"]
+Status = Literal["running", "finished", "failed", "interrupted", "killed"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class Group(_Entry):
+    """The parameters behind one column."""
+
+    role: Role
+    parent: str | None = Field(default=None, description="The smallest group that holds all of this one.")
+    parameters: tuple[str, ...] = Field(description="Names of the parameters in the model.")
+
+
+class StepCounters(_Entry):
+    """Collected steps of one attempt: `collected == written + dropped + failed + pending`."""
+
+    collected: Count = 0
+    written: Count = Field(default=0, description="Every writer took every row of the step.")
+    dropped: Count = Field(default=0, description="The channel had no room, or was closed.")
+    failed: Count = Field(default=0, description="A rule or a writer refused a row of the step.")
+    pending: Count = 0
+
+
+class Attempt(_Entry):
+    """One process that wrote into the run, from its first step to its end."""
+
+    number: Annotated[int, Field(ge=1)]
+    status: Status = "running"
+    error: str | None = Field(default=None, description="Type of the exception that ended it.")
+    started_utc: AwareDatetime
+    ended_utc: AwareDatetime | None = None
+    resumed_from: Count = Field(default=0, description="Rows up to this batch are of earlier attempts.")
+    collect_every_n: Annotated[int, Field(ge=1)]
+    deferred: Count = Field(
+        default=0, description="Steps collected later than due: batches that only accumulated, or a user's own count."
+    )
+    counters: StepCounters = Field(default_factory=StepCounters)
+    rows: dict[str, Count] = Field(default_factory=dict, description="Rows that each file took, by file name.")
+    set_aside: dict[str, Count] = Field(
+        default_factory=dict, description="Rows of earlier attempts moved to superseded/, by file name."
+    )
+    argv: tuple[str, ...] = ()
+    pid: Count = 0
+    host: str = ""
+    git_commit: str | None = None
+    device: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class TableEntry(_Entry):
+    """One table and the formats it is written in."""
+
+    declaration: RunTable
+    formats: tuple[Literal["csv", "parquet"], ...]
+
+
+class Manifest(_Entry):
+    """The whole file."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    status: Status = "running"
+    heartbeat_utc: AwareDatetime
+    tables: dict[str, TableEntry]
+    groups: dict[str, Group] = Field(default_factory=dict)
+    run_info: dict[str, JsonValue] = Field(default_factory=dict)
+    attempts: list[Attempt] = Field(default_factory=list)
+
+    @property
+    def attempt(self) -> Attempt:
+        """The latest attempt."""
+        return self.attempts[-1]
+
+
+def utc_now() -> datetime:
+    """The time of day, in UTC."""
+    return datetime.now(UTC)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Replace the manifest at `path`.
+
+    Raises:
+        OSError: it cannot be written; the older one still stands.
+    """
+    with written_aside(path) as file:
+        file.write(manifest.model_dump_json(indent=1).encode() + b"\n")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest back.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFileError: it is no manifest of a version known here.
+    """
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise DamagedFileError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is.")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise DamagedFileError(
+            f"{path} is no manifest of schema version {SCHEMA_VERSION}: {place}: {first['msg']}. "
+            "Restore it from a backup; the tables beside it can be read with pandas as they are."
+        ) from error
+
+
+def parameters_by_group(groups: Mapping[str, Group]) -> dict[str, frozenset[str]]:
+    """Each group's parameter names as a set."""
+    return {name: frozenset(group.parameters) for name, group in groups.items()}
+
+
+def partitions(groups: Mapping[str, Group]) -> dict[str, tuple[str, ...]]:
+    """Parents that their children partition: together all of its parameters, none of them twice.
+
+    Returns:
+        Parent -> its children, for `parent² = Σ child²`.
+    """
+    members = parameters_by_group(groups)
+    found = {}
+    for parent in groups:
+        children = tuple(name for name, group in groups.items() if group.parent == parent)
+        held = [name for child in children for name in groups[child].parameters]
+        if children and len(held) == len(set(held)) and set(held) == members[parent]:
+            found[parent] = children
+    return found

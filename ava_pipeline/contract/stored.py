@@ -1,0 +1,108 @@
+"""A table as Parquet stores it: the Parquet file, and behind it the rows still in the journal."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ava_pipeline.contract.files import written_aside
+from ava_pipeline.contract.journal import Damage, read_journal
+from ava_pipeline.errors import DamagedFileError
+
+ROWS_PER_GROUP = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Every row that could be read of a table.
+
+    Attributes:
+        rows: in the order they were written.
+        damage: bytes of the journal that could not be read.
+    """
+
+    rows: pa.Table
+    damage: tuple[Damage, ...] = ()
+
+
+def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> Stored | None:
+    """Read a table from its Parquet file and its journal, without changing either.
+
+    The journal goes on behind the rows that the Parquet file held when it began; where it was turned into Parquet
+    already and only its removal is missing, its rows are not read twice.
+
+    Args:
+        parquet: need not exist.
+        journal: need not exist.
+        schema: the table's, used where the journal's own is damaged.
+
+    Returns:
+        None where neither file exists.
+
+    Raises:
+        DamagedFileError: the Parquet file cannot be read.
+    """
+    parts = [_read_parquet(parquet)] if parquet.exists() else []
+    damage: list[Damage] = []
+    if journal.exists():
+        found = read_journal(journal, schema=schema)
+        damage = found.damage
+        num_stored = parts[0].num_rows if parts else 0
+        batches = [batch.slice(max(0, num_stored - before)) for before, batch in found.batches]
+        if found.schema is not None:
+            parts.append(pa.Table.from_batches([batch for batch in batches if batch.num_rows], found.schema))
+    if not parts:
+        return None
+    return Stored(pa.concat_tables(parts, promote_options="permissive"), tuple(damage))
+
+
+def write_parquet(path: Path, rows: pa.Table) -> None:
+    """Write a Parquet file that appears complete or not at all, read back before it appears.
+
+    Raises:
+        OSError: it cannot be written.
+        DamagedFileError: what was read back is not what was written.
+    """
+    with written_aside(path) as file:
+        pq.write_table(rows, file, row_group_size=ROWS_PER_GROUP, compression="zstd", write_page_checksum=True)
+        file.flush()
+        with pq.ParquetFile(file.name, page_checksum_verification=True) as written:
+            if not same_bits(written.read(), rows):
+                raise DamagedFileError(f"{file.name} reads back other than it was written: check the disk.")
+
+
+def same_bits(one: pa.Table, other: pa.Table) -> bool:
+    """Whether two tables hold the same values bit for bit; unlike `Table.equals`, nan is equal to nan."""
+    return bool(one.schema.equals(other.schema)) and bool(_bits(one).equals(_bits(other)))
+
+
+def _bits(rows: pa.Table) -> pa.Table:
+    for index, field in enumerate(rows.schema):
+        if pa.types.is_floating(field.type):
+            bits = pa.int32() if field.type.bit_width == 32 else pa.int64()  # noqa: PLR2004  # float32
+            chunks = [chunk.view(bits) for chunk in rows.column(index).chunks]
+            rows = rows.set_column(index, pa.field(field.name, bits), pa.chunked_array(chunks, type=bits))
+    return rows
+
+
+def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> Stored | None:
+    """Turn the journal into Parquet: after this the Parquet file holds every row and there is no journal.
+
+    Raises:
+        OSError: the Parquet file cannot be written; the journal still stands.
+        DamagedFileError: the older Parquet file cannot be read; the journal still stands.
+    """
+    stored = read_stored(parquet, journal, schema)
+    if stored is not None and journal.exists():
+        write_parquet(parquet, stored.rows)
+        journal.unlink()
+    return stored
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}. Restore it from a backup, or move it away.") from error

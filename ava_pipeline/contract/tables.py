@@ -1,0 +1,205 @@
+"""What a table is: its name, columns, dtypes and rules.
+
+From one declaration follow the pydantic row model that checks rows, the Arrow schema that stores them and the JSON
+Schema that tells others about them.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+
+import pyarrow as pa
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+
+from ava_pipeline.errors import MisuseError
+
+SCHEMA_VERSION: Final = 1
+TABLE_KEY = b"ava_pipeline.table"
+VERSION_KEY = b"ava_pipeline.schema_version"
+
+Number = TypeVar("Number", int, float)
+Dtype = Literal["int64", "float32", "float64", "string", "timestamp"]
+
+_ARROW_TYPES: Mapping[Dtype, pa.DataType] = {
+    "int64": pa.int64(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+_PYTHON_TYPES: Mapping[Dtype, type] = {
+    "int64": int,
+    "float32": float,
+    "float64": float,
+    "string": str,
+    "timestamp": datetime,
+}
+_COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-/]*")
+
+
+class _Declaration(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Column(_Declaration):
+    """One column: its dtype and the rules its values keep."""
+
+    name: str
+    dtype: Dtype
+    description: str
+    nullable: bool = False
+    not_below: int | None = None
+    one_of: tuple[str, ...] | None = None
+
+    @property
+    def arrow_field(self) -> "pa.Field[Any]":
+        """The column in an Arrow schema."""
+        return pa.field(self.name, _ARROW_TYPES[self.dtype], nullable=self.nullable)
+
+    @property
+    def annotation(self) -> Any:
+        """The column's values as pydantic checks them."""
+        kind: Any = Literal[self.one_of] if self.one_of else _PYTHON_TYPES[self.dtype]
+        if self.not_below is not None:
+            # Not `ge`: nan is measured and not finite, not a broken rule.
+            rule = AfterValidator(_NotBelow(self.not_below))
+            kind = Annotated[kind, rule, Field(json_schema_extra={"minimum": self.not_below})]
+        return kind | None if self.nullable else kind
+
+
+class _NotBelow:
+    """A rule that nan keeps."""
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def __call__(self, value: Number) -> Number:
+        if value < self._least:
+            raise ValueError(f"must not be below {self._least}")
+        return value
+
+
+class RowProblem(_Declaration):
+    """One value of one row that breaks a rule."""
+
+    row: int
+    column: str
+    value: str
+    message: str
+
+
+class Table(_Declaration):
+    """One table of a run.
+
+    Attributes:
+        name: the stem of its file names.
+        columns: those that every run has.
+        run_columns: what the columns are whose names the run decides (a group, an optimizer's group, a user's value);
+            None where there are none. Its `name` describes them, in angle brackets.
+        l2_of_groups: each run column is the L2 norm of one of the manifest's groups, so that squares add up where
+            children partition their parent.
+    """
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    run_columns: Column | None = None
+    l2_of_groups: bool = False
+
+    @cached_property
+    def row_model(self) -> type[BaseModel]:
+        """The pydantic model of a row: strict, its run columns of one type."""
+        fields: dict[str, Any] = {
+            column.name: (column.annotation, Field(description=column.description)) for column in self.columns
+        }
+        extra: dict[str, Any] = {}
+        if self.run_columns is not None:
+            extra["__pydantic_extra__"] = dict.__class_getitem__((str, self.run_columns.annotation))
+        config = ConfigDict(strict=True, extra="allow" if extra else "forbid", title=self.name)
+        base = type("Row", (BaseModel,), {"__module__": __name__, "__annotations__": extra, "model_config": config})
+        return create_model(self.name, __base__=base, __doc__=self.description, **fields)
+
+    def json_schema(self) -> dict[str, Any]:
+        """A row of this table as JSON Schema; null is "not measured", nan and inf have no JSON form."""
+        schema = self.row_model.model_json_schema()
+        schema["x-dtypes"] = {column.name: column.dtype for column in self.columns}
+        if self.run_columns is not None:
+            schema["x-run-columns"] = self.run_columns.model_dump(exclude_none=True)
+        return schema
+
+
+class RunTable(_Declaration):
+    """A table with the columns that one run gave it: what the manifest says and the files hold."""
+
+    table: Table
+    run_column_names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, table: Table, run_column_names: Sequence[str] = ()) -> Self:
+        """Give `table` its run columns.
+
+        Raises:
+            MisuseError: a name is no column name, or stands twice.
+        """
+        fixed = [column.name for column in table.columns]
+        for name in run_column_names:
+            check_column_name(name)
+            if [*fixed, *run_column_names].count(name) > 1:
+                raise MisuseError(f"Table {table.name!r} was given column {name!r} twice: rename one of them.")
+        return cls(table=table, run_column_names=tuple(run_column_names))
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """Every column, in file order."""
+        if self.table.run_columns is None:
+            return self.table.columns
+        kind = self.table.run_columns
+        return self.table.columns + tuple(kind.model_copy(update={"name": name}) for name in self.run_column_names)
+
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of every column, in file order."""
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def arrow_schema(self) -> pa.Schema:
+        """The table in Arrow; the metadata names table and schema version."""
+        metadata: dict[bytes | str, bytes | str] = {
+            TABLE_KEY: self.table.name.encode(),
+            VERSION_KEY: str(SCHEMA_VERSION).encode(),
+        }
+        return pa.schema([column.arrow_field for column in self.columns], metadata=metadata)
+
+    @cached_property
+    def _rows_adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(list[self.table.row_model])  # type: ignore[name-defined]  # a model made at run time
+
+    def problems(self, rows: Sequence[Mapping[str, object]]) -> list[RowProblem]:
+        """Check rows against the model, all in one call; an empty list means that all are good."""
+        try:
+            self._rows_adapter.validate_python(rows)
+        except ValidationError as error:
+            return [_row_problem(detail) for detail in error.errors(include_url=False, include_context=False)]
+        return []
+
+
+def check_column_name(name: str) -> None:
+    """Refuse a name that would not survive CSV, a shell or a spreadsheet.
+
+    Raises:
+        MisuseError: the name is not letters, digits, `_ . - /`, beginning with a letter or `_`.
+    """
+    if not _COLUMN_NAME.fullmatch(name):
+        raise MisuseError(
+            f"{name!r} cannot name a column: use letters, digits and _ . - / beginning with a letter or _, "
+            "such as 'backbone_layer4'."
+        )
+
+
+def _row_problem(detail: Any) -> RowProblem:
+    row, *place = detail["loc"]
+    return RowProblem(
+        row=row, column=str(place[0]) if place else "", value=repr(detail["input"]), message=str(detail["msg"])
+    )

@@ -1,0 +1,110 @@
+"""What pydantic found wrong with a config -> sentences a person can act on."""
+
+import difflib
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+MAX_PROBLEMS = 20
+MAX_SHOWN_CHARS = 60
+
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a block of keys",
+    type(None): "nothing",
+}
+_WORDS = {
+    "a valid boolean": "true or false",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid list": "a list",
+    "a valid tuple": "a list",
+    "a valid dictionary": "a block of keys",
+    "not a valid path for <class 'pathlib.Path'>": "a path",
+}
+_SAID_OF = {"extra_forbidden": "unknown key", "missing": "missing", "value_error": "does not fit together"}
+
+
+def sentences(error: ValidationError, model: type[BaseModel], *, source_of: Callable[[str], str]) -> str:
+    """Describe every problem, one a line: where, what was given, what is allowed.
+
+    Args:
+        error: what `model` refused.
+        model: the outermost model of the config.
+        source_of: names the file or the override that a key path came from.
+    """
+    problems: dict[str, list[str]] = {}
+    for detail in error.errors(include_url=False):
+        where, allowed = _problem(detail, model)
+        path = ".".join(where) or "(the whole file)"
+        problems.setdefault(f"{source_of(path)}: {path}: {_given(detail)}", []).append(allowed)
+    lines = [f"{given}; {_choice(allowed)}" for given, allowed in problems.items()]
+    rest = [f"... and {len(lines) - MAX_PROBLEMS} more"] if len(lines) > MAX_PROBLEMS else []
+    return "\n".join([*lines[:MAX_PROBLEMS], *rest])
+
+
+def _problem(detail: Any, model: type[BaseModel]) -> tuple[list[str], str]:
+    """Where the problem is, and what is allowed there."""
+    place = [str(part) for part in detail["loc"] if not _is_union_branch(part)]
+    if detail["type"] == "extra_forbidden":
+        return place, nearest(place[-1], _keys_beside(model, place))
+    if detail["type"] == "missing":
+        return place, "give it a value"
+    if detail["type"] == "value_error":
+        return place, str(detail["ctx"]["error"])
+    return place, _allowed(detail)
+
+
+def _is_union_branch(part: str | int) -> bool:
+    """Tell pydantic's own name for one branch of a union (`float`, `lax-or-strict[...]`) from a key."""
+    return isinstance(part, str) and (part in {"float", "str"} or "[" in part)
+
+
+def _choice(allowed: Sequence[str]) -> str:
+    """Every branch of a union refuses in its own words: say them as one choice."""
+    return " or ".join(dict.fromkeys(allowed)).replace(" or allowed is ", " or ")
+
+
+def _allowed(detail: Any) -> str:
+    if detail["type"] in {"model_type", "model_attributes_type"}:
+        return "allowed is a block of keys"
+    message = str(detail["msg"]).replace("Input should be", "allowed is", 1).replace("Input is", "allowed is", 1)
+    for pydantics, ours in _WORDS.items():
+        message = message.replace(pydantics, ours)
+    return message
+
+
+def _given(detail: Any) -> str:
+    if detail["type"] in _SAID_OF:
+        return _SAID_OF[detail["type"]]
+    value = detail["input"]
+    shown = repr(value)
+    kind = _KINDS.get(type(value), type(value).__name__)
+    return f"given {shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + '...'} ({kind})"
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """Name the known key that `given` most likely means, and all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(given, names, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"Known here: {', '.join(names)}"
+
+
+def _keys_beside(model: type[BaseModel], place: Sequence[str | int]) -> Iterable[str]:
+    found: type[BaseModel] | None = model
+    for part in place[:-1]:
+        field = None if found is None else found.model_fields.get(str(part))
+        found = None if field is None else _model_in(field.annotation)
+    return () if found is None else found.model_fields
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    choices = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)), None)

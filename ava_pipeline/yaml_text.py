@@ -1,0 +1,97 @@
+"""YAML text <-> plain values, without YAML's surprises.
+
+PyYAML speaks YAML 1.1, where `off` is false, `1e-3` is a string and a key given twice silently wins. Here `true` and
+`false` are the only booleans, `1e-3` is a number, and keys given twice and aliases (a few lines of which can unfold to
+gigabytes) are refused.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+MAX_CHARS = 1_000_000
+
+_SCALARS = {
+    "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
+    "float": (
+        re.compile(
+            r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))"
+            r"|\.(?:nan|NaN|NAN)"
+        ),
+        "-+.0123456789",
+    ),
+    "int": (re.compile(r"[-+]?(?:0|[1-9][0-9]*)"), "-+0123456789"),
+    "null": (re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, with the scalars of YAML 1.2."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's own name and shape for it.
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave it out
+            raise _refusal(f"*{event.anchor} is an alias; write the values out in its place", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  # PyYAML's signature.
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise _refusal(f"the key {key.value!r} is given twice; keep one of them", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would take for a number or a boolean."""
+
+
+for _name, (_pattern, _first) in _SCALARS.items():
+    _whole = re.compile(rf"(?:{_pattern.pattern})\Z")
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _whole, list(_first))
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _whole, list(_first))
+
+
+def parse(text: str) -> Any:
+    """Read one YAML document.
+
+    Args:
+        text: the document, at most `MAX_CHARS` characters.
+
+    Returns:
+        Plain dicts, lists, strings, numbers, booleans and None.
+
+    Raises:
+        ValueError: the text is no YAML, or uses what this module refuses; the message says where.
+    """
+    if len(text) > MAX_CHARS:
+        raise ValueError(f"{len(text):,} characters; a config has at most {MAX_CHARS:,}. Is it another kind of file?")
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(_sentence(error)) from error
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("brackets nested too deeply; a config is at most a few levels deep") from error
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """Write plain values as YAML that `parse`, and any reader of YAML 1.1, reads back alike."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
+
+
+def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+def _sentence(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+    return f"{place}{error.problem or error.context}"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ava_pipeline.config import RunConfig, TelemetryConfig
     from ava_pipeline.read.run import Run, open_run
     from ava_pipeline.train.labels import read_ava_labels
-    from ava_pipeline.write.counters import TelemetryStats
+    from ava_pipeline.write.channel import TelemetryStats
 
 __version__ = "0.1.0"
 
@@ -21,7 +21,7 @@ _HOMES = {
     "RunConfig": "ava_pipeline.config",
     "TelemetryCollector": "ava_pipeline.collect.collector",
     "TelemetryConfig": "ava_pipeline.config",
-    "TelemetryStats": "ava_pipeline.write.counters",
+    "TelemetryStats": "ava_pipeline.write.channel",
     "open_run": "ava_pipeline.read.run",
     "read_ava_labels": "ava_pipeline.train.labels",
 }

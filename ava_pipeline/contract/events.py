@@ -57,5 +57,6 @@ class Event:
     time_utc: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def row(self) -> dict[str, object]:
-        """The event as a row of its table."""
-        return {column.name: getattr(self, column.name) for column in EVENTS.columns}
+        """The event as a row of its table, its message on one line."""
+        row = {column.name: getattr(self, column.name) for column in EVENTS.columns}
+        return row | {"message": " ".join(self.message.split())}

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ava_pipeline.contract.files import written_aside
-from ava_pipeline.contract.journal import Damage, read_journal
+from ava_pipeline.contract.journal import Damage, Journal, read_journal
 from ava_pipeline.errors import DamagedFileError
 
 ROWS_PER_GROUP = 2**16
@@ -43,17 +43,16 @@ def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -
     Raises:
         DamagedFileError: the Parquet file cannot be read.
     """
-    parts = [_read_parquet(parquet)] if parquet.exists() else []
-    damage: list[Damage] = []
-    if journal.exists():
-        found = read_journal(journal, schema=schema)
-        damage = found.damage
+    # The journal first: one that becomes Parquet meanwhile is found there, and its rows are not read twice.
+    found = _read_journal(journal, schema)
+    parts = [read_parquet(parquet)] if parquet.exists() else []
+    if found is not None and found.schema is not None:
         num_stored = parts[0].num_rows if parts else 0
         batches = [batch.slice(max(0, num_stored - before)) for before, batch in found.batches]
-        if found.schema is not None:
-            parts.append(pa.Table.from_batches([batch for batch in batches if batch.num_rows], found.schema))
+        parts.append(pa.Table.from_batches([batch for batch in batches if batch.num_rows], found.schema))
+    damage = found.damage if found else []
     if not parts:
-        return None
+        return None if not damage else Stored(pa.table({}), tuple(damage))
     return Stored(pa.concat_tables(parts, promote_options="permissive"), tuple(damage))
 
 
@@ -89,20 +88,46 @@ def _bits(rows: pa.Table) -> pa.Table:
 def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> Stored | None:
     """Turn the journal into Parquet: after this the Parquet file holds every row and there is no journal.
 
+    A damaged journal is kept in the folder `damaged/` beside it.
+
     Raises:
         OSError: the Parquet file cannot be written; the journal still stands.
         DamagedFileError: the older Parquet file cannot be read; the journal still stands.
     """
     stored = read_stored(parquet, journal, schema)
-    if stored is not None and journal.exists():
+    if not journal.exists():
+        return stored
+    if stored is not None:
         write_parquet(parquet, stored.rows)
+    if stored is not None and not stored.damage:
         journal.unlink()
+    else:
+        _keep_damaged(journal)
     return stored
 
 
-def _read_parquet(path: Path) -> pa.Table:
+def _keep_damaged(path: Path) -> None:
+    folder = path.parent / "damaged"
+    folder.mkdir(exist_ok=True)
+    taken = sum(1 for _ in folder.glob(f"{path.name}*"))
+    path.rename(folder / (f"{path.name}.{taken}" if taken else path.name))
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read a complete Parquet file, its checksums verified.
+
+    Raises:
+        DamagedFileError: the file cannot be read.
+    """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read()
     except (pa.ArrowException, OSError) as error:
         raise DamagedFileError(f"{path} cannot be read: {error}. Restore it from a backup, or move it away.") from error
+
+
+def _read_journal(path: Path, schema: pa.Schema | None) -> Journal | None:
+    try:
+        return read_journal(path, schema=schema)
+    except FileNotFoundError:
+        return None  # there is none, or it became Parquet this moment

@@ -1,0 +1,139 @@
+"""Beginning an attempt in a run directory, new or used."""
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import JsonValue
+
+from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import Attempt, Group, Manifest, TableEntry, read_manifest, utc_now
+from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.write.older_rows import count_rows, make_whole, set_aside, set_aside_other_columns
+
+_log = logging.getLogger("ava_pipeline")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What the training thread knows of the run.
+
+    Attributes:
+        groups: column -> the parameters behind it.
+        collect_every_n: spacing of the rows, in batches.
+        resumed_from: the last batch of the checkpoint; 0 for a fresh start.
+        run_info: the user's own facts.
+        device: that the gradients lie on.
+        versions: of the libraries that matter.
+    """
+
+    groups: Mapping[str, Group]
+    collect_every_n: int
+    resumed_from: int = 0
+    run_info: Mapping[str, JsonValue] = field(default_factory=dict)
+    device: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def begin_attempt(
+    layout: RunLayout,
+    tables: Sequence[RunTable],
+    facts: RunFacts,
+    formats: Sequence[Literal["csv", "parquet"]],
+) -> tuple[Manifest, list[Event]]:
+    """Make older rows whole, set aside what this attempt supersedes, and draw up the manifest.
+
+    Returns:
+        The manifest, its last attempt being this one, and what there is to tell.
+
+    Raises:
+        OSError: the disk refused.
+        DamagedFileError: an older file cannot be read.
+    """
+    mended = make_whole(layout)
+    older = _older_attempts(layout)
+    number = len(older) + 1
+    moved = set_aside(layout, after_batch=facts.resumed_from, attempt=number)
+    changed = set_aside_other_columns(layout, list(tables), attempt=number)
+    attempt = _attempt(number, facts, {**moved, **{name: moved.get(name, 0) + changed[name] for name in changed}})
+    manifest = Manifest(
+        heartbeat_utc=attempt.started_utc,
+        tables={table.table.name: TableEntry(declaration=table, formats=tuple(formats)) for table in tables},
+        groups=dict(facts.groups),
+        run_info=dict(facts.run_info),
+        attempts=[*older, attempt],
+    )
+    if moved and not facts.resumed_from:
+        _log.warning(
+            "%s held rows of an earlier attempt: they are in %s now, and this attempt begins at batch 1. "
+            "To go on behind them, call load_state_dict() before the first step.",
+            layout.root,
+            layout.superseded(number),
+        )
+    if changed:
+        _log.warning("%s: columns changed; older rows are in %s now.", layout.root, layout.superseded(number))
+    return manifest, [_damage_event(facts, f"{one.file}: {one.message}.") for one in mended]
+
+
+def _older_attempts(layout: RunLayout) -> list[Attempt]:
+    """Earlier attempts; the counts of one that was killed are taken from its files, which it outran."""
+    if not layout.manifest.exists():
+        return []
+    attempts = read_manifest(layout.manifest).attempts
+    last = attempts[-1] if attempts else None
+    if last is not None and last.status == "running":
+        last.status = "killed"
+        before = {name: sum(one.rows.get(name, 0) for one in attempts[:-1]) for name in count_rows(layout)}
+        aside = {name: sum(one.set_aside.get(name, 0) for one in attempts) for name in before}
+        last.rows = {name: max(0, count - before[name] + aside[name]) for name, count in count_rows(layout).items()}
+    return attempts
+
+
+def _attempt(number: int, facts: RunFacts, moved: Mapping[str, int]) -> Attempt:
+    return Attempt(
+        number=number,
+        started_utc=utc_now(),
+        resumed_from=facts.resumed_from,
+        collect_every_n=facts.collect_every_n,
+        set_aside=dict(moved),
+        argv=tuple(sys.argv),
+        pid=os.getpid(),
+        host=platform.node(),
+        git_commit=_git_commit(),
+        device=facts.device,
+        versions=dict(facts.versions),
+    )
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that trains, where it lies in a git checkout."""
+    folder = Path(sys.argv[0]).resolve().parent if sys.argv and sys.argv[0] else Path.cwd()
+    try:
+        found = subprocess.run(  # noqa: S603  # fixed words and a folder
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],  # noqa: S607  # the user's own git
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git, or one that does not answer: the commit is not known
+    return found.stdout.strip() or None
+
+
+def _damage_event(facts: RunFacts, message: str) -> Event:
+    return Event(
+        event="damaged_file",
+        severity="warning",
+        message=message,
+        batch_idx=facts.resumed_from,
+        batch_idx_end=facts.resumed_from,
+        epoch=0,
+    )

@@ -1,0 +1,173 @@
+"""The bounded hand-off between the training thread and the worker: its policy and its counters."""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+from ava_pipeline.errors import ChannelClosedError, ChannelFullError
+
+Item = TypeVar("Item")
+
+MAX_ROWS_PER_WAKE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryStats:
+    """Collected steps so far: `collected == written + dropped + failed + pending`, always.
+
+    Attributes:
+        collected: steps of which a row was to be written.
+        written: every configured writer took every row of the step; Parquet's are safe in the journal.
+        dropped: the channel had no room, or was closed.
+        failed: a rule or a writer refused a row of the step.
+        pending: handed over, not yet one of the others.
+    """
+
+    collected: int = 0
+    written: int = 0
+    dropped: int = 0
+    failed: int = 0
+    pending: int = 0
+
+
+class Gap(NamedTuple):
+    """Collected steps that were dropped: the batches of the first and the last, and how many."""
+
+    first_batch_idx: int
+    last_batch_idx: int
+    epoch: int
+    num_steps: int
+
+
+class Channel(Generic[Item]):
+    """A bounded queue that drops or blocks when it is full, and counts what becomes of every item.
+
+    An item is pending until `settle` says that it was written or failed, so the bound holds for everything in memory
+    and not only for what waits to be taken.
+
+    Args:
+        max_pending: items that may be pending.
+        on_full: "drop" refuses the new item at once, "block" waits for room first.
+        block_timeout_s: how long "block" waits.
+    """
+
+    def __init__(
+        self, max_pending: int, *, on_full: Literal["drop", "block"] = "drop", block_timeout_s: float = 1.0
+    ) -> None:
+        self._max_pending = max_pending
+        self._wait_s = block_timeout_s if on_full == "block" else 0.0
+        self._wake_at = max(1, min(MAX_ROWS_PER_WAKE, max_pending // 2))
+        self._items: deque[Item] = deque()
+        self._changed = threading.Condition()
+        self._stats = TelemetryStats()
+        self._num_accepted = 0
+        self._num_settled = 0
+        self._flush_up_to = 0
+        self._gap: Gap | None = None
+        self._closed = False
+
+    def stats(self) -> TelemetryStats:
+        """The counters at one instant."""
+        with self._changed:
+            return self._stats
+
+    def reserve(self, batch_idx: int, epoch: int) -> None:
+        """Make sure there is room for the item of this batch, before anything is spent on it.
+
+        Raises:
+            ChannelFullError: there is none; the step is counted as dropped.
+            ChannelClosedError: the channel takes no more items; the step is counted as dropped.
+        """
+        with self._changed:
+            if self._wait_s:
+                self._changed.wait_for(self._has_room_or_is_closed, self._wait_s)
+            if not self._closed and self._has_room():
+                return
+            self._drop(batch_idx, epoch)
+            if self._closed:
+                raise ChannelClosedError("The channel is closed; no row is taken after close().")
+        raise ChannelFullError(
+            f"{self._max_pending} collected steps wait to be written, as many as max_pending_rows allows. "
+            "The disk is slower than training: raise collect_every_n or max_pending_rows."
+        )
+
+    def offer(self, item: Item, batch_idx: int, epoch: int) -> None:
+        """Hand an item over.
+
+        Raises:
+            ChannelFullError: no room; the step is counted as dropped.
+            ChannelClosedError: closed; the step is counted as dropped.
+        """
+        self.reserve(batch_idx, epoch)
+        with self._changed:
+            self._items.append(item)
+            self._num_accepted += 1
+            self._count(collected=1, pending=1)
+            if len(self._items) >= self._wake_at:
+                self._changed.notify_all()
+
+    def take(self, timeout_s: float) -> tuple[list[Item], Gap | None]:
+        """Wait until many items are there, a flush is asked for, the channel is closed or the time is up.
+
+        Returns:
+            All items that wait, oldest first, and what was dropped since the last call. They stay pending.
+        """
+        with self._changed:
+            self._changed.wait_for(self._is_worth_waking, timeout_s)
+            items, gap = list(self._items), self._gap
+            self._items.clear()
+            self._gap = None
+            return items, gap
+
+    def settle(self, *, written: int = 0, failed: int = 0) -> None:
+        """Say what became of items taken: they are pending no longer."""
+        with self._changed:
+            self._num_settled += written + failed
+            self._count(written=written, failed=failed, pending=-written - failed)
+            self._changed.notify_all()
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until everything accepted so far is settled; False when the time is up first."""
+        with self._changed:
+            target = self._num_accepted
+            self._flush_up_to = max(self._flush_up_to, target)
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._num_settled >= target, timeout_s)
+
+    def close(self) -> None:
+        """Take no more items; those that wait can still be taken. Closing twice is closing once."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def _has_room(self) -> bool:
+        return self._stats.pending < self._max_pending
+
+    def _has_room_or_is_closed(self) -> bool:
+        return self._closed or self._has_room()
+
+    def _is_worth_waking(self) -> bool:
+        return self._closed or len(self._items) >= self._wake_at or self._num_settled < self._flush_up_to
+
+    def _drop(self, batch_idx: int, epoch: int) -> None:
+        self._count(collected=1, dropped=1)
+        older = self._gap or Gap(batch_idx, batch_idx, epoch, 0)
+        self._gap = older._replace(last_batch_idx=batch_idx, num_steps=older.num_steps + 1)
+
+    def _count(
+        self, *, collected: int = 0, written: int = 0, dropped: int = 0, failed: int = 0, pending: int = 0
+    ) -> None:
+        old = self._stats
+        self._stats = TelemetryStats(
+            old.collected + collected,
+            old.written + written,
+            old.dropped + dropped,
+            old.failed + failed,
+            old.pending + pending,
+        )

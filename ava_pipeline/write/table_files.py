@@ -1,0 +1,82 @@
+"""One table's rows to all of its files: check, make an Arrow batch, hand it to every writer."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from ava_pipeline.contract.tables import RowProblem, RunTable
+from ava_pipeline.write.rows import Rows
+from ava_pipeline.write.writer import Writer
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of some rows.
+
+    Attributes:
+        failed: positions of rows that a rule or a writer refused.
+        problems: values that broke a rule.
+        errors: what writers raised, by file name.
+    """
+
+    failed: set[int] = field(default_factory=set)
+    problems: list[RowProblem] = field(default_factory=list)
+    errors: dict[str, Exception] = field(default_factory=dict)
+
+
+class TableFiles:
+    """The files of one table.
+
+    Args:
+        run_table: the table with this run's columns.
+        writers: one a format.
+
+    Attributes:
+        num_rows: rows taken so far, by file name.
+    """
+
+    def __init__(self, run_table: RunTable, writers: Sequence[Writer]) -> None:
+        self.run_table = run_table
+        self.num_rows: Counter[str] = Counter({writer.file_name: 0 for writer in writers})
+        self._writers = writers
+
+    def write(self, rows: Rows) -> Outcome:
+        """Write the rows that keep the table's rules."""
+        outcome = Outcome(problems=self.run_table.problems(rows))
+        outcome.failed = {problem.row for problem in outcome.problems}
+        good = [row for position, row in enumerate(rows) if position not in outcome.failed]
+        if good:
+            batch = pa.RecordBatch.from_pylist(good, schema=self.run_table.arrow_schema)
+            self._hand_over(batch, outcome)
+        if outcome.errors:
+            outcome.failed = set(range(len(rows)))
+        return outcome
+
+    def sync(self) -> None:
+        """Wait until every row taken survives a power loss."""
+        for writer in self._writers:
+            writer.sync()
+
+    def close(self) -> dict[str, Exception]:
+        """Finish every file, also when another could not be finished.
+
+        Returns:
+            What writers raised, by file name.
+        """
+        errors: dict[str, Exception] = {}
+        for writer in self._writers:
+            try:
+                writer.close()
+            except Exception as error:  # noqa: BLE001  # whatever breaks one file must not cost the others
+                errors[writer.file_name] = error
+        return errors
+
+    def _hand_over(self, batch: pa.RecordBatch, outcome: Outcome) -> None:
+        for writer in self._writers:
+            try:
+                writer.write(batch)
+                self.num_rows[writer.file_name] += batch.num_rows
+            except Exception as error:  # noqa: BLE001  # a broken writer costs its rows, not the run
+                outcome.errors[writer.file_name] = error

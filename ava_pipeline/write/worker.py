@@ -1,0 +1,148 @@
+"""The background thread: drain, write, flush, end."""
+
+import atexit
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+
+from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.manifest import Status
+from ava_pipeline.errors import AvaPipelineError
+from ava_pipeline.write.channel import MAX_ROWS_PER_WAKE, Channel, Gap, TelemetryStats
+from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.rows import PendingRow
+from ava_pipeline.write.run_files import RunFiles
+
+_log = logging.getLogger("ava_pipeline")
+
+
+class Worker:
+    """Writes what comes through the channel, in a daemon thread that a normal exit waits for.
+
+    Args:
+        channel: where rows come from.
+        files: where they go.
+        log: where to tell what happens.
+        flush_interval_s: rows are written at most this long after they were handed over.
+        exit_timeout_s: how long a normal exit without `close` waits for the last rows.
+    """
+
+    def __init__(
+        self,
+        channel: Channel[PendingRow],
+        files: RunFiles,
+        log: EventLog,
+        *,
+        flush_interval_s: float,
+        exit_timeout_s: float = 30.0,
+    ) -> None:
+        self._channel = channel
+        self._files = files
+        self._log = log
+        self._flush_interval_s = flush_interval_s
+        self._exit_timeout_s = exit_timeout_s
+        self._ending: tuple[Status, str | None] = ("finished", None)
+        self._thread = threading.Thread(target=self._run, name="ava-telemetry", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; from now on a normal exit waits for it."""
+        atexit.register(self._close_at_exit)
+        self._thread.start()
+
+    def close(self, timeout_s: float | None, status: Status, error: str | None = None) -> TelemetryStats:
+        """Write what waits, finish the files and end the thread.
+
+        Args:
+            timeout_s: how long to wait; None waits for ever.
+            status: how the run ended, for the manifest.
+            error: type of the exception that ended it.
+
+        Returns:
+            The counters; steps that could not be written in time are still pending.
+        """
+        atexit.unregister(self._close_at_exit)
+        self._ending = (status, error)
+        self._channel.close()
+        self._thread.join(timeout_s)
+        stats = self._channel.stats()
+        if self._thread.is_alive():
+            _log.warning(
+                "telemetry did not finish within %s s: %d collected steps are not written yet. The disk may be stuck; "
+                "what is in the journal can be read with open_run().",
+                timeout_s,
+                stats.pending,
+            )
+        return stats
+
+    def forget(self) -> None:
+        """In a forked child: the thread stayed behind, so nothing here will ever end it."""
+        atexit.unregister(self._close_at_exit)
+
+    def _close_at_exit(self) -> None:
+        uncaught = getattr(sys, "last_type", None)
+        status: Status = "finished" if uncaught is None else _status_of(uncaught)
+        self.close(self._exit_timeout_s, status, uncaught.__name__ if uncaught else None)
+
+    def _run(self) -> None:
+        try:
+            self._drain()
+        except BaseException as error:
+            self._channel.close()
+            self._log.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)), "telemetry died")
+            waiting, _ = self._channel.take(0.0)
+            self._channel.settle(failed=len(waiting))
+            raise
+
+    def _drain(self) -> None:
+        while True:
+            is_last = self._channel.is_closed
+            steps, gap = self._channel.take(self._flush_interval_s)
+            if gap is not None:
+                self._log.add(_gap_event(gap))
+            for start in range(0, len(steps), MAX_ROWS_PER_WAKE):
+                self._write(steps[start : start + MAX_ROWS_PER_WAKE])
+            if is_last:
+                break
+            self._files.heartbeat(self._channel.stats())
+        self._files.close(self._channel.stats(), *self._ending)
+
+    def _write(self, steps: Sequence[PendingRow]) -> None:
+        num_failed = len(steps)
+        try:
+            if not self._files.is_open:
+                self._files.open()
+            num_failed = self._files.write(steps)
+        except (OSError, AvaPipelineError) as error:
+            self._log.fail(error, "rows could not be written")
+            self._log.add(_lost_event(steps, error))
+        finally:
+            self._channel.settle(written=len(steps) - num_failed, failed=num_failed)
+
+
+def _status_of(error: type[BaseException]) -> Status:
+    return "interrupted" if issubclass(error, KeyboardInterrupt) else "failed"
+
+
+def _gap_event(gap: Gap) -> Event:
+    return Event(
+        event="gap",
+        severity="warning",
+        message=f"{gap.num_steps} collected steps were dropped: the files took rows more slowly than they came.",
+        batch_idx=gap.first_batch_idx,
+        batch_idx_end=gap.last_batch_idx,
+        epoch=gap.epoch,
+        value=float(gap.num_steps),
+    )
+
+
+def _lost_event(steps: Sequence[PendingRow], error: Exception) -> Event:
+    return Event(
+        event="gap",
+        severity="warning",
+        message=f"{len(steps)} collected steps could not be written: {error}",
+        batch_idx=steps[0].batch_idx,
+        batch_idx_end=steps[-1].batch_idx,
+        epoch=steps[0].epoch,
+        value=float(len(steps)),
+    )

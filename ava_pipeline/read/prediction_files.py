@@ -1,0 +1,23 @@
+"""Which files of predictions a run holds."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from ava_pipeline.contract.layout import RunLayout
+
+_NAME = re.compile(r"(?P<name>.+)_epoch_(?P<epoch>\d{3,})\.parquet")
+
+
+class PredictionFile(NamedTuple):
+    """One epoch's predictions of one set."""
+
+    name: str
+    epoch: int
+    path: Path
+
+
+def prediction_files(layout: RunLayout) -> list[PredictionFile]:
+    """Every file of predictions, by set and epoch; other files are left out."""
+    named = ((_NAME.fullmatch(path.name), path) for path in layout.predictions.glob("*.parquet"))
+    return sorted(PredictionFile(match["name"], int(match["epoch"]), path) for match, path in named if match)

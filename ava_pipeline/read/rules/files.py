@@ -1,0 +1,102 @@
+"""Files of tables: there, readable, with the declared columns and types."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.stored import read_stored
+from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.errors import DamagedFileError
+from ava_pipeline.read.csv import check_header, read_csv, whole_lines
+from ava_pipeline.read.findings import Breach, Cell, Rule
+from ava_pipeline.read.inspected import Part, TableParts
+from ava_pipeline.read.rules.csv_text import LINE, VALUE, csv_breaches
+from ava_pipeline.read.tables import lasting_damage
+
+UNREADABLE = Rule("files.unreadable", "Every file can be read.")
+COLUMNS = Rule("files.columns", "A file's columns are those that the manifest declares, in order.")
+DTYPE = Rule("files.dtype", "A Parquet column has its declared type.")
+TORN = Rule("files.torn-line", "The CSV file of an ended run ends with a whole line.")
+JOURNAL = Rule("files.journal", "Every byte of a journal belongs to a whole frame.")
+
+RULES = (UNREADABLE, COLUMNS, DTYPE, TORN, JOURNAL, LINE, VALUE)
+
+Take = Callable[[Breach], None]
+
+
+def read_parts(layout: RunLayout, declaration: RunTable, *, is_open: bool, take: Take) -> TableParts:
+    """Read a table's files; those that cannot be used are told to `take` and left out."""
+    name = declaration.table.name
+    csv = layout.csv(name)
+    rows = read_csv_rows(layout, csv, declaration, is_open=is_open, take=take) if csv.exists() else None
+    stored = _read_stored(layout, declaration, take)
+    return TableParts(
+        declaration,
+        csv=None if rows is None else Part(relative(layout, csv), declaration, rows),
+        parquet=None if stored is None else Part(relative(layout, layout.parquet(name)), declaration, stored),
+    )
+
+
+def relative(layout: RunLayout, path: Path) -> str:
+    """A path below the run directory, as findings name it."""
+    return path.relative_to(layout.root).as_posix()
+
+
+def fitted(rows: pa.Table, schema: pa.Schema, file: str, take: Take) -> pa.Table | None:
+    """Give rows the declared columns and types; None where they cannot have them."""
+    if rows.column_names != schema.names:
+        found, expected = ",".join(rows.column_names), ",".join(schema.names)
+        take(COLUMNS.found(file, f"the columns are {found}; declared are {expected}."))
+        return None
+    for field in schema:
+        given = rows.schema.field(field.name).type
+        if not given.equals(field.type):
+            take(DTYPE.found(file, Cell(f"is {given}; declared is {field.type}.", field.name, str(given))))
+    try:
+        return rows.cast(pa.schema([field.with_nullable(nullable=True) for field in schema]))
+    except pa.ArrowException as error:
+        take(UNREADABLE.found(file, f"the values have not the declared types: {error}."))
+        return None
+
+
+def read_csv_rows(
+    layout: RunLayout, path: Path, declaration: RunTable, *, is_open: bool, take: Take
+) -> pa.Table | None:
+    """Read a CSV file; None where it cannot be used, which is told to `take`."""
+    data, file = whole_lines(path), relative(layout, path)
+    torn = path.stat().st_size - len(data)
+    if torn and not is_open:
+        message = f"the last line has no line feed at its end: {torn} bytes of a row that was never finished."
+        take(TORN.found(file, message, row=max(1, data.count(b"\n"))))
+    try:
+        return read_csv(path, declaration)
+    except DamagedFileError as error:
+        for breach in _csv_breaches(path, data, declaration, file) or [UNREADABLE.found(file, str(error))]:
+            take(breach)
+        return None
+
+
+def _csv_breaches(path: Path, data: bytes, declaration: RunTable, file: str) -> list[Breach]:
+    try:
+        check_header(path, data, declaration)
+    except DamagedFileError as error:
+        return [COLUMNS.found(file, str(error))]
+    return csv_breaches(data, file, declaration)
+
+
+def _read_stored(layout: RunLayout, declaration: RunTable, take: Take) -> pa.Table | None:
+    name = declaration.table.name
+    file = relative(layout, layout.parquet(name))
+    try:
+        stored = read_stored(layout.parquet(name), layout.journal(name), declaration.arrow_schema)
+    except (DamagedFileError, pa.ArrowException) as error:
+        take(UNREADABLE.found(file, str(error)))
+        return None
+    if stored is None:
+        return None
+    for damage in lasting_damage(stored.damage):
+        message = f"{damage.num_bytes} bytes at {damage.offset}: {damage.reason}; the rows they held are lost."
+        take(JOURNAL.found(relative(layout, layout.journal(name)), message))
+    return fitted(stored.rows, declaration.arrow_schema, file, take)

@@ -1,0 +1,78 @@
+"""metrics.csv: its columns, its epochs, and its figures against the predictions."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+
+from ava_pipeline.contract.epoch_metrics import EPOCH_METRICS
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
+from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.metrics import prediction_metrics
+from ava_pipeline.read.arrays import floats, integers
+from ava_pipeline.read.findings import Breach, Cell, Rule
+from ava_pipeline.read.inspected import Part
+from ava_pipeline.read.prediction_files import PredictionFile, prediction_files
+from ava_pipeline.read.prediction_rows import read_predictions
+from ava_pipeline.read.rules.files import Take, read_csv_rows, relative
+from ava_pipeline.read.rules.values import column_breaches
+
+RELATIVE = 1e-6
+# A correlation of about nothing has no digits to compare.
+ABSOLUTE = 1e-9
+
+ORDER = Rule("metrics.order", "metrics.csv has a row an epoch, from one row to the next an epoch more.")
+MISMATCH = Rule("metrics.mismatch", "A figure of metrics.csv is what that epoch's predictions give, to 1e-6.")
+PREDICTIONS = Rule("metrics.predictions", "Where predictions are saved, each epoch of metrics.csv has its file.")
+
+RULES = (ORDER, MISMATCH, PREDICTIONS)
+
+
+def check(layout: RunLayout, take: Take, *, is_open: bool) -> None:
+    """Compare metrics.csv with its declaration and with the predictions."""
+    declaration = RunTable.of(EPOCH_METRICS)
+    if not layout.metrics.exists():
+        return
+    rows = read_csv_rows(layout, layout.metrics, declaration, is_open=is_open, take=take)
+    if rows is not None:
+        part = Part(relative(layout, layout.metrics), declaration, rows)
+        for breach in _of_rows(layout, part):
+            take(breach)
+
+
+def _of_rows(layout: RunLayout, part: Part) -> Iterator[Breach]:
+    yield from column_breaches(part)
+    if part.rows.column("epoch").null_count:
+        return
+    epochs = integers(part.rows, "epoch")
+    for row in (np.flatnonzero(np.diff(epochs) != 1) + 1).tolist():
+        message = f"{epochs[row]} follows {epochs[row - 1]}."
+        yield ORDER.found(part.file, Cell(message, "epoch", str(epochs[row])), row=row + 1)
+    for row, epoch in enumerate(epochs.tolist()):
+        yield from _of_epoch(layout, part, row, PredictionFile("val", epoch, layout.epoch_predictions(epoch)))
+
+
+def _of_epoch(layout: RunLayout, part: Part, row: int, file: PredictionFile) -> Iterator[Breach]:
+    if not file.path.exists():
+        if any(other.name == file.name for other in prediction_files(layout)):
+            message = f"{relative(layout, file.path)} is not there."
+            yield PREDICTIONS.found(part.file, Cell(message, "epoch", str(file.epoch)), row=row + 1)
+        return
+    # What is wrong with the file itself is told by its own rules.
+    predicted = read_predictions(layout, file, lambda _: None)
+    if predicted is None:
+        return
+    for name, expected in _figures(predicted.rows).items():
+        found = floats(part.rows, name)[row]
+        if not np.isclose(found, expected, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
+            message = f"{found:.9g}, but {predicted.name} gives {expected:.9g}."
+            yield MISMATCH.found(part.file, Cell(message, name, f"{found:.9g}"), row=row + 1)
+
+
+def _figures(rows: pa.Table) -> dict[str, float]:
+    if not rows.num_rows:
+        return {}
+    pred, truth = (np.column_stack([floats(rows, name) for name in names]) for names in (PRED_COLUMNS, GT_COLUMNS))
+    return asdict(prediction_metrics(pred, truth, floats(rows, "pred_mean"), floats(rows, "gt_mean")))

@@ -1,0 +1,84 @@
+"""Rows lie `collect_every_n` batches apart, but for deferrals and what events explain."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ava_pipeline.contract.manifest import Attempt, Manifest
+from ava_pipeline.read.arrays import Bools
+from ava_pipeline.read.findings import Breach, Cell, Rule
+from ava_pipeline.read.inspected import Inspected, Part
+from ava_pipeline.read.spans import Batches
+
+SPACING = Rule(
+    "rows.spacing",
+    "A row follows at the next multiple of collect_every_n, unless it was deferred or an event says what is missing.",
+)
+
+RULES = (SPACING,)
+
+
+class _Stretch(NamedTuple):
+    """The batches whose rows an attempt left in the main tables: behind `begin`, up to `end`."""
+
+    attempt: Attempt
+    begin: int
+    end: float
+
+
+def check(run: Inspected) -> Iterator[Breach]:
+    """Every table that has a row a collected step."""
+    stretches = _stretches(run.manifest) if run.manifest else []
+    for part in run.keyed_parts():
+        if np.all(np.diff(part.batches) > 0):
+            for stretch in stretches:
+                yield from _irregular(run, part, stretch)
+
+
+def _stretches(manifest: Manifest) -> list[_Stretch]:
+    """Each attempt goes up to where a later one resumed."""
+    found: list[_Stretch] = []
+    end = float("inf")
+    for attempt in reversed(manifest.attempts):
+        if attempt.resumed_from < end:
+            found.append(_Stretch(attempt, attempt.resumed_from, end))
+            end = attempt.resumed_from
+    return found
+
+
+def _irregular(run: Inspected, part: Part, stretch: _Stretch) -> Iterator[Breach]:
+    positions = np.flatnonzero((part.batches > stretch.begin) & (part.batches <= stretch.end))
+    batches = part.batches[positions]
+    due = _due(batches, stretch)
+    broken = positions[(batches < due) | _not_explained(run, batches, due, stretch.attempt)]
+    due_at = dict(zip(positions.tolist(), due.tolist(), strict=True)) if len(broken) else {}
+
+    def explain(row: int) -> Cell:
+        every = stretch.attempt.collect_every_n
+        message = f"batch {due_at[row]} was due: every {every} in attempt {stretch.attempt.number}."
+        return Cell(message, "batch_idx", str(part.batches[row]))
+
+    if len(broken):
+        yield SPACING.at(part.file, broken, explain)
+
+
+def _due(batches: Batches, stretch: _Stretch) -> Batches:
+    """The batch due after each row's predecessor: the next multiple of n."""
+    every = stretch.attempt.collect_every_n
+    before = np.concatenate([np.asarray([stretch.begin], np.int64), batches[:-1]])[: len(batches)]
+    return (before // every + 1) * every
+
+
+def _not_explained(run: Inspected, batches: Batches, due: Batches, attempt: Attempt) -> Bools:
+    """Late rows beyond those deferred; which ones were, nothing says, so the latest are told.
+
+    A running attempt counts its deferrals late, a killed one lost some of its counts and events.
+    """
+    late = np.flatnonzero((batches > due) & ~run.missing.overlap(due, batches))
+    allowed = len(late) if attempt.status in {"running", "killed"} else attempt.deferred
+    on_grid = batches[late] % attempt.collect_every_n == 0
+    likeliest_lost = np.lexsort((-(batches - due)[late], ~on_grid))
+    told = np.zeros(len(batches), dtype=np.bool_)
+    told[late[likeliest_lost[: max(0, len(late) - allowed)]]] = True
+    return told

@@ -1,0 +1,89 @@
+"""Values keep the rules of their columns: found by columns, explained by the row model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ava_pipeline.contract.tables import Column, RunTable
+from ava_pipeline.read.arrays import Bools, floats, nulls, text
+from ava_pipeline.read.findings import Breach, Cell, Rule
+from ava_pipeline.read.inspected import Inspected, Part
+
+NULL = Rule("values.null", "A value is only missing where its column allows it.")
+RANGE = Rule("values.range", "A number is not below the least that its column allows.")
+CHOICE = Rule("values.choice", "A word is one of those that its column allows.")
+FINITE = Rule("rates.finite", "A learning rate is a finite number.")
+ENDS = Rule("events.range", "An event ends at or behind the batch it begins at.")
+
+RULES = (NULL, RANGE, CHOICE, FINITE, ENDS)
+
+
+def check(run: Inspected) -> Iterator[Breach]:
+    """Every value of every table, and of the events."""
+    for parts in run.distinct.values():
+        for part in parts:
+            yield from column_breaches(part)
+    for part in run.distinct.get("learning_rates", ()):
+        yield from _not_finite(part)
+    for part in run.events.parts:
+        yield from column_breaches(part)
+        yield from _backward_events(part)
+
+
+def column_breaches(part: Part) -> Iterator[Breach]:
+    """Values that break a rule of their column."""
+    for column in part.declaration.columns:
+        for rule, broken in _broken(column, part.rows):
+            if broken.any():
+                yield rule.at(part.file, np.flatnonzero(broken), _Explain(part.declaration, part.rows, column.name))
+
+
+def _broken(column: Column, rows: pa.Table) -> Iterator[tuple[Rule, Bools]]:
+    values = rows.column(column.name)
+    if not column.nullable and values.null_count:
+        yield NULL, nulls(values)
+    if column.not_below is not None:
+        yield RANGE, floats(rows, column.name) < column.not_below
+    if column.one_of is not None:
+        known = pc.is_in(values, pa.array(column.one_of, values.type))
+        yield CHOICE, ~np.asarray(known.to_numpy(), dtype=np.bool_) & ~nulls(values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Explain:
+    """What the row model says of one column of a row."""
+
+    declaration: RunTable
+    rows: pa.Table
+    column: str
+
+    def __call__(self, position: int) -> Cell:
+        row = self.rows.slice(position, 1).to_pylist()
+        told = [problem.message for problem in self.declaration.problems(row) if problem.column == self.column]
+        return Cell(
+            f"{told[0] if told else 'breaks a rule of its column'}.",
+            self.column,
+            text(self.rows, self.column, position),
+        )
+
+
+def _not_finite(part: Part) -> Iterator[Breach]:
+    for name in part.declaration.run_column_names:
+        broken = ~np.isfinite(floats(part.rows, name)) & ~nulls(part.rows.column(name))
+        yield from _told(FINITE, part, name, broken, "a learning rate must be finite.")
+
+
+def _backward_events(part: Part) -> Iterator[Breach]:
+    broken = floats(part.rows, "batch_idx_end") < floats(part.rows, "batch_idx")
+    yield from _told(ENDS, part, "batch_idx_end", broken, "the last batch lies before batch_idx, the first one.")
+
+
+def _told(rule: Rule, part: Part, column: str, broken: Bools, message: str) -> Iterator[Breach]:
+    def explain(row: int) -> Cell:
+        return Cell(message, column, text(part.rows, column, row))
+
+    if broken.any():
+        yield rule.at(part.file, np.flatnonzero(broken), explain)

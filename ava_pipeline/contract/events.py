@@ -12,6 +12,7 @@ EventName = Literal[
     "failed_row",  # a row that broke a rule of its table
     "failed_write",  # rows that a file did not take
     "damaged_file",  # bytes of an older file that could not be read
+    "unknown_scale",  # gradients under a loss scale that could not be read
     "misuse",  # the collector was called in a way that cannot be right
     "failed_predictions",  # an epoch's predictions that were not written
 ]

@@ -107,6 +107,11 @@ class Channel(Generic[Item]):
             if len(self._items) >= self._wake_at:
                 self._changed.notify_all()
 
+    def drop(self, batch_idx: int, epoch: int) -> None:
+        """Count a step that came to nothing before it could be handed over."""
+        with self._changed:
+            self._drop(batch_idx, epoch)
+
     def take(self, timeout_s: float) -> tuple[list[Item], Gap | None]:
         """Wait until many items are there, a flush is asked for, the channel is closed or the time is up.
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -78,8 +79,14 @@ class RunFiles:
         self._lock = self._lock or RunLock(self._layout.lock)
         tables = [source.run_table for source in self._sources]
         manifest, events = begin_attempt(self._layout, tables, self._facts, self._formats)
-        self._tables = [TableFiles(table, [self._writer(table, kind) for kind in self._formats]) for table in tables]
-        self._log.open(self._layout.csv("events"))
+        with ExitStack() as opened:  # trouble with one file closes those before it: opening is tried again
+            files = []
+            for table in tables:
+                files.append(TableFiles(table, [self._writer(table, kind) for kind in self._formats]))
+                opened.callback(files[-1].close)
+            self._log.open(self._layout.csv("events"))
+            opened.pop_all()
+        self._tables = files
         self._manifest = manifest
         for event in events:
             self._log.add(event)

@@ -114,7 +114,6 @@ class Worker:
                 self._files.open()
             num_failed = self._files.write(steps)
         except (OSError, AvaPipelineError) as error:
-            self._log.fail(error, "rows could not be written")
             self._log.add(_lost_event(steps, error))
         finally:
             self._channel.settle(written=len(steps) - num_failed, failed=num_failed)
@@ -138,8 +137,8 @@ def _gap_event(gap: Gap) -> Event:
 
 def _lost_event(steps: Sequence[PendingRow], error: Exception) -> Event:
     return Event(
-        event="gap",
-        severity="warning",
+        event="failed_write",
+        severity="error",
         message=f"{len(steps)} collected steps could not be written: {error}",
         batch_idx=steps[0].batch_idx,
         batch_idx_end=steps[-1].batch_idx,

@@ -1,0 +1,50 @@
+"""What a GradScaler knows and does not tell without waiting for the device."""
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class Scaling(Enum):
+    """What the gradients of one optimizer are multiplied by."""
+
+    NONE = "none"
+    SCALED = "scaled"
+    UNKNOWN = "unknown"
+
+
+class ScalerState(NamedTuple):
+    """A GradScaler at one step.
+
+    Attributes:
+        scale: the loss scale, a float32 scalar on the device; None where nothing is scaled, or it is not known.
+        of_optimizer: id of each optimizer -> what its gradients are.
+    """
+
+    scale: Tensor | None
+    of_optimizer: dict[int, Scaling]
+
+
+def scaler_state(grad_scaler: Any, optimizers: tuple[Optimizer, ...]) -> ScalerState:
+    """Read the scale and whether `unscale_` has run, without waiting for the device.
+
+    `get_scale()` waits, and whether an optimizer's gradients were unscaled is private to `torch.amp.GradScaler`:
+    `_scale` is the scale's tensor (None before the first `scale()`), `_per_optimizer_states[id]["stage"]` is READY
+    until `unscale_` or `step` ran. This is the one place that reads them.
+    """
+    if grad_scaler is None or not grad_scaler.is_enabled():
+        return ScalerState(None, {id(optimizer): Scaling.NONE for optimizer in optimizers})
+    scale = getattr(grad_scaler, "_scale", None)
+    states = getattr(grad_scaler, "_per_optimizer_states", None)
+    if not isinstance(scale, Tensor) or states is None:
+        return ScalerState(None, {id(optimizer): Scaling.UNKNOWN for optimizer in optimizers})
+    return ScalerState(scale, {id(optimizer): _scaling(states, id(optimizer)) for optimizer in optimizers})
+
+
+def _scaling(states: Any, optimizer: int) -> Scaling:
+    stage = getattr(states[optimizer].get("stage"), "name", None) if optimizer in states else "READY"
+    if stage == "READY":
+        return Scaling.SCALED
+    return Scaling.NONE if stage in {"UNSCALED", "STEPPED"} else Scaling.UNKNOWN

@@ -1,0 +1,75 @@
+"""Finding the head and the last stage of the backbone in models as people build them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ava_pipeline.collect.watched import unwrap
+
+HEAD_NAMES = ("mlp_head", "head", "classifier", "fc", "heads")
+BACKBONE_NAMES = ("backbone", "encoder", "features", "trunk", "body")
+
+
+def find_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """Name the parts of a model that have a column of their own.
+
+    Known are torchvision's ResNet with any `fc`, timm models (by `get_classifier()` and `feature_info`), and models
+    with children named like `backbone` and `head`.
+
+    Returns:
+        `backbone_<last stage>`, `mlp_head` and `mlp_layer_<index>` as far as they are there. A head of one layer has
+        no `mlp_layer_<index>`.
+    """
+    model = unwrap(model)
+    backbone = _child(model, BACKBONE_NAMES) or model
+    head = _head(model)
+    parts = _last_stage(backbone, head)
+    if head is not None:
+        parts["mlp_head"] = head
+        parts |= _head_layers(head)
+    return parts
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    get_classifier = getattr(model, "get_classifier", None)
+    found = get_classifier() if callable(get_classifier) else _child(model, HEAD_NAMES)
+    return found if isinstance(found, nn.Module) and _has_parameters(found) else None
+
+
+def _head_layers(head: nn.Module) -> dict[str, nn.Module]:
+    layers = dict(head.named_children()) if isinstance(head, nn.Sequential) else {}
+    layers = {f"mlp_layer_{index}": layer for index, layer in layers.items() if _has_parameters(layer)}
+    return layers if len(layers) > 1 else {}
+
+
+def _last_stage(backbone: nn.Module, head: nn.Module | None) -> dict[str, nn.Module]:
+    name = _last_stage_name(backbone, head)
+    return {} if name is None else {f"backbone_{name.replace('.', '_')}": backbone.get_submodule(name)}
+
+
+def _last_stage_name(backbone: nn.Module, head: nn.Module | None) -> str | None:
+    if isinstance(getattr(backbone, "layer4", None), nn.Module):
+        return "layer4"
+    told = _timm_last_stage(getattr(backbone, "feature_info", None))
+    if told is not None:
+        return told
+    stages = [name for name, child in backbone.named_children() if child is not head and _has_parameters(child)]
+    return stages[-1] if stages else None
+
+
+def _timm_last_stage(feature_info: Any) -> str | None:
+    """Read timm's `feature_info`: a list of dicts or a FeatureInfo around one, each naming a feature's module."""
+    stages = getattr(feature_info, "info", feature_info)
+    if not isinstance(stages, list) or not stages or not isinstance(stages[-1], Mapping):
+        return None
+    return str(stages[-1]["module"])
+
+
+def _child(model: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    children = dict(model.named_children())
+    return next((children[name] for name in names if name in children and _has_parameters(children[name])), None)
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None

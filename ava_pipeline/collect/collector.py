@@ -1,0 +1,417 @@
+"""The drop-in collector: one call a batch, one row every n batches."""
+
+import logging
+import math
+import os
+import time
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from pydantic import JsonValue, TypeAdapter, ValidationError
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ava_pipeline.collect.amp import scaler_state
+from ava_pipeline.collect.groups import GroupChoice, find_groups
+from ava_pipeline.collect.measure import Moment, Value
+from ava_pipeline.collect.notices import Notices
+from ava_pipeline.collect.predictions import EpochPredictions
+from ava_pipeline.collect.recorder import Recorder
+from ava_pipeline.collect.settings import telemetry_config
+from ava_pipeline.collect.watched import Watched, named_parameters, optimizers_by_name
+from ava_pipeline.config import TelemetryConfig
+from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import Status
+from ava_pipeline.contract.tables import check_column_name
+from ava_pipeline.errors import AvaPipelineError, MisuseError
+from ava_pipeline.write.channel import TelemetryStats
+from ava_pipeline.write.event_log import EventLog
+
+_log = logging.getLogger("ava_pipeline")
+_JSON = TypeAdapter(dict[str, JsonValue])
+
+
+class TelemetryCollector:
+    """Records gradient norms, learning rates and your values of a training loop, without slowing it.
+
+    Call `step` once a batch, after `backward` and before clipping and `optimizer.step`:
+
+        with TelemetryCollector(model, optimizer, "outputs/ava/my_run", collect_every_n=10) as telemetry:
+            for epoch in range(epochs):
+                for images, gt_dist in train_loader:
+                    optimizer.zero_grad()
+                    loss = emd_loss(model(images), gt_dist)
+                    loss.backward()
+                    telemetry.step(epoch, values={"loss": loss})
+                    optimizer.step()
+
+    The constructor opens no file and starts no thread; the first collected step does. Wrong arguments raise; trouble
+    with the environment (permission, lock, disk) costs telemetry, not the run, unless `on_error="raise"`.
+
+    Args:
+        model: what is being trained; may be compiled or wrapped for data parallelism.
+        optimizer: one, or a mapping name -> optimizer.
+        output_dir: the run directory. One that was used goes on after `load_state_dict`; else a new attempt begins at
+            batch 1 and older rows are set aside.
+        config: a `TelemetryConfig` or a mapping of its fields.
+        groups: column -> a module, parameters or name globs (`"stages.3.*"`). Left out, they are found.
+        grad_scaler: under float16 AMP, so that norms are true-scale.
+        run_info: facts of your own for the manifest; whatever JSON can hold.
+        **overrides: single fields of `TelemetryConfig`.
+
+    Raises:
+        ConfigError: a field that is unknown or not allowed.
+        GroupsError: no parameters behind a column, or no optimizer groups.
+        MisuseError: a name that cannot name a column, or run_info that is not JSON.
+    """
+
+    def __init__(  # noqa: PLR0913  # the model and its optimizer belong beside the directory
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Mapping[str, Optimizer],
+        output_dir: str | os.PathLike[str],
+        config: TelemetryConfig | Mapping[str, Any] | None = None,
+        *,
+        groups: Mapping[str, GroupChoice] | None = None,
+        grad_scaler: Any = None,
+        run_info: Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> None:
+        self._config = telemetry_config(config, overrides)
+        self._layout = RunLayout(Path(output_dir))
+        self._named = named_parameters(model)
+        self._parameters = tuple(self._named.values())
+        self._groups = find_groups(model, self._config.groups if groups is None else groups)
+        self._optimizers = optimizers_by_name(optimizer)
+        self._grad_scaler = grad_scaler
+        self._run_info = _as_json(run_info or {})
+        self._events = EventLog(self._layout.root)
+        self._notices = Notices(self._events, self._optimizers.values())
+        self._recorder: Recorder | None = None
+        self._value_names: tuple[str, ...] = ()
+        self._closed: TelemetryStats | None = None
+        self._is_child = False
+        self._epoch = 0
+        self._batch_idx = self._resumed_from = 0
+        self._num_accumulating = 0
+        self._has_own_count = True
+        self._due: float = self._config.collect_every_n if self._is_collecting else math.inf
+        _alive.add(self)
+
+    def step(
+        self,
+        epoch: int = 0,
+        *,
+        batch_idx: int | None = None,
+        accumulating: bool = False,
+        values: Mapping[str, Value] | None = None,
+        sample_ids: Sequence[object] | None = None,
+    ) -> bool:
+        """Count a batch, and collect a row where one is due.
+
+        Call it after `backward` (under AMP with or without `unscale_`) and before clipping and `optimizer.step`.
+
+        Args:
+            epoch: 0-based.
+            batch_idx: your own count of the run's batches, 1-based and rising; left out, calls are counted.
+            accumulating: this batch only adds to the gradients; what is due is collected at the next that does not.
+            values: scalars to record beside, such as the loss: numbers or one-element tensors, on any device. Those
+                of the first collected step name the columns.
+            sample_ids: what the batch consisted of, to name it when something is found.
+
+        Returns:
+            Whether a row of this batch was collected.
+
+        Raises:
+            MisuseError: after `close`; a `batch_idx` of 0; a value that is no scalar.
+            WriteError: rows could not be written, and `on_error="raise"`; raised once.
+        """
+        self._epoch = epoch
+        if batch_idx is None:
+            self._batch_idx += 1
+        else:
+            self._follow(batch_idx)
+        if accumulating:
+            self._num_accumulating += 1
+            return False
+        if self._batch_idx < self._due:
+            return False
+        return self._collect(values or {}, sample_ids)
+
+    def val_predictions(self, epoch: int, *, name: str = "val") -> EpochPredictions:
+        """Collect one epoch's predictions in a `with` block; the file appears complete on exit.
+
+        Works with `enabled=False` too. Predictions that are no distributions are logged, named in `events.csv`, and
+        not written; under `on_error="raise"` they raise.
+
+        Args:
+            epoch: 0-based.
+            name: of the set: `val`, `test`, `val_ema`.
+
+        Raises:
+            MisuseError: a name that cannot name a file, or a negative epoch.
+        """
+        check_column_name(name)
+        if "/" in name or epoch < 0:
+            raise MisuseError(f"{name!r}, epoch {epoch}: give a name without '/', and a 0-based epoch.")
+        return EpochPredictions(
+            self._layout.epoch_predictions(epoch, name),
+            is_written=_rank() == 0 and not self._is_child,
+            on_trouble=self._tell_of_predictions,
+        )
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Clip all gradients of the model, as `torch.nn.utils.clip_grad_norm_` does. Call it after `step`.
+
+        Args:
+            max_norm: largest L2 norm of all gradients taken as one vector.
+
+        Returns:
+            That norm before clipping, a scalar tensor on the gradients' device.
+        """
+        return nn.utils.clip_grad_norm_(self._parameters, max_norm)
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until every row so far is in the files; False when the time is up first."""
+        self._raise_trouble()
+        return self._recorder is None or self._is_child or self._recorder.flush(timeout_s)
+
+    def stats(self) -> TelemetryStats:
+        """What became of every collected step."""
+        if self._closed is not None:
+            return self._closed
+        return TelemetryStats() if self._recorder is None or self._is_child else self._recorder.stats()
+
+    def state_dict(self) -> dict[str, int]:
+        """For a checkpoint: where the count stands. Waits until the rows so far are in the files."""
+        self.flush()
+        return {"batch_idx": self._batch_idx, "epoch": self._epoch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on behind a checkpoint's batch; rows past it are set aside at the first collected step.
+
+        Raises:
+            MisuseError: steps were counted already, or this is no state of a collector.
+        """
+        if self._batch_idx:
+            raise MisuseError(
+                f"load_state_dict() came after {self._batch_idx} batches: call it before the first step()."
+            )
+        try:
+            self._batch_idx, self._epoch = int(state["batch_idx"]), int(state["epoch"])
+        except KeyError as error:
+            raise MisuseError(f"{sorted(state)} is no collector's state: give what state_dict() returned.") from error
+        self._resumed_from = self._batch_idx
+        if self._is_collecting:
+            self._due = self._next_due()
+
+    def close(self, timeout_s: float | None = 30.0) -> TelemetryStats:
+        """Write what waits, finish the files and stop. Closing twice is closing once.
+
+        Args:
+            timeout_s: how long to wait for a slow disk; None waits for ever.
+
+        Returns:
+            The counters; steps that could not be written in time are still pending.
+
+        Raises:
+            WriteError: rows could not be written, and `on_error="raise"`.
+        """
+        return self._end("finished", None, timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        status: Status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+        try:
+            self._end(status, kind.__name__, 30.0)
+        except AvaPipelineError:
+            _log.exception("telemetry could not be closed; the exception of the training loop follows")
+
+    def __del__(self) -> None:
+        recorder = getattr(self, "_recorder", None)
+        if recorder is not None and self._closed is None and not self._is_child:
+            recorder.abandon()
+            warnings.warn(
+                f"The TelemetryCollector of {self._layout.root} was never closed: call close(), or use it in a `with`.",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def __reduce__(self) -> str:
+        raise MisuseError(
+            "A TelemetryCollector cannot be pickled or copied: it belongs to one process. "
+            "Give other processes the model, and keep the collector in the one that trains."
+        )
+
+    @property
+    def _is_collecting(self) -> bool:
+        return self._config.enabled and _rank() == 0
+
+    def _next_due(self) -> int:
+        every = self._config.collect_every_n
+        return (self._batch_idx // every + 1) * every
+
+    def _follow(self, batch_idx: int) -> None:
+        """Take the user's count where it rises, and go on counting where it does not."""
+        if batch_idx < 1:
+            raise MisuseError(
+                f"batch_idx is {batch_idx}; the run's batches count from 1 and on across epochs. "
+                "With enumerate, give enumerate(loader, start=1) plus the batches of earlier epochs, or leave it out."
+            )
+        if batch_idx > self._batch_idx:
+            self._has_own_count = self._has_own_count and batch_idx == self._batch_idx + 1
+            self._batch_idx = batch_idx
+            return
+        message = (
+            f"batch_idx {batch_idx} came after {self._batch_idx} and does not rise; the collector counts on by itself. "
+            "Give the run's own count, which does not begin again with an epoch, or leave it out."
+        )
+        self._batch_idx += 1
+        self._notices.tell("batch_idx", message, self._batch_idx, self._epoch)
+
+    def _collect(self, values: Mapping[str, Value], sample_ids: Sequence[object] | None) -> bool:
+        if self._closed is not None:
+            raise MisuseError("step() was called after close(): make a new collector, or close after the last step.")
+        self._raise_trouble()
+        _check_values(values)
+        is_deferred = self._batch_idx != self._due
+        self._due = self._next_due()
+        moment = self._moment(values)
+        if self._recorder is None:
+            self._recorder = self._start(values)
+        self._notices.look(
+            moment, self._batch_idx, self._epoch, value_names=self._value_names, num_calls=self._num_calls()
+        )
+        self._recorder.record(
+            moment,
+            batch_idx=self._batch_idx,
+            epoch=self._epoch,
+            is_deferred=is_deferred,
+            sample_ids=sample_ids,
+        )
+        return True
+
+    def _num_calls(self) -> int | None:
+        """Calls of `step` in this process that did not only accumulate; None where the user's count has holes."""
+        if not self._has_own_count:
+            return None
+        return self._batch_idx - self._resumed_from - self._num_accumulating
+
+    def _moment(self, values: Mapping[str, Value]) -> Moment:
+        return Moment(
+            gradients=[parameter.grad for parameter in self._parameters],
+            scaler=scaler_state(self._grad_scaler, tuple(self._optimizers.values())),
+            values=values,
+            time_s=time.time(),
+        )
+
+    def _start(self, values: Mapping[str, Value]) -> Recorder:
+        for name in values:
+            check_column_name(name)
+        self._value_names = tuple(values)
+        watched = Watched(
+            parameters=self._parameters,
+            names=tuple(self._named),
+            groups=self._groups,
+            optimizers=self._optimizers,
+            grad_scaler=self._grad_scaler,
+            value_names=self._value_names,
+        )
+        return Recorder(
+            watched,
+            self._config,
+            self._layout.root,
+            self._events,
+            resumed_from=self._resumed_from,
+            run_info=self._run_info,
+        )
+
+    def _tell_of_predictions(self, error: AvaPipelineError) -> None:
+        if self._config.on_error == "raise":
+            raise error
+        at = self._batch_idx
+        self._events.add(
+            Event(
+                event="failed_predictions",
+                severity="error",
+                message=str(error),
+                batch_idx=at,
+                batch_idx_end=at,
+                epoch=self._epoch,
+            )
+        )
+
+    def _raise_trouble(self) -> None:
+        trouble = self._events.trouble
+        if self._config.on_error == "raise" and trouble is not None:
+            self._events.trouble = None
+            raise trouble
+
+    def _end(self, status: Status, error: str | None, timeout_s: float | None) -> TelemetryStats:
+        if self._is_child or self._closed is not None:
+            return self.stats()
+        self._notices.close()
+        stats = TelemetryStats() if self._recorder is None else self._recorder.close(timeout_s, status, error)
+        self._closed = stats
+        self._due = 0
+        self._raise_trouble()
+        return stats
+
+    def _become_child(self) -> None:
+        """After a fork: the files, the thread and the locks stay with the parent."""
+        self._is_child = True
+        self._due = math.inf
+        if self._recorder is not None:
+            self._recorder.forget()
+
+
+def _rank() -> int:
+    """This process's rank; only rank 0 writes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return int(os.environ.get("RANK", "0"))
+
+
+def _as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
+    try:
+        return _JSON.validate_python(dict(run_info))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise MisuseError(
+            f"run_info[{first['loc'][0]!r}] cannot be kept as JSON ({first['msg']}): "
+            "give numbers, texts, lists and mappings."
+        ) from error
+
+
+def _check_values(values: Mapping[str, Value]) -> None:
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise MisuseError(
+                f"values[{name!r}] is a tensor of shape {tuple(value.shape)}: give one number, such as its .mean()."
+            )
+
+
+_alive: "weakref.WeakSet[TelemetryCollector]" = weakref.WeakSet()
+
+
+def _in_forked_child() -> None:
+    for collector in _alive:
+        collector._become_child()  # noqa: SLF001  # this module's own
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)

@@ -1,0 +1,49 @@
+"""Learning rates: the rate that this step uses, a column an optimizer group."""
+
+from collections.abc import Sequence
+
+from ava_pipeline.collect.measure import Measure, Moment, Reading
+from ava_pipeline.collect.watched import Watched
+from ava_pipeline.contract.keys import KEY_COLUMNS
+from ava_pipeline.contract.tables import Column, Table
+from ava_pipeline.write.rows import Numbers
+
+LEARNING_RATES = Table(
+    name="learning_rates",
+    description="The learning rate this step uses, in the optimizer's own group order, on through further optimizers.",
+    columns=KEY_COLUMNS,
+    run_columns=Column(
+        name="<lr_group>",
+        dtype="float64",
+        description="Rate of one parameter group; null where the group came later or is gone.",
+        nullable=True,
+        not_below=0,
+    ),
+)
+
+
+class LearningRates(Measure):
+    """A number a parameter group, tensors where the rates are held as tensors."""
+
+    table = LEARNING_RATES
+
+    def __init__(self, watched: Watched) -> None:
+        super().__init__(watched)
+        self._num_groups = len(self._rates())
+
+    @property
+    def run_columns(self) -> tuple[str, ...]:
+        """`lr_group_0`, `lr_group_1`, ..."""
+        return tuple(f"lr_group_{index}" for index in range(self._num_groups))
+
+    def read(self, moment: Moment) -> Reading:  # noqa: ARG002  # rates stand in the optimizers
+        """Take every group's rate."""
+        rates = self._rates()[: self._num_groups]
+        return Reading(rates + [None] * (self._num_groups - len(rates)))
+
+    def columns(self, numbers: Sequence[Numbers], layout: object) -> dict[str, Sequence[object]]:  # noqa: ARG002  # one layout
+        """Rates by group."""
+        return dict(zip(self.run_columns, map(list, zip(*numbers, strict=True)), strict=True))
+
+    def _rates(self) -> list[object]:
+        return [group["lr"] for optimizer in self.watched.optimizers.values() for group in optimizer.param_groups]

@@ -1,0 +1,100 @@
+"""The L2 norm of every parameter's gradient, in one pass over the gradients.
+
+The pass yields float32 norms of pieces: of whole tensors on an accelerator, of rows of `ROW_LENGTH` numbers on a CPU,
+where one long sum in float32 is neither quick nor exact. What each number is a norm of stands in a `NormLayout`; the
+pieces are combined in float64 off the training thread, sqrt(Σ norm²), which no float32 square could overflow.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ROW_LENGTH = 16_384
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NormLayout:
+    """What the numbers of one pass are.
+
+    Attributes:
+        owners: int64, the parameter that each number is a piece of.
+        present: bool, a parameter each: whether it had a gradient.
+        is_scaled: bool, a parameter each: whether its gradient is still multiplied by the loss scale, which is then
+            the last number, behind the norms.
+    """
+
+    owners: NDArray[np.int64]
+    present: NDArray[np.bool_]
+    is_scaled: NDArray[np.bool_]
+
+
+@torch.no_grad()
+def piece_norms(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """Measure every gradient.
+
+    Args:
+        gradients: at least one, of any shape, floating dtype and memory format, on one device; read, never kept.
+
+    Returns:
+        A float32 vector on their device, and for each of its numbers the position of the gradient it is a piece of.
+    """
+    if gradients[0].device.type == "cpu":
+        return _row_norms([_flat(gradient) for gradient in gradients])
+    # What torch.nn.utils.get_total_norm is built on: a few kernels for all tensors, accumulating in float32.
+    norms = torch._foreach_norm(list(gradients), 2, dtype=torch.float32)  # noqa: SLF001
+    return torch.stack(norms), list(range(len(gradients)))
+
+
+def _row_norms(flats: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    pieces, owners = [], []
+    short, short_owners = [], []
+    for position, flat in enumerate(flats):
+        num_rows = flat.numel() // ROW_LENGTH
+        if num_rows:
+            rows = flat[: num_rows * ROW_LENGTH].view(num_rows, ROW_LENGTH)
+            pieces.append(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32))
+            owners += [position] * num_rows
+        if flat.numel() > num_rows * ROW_LENGTH:
+            short.append(flat[num_rows * ROW_LENGTH :])
+            short_owners.append(position)
+    if short:
+        pieces.append(torch.stack(torch._foreach_norm(short, 2, dtype=torch.float32)))  # noqa: SLF001  # as above
+    return torch.cat(pieces), owners + short_owners
+
+
+def _flat(gradient: Tensor) -> Tensor:
+    """All numbers in one dimension, in the order they lie in memory where that avoids a copy."""
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    if not gradient.is_contiguous():
+        # A norm knows no order, so any dimension order that makes the tensor contiguous will do.
+        order = sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
+        gradient = gradient.permute(order)
+    return gradient.reshape(-1)
+
+
+def combine(
+    numbers: NDArray[np.float64], layout: NormLayout, groups: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """The norm of every group: sqrt(Σ norm²) over its pieces, unscaled, in float64.
+
+    Args:
+        numbers: (steps, pieces), or one more where gradients are still scaled.
+        layout: what they are.
+        groups: for each group the positions of its parameters.
+
+    Returns:
+        (steps, groups); nan in a column whose group had no gradient at all, which the caller knows from `layout`.
+    """
+    norms = numbers[:, : len(layout.owners)]
+    if layout.is_scaled.any():
+        scale = np.where(layout.is_scaled[layout.owners], numbers[:, -1:], 1.0)
+        norms = norms / scale
+    squares = np.square(norms)
+    columns = [squares[:, np.isin(layout.owners, group)].sum(axis=1) for group in groups]
+    norms_of_groups: NDArray[np.float64] = np.sqrt(np.stack(columns, axis=1))
+    return norms_of_groups

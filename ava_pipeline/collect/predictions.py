@@ -1,0 +1,162 @@
+"""One epoch's validation predictions: collected a batch at a time, written as one complete file."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ava_pipeline.contract.predictions import NUM_SCORES, SCORES, predictions_schema
+from ava_pipeline.contract.stored import write_parquet
+from ava_pipeline.errors import AvaPipelineError, MisuseError, PredictionsError
+
+MAX_SUM_ERROR = 1e-2
+MAX_SHOWN_IDS = 5
+
+Floats: TypeAlias = NDArray[np.float64]
+ImageIds: TypeAlias = Tensor | Sequence[object]
+
+
+class EpochPredictions:
+    """Collects predictions; on leaving the block the file is there, complete, or not at all after an exception.
+
+    Args:
+        path: the Parquet file; an older one of the name is moved to `superseded/` beside it.
+        is_written: False collects and checks, but writes nothing (any rank but 0).
+        on_trouble: told of predictions that could not be written; may raise.
+    """
+
+    def __init__(self, path: Path, *, is_written: bool, on_trouble: Callable[[AvaPipelineError], None]) -> None:
+        self._path = path
+        self._is_written = is_written
+        self._on_trouble = on_trouble
+        self._ids: list[object] = []
+        self._pred: list[Tensor] = []
+        self._gt: list[Tensor] = []
+
+    def add(self, image_ids: ImageIds, pred_dist: Tensor, gt: Tensor) -> None:
+        """Take one batch, without waiting for the device.
+
+        Args:
+            image_ids: B integers or strings.
+            pred_dist: (B, 10), any floating dtype: the predicted share of each score, summing to 1.
+            gt: (B, 10): votes for each score, or the true shares.
+
+        Raises:
+            MisuseError: shapes that don't fit together.
+        """
+        ids = image_ids.tolist() if isinstance(image_ids, Tensor) else list(image_ids)
+        expected = (len(ids), NUM_SCORES)
+        for name, given in (("pred_dist", pred_dist), ("gt", gt)):
+            if tuple(given.shape) != expected:
+                raise MisuseError(
+                    f"{name} has shape {tuple(given.shape)}; {len(ids)} images need {expected}: "
+                    f"a row an image, a column a score from 1 to {NUM_SCORES}."
+                )
+        self._ids += ids
+        # Copies: the caller may reuse its tensors before the epoch ends.
+        self._pred.append(pred_dist.detach().clone())
+        self._gt.append(gt.detach().clone())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None and self._is_written:
+            try:
+                self._write()
+            except (AvaPipelineError, OSError) as trouble:
+                self._on_trouble(PredictionsError(f"{self._path} was not written: {trouble}"))
+
+    def _write(self) -> None:
+        if not self._ids:
+            raise PredictionsError("no predictions were added. Call add() for every batch of the validation loader.")
+        rows = predictions_table(self._ids, _on_host(self._pred), _on_host(self._gt))
+        if self._path.exists():
+            _set_aside(self._path)
+        write_parquet(self._path, rows)
+
+
+def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> pa.Table:
+    """Make the file's table.
+
+    Args:
+        image_ids: N different integers or strings.
+        pred: (N, 10) float64, rows summing to 1 within `MAX_SUM_ERROR`; renormalised here.
+        gt: (N, 10) float64, votes or shares.
+
+    Raises:
+        PredictionsError: an image twice, or rows that are no distributions.
+    """
+    _check_ids(image_ids)
+    pred_shares = _shares(image_ids, pred, "predicted", "Give a softmax over the ten scores.")
+    votes = gt if _are_votes(gt) else _shares(image_ids, gt, "true", "Give votes, or shares that sum to 1.")
+    scores = np.array(SCORES, dtype=np.float64)
+    gt_total = votes.sum(axis=1)
+    columns = [
+        _id_column(image_ids),
+        pa.array(pred_shares @ scores),
+        pa.array((votes @ scores) / gt_total),
+        *(pa.array(column) for column in pred_shares.T.astype(np.float32)),
+        *(pa.array(column) for column in (votes / gt_total[:, None]).T.astype(np.float32)),
+    ]
+    schema = predictions_schema(integer_ids=pa.types.is_integer(columns[0].type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _on_host(parts: Sequence[Tensor]) -> Floats:
+    host: Floats = torch.cat(list(parts)).cpu().to(torch.float64).numpy()
+    return host
+
+
+def _check_ids(image_ids: Sequence[object]) -> None:
+    seen: set[object] = set()
+    twice = [one for one in image_ids if one in seen or seen.add(one)]  # type: ignore[func-returns-value]  # add is None
+    if twice:
+        raise PredictionsError(
+            f"{len(twice)} images were added more than once, such as {_shown(twice)}. "
+            "Validate without a sampler that repeats images, and give each epoch a block of its own."
+        )
+
+
+def _id_column(image_ids: Sequence[object]) -> "pa.Array[Any]":
+    if all(isinstance(one, int | np.integer) for one in image_ids):
+        return pa.array(image_ids, pa.int64())
+    return pa.array([str(one) for one in image_ids], pa.string())
+
+
+def _are_votes(gt: Floats) -> bool:
+    """Whole numbers of votes, at least one an image; a one-hot distribution gives the same result either way."""
+    return bool((gt >= 0).all() and (gt == np.floor(gt)).all() and (gt.sum(axis=1) > 0).all())
+
+
+def _shares(image_ids: Sequence[object], given: Floats, what: str, remedy: str) -> Floats:
+    sums = given.sum(axis=1)
+    is_bad = ~(np.abs(sums - 1) <= MAX_SUM_ERROR) | (given < 0).any(axis=1)
+    if is_bad.any():
+        first = int(np.argmax(is_bad))
+        raise PredictionsError(
+            f"{int(is_bad.sum())} {what} distributions of {len(given)} do not sum to 1 or have negative shares, "
+            f"such as that of image {image_ids[first]!r}: {given[first].tolist()} sums to {sums[first]}. {remedy}"
+        )
+    shares: Floats = given / sums[:, None]
+    return shares
+
+
+def _shown(ids: Sequence[object]) -> str:
+    shown = ", ".join(map(str, ids[:MAX_SHOWN_IDS]))
+    return f"{shown}, ..." if len(ids) > MAX_SHOWN_IDS else shown
+
+
+def _set_aside(path: Path) -> None:
+    folder = path.parent / "superseded"
+    folder.mkdir(exist_ok=True)
+    number = sum(1 for _ in folder.glob(f"{path.stem}.*")) + 1
+    path.rename(folder / f"{path.stem}.{number}{path.suffix}")

@@ -1,0 +1,127 @@
+"""From the first collected step on: measures, staging, channel and worker."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+
+from ava_pipeline.collect.measure import Moment, find_measures
+from ava_pipeline.collect.staging import staging_for
+from ava_pipeline.collect.watched import Watched
+from ava_pipeline.config import TelemetryConfig
+from ava_pipeline.contract.manifest import Status
+from ava_pipeline.errors import ChannelClosedError, ChannelFullError
+from ava_pipeline.write.attempts import RunFacts
+from ava_pipeline.write.channel import Channel, TelemetryStats
+from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.rows import PendingRow
+from ava_pipeline.write.run_files import RunFiles
+from ava_pipeline.write.worker import Worker
+
+_TOLD_VERSIONS = ("ava-pipeline", "torch", "torchvision", "pyarrow", "pandas", "pydantic")
+
+
+class Recorder:
+    """Turns a moment of training into one pending row and hands it to the worker that it started.
+
+    Args:
+        watched: what is measured.
+        config: how it is written.
+        output_dir: the run directory.
+        log: where to tell what happens.
+        resumed_from: last batch of the checkpoint; 0 for a fresh start.
+        run_info: the user's own facts.
+    """
+
+    def __init__(
+        self,
+        watched: Watched,
+        config: TelemetryConfig,
+        output_dir: Path,
+        log: EventLog,
+        *,
+        resumed_from: int,
+        run_info: Mapping[str, JsonValue],
+    ) -> None:
+        self._measures = [measure(watched) for measure in find_measures()]
+        self._staging = staging_for(watched.device)
+        self._is_strict = config.on_error == "raise"
+        self._log = log
+        self._channel: Channel[PendingRow] = Channel(
+            config.max_pending_rows, on_full=config.on_full, block_timeout_s=config.block_timeout_s
+        )
+        facts = RunFacts(
+            groups=watched.groups,
+            collect_every_n=config.collect_every_n,
+            resumed_from=resumed_from,
+            run_info=run_info,
+            device=_device_name(watched.device),
+            versions=_versions(),
+        )
+        files = RunFiles(output_dir, self._measures, facts, log, formats=config.formats, fsync=config.fsync)
+        self._worker = Worker(self._channel, files, log, flush_interval_s=config.flush_interval_s)
+        self._worker.start()
+
+    def record(
+        self,
+        moment: Moment,
+        *,
+        batch_idx: int,
+        epoch: int,
+        is_deferred: bool,
+        sample_ids: Sequence[object] | None,
+    ) -> None:
+        """Measure, stage and hand over; where there is no room, the step is counted as dropped."""
+        try:
+            self._channel.reserve(batch_idx, epoch)
+        except (ChannelFullError, ChannelClosedError):
+            return  # counted, and told by the worker as one event a gap
+        try:
+            readings = [measure.read(moment) for measure in self._measures]
+            staged = self._staging.stage(readings)
+        except Exception as error:
+            self._channel.drop(batch_idx, epoch)
+            if self._is_strict:
+                raise
+            self._log.fail(error, f"batch {batch_idx} could not be measured")
+            return
+        row = PendingRow(batch_idx, epoch, staged, tuple(one.layout for one in readings), is_deferred, sample_ids)
+        self._channel.offer(row, batch_idx, epoch)
+
+    def flush(self, timeout_s: float | None) -> bool:
+        """Wait until every row so far is written."""
+        return self._channel.flush(timeout_s)
+
+    def stats(self) -> TelemetryStats:
+        """The counters."""
+        return self._channel.stats()
+
+    def close(self, timeout_s: float | None, status: Status, error: str | None) -> TelemetryStats:
+        """Write what waits and end the worker."""
+        return self._worker.close(timeout_s, status, error)
+
+    def abandon(self) -> None:
+        """Let the worker finish by itself: nobody waits for it."""
+        self._channel.close()
+
+    def forget(self) -> None:
+        """In a forked child: everything here belongs to the parent."""
+        self._worker.forget()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _TOLD_VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,166 @@
+"""Device -> host without waiting."""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ava_pipeline.collect.measure import Reading
+from ava_pipeline.write.rows import Numbers, StagedNumbers
+
+SPARE_NUMBERS = 64
+
+
+class Staging(ABC):
+    """Takes a step's readings off the training thread's hands."""
+
+    @abstractmethod
+    def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
+        """Begin to bring the numbers to the host, without waiting for the device."""
+
+
+def staging_for(device: torch.device) -> Staging:
+    """The staging of the device that gradients lie on."""
+    return HostStaging() if device.type == "cpu" else DeviceStaging(device)
+
+
+class _OnHost:
+    """Numbers that are there already."""
+
+    def __init__(self, numbers: list[Numbers]) -> None:
+        self._numbers = numbers
+
+    def read(self) -> list[Numbers]:
+        return self._numbers
+
+
+class HostStaging(Staging):
+    """Gradients on the CPU: a plain copy."""
+
+    def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
+        """Read the numbers."""
+        return _OnHost([_host_numbers(reading.numbers) for reading in readings])
+
+
+def _host_numbers(numbers: Tensor | Sequence[object]) -> Numbers:
+    if isinstance(numbers, Tensor):
+        vector: NDArray[np.floating] = numbers.detach().numpy()
+        return vector
+    return [one.item() if isinstance(one, Tensor) else one for one in numbers]
+
+
+class DeviceStaging(Staging):
+    """Gradients on an accelerator: one asynchronous copy a step into a pinned slot that is used again.
+
+    The copy and the slot's event are issued on the stream that is current, so the stream itself orders them behind
+    the kernels that compute the numbers and before whatever comes next.
+
+    Args:
+        device: that the gradients lie on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._free: deque[_Slot] = deque()
+
+    def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
+        """Issue the copy. Slots are as many as steps are pending, which the channel bounds."""
+        parcel = _Parcel(self._device)
+        places = [parcel.add(reading.numbers) for reading in readings]
+        if not parcel.parts:
+            return _OnHost([_host_numbers(reading.numbers) for reading in readings])
+        vector = torch.cat(parcel.parts)
+        slot = self._free.popleft() if self._free else None
+        if slot is None or slot.buffer.numel() < vector.numel():
+            slot = _Slot(self._device, vector.numel() + SPARE_NUMBERS)
+        slot.copy(vector)
+        return _OnItsWay(slot, vector.numel(), places, self._free)
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """A scalar's place in the vector."""
+
+    position: int
+
+
+class _Parcel:
+    """What goes in one copy: tensors to be joined, and where each number will be found."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._end = 0
+        self.parts: list[Tensor] = []
+
+    def add(self, numbers: Tensor | Sequence[object]) -> slice | list[object]:
+        """Take a reading's tensors; scalars on the host stay where they are."""
+        if isinstance(numbers, Tensor):
+            return self._append(numbers)
+        return [self._scalar(one) for one in numbers]
+
+    def _scalar(self, one: object) -> object:
+        if not isinstance(one, Tensor):
+            return one
+        if one.device.type == "cpu":
+            return one.item()
+        return _At(self._append(one.detach().reshape(1)).start)
+
+    def _append(self, vector: Tensor) -> slice:
+        start, self._end = self._end, self._end + vector.numel()
+        self.parts.append(vector.to(self._device, torch.float32, non_blocking=True))
+        return slice(start, self._end)
+
+
+class _Slot:
+    """A pinned buffer and the event behind its copy."""
+
+    def __init__(self, device: torch.device, num_numbers: int) -> None:
+        self._device = device
+        self._module: Any = torch.get_device_module(device)
+        is_cuda = device.type == "cuda"
+        self.buffer = torch.empty(num_numbers, dtype=torch.float32, pin_memory=is_cuda)
+        # A blocking event lets the worker sleep in wait() without the GIL, where the device knows such events.
+        self._event = self._module.Event(blocking=True) if is_cuda else self._module.Event()
+
+    def copy(self, vector: Tensor) -> None:
+        """Issue the copy and the event on the current stream of the vector's device."""
+        self.buffer[: vector.numel()].copy_(vector, non_blocking=True)
+        if self._device.type == "cuda":
+            self._event.record(torch.cuda.current_stream(self._device))
+        else:
+            self._event.record()
+
+    def wait(self) -> None:
+        """Sleep until the copy is there."""
+        self._event.synchronize()
+
+
+class _OnItsWay:
+    """Numbers that the device is still bringing."""
+
+    def __init__(
+        self, slot: _Slot, num_numbers: int, places: Sequence[slice | list[object]], free: deque[_Slot]
+    ) -> None:
+        self._slot = slot
+        self._num_numbers = num_numbers
+        self._places = places
+        self._free = free
+
+    def read(self) -> list[Numbers]:
+        """Wait for the copy, take it out of the slot and give the slot back."""
+        self._slot.wait()
+        vector = self._slot.buffer[: self._num_numbers].numpy().copy()
+        self._free.append(self._slot)
+        return [_found(vector, place) for place in self._places]
+
+
+def _found(vector: NDArray[np.float32], place: slice | list[object]) -> Numbers:
+    if isinstance(place, slice):
+        return vector[place]
+    return [float(vector[one.position]) if isinstance(one, _At) else one for one in place]

@@ -1,0 +1,184 @@
+"""Opening runs: finished ones, growing ones, crashed ones, and what is none."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ava_pipeline
+from ava_pipeline import open_run
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.stored import store_journal
+from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
+from tests.read.building import Format, Row, RunBuilder
+from tests.read.damaging import cut, edit_lines, set_field
+
+FORMATS = [("csv", "parquet"), ("csv",), ("parquet",)]
+
+
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_every_table_opens_in_any_format(formats: tuple[Format, ...], tmp_path: Path) -> None:
+    """A user asks for a table and need not know in which files it lies."""
+    run = open_run(RunBuilder(root=tmp_path / "run", formats=formats).write())
+    norms = run.gradient_norms()
+    assert norms["batch_idx"].tolist() == list(range(10, 121, 10))
+    assert norms.dtypes.astype(str).to_dict() == {
+        "batch_idx": "int64[pyarrow]",
+        "epoch": "int64[pyarrow]",
+        **dict.fromkeys(("overall", "backbone_layer4", "mlp_head", "mlp_layer_0", "mlp_layer_3"), "float[pyarrow]"),
+    }
+    assert run.learning_rates()["lr_group_1"].dtype == "double[pyarrow]"
+    assert str(run.steps()["time_utc"].dtype) == "timestamp[us, tz=UTC][pyarrow]"
+    pd.testing.assert_frame_equal(run.table("steps"), run.steps())
+
+
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_number_nan_and_null_stay_apart(formats: tuple[Format, ...], tmp_path: Path) -> None:
+    """Measured, measured and not finite, and not measured are three things, in CSV too."""
+    norms: dict[int, Row] = {
+        10: {"overall": 0.1},
+        20: {"overall": float("nan")},
+        30: {"overall": float("inf")},
+        40: {"overall": None},
+    }
+    overall = open_run(RunBuilder(root=tmp_path / "run", norms=norms, formats=formats).write()).gradient_norms()[
+        "overall"
+    ]
+    assert overall.isna().tolist()[:4] == [False, False, False, True]
+    assert overall.iloc[0] == np.float32(0.1)
+    assert np.isnan(overall.iloc[1])
+    assert np.isinf(overall.iloc[2])
+    assert overall.iloc[3] is pd.NA
+
+
+def test_csv_and_parquet_give_the_same_frame(tmp_path: Path) -> None:
+    """Floats in CSV read back to the same bits."""
+    both = open_run(RunBuilder(root=tmp_path / "both").write())
+    text = open_run(RunBuilder(root=tmp_path / "text", formats=("csv",)).write())
+    for table in ("gradient_norms", "learning_rates", "steps"):
+        pd.testing.assert_frame_equal(both.table(table), text.table(table), check_exact=True)
+
+
+def test_rows_in_the_journal_are_read(tmp_path: Path) -> None:
+    """While a run is being written, and after a crash, most rows are in no Parquet file yet."""
+    root = RunBuilder(root=tmp_path / "run", status="running", formats=("parquet",)).write()
+    assert len(open_run(root).gradient_norms()) == 12
+
+
+def test_a_torn_frame_costs_its_own_rows_only(tmp_path: Path) -> None:
+    """A kill in the middle of a write leaves a torn frame at the end."""
+    root = RunBuilder(root=tmp_path / "run", status="running", formats=("parquet",)).write()
+    cut(root / "telemetry/gradient_norms.journal", 10)
+    assert len(open_run(root).gradient_norms()) == 10
+
+
+def test_a_damaged_frame_is_warned_of(tmp_path: Path) -> None:
+    """Rows that are lost in the middle are never passed over in silence."""
+    root = RunBuilder(root=tmp_path / "run", status="running", formats=("parquet",)).write()
+    journal = root / "telemetry/gradient_norms.journal"
+    data = bytearray(journal.read_bytes())
+    data[data.find(b"AVAjrnR1") + 100] ^= 1
+    journal.write_bytes(data)
+    with pytest.warns(UserWarning, match="checksum"):
+        norms = open_run(root).gradient_norms()
+    assert norms["batch_idx"].tolist() == list(range(60, 121, 10))
+
+
+def test_the_longer_file_is_read(tmp_path: Path) -> None:
+    """Where a crash cost Parquet rows that CSV kept, the CSV is what a user wants to see."""
+    root = RunBuilder(root=tmp_path / "run", status="running").write()
+    cut(root / "telemetry/gradient_norms.journal", 10)
+    assert len(open_run(root).gradient_norms()) == 12
+
+
+def test_a_torn_last_csv_line_is_left_out(tmp_path: Path) -> None:
+    """A line without a line feed is being written: half a number is no number."""
+    root = RunBuilder(root=tmp_path / "run", status="running", formats=("csv",)).write()
+    cut(root / "telemetry/gradient_norms.csv", 5)
+    assert len(open_run(root).gradient_norms()) == 11
+
+
+def test_each_call_reads_anew(tmp_path: Path) -> None:
+    """A run opened once shows rows that came later."""
+    builder = RunBuilder(root=tmp_path / "run", status="running", formats=("parquet",))
+    run = open_run(builder.write())
+    before = run.gradient_norms()
+    store_journal(builder.layout.parquet("gradient_norms"), builder.layout.journal("gradient_norms"))
+    pd.testing.assert_frame_equal(run.gradient_norms(), before)
+
+
+def test_a_table_without_files_has_no_rows(tmp_path: Path) -> None:
+    """Before the first flush the manifest declares tables that have no file; nothing happened yet, no events."""
+    root = RunBuilder(root=tmp_path / "run", formats=("csv",)).write()
+    (root / "telemetry/steps.csv").unlink()
+    steps = open_run(root).steps()
+    assert len(steps) == 0
+    assert list(steps) == ["batch_idx", "epoch", "time_utc", "loss_scale", "loss"]
+    assert len(open_run(root).events()) == 0
+
+
+def test_predictions_and_metrics_open(tmp_path: Path) -> None:
+    """An epoch's predictions come with a row an image, the metrics with a row an epoch."""
+    run = open_run(RunBuilder(root=tmp_path / "run").write())
+    assert len(run.val_predictions(2)) == 30
+    assert run.metrics()["epoch"].tolist() == [0, 1, 2]
+    assert run.manifest.attempt.counters.collected == 12
+
+
+def test_what_is_not_there_is_said_with_what_is(tmp_path: Path) -> None:
+    """Each message names the alternatives."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    run = open_run(root)
+    with pytest.raises(MisuseError, match="gradient_norms, learning_rates, steps"):
+        run.table("weights")
+    with pytest.raises(NotARunError, match="0, 1, 2"):
+        run.val_predictions(3)
+    with pytest.raises(NotARunError, match="'ema': none"):
+        run.val_predictions(0, name="ema")
+    (root / "metrics.csv").unlink()
+    with pytest.raises(NotARunError, match="evaluate"):
+        run.metrics()
+    (root / "telemetry/manifest.json").unlink()
+    with pytest.raises(NotARunError, match="recorded no telemetry"):
+        run.steps()
+
+
+def test_what_is_no_run_is_refused_with_the_way_on(tmp_path: Path) -> None:
+    """A path that does not exist, an empty directory, and the folder inside a run."""
+    with pytest.raises(NotARunError, match="is no directory"):
+        open_run(tmp_path / "nowhere")
+    with pytest.raises(NotARunError, match=r"telemetry/manifest\.json"):
+        open_run(tmp_path)
+    root = RunBuilder(root=tmp_path / "run").write()
+    with pytest.raises(NotARunError, match=f"open {root} instead"):
+        open_run(root / "telemetry")
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    """The message names the file, and where it can, the row."""
+    root = RunBuilder(root=tmp_path / "run", formats=("csv",)).write()
+    run = open_run(root)
+    set_field(root / "telemetry/steps.csv", 3, "loss", "much")
+    with pytest.raises(DamagedFileError, match=r"steps\.csv.*Row #4.*much"):
+        run.steps()
+    edit_lines(root / "telemetry/gradient_norms.csv", lambda lines: ["a,b", *lines[1:]])
+    with pytest.raises(DamagedFileError, match=r"gradient_norms\.csv.*'a,b'"):
+        run.gradient_norms()
+    cut(root / "predictions/val_epoch_000.parquet", 20)
+    with pytest.raises(DamagedFileError, match=r"val_epoch_000\.parquet"):
+        run.val_predictions(0)
+    cut(root / "telemetry/manifest.json", 20)
+    with pytest.raises(DamagedFileError, match=r"manifest\.json"):
+        _ = run.manifest
+
+
+def test_the_public_door_leads_here() -> None:
+    """`ava_pipeline.open_run` is what the documentation shows."""
+    assert ava_pipeline.open_run is open_run
+    assert ava_pipeline.Run is type(open_run_of_a_layout())
+
+
+def open_run_of_a_layout() -> ava_pipeline.Run:
+    """A run of a directory that was not looked at."""
+    return ava_pipeline.Run(RunLayout(Path("nowhere")))

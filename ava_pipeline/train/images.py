@@ -57,7 +57,10 @@ class ImageScan:
 
 
 class _Check(NamedTuple):
-    """One file's outcome: `reason` is empty for a good image; `size_bytes` is -1 where the file could not be read."""
+    """One file's outcome: `reason` is empty for a good image.
+
+    `size_bytes` is -1 where the system could not read the file: no file has that size, so that it is tried every time.
+    """
 
     size_bytes: int
     mtime_ns: int
@@ -197,10 +200,8 @@ def _read_cache(path: Path) -> dict[int, _Check]:
 
 
 def _write_cache(path: Path, checks: dict[int, _Check]) -> None:
-    """Write what the files' contents decided; what the system could not read may be readable the next time."""
-    rows = [(image_id, *check) for image_id, check in checks.items() if check.size_bytes >= 0]
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(_CACHE_SCHEMA)
-    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _CACHE_SCHEMA, strict=True)], schema=_CACHE_SCHEMA)
+    rows = [dict(zip(_CACHE_COLUMNS, (image_id, *check), strict=True)) for image_id, check in checks.items()]
+    table = pa.Table.from_pylist(rows, schema=_CACHE_SCHEMA)
     try:
         with written_aside(path) as file:
             pq.write_table(table, file, write_page_checksum=True)

@@ -93,6 +93,15 @@ def test_augmentation_depends_on_seed_epoch_and_id_alone(folder: Path, labels: p
     assert not torch.equal(items[3][1], first)
 
 
+def test_each_image_is_augmented_by_itself(folder: Path, labels: pd.DataFrame, tmp_path: Path) -> None:
+    """The same picture under every id comes out differently under nearly every id."""
+    picture = next((folder / "images").iterdir()).read_bytes()
+    for image_id in labels["image_id"]:
+        (tmp_path / f"{image_id}.jpg").write_bytes(picture)
+    items = AvaDataset(tmp_path, labels, labels["image_id"], image_size=32, augment=True, seed=0)
+    assert len({items[index][1].numpy().tobytes() for index in range(NUM_IMAGES)}) > NUM_IMAGES // 2
+
+
 def test_augmentation_keeps_the_composition(tmp_path: Path) -> None:
     """Over many epochs the subject keeps its place, but for its side, which changes about half the time."""
     image = Image.new("RGB", (100, 100))

@@ -1,6 +1,8 @@
 """read_ava_labels: what it returns, and what each kind of fault says."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +117,13 @@ def test_two_rows_run_together_or_apart_are_not_mistaken_for_rows(path: Path) ->
     assert "line 2: 16 values" in message
 
 
+@pytest.mark.parametrize("num_values", [12, 14, 16])
+def test_a_file_that_is_wrong_throughout_is_refused(path: Path, num_values: int) -> None:
+    """Rows that agree with each other are not yet AVA's."""
+    line = " ".join(["1"] * num_values)
+    assert f"line 2: {num_values} values instead of 15" in complaint(path, f"{line}\n{line}\n")
+
+
 def test_twenty_bad_lines_are_listed_and_the_rest_counted(path: Path) -> None:
     """Bad lines of every kind come in one message, which stays readable."""
     message = complaint(path, "\n".join([OTHER, *["1 2 3"] * 24, row(votes="0 0 0 0 0 0 0 0 0 0")]))
@@ -166,6 +175,13 @@ def test_unknown_tags_only_warn(path: Path, caplog: pytest.LogCaptureFixture) ->
         frame = read(path, "\n".join(row(i, tags=tags) for i, tags in enumerate(["0 66", "67 1", "3 -1", "67 67"])))
     assert frame["tag_1"].to_list() == [0, 67, 3, 67]
     assert "3 rows have tags that AVA does not have (0 to 66): -1, 67." in caplog.text
+
+
+def test_labels_are_read_without_torch() -> None:
+    """A laptop that only looks at labels needs none of what training needs."""
+    code = "import sys; from ava_pipeline import read_ava_labels; print({'torch', 'PIL'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_a_clean_file_warns_of_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:

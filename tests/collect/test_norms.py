@@ -1,0 +1,174 @@
+"""Gradient norms against float64 references."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from weakref import ref
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+from ava_pipeline import TelemetryCollector
+from ava_pipeline.collect.groups import find_groups
+from ava_pipeline.collect.norms import ROW_LENGTH, piece_norms
+from ava_pipeline.collect.watched import named_parameters
+from tests.collect.models import ava_resnet18, tiny
+
+
+def random_gradients(model: nn.Module, scale: float = 1e-3) -> None:
+    """Give every parameter a gradient of random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = (torch.randn(parameter.shape, generator=generator) * scale).to(parameter.dtype)
+
+
+def reference(model: nn.Module) -> dict[str, float | None]:
+    """Every group's norm over `p.grad`, in float64."""
+    gradients = {name: parameter.grad for name, parameter in named_parameters(model).items()}
+    norms: dict[str, float | None] = {}
+    for column, group in find_groups(model).items():
+        held = [grad.double().reshape(-1) for name in group.parameters if (grad := gradients[name]) is not None]
+        norms[column] = float(torch.cat(held).norm()) if held else None
+    return norms
+
+
+def recorded(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """The row that the collector writes of the gradients as they are."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TelemetryCollector(model, optimizer, folder, collect_every_n=1) as telemetry:
+        telemetry.step()
+    return pq.read_table(folder / "telemetry" / "gradient_norms.parquet").to_pylist()[0]
+
+
+def assert_norms(model: nn.Module, folder: Path, rel: float = 1e-5) -> None:
+    """Recorded norms equal the reference, null where there is none."""
+    row = recorded(model, folder)
+    for column, expected in reference(model).items():
+        if expected is None:
+            assert row[column] is None, column
+        else:
+            assert row[column] == pytest.approx(expected, rel=rel), column
+
+
+def freeze_layer4(model: nn.Module) -> None:
+    """As a user freezes a stage."""
+    for name, parameter in model.named_parameters():
+        if name.startswith("layer4"):
+            parameter.requires_grad_(False)  # noqa: FBT003  # torch's own signature
+            parameter.grad = None
+
+
+def share_a_layer(model: nn.Module) -> None:
+    """One parameter under two names."""
+    fc = model.get_submodule("fc")
+    assert isinstance(fc, nn.Sequential)
+    second = nn.Linear(32, 32)
+    model.fc = nn.Sequential(nn.Linear(512, 32), second, nn.ReLU(), second, nn.Linear(32, 10))
+    random_gradients(model)
+
+
+def channels_last(model: nn.Module) -> None:
+    """Gradients that are not contiguous, and slices that have gaps."""
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.dim() == 4:
+            parameter.grad = parameter.grad.to(memory_format=torch.channels_last)
+    first = next(model.parameters())
+    wide = torch.randn(*first.shape[:-1], 2 * first.shape[-1])
+    first.grad = wide[..., ::2]
+
+
+def constant(model: nn.Module) -> None:
+    """Gradients whose long sums lose most in float32."""
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.1)
+
+
+CASES: dict[str, Callable[[nn.Module], None]] = {
+    "plain": random_gradients,
+    "frozen": freeze_layer4,
+    "shared": share_a_layer,
+    "channels_last": channels_last,
+    "huge": lambda model: random_gradients(model, 1e15),
+    "minute": lambda model: random_gradients(model, 1e-15),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_group_is_within_1e5_of_float64(case: str, tmp_path: Path) -> None:
+    """A norm can be trusted to 1e-5, whatever the gradients look like; a frozen group is null, not 0."""
+    model = ava_resnet18()
+    random_gradients(model)
+    CASES[case](model)
+    assert_norms(model, tmp_path)
+
+
+def test_resnet50_is_within_1e5_of_float64(tmp_path: Path) -> None:
+    """Also with 25 million gradients."""
+    model = resnet50()
+    random_gradients(model)
+    assert_norms(model, tmp_path)
+
+
+@pytest.mark.parametrize("build", [ava_resnet18, resnet50])
+def test_constant_gradients_are_within_1e4(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+    """The worst case for sums in float32."""
+    model = build()
+    constant(model)
+    assert_norms(model, tmp_path, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_summed_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Half-precision gradients neither overflow nor lose digits in their sum."""
+    model = ava_resnet18().to(dtype)
+    random_gradients(model, 1.0)
+    assert_norms(model, tmp_path)
+
+
+def test_squares_beyond_float32_do_not_overflow(tmp_path: Path) -> None:
+    """Norms past 1e19 have squares that float32 cannot hold; groups are combined in float64."""
+    model, _ = tiny()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad.view(-1)[0] = 1.5e19
+    row = recorded(model, tmp_path)
+    assert row["overall"] == pytest.approx(1.5e19 * np.sqrt(8), rel=1e-5)
+
+
+def test_nan_in_one_group_leaves_the_others(tmp_path: Path) -> None:
+    """A nan is told in its own group and those that hold it, nowhere else."""
+    model, _ = tiny()
+    random_gradients(model)
+    head = next(model.mlp_head.parameters())
+    assert head.grad is not None
+    head.grad[0, 0] = float("nan")
+    row = recorded(model, tmp_path)
+    assert np.isnan(row["overall"])
+    assert np.isnan(row["mlp_layer_0"])
+    assert row["backbone_2"] == pytest.approx(reference(model)["backbone_2"], rel=1e-5)
+    assert row["mlp_layer_3"] == pytest.approx(reference(model)["mlp_layer_3"], rel=1e-5)
+
+
+@pytest.mark.parametrize("numel", [1, ROW_LENGTH - 1, ROW_LENGTH, ROW_LENGTH + 1, 3 * ROW_LENGTH])
+def test_pieces_cover_every_number_once(numel: int) -> None:
+    """Whatever its length, no number of a gradient is left out or counted twice."""
+    gradients: list[Tensor] = [torch.ones(numel), torch.ones(3)]
+    norms, owners = piece_norms(gradients)
+    squares = np.bincount(owners, weights=norms.double().square().numpy())
+    assert squares == pytest.approx([numel, 3], rel=1e-6)
+
+
+def test_gradients_are_not_kept(tmp_path: Path) -> None:
+    """After zero_grad a gradient's memory is free: the collector holds none of them."""
+    model, optimizer = tiny()
+    telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
+    random_gradients(model)
+    kept = [ref(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+    telemetry.step()
+    optimizer.zero_grad()
+    assert [one() for one in kept] == [None] * len(kept)
+    telemetry.close()

@@ -44,9 +44,7 @@ def piece_norms(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """
     if gradients[0].device.type == "cpu":
         return _row_norms([_flat(gradient) for gradient in gradients])
-    # What torch.nn.utils.get_total_norm is built on: a few kernels for all tensors, accumulating in float32.
-    norms = torch._foreach_norm(list(gradients), 2, dtype=torch.float32)  # noqa: SLF001
-    return torch.stack(norms), list(range(len(gradients)))
+    return _norms(gradients), list(range(len(gradients)))
 
 
 def _row_norms(flats: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
@@ -56,14 +54,25 @@ def _row_norms(flats: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
         num_rows = flat.numel() // ROW_LENGTH
         if num_rows:
             rows = flat[: num_rows * ROW_LENGTH].view(num_rows, ROW_LENGTH)
-            pieces.append(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32))
+            pieces.append(torch.linalg.vector_norm(rows, dim=1, dtype=_sum_dtype(rows)).float())
             owners += [position] * num_rows
         if flat.numel() > num_rows * ROW_LENGTH:
             short.append(flat[num_rows * ROW_LENGTH :])
             short_owners.append(position)
     if short:
-        pieces.append(torch.stack(torch._foreach_norm(short, 2, dtype=torch.float32)))  # noqa: SLF001  # as above
+        pieces.append(_norms(short))
     return torch.cat(pieces), owners + short_owners
+
+
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    # What torch.nn.utils.get_total_norm is built on: a few kernels for all tensors, and no public name for it.
+    norms = torch._foreach_norm(list(tensors), 2, dtype=_sum_dtype(tensors[0]))  # noqa: SLF001
+    return torch.stack(norms).float()
+
+
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    """Half precision is summed in float32, where squares neither overflow nor vanish as early."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _flat(gradient: Tensor) -> Tensor:

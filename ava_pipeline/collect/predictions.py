@@ -96,16 +96,17 @@ def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> 
         PredictionsError: an image twice, or rows that are no distributions.
     """
     _check_ids(image_ids)
-    pred_shares = _shares(image_ids, pred, "predicted", "Give a softmax over the ten scores.")
-    votes = gt if _are_votes(gt) else _shares(image_ids, gt, "true", "Give votes, or shares that sum to 1.")
+    _check_distributions(image_ids, pred, "predicted", "Give a softmax over the ten scores.")
+    _check_distributions(image_ids, gt, "true", "Give votes, or shares that sum to 1.", allows_votes=True)
+    # Sums of whole votes are exact, so that a mean of exactly 5 stays 5.
+    pred_total, gt_total = pred.sum(axis=1), gt.sum(axis=1)
     scores = np.array(SCORES, dtype=np.float64)
-    gt_total = votes.sum(axis=1)
     columns = [
         _id_column(image_ids),
-        pa.array(pred_shares @ scores),
-        pa.array((votes @ scores) / gt_total),
-        *(pa.array(column) for column in pred_shares.T.astype(np.float32)),
-        *(pa.array(column) for column in (votes / gt_total[:, None]).T.astype(np.float32)),
+        pa.array((pred @ scores) / pred_total),
+        pa.array((gt @ scores) / gt_total),
+        *(pa.array(column) for column in (pred / pred_total[:, None]).T.astype(np.float32)),
+        *(pa.array(column) for column in (gt / gt_total[:, None]).T.astype(np.float32)),
     ]
     schema = predictions_schema(integer_ids=pa.types.is_integer(columns[0].type))
     return pa.Table.from_arrays(columns, schema=schema)
@@ -132,22 +133,20 @@ def _id_column(image_ids: Sequence[object]) -> "pa.Array[Any]":
     return pa.array([str(one) for one in image_ids], pa.string())
 
 
-def _are_votes(gt: Floats) -> bool:
-    """Whole numbers of votes, at least one an image; a one-hot distribution gives the same result either way."""
-    return bool((gt >= 0).all() and (gt == np.floor(gt)).all() and (gt.sum(axis=1) > 0).all())
-
-
-def _shares(image_ids: Sequence[object], given: Floats, what: str, remedy: str) -> Floats:
+def _check_distributions(
+    image_ids: Sequence[object], given: Floats, what: str, remedy: str, *, allows_votes: bool = False
+) -> None:
     sums = given.sum(axis=1)
-    is_bad = ~(np.abs(sums - 1) <= MAX_SUM_ERROR) | (given < 0).any(axis=1)
-    if is_bad.any():
-        first = int(np.argmax(is_bad))
+    is_good = np.abs(sums - 1) <= MAX_SUM_ERROR
+    if allows_votes:
+        is_good |= (given == np.floor(given)).all(axis=1) & (sums > 0) & np.isfinite(sums)
+    is_good &= (given >= 0).all(axis=1)
+    if not is_good.all():
+        first = int(np.argmin(is_good))
         raise PredictionsError(
-            f"{int(is_bad.sum())} {what} distributions of {len(given)} do not sum to 1 or have negative shares, "
+            f"{int((~is_good).sum())} {what} distributions of {len(given)} do not sum to 1 or have negative shares, "
             f"such as that of image {image_ids[first]!r}: {given[first].tolist()} sums to {sums[first]}. {remedy}"
         )
-    shares: Floats = given / sums[:, None]
-    return shares
 
 
 def _shown(ids: Sequence[object]) -> str:

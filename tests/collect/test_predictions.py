@@ -1,0 +1,149 @@
+"""One epoch's predictions in one complete file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from ava_pipeline import TelemetryCollector, open_run
+from ava_pipeline.errors import MisuseError, PredictionsError
+from tests.collect.models import tiny, train
+
+VOTES = torch.tensor([[0, 1, 5, 17, 38, 36, 15, 6, 5, 1], [0, 0, 0, 0, 50, 50, 0, 0, 0, 0]])
+
+
+def collector(folder: Path, **settings: Any) -> TelemetryCollector:
+    """A collector that recorded nothing yet."""
+    model, optimizer = tiny()
+    return TelemetryCollector(model, optimizer, folder, **settings)
+
+
+def softmaxed(num: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Predicted distributions."""
+    return torch.randn(num, 10, generator=torch.Generator().manual_seed(0)).softmax(dim=1).to(dtype)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_file_holds_what_was_added(tmp_path: Path, enabled: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Means in float64, from votes where votes are given; also with telemetry off."""
+    pred = softmaxed(4)
+    telemetry = collector(tmp_path, enabled=enabled)
+    with telemetry.val_predictions(3) as predictions:
+        predictions.add(torch.tensor([11, 12]), pred[:2], VOTES)
+        predictions.add([13, 14], pred[2:], VOTES / VOTES.sum(dim=1, keepdim=True))
+    frame = pd.read_parquet(tmp_path / "predictions" / "val_epoch_003.parquet")
+    scores = np.arange(1, 11)
+    assert frame["image_id"].tolist() == [11, 12, 13, 14]
+    assert frame["gt_mean"].iloc[1] == 5.5
+    assert frame["pred_mean"].to_numpy() == pytest.approx(pred.double().numpy() @ scores, rel=1e-6)
+    assert frame["gt_mean"].to_numpy() == pytest.approx(np.tile(VOTES.numpy() @ scores / VOTES.sum(1).numpy(), 2))
+    assert frame[[f"pred_dist_{k}" for k in scores]].to_numpy() == pytest.approx(pred.numpy(), rel=1e-6)
+    telemetry.close()
+
+
+def test_a_mean_of_exactly_five_stays_five(tmp_path: Path) -> None:
+    """From integer votes: normalised floats would flip some images across the "> 5" line."""
+    votes = torch.zeros(1, 10, dtype=torch.int64)
+    votes[0, [0, 2, 4, 6, 8]] = torch.tensor([7, 7, 7, 7, 7])
+    with collector(tmp_path).val_predictions(0) as predictions:
+        predictions.add([1], softmaxed(1), votes)
+    assert open_run(tmp_path).val_predictions(0)["gt_mean"].tolist() == [5.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_renormalised(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Distributions rounded to half precision sum to 1 again in the file."""
+    with collector(tmp_path).val_predictions(0) as predictions:
+        predictions.add(range(64), softmaxed(64, dtype), VOTES.repeat(32, 1))
+    frame = pd.read_parquet(tmp_path / "predictions" / "val_epoch_000.parquet")
+    assert frame.filter(like="pred_dist").sum(axis=1).to_numpy() == pytest.approx(np.ones(64), abs=1e-6)
+
+
+def test_string_ids_and_other_sets(tmp_path: Path) -> None:
+    """Names of files are ids too, and a test set gets files of its own."""
+    with collector(tmp_path).val_predictions(0, name="test") as predictions:
+        predictions.add(["a.jpg", "b.jpg"], softmaxed(2), VOTES)
+    frame = pd.read_parquet(tmp_path / "predictions" / "test_epoch_000.parquet")
+    assert frame["image_id"].tolist() == ["a.jpg", "b.jpg"]
+
+
+def test_an_exception_leaves_no_file(tmp_path: Path) -> None:
+    """Half an epoch is no epoch."""
+
+    def half_an_epoch() -> None:
+        with collector(tmp_path).val_predictions(0) as predictions:
+            predictions.add([1, 2], softmaxed(2), VOTES)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half_an_epoch()
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_added_tensors_may_be_used_again(tmp_path: Path) -> None:
+    """A loop that writes every batch into one buffer."""
+    buffer = softmaxed(2)
+    first = buffer.clone()
+    with collector(tmp_path).val_predictions(0) as predictions:
+        predictions.add([1, 2], buffer, VOTES)
+        buffer.fill_(0.1)
+    frame = open_run(tmp_path).val_predictions(0)
+    assert frame["pred_dist_1"].tolist() == pytest.approx(first[:, 0].tolist())
+
+
+@pytest.mark.parametrize(("pred", "gt"), [((2, 9), (2, 10)), ((3, 10), (2, 10)), ((2, 10), (2, 5)), ((20,), (2, 10))])
+def test_a_wrong_shape_is_refused_at_once(tmp_path: Path, pred: tuple[int, ...], gt: tuple[int, ...]) -> None:
+    """With the shape given and the shape needed."""
+    with (
+        pytest.raises(MisuseError, match=r"2 images need \(2, 10\)"),
+        collector(tmp_path).val_predictions(0) as predictions,
+    ):
+        predictions.add([1, 2], torch.full(pred, 0.1), torch.ones(gt))
+
+
+BAD = {
+    "logits": (torch.randn(2, 10), VOTES, [1, 2], "softmax"),
+    "nan": (torch.full((2, 10), float("nan")), VOTES, [1, 2], "softmax"),
+    "negative": (torch.tensor([[-0.1, 1.1, *[0.0] * 8]] * 2), VOTES, [1, 2], "softmax"),
+    "no votes": (softmaxed(2), torch.zeros(2, 10), [1, 2], "votes"),
+    "twice": (softmaxed(2), VOTES, [7, 7], "more than once, such as 7"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_predictions_are_told_and_training_goes_on(
+    tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One sentence with image and remedy, an event, no file; earlier epochs stay."""
+    pred, votes, ids, told = BAD[case]
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+        train(telemetry, model, optimizer, 1)
+        with telemetry.val_predictions(0) as predictions:
+            predictions.add([1, 2], softmaxed(2), VOTES)
+        with telemetry.val_predictions(1) as predictions:
+            predictions.add(ids, pred, votes)
+    assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["val_epoch_000.parquet"]
+    assert told in caplog.text
+    assert open_run(tmp_path).events()["event"].tolist() == ["failed_predictions"]
+
+
+def test_bad_predictions_raise_where_asked_to(tmp_path: Path) -> None:
+    """With on_error='raise'."""
+    with (
+        pytest.raises(PredictionsError, match="softmax"),
+        collector(tmp_path, on_error="raise").val_predictions(0) as predictions,
+    ):
+        predictions.add([1, 2], torch.randn(2, 10), VOTES)
+
+
+def test_an_epoch_written_again_sets_the_older_file_aside(tmp_path: Path) -> None:
+    """As after a resume in the middle of an epoch: no run file is deleted."""
+    for fill in (1.0, 2.0):
+        with collector(tmp_path).val_predictions(0) as predictions:
+            predictions.add([1], torch.full((1, 10), 0.1), torch.full((1, 10), fill))
+    assert (tmp_path / "predictions" / "superseded" / "val_epoch_000.1.parquet").exists()

@@ -11,18 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ava_pipeline.collect.amp import scaler_state
+from ava_pipeline.collect.arguments import as_json, check_values, rank, telemetry_config
 from ava_pipeline.collect.groups import GroupChoice, find_groups
 from ava_pipeline.collect.measure import Moment, Value
 from ava_pipeline.collect.notices import Notices
 from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.collect.recorder import Recorder
-from ava_pipeline.collect.settings import telemetry_config
 from ava_pipeline.collect.watched import Watched, named_parameters, optimizers_by_name
 from ava_pipeline.config import TelemetryConfig
 from ava_pipeline.contract.events import Event
@@ -34,7 +32,6 @@ from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.event_log import EventLog
 
 _log = logging.getLogger("ava_pipeline")
-_JSON = TypeAdapter(dict[str, JsonValue])
 
 
 class TelemetryCollector:
@@ -90,7 +87,7 @@ class TelemetryCollector:
         self._groups = find_groups(model, self._config.groups if groups is None else groups)
         self._optimizers = optimizers_by_name(optimizer)
         self._grad_scaler = grad_scaler
-        self._run_info = _as_json(run_info or {})
+        self._run_info = as_json(run_info or {})
         self._events = EventLog(self._layout.root)
         self._notices = Notices(self._events, self._optimizers.values())
         self._recorder: Recorder | None = None
@@ -162,7 +159,7 @@ class TelemetryCollector:
             raise MisuseError(f"{name!r}, epoch {epoch}: give a name without '/', and a 0-based epoch.")
         return EpochPredictions(
             self._layout.epoch_predictions(epoch, name),
-            is_written=_rank() == 0 and not self._is_child,
+            is_written=rank() == 0 and not self._is_child,
             on_trouble=self._tell_of_predictions,
         )
 
@@ -259,7 +256,7 @@ class TelemetryCollector:
 
     @property
     def _is_collecting(self) -> bool:
-        return self._config.enabled and _rank() == 0
+        return self._config.enabled and rank() == 0
 
     def _next_due(self) -> int:
         every = self._config.collect_every_n
@@ -287,7 +284,7 @@ class TelemetryCollector:
         if self._closed is not None:
             raise MisuseError("step() was called after close(): make a new collector, or close after the last step.")
         self._raise_trouble()
-        _check_values(values)
+        check_values(values)
         is_deferred = self._batch_idx != self._due
         self._due = self._next_due()
         moment = self._moment(values)
@@ -377,32 +374,6 @@ class TelemetryCollector:
         self._due = math.inf
         if self._recorder is not None:
             self._recorder.forget()
-
-
-def _rank() -> int:
-    """This process's rank; only rank 0 writes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return int(os.environ.get("RANK", "0"))
-
-
-def _as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
-    try:
-        return _JSON.validate_python(dict(run_info))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise MisuseError(
-            f"run_info[{first['loc'][0]!r}] cannot be kept as JSON ({first['msg']}): "
-            "give numbers, texts, lists and mappings."
-        ) from error
-
-
-def _check_values(values: Mapping[str, Value]) -> None:
-    for name, value in values.items():
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise MisuseError(
-                f"values[{name!r}] is a tensor of shape {tuple(value.shape)}: give one number, such as its .mean()."
-            )
 
 
 _alive: "weakref.WeakSet[TelemetryCollector]" = weakref.WeakSet()

@@ -1,0 +1,68 @@
+"""What the collector is given, checked: settings, facts of the run, values, and the process's rank."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import JsonValue, TypeAdapter, ValidationError
+from torch import Tensor
+
+from ava_pipeline import config_errors
+from ava_pipeline.collect.measure import Value
+from ava_pipeline.config import TelemetryConfig
+from ava_pipeline.errors import ConfigError, MisuseError
+
+_JSON = TypeAdapter(dict[str, JsonValue])
+
+
+def telemetry_config(
+    config: TelemetryConfig | Mapping[str, Any] | None, overrides: Mapping[str, Any]
+) -> TelemetryConfig:
+    """Join a config and single fields, the fields winning.
+
+    Raises:
+        ConfigError: an unknown field or a value that is not allowed; every one is named.
+    """
+    given = config.model_dump() if isinstance(config, TelemetryConfig) else dict(config or {})
+    try:
+        return TelemetryConfig.model_validate({**given, **overrides})
+    except ValidationError as error:
+        found = config_errors.sentences(error, TelemetryConfig, source_of=lambda _: "TelemetryConfig")
+        raise ConfigError(found) from error
+
+
+def rank() -> int:
+    """This process's rank; only rank 0 writes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.getrank()
+    return int(os.environ.get("RANK", "0"))
+
+
+def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """The user's facts as JSON holds them.
+
+    Raises:
+        MisuseError: one of them is nothing that JSON holds.
+    """
+    try:
+        return _JSON.validate_python(dict(run_info))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise MisuseError(
+            f"run_info[{first['loc'][0]!r}] cannot be kept as JSON ({first['msg']}): "
+            "give numbers, texts, lists and mappings."
+        ) from error
+
+
+def check_values(values: Mapping[str, Value]) -> None:
+    """Refuse tensors of more than one number.
+
+    Raises:
+        MisuseError: the value's name and shape.
+    """
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise MisuseError(
+                f"values[{name!r}] is a tensor of shape {tuple(value.shape)}: give one number, such as its .mean()."
+            )

@@ -36,7 +36,7 @@ fmt: $(READY)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 schemas: $(READY)  ## export the JSON Schemas of every contract
-	$(BIN)/python -m ava_pipeline.contract.export schemas
+	$(BIN)/python -m ava_pipeline.schemas schemas
 
 lock: $(READY)  ## renew constraints.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \

@@ -35,7 +35,7 @@ def telemetry_config(
 def rank() -> int:
     """This process's rank; only rank 0 writes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.getrank()
+        return torch.distributed.get_rank()
     return int(os.environ.get("RANK", "0"))
 
 

@@ -1,0 +1,54 @@
+"""What a validation says: as text for a person, as JSON for a program."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ava_pipeline.read.findings import Finding, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The findings of one run directory.
+
+    Attributes:
+        run: the directory, as it was given.
+        findings: in the order they were made.
+        strict: warnings count as problems.
+    """
+
+    run: str
+    findings: Sequence[Finding]
+    strict: bool = False
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was found that counts."""
+        counting = {"error", "warning"} if self.strict else {"error"}
+        return counting.isdisjoint(finding.severity for finding in self.findings)
+
+    def to_text(self) -> str:
+        """A line a finding, then one that sums up."""
+        return "\n".join([*map(str, self.findings), self._summary()])
+
+    def to_json(self) -> dict[str, Any]:
+        """The findings, and whether the run is clean."""
+        return {"run": self.run, "clean": self.is_clean, "findings": [asdict(finding) for finding in self.findings]}
+
+    def _summary(self) -> str:
+        num = Counter(finding.severity for finding in self.findings)
+        told = ", ".join(
+            f"{num[kind]} {kind}{'s' * (num[kind] != 1)}" for kind in ("error", "warning", "info") if num[kind]
+        )
+        verdict = "clean" if self.is_clean else "not clean"
+        return f"{self.run}: {verdict}{f' ({told})' if told else ''}."
+
+
+def rules_text(rules: Sequence[Rule]) -> str:
+    """A line a rule: its id, its severity where it is no error, and what it says."""
+    width = max(len(rule.id) for rule in rules)
+    return "\n".join(
+        f"{rule.id:{width}}  {rule.sentence}{'' if rule.severity == 'error' else f' ({rule.severity})'}"
+        for rule in rules
+    )

@@ -1,0 +1,102 @@
+"""`ava-pipeline validate`: what it prints, and its exit status."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ava_pipeline.cli import app
+from ava_pipeline.read.validate import RULES
+from tests.read.building import RunBuilder
+from tests.read.damaging import set_field
+
+
+def validate(*arguments: str | Path) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(app, ["validate", *map(str, arguments)])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that is clean."""
+    return RunBuilder(root=tmp_path / "run").write()
+
+
+@pytest.fixture
+def broken_run(run: Path) -> Path:
+    """A run with one wrong field."""
+    set_field(run / "telemetry/steps.csv", 3, "loss", "0.5")
+    return run
+
+
+def test_a_clean_run_says_so(run: Path) -> None:
+    """Exit status 0, and one line."""
+    result = validate(run)
+    assert (result.exit_code, result.stdout) == (0, f"{run}: clean.\n")
+
+
+def test_each_finding_is_a_line(broken_run: Path) -> None:
+    """`file:row column: message [rule]`, then a summary, and exit status 1."""
+    result = validate(broken_run)
+    finding, summary = result.stdout.splitlines()
+    assert finding.startswith("telemetry/steps.csv:3 loss: 0.5 here, 0.01 in row 3 of steps.parquet.")
+    assert finding.endswith("[files.csv-parquet]")
+    assert summary == f"{broken_run}: not clean (1 error)."
+    assert result.exit_code == 1
+
+
+def test_json_is_for_programs(broken_run: Path) -> None:
+    """Each field of a finding under its own name."""
+    result = validate(broken_run, "--json")
+    told = json.loads(result.stdout)
+    assert (told["clean"], result.exit_code) == (False, 1)
+    (finding,) = told["findings"]
+    assert finding.pop("message")
+    assert finding == {
+        "rule": "files.csv-parquet",
+        "severity": "error",
+        "file": "telemetry/steps.csv",
+        "row": 3,
+        "column": "loss",
+        "value": "0.5",
+    }
+
+
+def test_ignored_rules_may_be_broken(broken_run: Path) -> None:
+    """`--ignore` can stand several times."""
+    assert validate(broken_run, "--ignore", "files.csv-parquet", "--ignore", "rows").exit_code == 0
+
+
+@pytest.mark.parametrize(("options", "status"), [([], 0), (["--strict"], 1)], ids=str)
+def test_warnings_count_under_strict_alone(options: Sequence[str], status: int, run: Path) -> None:
+    """A leftover is worth a line, and fails nothing unless it is asked to."""
+    (run / "telemetry/old.csv.partial").touch()
+    result = validate(run, *options)
+    assert (result.exit_code, "files.leftover" in result.stdout) == (status, True)
+
+
+def test_an_unknown_rule_is_wrong_usage(run: Path) -> None:
+    """A mistyped id is told with the nearest one."""
+    result = validate(run, "--ignore", "norms.headsum")
+    assert result.exit_code == 2
+    assert "norms.head-sum" in result.stderr
+
+
+def test_the_rules_are_listed_without_a_run() -> None:
+    """Every id, with what a run that keeps it is like."""
+    lines = validate("--rules").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [rule.id for rule in RULES]
+    assert all(rule.sentence in line for rule, line in zip(RULES, lines, strict=True))
+
+
+def test_no_run_is_wrong_usage_in_one_sentence(tmp_path: Path) -> None:
+    """Exit status 2, what was given, what a run looks like, and no traceback."""
+    command = [sys.executable, "-m", "ava_pipeline", "validate", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "telemetry/manifest.json" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -48,9 +48,9 @@ class TelemetryConfig(_Settings):
 class SampleConfig(_Settings):
     """Generated images and votes in AVA's format, for a first run without AVA."""
 
-    num_images: int = Field(default=600, ge=10, description="How many images to generate.")
+    num_images: int = Field(default=800, ge=10, description="How many images to generate.")
     seed: int = Field(default=0, ge=0, description="The same seed generates the same images and votes.")
-    image_size: int = Field(default=96, ge=8, description="Width and height of the generated JPEGs, in pixels.")
+    image_size: int = Field(default=96, ge=32, description="Width and height of the generated JPEGs, in pixels.")
 
 
 class SplitConfig(_Settings):
@@ -63,11 +63,11 @@ class SplitConfig(_Settings):
     )
 
     @property
-    def fractions(self) -> dict[str, float] | None:
-        """The fractions by set, or None where files are given."""
-        named = {"train": self.train, "val": self.val, "test": 0.0 if self.test is None else self.test}
-        given = {name: float(value) for name, value in named.items() if not isinstance(value, Path)}
-        return given if len(given) == len(named) else None
+    def fractions(self) -> tuple[float, ...] | None:
+        """The fractions of train, val and test, or None where files are given."""
+        sets = (self.train, self.val, 0.0 if self.test is None else self.test)
+        given = tuple(float(share) for share in sets if not isinstance(share, Path))
+        return given if len(given) == len(sets) else None
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -81,10 +81,10 @@ class SplitConfig(_Settings):
         if fractions is None:
             if len(self.paths) < (2 if self.test is None else 3):
                 raise ValueError("fractions and files are mixed; give three fractions, or a file for each set")
-        elif min(fractions["train"], fractions["val"]) <= 0 or fractions["test"] < 0:
+        elif min(fractions[:2]) <= 0 or fractions[2] < 0:
             raise ValueError(f"given {fractions}; train and val must be above 0, test 0 or more")
-        elif abs(sum(fractions.values()) - 1) > 1e-6:  # noqa: PLR2004  # what decimal fractions lose in binary.
-            raise ValueError(f"the fractions add up to {sum(fractions.values()):g}; they must add up to 1")
+        elif abs(sum(fractions) - 1) > 1e-6:  # noqa: PLR2004  # what decimal fractions lose in binary.
+            raise ValueError(f"the fractions add up to {sum(fractions):g}; they must add up to 1")
         return self
 
 
@@ -102,8 +102,17 @@ class DataConfig(_Settings):
     )
     num_workers: int = Field(default=2, ge=0, description="Processes that read images; 0 reads in the main one.")
     sample: SampleConfig | None = Field(
-        default=None, description="Generate this data where `labels` does not exist yet. For real AVA: null."
+        default=None, description="Generate this data where it does not exist yet. For real AVA: null."
     )
+
+    @model_validator(mode="after")
+    def _generated_where_it_is_read(self) -> Self:
+        if self.sample is not None and (self.labels.name != "AVA.txt" or self.images != self.labels.parent / "images"):
+            raise ValueError(
+                f"labels is {self.labels}, images {self.images}; generated data is written as FOLDER/AVA.txt and "
+                "FOLDER/images: name these, or set sample to null"
+            )
+        return self
 
 
 class ModelConfig(_Settings):

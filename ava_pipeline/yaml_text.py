@@ -48,7 +48,15 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for a number or a boolean."""
+    """Quotes what either version of YAML would take for a number or a boolean, and escapes rare line breaks."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # PyYAML folds these into spaces unless they are escaped, which only double quotes do.
+        style = '"' if any(mark in data for mark in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 for _name, (_pattern, _first) in _SCALARS.items():

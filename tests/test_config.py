@@ -74,6 +74,7 @@ def test_three_configs_are_shipped() -> None:
         ("optim: {min_lr: 1.0}", "min_lr 1 is above base_lr 0.0001"),
         ("optim: {warmup_epochs: 1, warmup_batches: 9}", "give one of them"),
         ("save_val_predictions: yes", "given 'yes' (text); allowed is true or false"),
+        ("data: {labels: a/AVA.txt, images: b, sample: {}}", "generated data is written as FOLDER/AVA.txt"),
         ("train: 3", "train: given 3 (a whole number); allowed is a block of keys"),
         ("model: {hidden_sizes: [16, 0]}", "model.hidden_sizes.1: given 0"),
         ("model: {backbone: resnet19}", "allowed is 'resnet18', 'resnet34', 'resnet50' or 'resnet101'"),
@@ -82,7 +83,7 @@ def test_three_configs_are_shipped() -> None:
 def test_a_wrong_setting_is_named(config_file: Path, line: str, sentence: str) -> None:
     """File, key path, what was given, what is allowed, and the nearest known key."""
     with pytest.raises(ConfigError) as refused:
-        load(config_file, BASE + line + "\n")
+        load(config_file, (BASE if "data:" not in line else "output_dir: x\n") + line + "\n")
     assert str(refused.value).startswith(f"{config_file}: ")
     assert sentence in str(refused.value)
 
@@ -185,7 +186,7 @@ def test_a_split_that_is_none_is_refused(config_file: Path, split: str, sentence
 def test_a_split_is_fractions_or_files(config_file: Path) -> None:
     """A test set may be left out of either."""
     by_fraction = load(config_file, BASE + "  split: {train: 0.8, val: 0.2}\n").data.split
-    assert (by_fraction.fractions, by_fraction.paths) == ({"train": 0.8, "val": 0.2, "test": 0.0}, {})
+    assert (by_fraction.fractions, by_fraction.paths) == ((0.8, 0.2, 0.0), {})
     by_file = load(config_file, BASE + "  split: {train: a.txt, val: b.txt}\n").data.split
     assert (by_file.fractions, by_file.paths) == (None, {"train": Path("a.txt"), "val": Path("b.txt")})
 
@@ -199,13 +200,18 @@ splits = st.one_of(
     st.builds(SplitConfig, train=st.just(0.75), val=st.just(0.25), test=st.sampled_from([None, 0.0])),
     st.builds(SplitConfig, train=paths, val=paths, test=st.none() | paths),
 )
-samples = st.builds(SampleConfig, num_images=st.integers(10, 99), seed=small, image_size=st.integers(8, 99))
+samples = st.builds(SampleConfig, num_images=st.integers(10, 99), seed=small, image_size=st.integers(32, 99))
 configs = st.builds(
     RunConfig,
     output_dir=paths,
     seed=st.integers(0, 2**63 - 1),
     save_val_predictions=st.booleans(),
-    data=st.builds(DataConfig, labels=paths, images=paths, split=splits, sample=st.none() | samples),
+    data=st.one_of(
+        st.builds(DataConfig, labels=paths, images=paths, split=splits),
+        st.builds(
+            DataConfig, labels=st.just(Path("AVA.txt")), images=st.just(Path("images")), split=splits, sample=samples
+        ),
+    ),
     model=st.builds(
         ModelConfig, weights=names, hidden_sizes=st.lists(small).map(tuple), dropout=st.floats(0, 1, exclude_max=True)
     ),

@@ -1,0 +1,193 @@
+"""The command `ava-pipeline`: each command is a small function; torch is imported only where it trains."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from ava_pipeline import __version__
+from ava_pipeline.config import load_config
+from ava_pipeline.errors import AvaPipelineError, ConfigError, MisuseError, NotARunError, RunExistsError
+from ava_pipeline.evaluate import Evaluated, evaluate, is_generated
+from ava_pipeline.read.validate import RULES, validate_run
+from ava_pipeline.read.validation import Validation, rules_text
+from ava_pipeline.tables import add_metrics, metrics_table
+
+WELL, PROBLEMS, WRONG_USAGE, OUR_ERROR = 0, 1, 2, 3
+TRACEBACK = "AVA_PIPELINE_TRACEBACK"
+_BY_SIGNAL = 128
+
+app = typer.Typer(
+    name="ava-pipeline",
+    help="Train aesthetic score prediction on AVA with gradient telemetry, and look at what came of it.\n\n"
+    "Exit status: 0 well, 1 problems found, 2 wrong usage, 3 an error of ours; 128 + N: ended by signal N.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  # typer calls it with the option's value.
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit(WELL)
+
+
+@app.callback()
+def _options(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None: ...
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML config.")],
+    *,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="A setting in place of the config's.")
+    ] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="The run's directory, in place of the config's.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint; where there is none yet, begin.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew in a used directory; its files move to superseded/.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; warnings still.")] = False,
+) -> None:
+    """Train a model as a YAML config says, with telemetry and validation predictions.
+
+    Example: ava-pipeline train configs/demo.yaml --set train.epochs=3 --output-dir outputs/ava/try
+
+    Ctrl-C, SIGTERM and SIGUSR1 end training after the batch, with a checkpoint. The exit status is then
+    128 + the signal's number (130, 143, 138 on Linux), and the same command with --resume goes on.
+    A second Ctrl-C ends at once.
+    """
+    if resume and restart:
+        raise typer.BadParameter("--resume goes on with a run, --restart begins anew; give one of them.")
+    overrides = [*(settings or []), *([] if output_dir is None else [f"output_dir={json.dumps(str(output_dir))}"])]
+    logging.getLogger("ava_pipeline").setLevel(logging.WARNING if quiet else logging.INFO)
+    loaded = load_config(config, overrides)
+    _need_torch()
+    from ava_pipeline.train.display import Display  # noqa: PLC0415  # the other commands work without torch.
+    from ava_pipeline.train.job import train  # noqa: PLC0415
+    from ava_pipeline.train.summary import show_summary  # noqa: PLC0415
+
+    outcome = train(loaded, Display(_console(err=True, quiet=quiet)), resume=resume, restart=restart)
+    show_summary(outcome, _console(quiet=quiet))
+    if outcome.stopped_by is not None:
+        raise typer.Exit(_BY_SIGNAL + outcome.stopped_by)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_PARQUET", help="A run directory, or a file of predictions.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs; null where a figure is not defined.")] = False,
+) -> None:
+    """Print the metrics of validation predictions, beside the constant predictor's.
+
+    Example: ava-pipeline evaluate outputs/ava/demo
+    """
+    found, generated = evaluate(path), is_generated(path)
+    if as_json:
+        typer.echo(json.dumps({"generated": generated, "files": [one.to_json() for one in found]}, indent=1))
+    else:
+        _show(found, generated=generated)
+
+
+def _list_rules(value: bool) -> None:  # noqa: FBT001  # typer hands the option over by place
+    if value:
+        typer.echo(rules_text(RULES))
+        raise typer.Exit(WELL)
+
+
+@app.command("validate")
+def validate_command(
+    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    *,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A rule, or a family such as norms, that may be broken.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as problems.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    rules: Annotated[  # noqa: ARG001  # its callback lists them and ends
+        bool, typer.Option("--rules", help="List every rule and end.", is_eager=True, callback=_list_rules)
+    ] = False,
+) -> None:
+    """Check a run directory against its contract: tables, predictions, metrics and manifest.
+
+    Example: ava-pipeline validate outputs/ava/demo --ignore files.leftover
+
+    Each finding is a line: file:row column: what is wrong [rule]. What a running run has not finished is none.
+    Exit status: 0 clean, 1 problems found, 2 no run or wrong usage, 3 could not tell.
+    """
+    try:
+        found = Validation(str(run), validate_run(run, ignore=ignore or ()), strict)
+    except MisuseError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
+    raise typer.Exit(WELL if found.is_clean else PROBLEMS)
+
+
+def main() -> None:
+    """Run the command line and end with its exit status: one sentence for every error, no traceback."""
+    console = _console(err=True)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_log_handler(console)])
+    logging.captureWarnings(capture=True)
+    try:
+        app()
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        console.print(_sentence(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(_status(error))
+
+
+def _show(found: list[Evaluated], *, generated: bool) -> None:
+    table = metrics_table("Metrics of predictions", ["file", "images"], generated=generated)
+    for one in found:
+        add_metrics(table, [one.path.stem, str(one.num_images)], one.metrics)
+    add_metrics(table, ["constant", str(found[-1].num_images)], found[-1].constant)
+    table.caption = f"constant: predicts the mean true distribution of {found[-1].path.name} for every image."
+    table.caption_justify = "left"
+    _console().print(table)
+
+
+def _console(*, err: bool = False, quiet: bool = False) -> Console:
+    return Console(stderr=err, quiet=quiet)
+
+
+def _log_handler(console: Console) -> RichHandler:
+    return RichHandler(console=console, show_time=False, show_path=False, markup=False, highlighter=None)
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, ConfigError | RunExistsError | NotARunError):
+        return WRONG_USAGE
+    return PROBLEMS if isinstance(error, AvaPipelineError) else OUR_ERROR
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, AvaPipelineError):
+        return str(error)
+    return f"An error of ours: {type(error).__name__}: {error}. Set {TRACEBACK}=1 and run it again to see where."
+
+
+def _need_torch() -> None:
+    try:
+        import torch  # noqa: F401, PLC0415  # only to see whether it is there.
+        import torchvision  # noqa: F401, PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"Training needs {error.name}: pip install 'ava-pipeline[train]'.") from error

@@ -1,0 +1,104 @@
+"""One batch: forward, backward, telemetry, clipping, optimizer."""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, optim
+from torch.amp.grad_scaler import GradScaler
+
+from ava_pipeline.train.loss import drop_unless, squared_emd
+from ava_pipeline.train.model import AvaModel
+from ava_pipeline.train.optim import Schedule
+from ava_pipeline.train.precision import Precision
+
+if TYPE_CHECKING:
+    from ava_pipeline.collect.collector import TelemetryCollector
+
+
+@dataclass(slots=True)
+class Costs:
+    """Where the time of training went, in this process.
+
+    Attributes:
+        train_s: from the first batch of each epoch to its last, reading images included.
+        telemetry_s: of it, inside `telemetry.step`.
+        num_batches: trained on.
+    """
+
+    train_s: float = 0.0
+    telemetry_s: float = 0.0
+    num_batches: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class BatchStep:
+    """Trains on one batch at a time; every `accumulate` batches make an optimizer step.
+
+    Attributes:
+        clip_norm: clip the gradients to this L2 norm; None: do not.
+        drop_nonfinite: where a loss is nan or inf, zero the gradients gathered for the step it belongs to.
+        num_steps: optimizer steps taken, over all epochs.
+        costs: where the time went.
+    """
+
+    model: AvaModel
+    optimizer: optim.Optimizer
+    schedule: Schedule
+    precision: Precision
+    scaler: GradScaler | None
+    telemetry: "TelemetryCollector"
+    clip_norm: float | None
+    drop_nonfinite: bool
+    num_steps: int = 0
+    costs: Costs = field(default_factory=Costs)
+
+    def backward(self, images: Tensor, votes: Tensor, *, share: float) -> Tensor:
+        """Add the batch's gradients, at `share` of their weight.
+
+        Args:
+            images: [batch, 3, height, width] on the device.
+            votes: [batch, 10] on the device.
+            share: 1 over the number of batches in the optimizer step.
+
+        Returns:
+            The batch's loss, unscaled and detached, on the device.
+        """
+        self.schedule.apply(self.optimizer, self.num_steps)
+        with self.precision.autocast():
+            logits = self.model(images)
+        loss = squared_emd(logits, votes)
+        scaled = loss * share if self.scaler is None else self.scaler.scale(loss * share)
+        scaled.backward()  # type: ignore[no-untyped-call]  # torch leaves it out
+        return loss.detach()
+
+    def observe(self, loss: Tensor, *, epoch: int, image_ids: list[int], accumulating: bool) -> None:
+        """Let telemetry look at the gradients, and count what that takes."""
+        started_s = time.perf_counter()
+        self.telemetry.step(epoch, values={"loss": loss}, sample_ids=image_ids, accumulating=accumulating)
+        self.costs.telemetry_s += time.perf_counter() - started_s
+        self.costs.num_batches += 1
+        if self.drop_nonfinite:
+            drop_unless(torch.isfinite(loss), self._gradients())
+
+    def optimize(self) -> None:
+        """Clip, step, and let the gradients go."""
+        if self.scaler is None:
+            self._clip()
+            self.optimizer.step()
+        else:
+            self.scaler.unscale_(self.optimizer)
+            self._clip()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_steps += 1
+
+    def _clip(self) -> None:
+        if self.clip_norm is not None:
+            self.telemetry.clip_grad_norm_(self.clip_norm)
+
+    def _gradients(self) -> list[Tensor]:
+        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]

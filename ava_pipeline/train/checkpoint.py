@@ -1,0 +1,109 @@
+"""Everything a run needs to go on as if it had never stopped, in one file.
+
+Plain types and tensors only, so that reading one runs no code: `torch.load(weights_only=True)`.
+"""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ava_pipeline.contract.files import written_aside
+from ava_pipeline.errors import CheckpointError
+
+FORMAT = "ava_pipeline checkpoint 1"
+_REMEDY = "Give the checkpoint of a run of ava-pipeline, or start anew with --restart (nothing is deleted)."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A run between two optimizer steps.
+
+    Attributes:
+        fingerprint: setting -> value, of the settings that must not change when the run goes on.
+        model: state dict.
+        optimizer: state dict.
+        scheduler: `step`, the number of optimizer steps taken.
+        scaler: state dict of the gradient scaler; empty where there is none.
+        rng: states of the random generators.
+        epoch: 0-based epoch to go on in.
+        batch: batches of that epoch already trained on.
+        losses: [2] sum and number of that epoch's finite losses.
+        telemetry: the collector's state.
+        metrics: one mapping of column to value for each finished epoch.
+    """
+
+    fingerprint: Mapping[str, Any]
+    model: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    scheduler: Mapping[str, int]
+    scaler: Mapping[str, Any]
+    rng: Mapping[str, Any]
+    epoch: int
+    batch: int
+    losses: torch.Tensor
+    telemetry: Mapping[str, Any]
+    metrics: list[dict[str, float]]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint aside, sync it and give it its name: there is always a whole one.
+
+    Raises:
+        CheckpointError: the disk refused; the previous checkpoint still stands.
+    """
+    content = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+    try:
+        with written_aside(path) as file:
+            torch.save({"format": FORMAT, **content}, file)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: the checkpoint could not be written ({error}); the previous one, if any, still stands. "
+            "Make room or give another --output-dir, then go on with --resume."
+        ) from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: the file is torn or no checkpoint of ours.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path}: no checkpoint of this version of ava-pipeline ({FORMAT!r}). {_REMEDY}")
+    missing = {field.name for field in fields(Checkpoint)} ^ content.keys()
+    if missing:
+        raise CheckpointError(f"{path}: missing or unknown entries: {', '.join(sorted(missing))}. {_REMEDY}")
+    return Checkpoint(**content)
+
+
+def check_fits(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compare the settings a checkpoint was made with to the ones it shall go on with.
+
+    Raises:
+        CheckpointError: some differ; each is named with both values.
+    """
+    changed = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
+    if changed:
+        named = "; ".join(f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}" for key in changed)
+        raise CheckpointError(
+            f"{path}: made with other settings: {named}. Set them back to go on with --resume, "
+            "or begin anew with --restart or another --output-dir."
+        )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors and plain types, or is no checkpoint at all; "
+            f"it was not unpickled, since that can run code. {_REMEDY}"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: cannot be read, torn or damaged ({reason}). {_REMEDY}") from error

@@ -1,0 +1,150 @@
+"""The AVA training job: from a config to a finished run directory."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ava_pipeline.collect.collector import TelemetryCollector
+from ava_pipeline.config import RunConfig, dump_config
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.metrics import Metrics
+from ava_pipeline.train.batch_step import BatchStep, Costs
+from ava_pipeline.train.checkpoint import Checkpoint, check_fits, load_checkpoint
+from ava_pipeline.train.display import Display
+from ava_pipeline.train.history import EpochResult
+from ava_pipeline.train.loop import Loop
+from ava_pipeline.train.model import build_model
+from ava_pipeline.train.optim import Schedule, build_optimizer
+from ava_pipeline.train.precision import Precision, pick_device
+from ava_pipeline.train.prepare import TrainData, prepare_data
+from ava_pipeline.train.rng import seed_all
+from ava_pipeline.train.run_dir import begin_anew, check_free, go_on
+from ava_pipeline.train.stop import StopRequested, StopSignals
+
+_log = logging.getLogger("ava_pipeline")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run of the job came to.
+
+    Attributes:
+        layout: where the files lie.
+        results: of every finished epoch, those before a resume included.
+        constant: what predicting the training images' mean distribution reaches on the validation images.
+        costs: where the time went, in this process.
+        stopped_by: the signal that asked for an end; None for a complete run.
+        generated: the data was generated, not AVA.
+    """
+
+    layout: RunLayout
+    results: list[EpochResult]
+    constant: Metrics
+    costs: Costs
+    stopped_by: int | None
+    generated: bool
+
+
+def train(config: RunConfig, display: Display, *, resume: bool = False, restart: bool = False) -> Outcome:
+    """Train a model as the config says.
+
+    Args:
+        config: of the run.
+        display: what a person sees meanwhile.
+        resume: go on from the checkpoint in the output directory; where there is none yet, begin.
+        restart: begin anew in a used output directory, its files set aside.
+
+    Raises:
+        RunExistsError: the output directory holds a run, and neither `resume` nor `restart` is set.
+        ConfigError: a setting, a path or the device cannot be used.
+        DataError: labels, images or split cannot be used.
+        TrainingError: a checkpoint cannot be used, or a loss is not finite and the config says stop.
+    """
+    layout = RunLayout(config.output_dir)
+    if not (resume or restart):
+        check_free(layout)
+    checkpoint = load_checkpoint(layout.checkpoint) if resume and layout.checkpoint.exists() else None
+    device = pick_device(config.device)
+    precision = Precision.of(config.train.amp, device)
+    data = prepare_data(config, layout, display, resume=checkpoint is not None)
+    fingerprint = _fingerprint(config, data)
+    if checkpoint is not None:
+        check_fits(layout.checkpoint, checkpoint.fingerprint, fingerprint)
+    step = _batch_step(config, data, device, precision)
+    loop = Loop(config, layout=layout, data=data, step=step, fingerprint=fingerprint, display=display)
+    _begin(loop, layout, config, data, checkpoint)
+    stopped_by = _run(loop, step)
+    return Outcome(
+        layout=layout,
+        results=loop.position.results,
+        constant=data.constant_predictor(),
+        costs=step.costs,
+        stopped_by=stopped_by,
+        generated=config.data.sample is not None,
+    )
+
+
+def _run(loop: Loop, step: BatchStep) -> int | None:
+    """Train; return the signal that asked for an end, if one did."""
+    try:
+        with StopSignals() as stop, step.telemetry:
+            loop.run(stop)
+    except StopRequested as asked:
+        return asked.signum
+    return None
+
+
+def _begin(loop: Loop, layout: RunLayout, config: RunConfig, data: TrainData, checkpoint: Checkpoint | None) -> None:
+    """Put the run directory and the loop to where training begins or goes on."""
+    if checkpoint is None:
+        begin_anew(layout, dump_config(config))
+    else:
+        loop.go_on_from(checkpoint)
+        go_on(layout, dump_config(config), loop.position.results)
+        _log.info("Going on from %s: epoch %d, batch %d.", layout.checkpoint, checkpoint.epoch, checkpoint.batch)
+    data.save(layout)
+
+
+def _batch_step(config: RunConfig, data: TrainData, device: torch.device, precision: Precision) -> BatchStep:
+    seed_all(config.seed)
+    model = build_model(config.model).to(device)
+    optimizer = build_optimizer(model, config.optim)
+    scaler = precision.grad_scaler()
+    num_batches = len(data.train_batches(0))
+    schedule = Schedule.of(
+        config.optim,
+        batches_per_epoch=num_batches,
+        steps_per_epoch=-(-num_batches // config.train.accumulate),
+        epochs=config.train.epochs,
+    )
+    run_info = {"job": "ava-pipeline train", "backbone": config.model.backbone, "num_train_images": len(data.train)}
+    return BatchStep(
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        precision=precision,
+        scaler=scaler,
+        telemetry=TelemetryCollector(
+            model, optimizer, config.output_dir, config.telemetry, grad_scaler=scaler, run_info=run_info
+        ),
+        clip_norm=config.train.clip_norm,
+        drop_nonfinite=config.train.on_nonfinite_loss == "continue",
+    )
+
+
+def _fingerprint(config: RunConfig, data: TrainData) -> dict[str, Any]:
+    """The settings that a checkpoint cannot outlive: another network, other images or another order of them.
+
+    Rates, epochs, clipping, precision, paths and telemetry may change on the way.
+    """
+    return {
+        "seed": config.seed,
+        "model.backbone": config.model.backbone,
+        "model.hidden_sizes": list(config.model.hidden_sizes),
+        "optim.name": config.optim.name,
+        "train.batch_size": config.train.batch_size,
+        "train.accumulate": config.train.accumulate,
+        **data.fingerprint(),
+    }

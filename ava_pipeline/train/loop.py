@@ -1,0 +1,214 @@
+"""Epochs: train, validate, record, checkpoint, and stop or go on where asked to."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ava_pipeline.config import RunConfig
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.errors import NonFiniteLossError
+from ava_pipeline.train.batch_step import BatchStep
+from ava_pipeline.train.checkpoint import Checkpoint, save_checkpoint
+from ava_pipeline.train.display import Display
+from ava_pipeline.train.history import EpochResult, append_result
+from ava_pipeline.train.loss_watch import BatchLoss, LossWatch
+from ava_pipeline.train.rng import restore_rng_states, rng_states
+from ava_pipeline.train.stop import StopRequested, StopSignals
+from ava_pipeline.train.validation import validate
+
+if TYPE_CHECKING:
+    from ava_pipeline.train.prepare import TrainData
+
+_log = logging.getLogger("ava_pipeline")
+_MAX_WARNINGS = 3
+
+
+@dataclass(slots=True)
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        losses: [2] sum and number of the epoch's finite losses, on the device.
+        epoch: 0-based.
+        batch: batches of the epoch done.
+        results: of the finished epochs.
+    """
+
+    losses: Tensor
+    epoch: int = 0
+    batch: int = 0
+    results: list[EpochResult] = field(default_factory=list)
+
+
+class Loop:
+    """Runs the epochs of one config.
+
+    Args:
+        config: the whole run's.
+        layout: where the files go.
+        data: training and validation images.
+        step: trains on one batch.
+        fingerprint: settings a checkpoint of this run must be resumed with.
+        display: what a person sees.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        layout: RunLayout,
+        data: "TrainData",
+        step: BatchStep,
+        fingerprint: Mapping[str, Any],
+        display: Display,
+    ) -> None:
+        self._config, self._layout, self._data, self._step = config, layout, data, step
+        self._fingerprint, self._display = fingerprint, display
+        self._device = next(step.model.parameters()).device
+        self._watch = LossWatch(self._on_nonfinite)
+        self._num_nonfinite = 0
+        self._unsaved_batches = 0
+        self.position = Position(self._no_losses())
+
+    def run(self, stop: StopSignals) -> None:
+        """Train until the last epoch is done.
+
+        Raises:
+            StopRequested: somebody asked for an end; the checkpoint is saved.
+            NonFiniteLossError: a loss is nan or inf and the config says stop.
+            CheckpointError: the disk takes no checkpoint.
+        """
+        try:
+            while self.position.epoch < self._config.train.epochs:
+                self._train(stop)
+                self._finish_epoch(self._validate(stop))
+                self._save()
+        except StopRequested:
+            self._save()
+            raise
+
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Put everything back to where the checkpoint was made."""
+        options = [{**group, "params": None} for group in self._step.optimizer.param_groups]
+        self._step.model.load_state_dict(dict(checkpoint.model))
+        self._step.optimizer.load_state_dict(dict(checkpoint.optimizer))
+        for group, own in zip(self._step.optimizer.param_groups, options, strict=True):
+            # The config decides rates and decay, also where it was changed for the rest of the run.
+            group.update({key: value for key, value in own.items() if key != "params"})
+        if self._step.scaler is not None and checkpoint.scaler:
+            self._step.scaler.load_state_dict(dict(checkpoint.scaler))
+        self._step.num_steps = checkpoint.scheduler["step"]
+        self._step.telemetry.load_state_dict(dict(checkpoint.telemetry))
+        restore_rng_states(dict(checkpoint.rng))
+        results = [EpochResult.from_row(row) for row in checkpoint.metrics]
+        losses = checkpoint.losses.to(self._device)
+        self.position = Position(losses, epoch=checkpoint.epoch, batch=checkpoint.batch, results=results)
+
+    def _train(self, stop: StopSignals) -> None:
+        """Train on what is left of the epoch."""
+        started_s = time.perf_counter()
+        label = f"epoch {self.position.epoch + 1}/{self._config.train.epochs}"
+        with self._display.bar(label, total=self._data.num_batches, done=self.position.batch) as bar:
+            for image_ids, images, votes in self._data.train_batches(
+                self.position.epoch, start_batch=self.position.batch
+            ):
+                self._train_batch(image_ids.tolist(), images, votes)
+                bar.update(self.position.batch, loss=self._watch.latest, images_each=len(images))
+                if self._at_optimizer_step():
+                    stop.check()
+                    self._save_if_due()
+        self._watch.catch_up()
+        self._step.costs.train_s += time.perf_counter() - started_s
+
+    def _train_batch(self, image_ids: list[int], images: Tensor, votes: Tensor) -> None:
+        position, accumulate = self.position, self._config.train.accumulate
+        first = position.batch - position.batch % accumulate
+        images, votes = images.to(self._device, non_blocking=True), votes.to(self._device, non_blocking=True)
+        loss = self._step.backward(images, votes, share=1 / min(accumulate, self._data.num_batches - first))
+        position.batch += 1
+        complete = self._at_optimizer_step()
+        self._step.observe(loss, epoch=position.epoch, image_ids=image_ids, accumulating=not complete)
+        self._watch.add(loss, epoch=position.epoch, batch=position.batch, image_ids=image_ids)
+        finite = torch.isfinite(loss)
+        position.losses += torch.stack([torch.where(finite, loss, torch.zeros_like(loss)), finite.to(loss.dtype)])
+        self._unsaved_batches += 1
+        if complete:
+            self._step.optimize()
+
+    def _at_optimizer_step(self) -> bool:
+        """The last, incomplete accumulation of an epoch ends in a step too."""
+        batch = self.position.batch
+        return batch % self._config.train.accumulate == 0 or batch == self._data.num_batches
+
+    def _validate(self, stop: StopSignals) -> EpochResult:
+        total_loss, num_losses = self.position.losses.tolist()
+        with self._display.bar("validation", total=self._data.num_val_batches) as bar:
+
+            def on_batch(done: int) -> None:
+                bar.update(done)
+                stop.check()
+
+            metrics = validate(
+                self._step,
+                self._data.val_batches(),
+                epoch=self.position.epoch,
+                save_predictions=self._config.save_val_predictions,
+                on_batch=on_batch,
+            )
+        return EpochResult(self.position.epoch, total_loss / num_losses if num_losses else math.nan, metrics)
+
+    def _finish_epoch(self, result: EpochResult) -> None:
+        append_result(self._layout.metrics, result)
+        self._display.epoch(result, epochs=self._config.train.epochs)
+        results = [*self.position.results, result]
+        self.position = Position(self._no_losses(), epoch=result.epoch + 1, results=results)
+
+    def _save_if_due(self) -> None:
+        every = self._config.checkpoint.every_n_batches
+        if every is not None and self._unsaved_batches >= every:
+            self._save()
+
+    def _save(self) -> None:
+        self._watch.catch_up()
+        step, position = self._step, self.position
+        checkpoint = Checkpoint(
+            fingerprint=self._fingerprint,
+            model=step.model.state_dict(),
+            optimizer=step.optimizer.state_dict(),
+            scheduler={"step": step.num_steps},
+            scaler={} if step.scaler is None else step.scaler.state_dict(),
+            rng=rng_states(),
+            epoch=position.epoch,
+            batch=position.batch,
+            losses=position.losses,
+            telemetry=step.telemetry.state_dict(),
+            metrics=[result.to_row() for result in position.results],
+        )
+        save_checkpoint(self._layout.checkpoint, checkpoint)
+        self._unsaved_batches = 0
+
+    def _no_losses(self) -> Tensor:
+        dtype = torch.float32 if self._device.type == "mps" else torch.float64
+        return torch.zeros(2, dtype=dtype, device=self._device)
+
+    def _on_nonfinite(self, loss: BatchLoss) -> None:
+        if self._config.train.on_nonfinite_loss == "stop":
+            raise NonFiniteLossError(f"{loss}. {_remedy(self._layout)}")
+        self._num_nonfinite += 1
+        if self._num_nonfinite <= _MAX_WARNINGS:
+            last = " Further ones are not named here." if self._num_nonfinite == _MAX_WARNINGS else ""
+            _log.warning("%s; the gradients of its step are dropped.%s", loss, last)
+
+
+def _remedy(layout: RunLayout) -> str:
+    saved = f"The weights before it are in {layout.checkpoint}. " if layout.checkpoint.exists() else ""
+    return (
+        f"{saved}Look at the gradients in {layout.telemetry}; lower optim.base_lr, set train.clip_norm or "
+        "train.amp=off, then train again with --resume; or set train.on_nonfinite_loss to 'continue'."
+    )

@@ -1,0 +1,143 @@
+"""A table as Parquet stores it: the file, and the journal behind it."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from ava_pipeline.contract import stored
+from ava_pipeline.contract.journal import Journal, JournalWriter, read_journal
+from ava_pipeline.contract.stored import read_stored, same_bits, store_journal, write_parquet
+from ava_pipeline.errors import DamagedFileError
+from ava_pipeline.read.arrays import integers
+
+SCHEMA = pa.schema({"batch_idx": pa.int64(), "norm": pa.float32()})
+
+
+def batch(*batches: int) -> pa.RecordBatch:
+    """A row a batch, its norm not finite."""
+    return pa.RecordBatch.from_pydict(
+        {"batch_idx": list(batches), "norm": [float("nan")] * len(batches)}, schema=SCHEMA
+    )
+
+
+class Files:
+    """One table's Parquet file and journal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.parquet = folder / "norms.parquet"
+        self.journal = folder / "norms.journal"
+
+    def journaled(self, *batches: pa.RecordBatch, rows_before: int = 0) -> None:
+        """Write a journal."""
+        writer = JournalWriter(self.journal, SCHEMA, rows_before=rows_before)
+        for one in batches:
+            writer.write(one)
+        writer.close()
+
+    def read(self) -> list[int]:
+        """The batches that can be read."""
+        found = read_stored(self.parquet, self.journal)
+        return [] if found is None else integers(found.rows, "batch_idx").tolist()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """A table without files."""
+    return Files(tmp_path)
+
+
+def test_no_file_is_no_table(files: Files) -> None:
+    """Not an empty one: the caller says what that means."""
+    assert read_stored(files.parquet, files.journal) is None
+    assert store_journal(files.parquet, files.journal) is None
+
+
+def test_journal_rows_follow_those_in_parquet(files: Files) -> None:
+    """A reader sees one table."""
+    write_parquet(files.parquet, pa.Table.from_batches([batch(1, 2)]))
+    files.journaled(batch(3), batch(4, 5), rows_before=2)
+    assert files.read() == [1, 2, 3, 4, 5]
+
+
+def test_a_stored_journal_becomes_parquet(files: Files) -> None:
+    """After closing there is one file, with the same rows to the bit."""
+    files.journaled(batch(1), batch(2))
+    before = read_stored(files.parquet, files.journal)
+    store_journal(files.parquet, files.journal)
+    after = read_stored(files.parquet, files.journal)
+    assert not files.journal.exists()
+    assert before is not None
+    assert after is not None
+    assert same_bits(before.rows, after.rows)
+
+
+def test_a_kill_before_the_journal_is_removed_doubles_no_row(files: Files) -> None:
+    """Parquet already holds the journal's rows: the row count in each frame tells."""
+    files.journaled(batch(1), batch(2, 3))
+    data = files.journal.read_bytes()
+    store_journal(files.parquet, files.journal)
+    files.journal.write_bytes(data)
+    assert files.read() == [1, 2, 3]
+    store_journal(files.parquet, files.journal)
+    assert files.read() == [1, 2, 3]
+
+
+def test_a_journal_that_becomes_parquet_while_it_is_read_loses_no_row(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader beside a writer that closes sees each row once, wherever the two meet."""
+    files.journaled(batch(1), batch(2))
+
+    def close_meanwhile(path: Path, *, schema: pa.Schema | None = None) -> Journal:
+        found = read_journal(path, schema=schema)
+        monkeypatch.undo()
+        store_journal(files.parquet, files.journal)
+        return found
+
+    monkeypatch.setattr(stored, "read_journal", close_meanwhile)
+    assert files.read() == [1, 2]
+
+
+def test_a_damaged_journal_is_kept_when_its_rows_are_stored(files: Files) -> None:
+    """What could be read is in Parquet; the bytes themselves are set aside for whoever can read more."""
+    files.journaled(batch(1), batch(2))
+    data = bytearray(files.journal.read_bytes())
+    data[-1] ^= 1
+    files.journal.write_bytes(data)
+    found = store_journal(files.parquet, files.journal)
+    assert found is not None
+    assert len(found.damage) == 1
+    assert files.read() == [1]
+    assert (files.journal.parent / "damaged" / "norms.journal").read_bytes() == data
+
+
+def test_a_damaged_parquet_file_is_named_and_costs_no_journal(files: Files) -> None:
+    """Nothing is thrown away because something else is broken."""
+    files.journaled(batch(1))
+    files.parquet.write_bytes(b"PAR1 no more")
+    with pytest.raises(DamagedFileError, match=r"norms\.parquet"):
+        store_journal(files.parquet, files.journal)
+    assert files.journal.exists()
+
+
+def test_a_flipped_bit_in_parquet_is_noticed(files: Files) -> None:
+    """Pages carry checksums: a wrong norm is never passed off as one that was measured."""
+    rows = pa.Table.from_batches([batch(*range(1000))])
+    write_parquet(files.parquet, rows)
+    data = bytearray(files.parquet.read_bytes())
+    data[len(data) // 3] ^= 1
+    files.parquet.write_bytes(data)
+    with pytest.raises(DamagedFileError):
+        files.read()
+
+
+def test_same_bits_tells_what_equality_does_not() -> None:
+    """Two nans are the same; 0.0 and -0.0 are not; null is neither."""
+    zero, minus, nan, null = (
+        pa.table({"x": pa.array([value], pa.float32())}) for value in (0.0, -0.0, float("nan"), None)
+    )
+    assert same_bits(nan, nan)
+    assert not same_bits(zero, minus)
+    assert not same_bits(nan, null)
+    assert not same_bits(zero, zero.cast(pa.schema([("x", pa.float64())])))

@@ -1,0 +1,112 @@
+"""Every Python and shell snippet of the README runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+import torch
+import yaml
+from torchvision.models import resnet50
+
+from ava_pipeline.config import RunConfig, load_config
+from ava_pipeline.train.loss import squared_emd
+from ava_pipeline.train.sample import write_sample_data
+from tests.collect.models import TinyNet
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+# A run as the README's, small enough for a test.
+SMALL = ["train.epochs=1", "train.batch_size=8", "data.image_size=32", "data.num_workers=0", "train.accumulate=1"]
+BATCHES = 4
+
+
+def snippets(language: str) -> list[str]:
+    """The README's code blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def shell_lines() -> list[str]:
+    """The README's commands, without their comments."""
+    return [line.split(" #")[0].strip() for block in snippets("sh") for line in block.splitlines() if line.strip()]
+
+
+def run(command: str, folder: Path) -> str:
+    """Run one command of the README as a shell would find it; returns what it printed."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "TORCH_HOME": str(folder / "torch_home"),
+    }
+    done = subprocess.run(
+        shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user has it: configs, AVA, ImageNet's weights, and the run of the demo."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    write_sample_data(folder / "data" / "ava", num_images=40, seed=1)
+    weights = folder / "torch_home" / "hub" / "checkpoints"
+    weights.mkdir(parents=True)
+    torch.save(resnet50().state_dict(), weights / "resnet50-11ad3fa6.pth")
+    small = [*SMALL, "data.sample.num_images=40"]
+    run(f"ava-pipeline train configs/demo.yaml --set {' --set '.join(small)}", folder)
+    return folder
+
+
+def loop_names() -> dict[str, Any]:
+    """What the README's loops take for granted: a model, an optimizer, loaders, a loss."""
+    model = TinyNet()
+    votes = torch.randint(1, 50, (3, 10))
+    return {
+        "torch": torch,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
+        "epochs": 3,
+        "train_loader": [(torch.randn(3, 6), votes)] * BATCHES,
+        "val_loader": [(torch.arange(3), torch.randn(3, 6), votes)],
+        "emd_loss": squared_emd,
+        "device": "cpu",
+        "accumulate": 2,
+    }
+
+
+@pytest.mark.parametrize("snippet", snippets("python"))
+def test_python_snippets(snippet: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run as printed, in a folder where the demo has run."""
+    mpl.use("Agg")
+    monkeypatch.chdir(home)
+    names = loop_names()
+    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102  # our own README
+    if "telemetry" in names:
+        stats = names["telemetry"].stats()
+        assert stats.collected == stats.written > 0
+    if "savefig" in snippet:
+        assert (home / "norms.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("command", shell_lines())
+def test_shell_snippets(command: str, home: Path) -> None:
+    """They exit with 0; make's targets are looked up, and training is made small."""
+    if command.startswith("make "):
+        subprocess.run(["make", "--dry-run", *command.split()[1:]], cwd=ROOT, check=True, capture_output=True)  # noqa: S607  # the user's make
+        return
+    small = [*SMALL, "data.labels=data/ava/AVA.txt", "data.images=data/ava/images"] if " train " in command else []
+    run(" ".join([command, *(f"--set {setting}" for setting in small)]), home)
+
+
+def test_yaml_snippets() -> None:
+    """The blocks that users know are the config's own."""
+    whole = load_config(ROOT / "configs" / "demo.yaml").model_dump(mode="json")
+    for snippet in snippets("yaml"):
+        given: dict[str, Any] = yaml.safe_load(snippet)
+        RunConfig.model_validate({**whole, **given})

@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-DEMO := outputs/ava/demo
 
 .PHONY: help setup demo test lint types fmt schemas lock clean
 
@@ -19,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)  ## train a ResNet-18 on generated data with telemetry, into outputs/ava/demo
-	$(BIN)/ava-pipeline demo
+	$(BIN)/ava-pipeline train configs/demo.yaml --restart
 
 test: $(READY) lint types  ## lint, format check, strict types, tests
 	$(BIN)/python -m pytest

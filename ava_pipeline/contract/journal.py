@@ -60,7 +60,12 @@ class JournalWriter:
         self._num_rows = rows_before
         self._file = path.open("xb", buffering=0)
         self._end = 0
-        self._append(_SCHEMA_MAGIC, schema.serialize(), 0)
+        try:
+            self._append(_SCHEMA_MAGIC, schema.serialize(), 0)
+        except BaseException:
+            self._file.close()
+            path.unlink()  # made here and empty: in the way of the next try, and nobody's rows
+            raise
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append one batch; a write that fails leaves the journal as it was.

@@ -97,16 +97,17 @@ def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None)
     stored = read_stored(parquet, journal, schema)
     if not journal.exists():
         return stored
-    if stored is not None:
+    if stored is not None and stored.rows.num_columns:
         write_parquet(parquet, stored.rows)
-    if stored is not None and not stored.damage:
-        journal.unlink()
+    if stored is not None and stored.damage:
+        keep_damaged(journal)
     else:
-        _keep_damaged(journal)
+        journal.unlink()
     return stored
 
 
-def _keep_damaged(path: Path) -> None:
+def keep_damaged(path: Path) -> None:
+    """Move a file that cannot be read, or not all of it, to the folder `damaged/` beside it."""
     folder = path.parent / "damaged"
     folder.mkdir(exist_ok=True)
     taken = sum(1 for _ in folder.glob(f"{path.name}*"))

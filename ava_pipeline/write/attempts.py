@@ -16,7 +16,8 @@ from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, Group, Manifest, TableEntry, read_manifest, utc_now
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.write.older_rows import count_rows, make_whole, set_aside, set_aside_other_columns
+from ava_pipeline.write.accounts import missing_rows, rows_of_last
+from ava_pipeline.write.older_rows import Mended, count_rows, make_whole, set_aside, set_aside_other_columns
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -50,6 +51,9 @@ def begin_attempt(
 ) -> tuple[Manifest, list[Event]]:
     """Make older rows whole, set aside what this attempt supersedes, and draw up the manifest.
 
+    Whenever it is cut short, it can be called again: nothing is written over, and what the files hold decides what
+    the manifest says.
+
     Returns:
         The manifest, its last attempt being this one, and what there is to tell.
 
@@ -60,9 +64,10 @@ def begin_attempt(
     mended = make_whole(layout)
     older = _older_attempts(layout)
     number = len(older) + 1
-    moved = set_aside(layout, after_batch=facts.resumed_from, attempt=number)
-    changed = set_aside_other_columns(layout, list(tables), attempt=number)
-    attempt = _attempt(number, facts, {**moved, **{name: moved.get(name, 0) + changed[name] for name in changed}})
+    lacking = missing_rows(older, count_rows(layout))
+    is_moved = set_aside(layout, after_batch=facts.resumed_from, attempt=number)
+    is_changed = set_aside_other_columns(layout, tables, attempt=number)
+    attempt = _attempt(number, facts, missing_rows(older, count_rows(layout)))
     manifest = Manifest(
         heartbeat_utc=attempt.started_utc,
         tables={table.table.name: TableEntry(declaration=table, formats=tuple(formats)) for table in tables},
@@ -70,39 +75,49 @@ def begin_attempt(
         run_info=dict(facts.run_info),
         attempts=[*older, attempt],
     )
-    if moved and not facts.resumed_from:
+    if is_moved and not facts.resumed_from:
         _log.warning(
             "%s held rows of an earlier attempt: they are in %s now, and this attempt begins at batch 1. "
             "To go on behind them, call load_state_dict() before the first step.",
             layout.root,
             layout.superseded(number),
         )
-    if changed:
+    if is_changed:
         _log.warning("%s: columns changed; older rows are in %s now.", layout.root, layout.superseded(number))
-    return manifest, [_damage_event(facts, f"{one.file}: {one.message}.") for one in mended]
+    return manifest, _events(mended, lacking, older, facts)
 
 
 def _older_attempts(layout: RunLayout) -> list[Attempt]:
-    """Earlier attempts; the counts of one that was killed are taken from its files, which it outran."""
+    """Earlier attempts; one that was killed outran its counts, which are taken from its files."""
     if not layout.manifest.exists():
         return []
     attempts = read_manifest(layout.manifest).attempts
-    last = attempts[-1] if attempts else None
-    if last is not None and last.status == "running":
-        last.status = "killed"
-        before = {name: sum(one.rows.get(name, 0) for one in attempts[:-1]) for name in count_rows(layout)}
-        aside = {name: sum(one.set_aside.get(name, 0) for one in attempts) for name in before}
-        last.rows = {name: max(0, count - before[name] + aside[name]) for name, count in count_rows(layout).items()}
+    if attempts and attempts[-1].status == "running":
+        attempts[-1].status = "killed"
+        attempts[-1].rows = rows_of_last(attempts, count_rows(layout))
     return attempts
 
 
-def _attempt(number: int, facts: RunFacts, moved: Mapping[str, int]) -> Attempt:
+def _events(
+    mended: Sequence[Mended], lacking: Mapping[str, int], older: Sequence[Attempt], facts: RunFacts
+) -> list[Event]:
+    """What was lost: behind the checkpoint, or somewhere in what the last attempt left."""
+    end = facts.resumed_from
+    begin = min(older[-1].resumed_from + 1, end) if older else end
+    told = [_damage_event(f"{one.file}: {one.message}.", end if one.is_tail else begin, end) for one in mended]
+    for name, num_rows in lacking.items():
+        message = f"{name} holds {num_rows} rows fewer than its attempts wrote: look in superseded/ and damaged/."
+        told.append(_damage_event(message, min(1, end), end))
+    return told
+
+
+def _attempt(number: int, facts: RunFacts, moved: dict[str, int]) -> Attempt:
     return Attempt(
         number=number,
         started_utc=utc_now(),
         resumed_from=facts.resumed_from,
         collect_every_n=facts.collect_every_n,
-        set_aside=dict(moved),
+        set_aside=moved,
         argv=tuple(sys.argv),
         pid=os.getpid(),
         host=platform.node(),
@@ -128,12 +143,12 @@ def _git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _damage_event(facts: RunFacts, message: str) -> Event:
+def _damage_event(message: str, first_batch_idx: int, last_batch_idx: int) -> Event:
     return Event(
         event="damaged_file",
         severity="warning",
         message=message,
-        batch_idx=facts.resumed_from,
-        batch_idx_end=facts.resumed_from,
+        batch_idx=first_batch_idx,
+        batch_idx_end=last_batch_idx,
         epoch=0,
     )

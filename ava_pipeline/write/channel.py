@@ -31,13 +31,18 @@ class TelemetryStats:
     pending: int = 0
 
 
+NO_ROOM = "the files took rows more slowly than they came"
+CLOSED = "they came after rows were no longer taken"
+
+
 class Gap(NamedTuple):
-    """Collected steps that were dropped: the batches of the first and the last, and how many."""
+    """Collected steps that were dropped for one reason: the first and the last batch, how many, and why."""
 
     first_batch_idx: int
     last_batch_idx: int
     epoch: int
     num_steps: int
+    reason: str
 
 
 class Channel(Generic[Item]):
@@ -64,7 +69,7 @@ class Channel(Generic[Item]):
         self._num_accepted = 0
         self._num_settled = 0
         self._flush_up_to = 0
-        self._gap: Gap | None = None
+        self._gaps: dict[str, Gap] = {}
         self._closed = False
 
     def stats(self) -> TelemetryStats:
@@ -84,7 +89,7 @@ class Channel(Generic[Item]):
                 self._changed.wait_for(self._has_room_or_is_closed, self._wait_s)
             if not self._closed and self._has_room():
                 return
-            self._drop(batch_idx, epoch)
+            self._drop(batch_idx, epoch, CLOSED if self._closed else NO_ROOM)
             if self._closed:
                 raise ChannelClosedError("The channel is closed; no row is taken after close().")
         raise ChannelFullError(
@@ -99,31 +104,38 @@ class Channel(Generic[Item]):
             ChannelFullError: no room; the step is counted as dropped.
             ChannelClosedError: closed; the step is counted as dropped.
         """
-        self.reserve(batch_idx, epoch)
-        with self._changed:
+        with self._changed:  # held from looking for room to filling it, so that no other producer comes between
+            self.reserve(batch_idx, epoch)
             self._items.append(item)
             self._num_accepted += 1
             self._count(collected=1, pending=1)
             if len(self._items) >= self._wake_at:
                 self._changed.notify_all()
 
-    def drop(self, batch_idx: int, epoch: int) -> None:
-        """Count a step that came to nothing before it could be handed over."""
-        with self._changed:
-            self._drop(batch_idx, epoch)
+    def drop(self, batch_idx: int, epoch: int, *, reason: str = "they could not be measured") -> None:
+        """Count a step that came to nothing before it could be handed over.
 
-    def take(self, timeout_s: float) -> tuple[list[Item], Gap | None]:
+        Args:
+            batch_idx: 1-based, of the run.
+            epoch: 0-based.
+            reason: why, one of a few fixed texts: steps are counted together by it.
+        """
+        with self._changed:
+            self._drop(batch_idx, epoch, reason)
+
+    def take(self, timeout_s: float) -> tuple[list[Item], list[Gap]]:
         """Wait until many items are there, a flush is asked for, the channel is closed or the time is up.
 
         Returns:
-            All items that wait, oldest first, and what was dropped since the last call. They stay pending.
+            All items that wait, oldest first, and what was dropped since the last call, a gap a reason. The items
+            stay pending.
         """
         with self._changed:
             self._changed.wait_for(self._is_worth_waking, timeout_s)
-            items, gap = list(self._items), self._gap
+            items, gaps = list(self._items), list(self._gaps.values())
             self._items.clear()
-            self._gap = None
-            return items, gap
+            self._gaps.clear()
+            return items, gaps
 
     def settle(self, *, written: int = 0, failed: int = 0) -> None:
         """Say what became of items taken: they are pending no longer."""
@@ -146,6 +158,19 @@ class Channel(Generic[Item]):
             self._closed = True
             self._changed.notify_all()
 
+    def give_up(self) -> list[Item]:
+        """Close, and count everything pending as failed: nobody will take or settle it any more.
+
+        Returns:
+            The items that were never taken.
+        """
+        with self._changed:
+            items = list(self._items)
+            self._items.clear()
+            self.close()
+            self.settle(failed=self._stats.pending)
+            return items
+
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
@@ -160,10 +185,14 @@ class Channel(Generic[Item]):
     def _is_worth_waking(self) -> bool:
         return self._closed or len(self._items) >= self._wake_at or self._num_settled < self._flush_up_to
 
-    def _drop(self, batch_idx: int, epoch: int) -> None:
+    def _drop(self, batch_idx: int, epoch: int, reason: str) -> None:
         self._count(collected=1, dropped=1)
-        older = self._gap or Gap(batch_idx, batch_idx, epoch, 0)
-        self._gap = older._replace(last_batch_idx=batch_idx, num_steps=older.num_steps + 1)
+        gap = self._gaps.get(reason, Gap(batch_idx, batch_idx, epoch, 0, reason))
+        self._gaps[reason] = gap._replace(
+            first_batch_idx=min(gap.first_batch_idx, batch_idx),
+            last_batch_idx=max(gap.last_batch_idx, batch_idx),
+            num_steps=gap.num_steps + 1,
+        )
 
     def _count(
         self, *, collected: int = 0, written: int = 0, dropped: int = 0, failed: int = 0, pending: int = 0

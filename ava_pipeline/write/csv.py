@@ -1,5 +1,6 @@
 """The CSV writer: whole lines appended, readable at any time."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -56,6 +57,11 @@ class CsvWriter(Writer):
         """Close the file."""
         self._file.close()
 
+    def abandon(self) -> None:
+        """Close the file, whatever became of its disk."""
+        with contextlib.suppress(OSError):  # nothing is buffered here, so nothing is lost
+            self._file.close()
+
     def _check(self, header: bytes) -> None:
         self._file.seek(0)
         found = self._file.read(len(header))
@@ -73,11 +79,15 @@ def cut_torn_line(path: Path) -> bytes:
         The bytes cut; empty where the file ends with a whole line.
     """
     with path.open("r+b", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _LOOK_BACK_BYTES))
-        tail = file.read()
-        torn = tail[tail.rfind(b"\n") + 1 :]
-        file.truncate(size - len(torn))
+        start = size = file.seek(0, os.SEEK_END)
+        torn = b""
+        while start and b"\n" not in torn:
+            start = max(0, start - _LOOK_BACK_BYTES)
+            file.seek(start)
+            torn = file.read(size - start)
+        torn = torn[torn.rfind(b"\n") + 1 :]
+        if torn:
+            file.truncate(size - len(torn))
     return torn
 
 

@@ -30,3 +30,6 @@ class MemoryWriter(Writer):
 
     def close(self) -> None:
         """Nothing to finish."""
+
+    def abandon(self) -> None:
+        """Nothing to let go of."""

@@ -1,5 +1,7 @@
 """What an earlier attempt left in the run directory: made whole, and set aside where it is superseded."""
 
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,16 +12,22 @@ import pyarrow.parquet as pq
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.journal import same_columns
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.stored import store_journal, write_parquet
+from ava_pipeline.contract.stored import keep_damaged, read_parquet, store_journal, write_parquet
 from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.write.csv import cut_torn_line
 
 
 class Mended(NamedTuple):
-    """Something of an older file that could not be kept."""
+    """Something of an older file that could not be kept.
+
+    Attributes:
+        is_tail: what a process was writing when it was killed, behind everything it had flushed.
+    """
 
     file: str
     message: str
+    is_tail: bool
 
 
 def make_whole(layout: RunLayout) -> list[Mended]:
@@ -30,20 +38,31 @@ def make_whole(layout: RunLayout) -> list[Mended]:
 
     Raises:
         OSError: the disk refused.
-        DamagedFileError: a Parquet file cannot be read.
     """
-    mended = []
+    mended = [*_set_damaged_aside(layout)]
     for path in sorted(layout.telemetry.glob("*.csv")):
         torn = cut_torn_line(path)
         if torn:
-            mended.append(Mended(path.name, f"a last line of {len(torn)} bytes that was never finished was cut"))
+            message = f"a last line of {len(torn)} bytes that was never finished was cut"
+            mended.append(Mended(path.name, message, is_tail=True))
     for journal in sorted(layout.telemetry.glob("*.journal")):
+        size = journal.stat().st_size
         stored = store_journal(layout.parquet(journal.stem), journal)
-        mended += [
-            Mended(journal.name, f"{damage.num_bytes} bytes at {damage.offset} are lost: {damage.reason}")
-            for damage in (stored.damage if stored else ())
-        ]
+        for damage in stored.damage if stored else ():
+            message = f"{damage.num_bytes} bytes at {damage.offset} are lost: {damage.reason}"
+            is_tail = damage.reason.startswith("a torn") and damage.offset + damage.num_bytes == size
+            mended.append(Mended(journal.name, message, is_tail))
     return mended
+
+
+def _set_damaged_aside(layout: RunLayout) -> Iterator[Mended]:
+    """Parquet files that cannot be read go to `damaged/`, so that the new rows can be written."""
+    for path in sorted(layout.telemetry.glob("*.parquet")):
+        try:
+            read_parquet(path)
+        except DamagedFileError as error:
+            keep_damaged(path)
+            yield Mended(path.name, f"{error} It is kept in {path.parent / 'damaged'}", is_tail=False)
 
 
 def count_rows(layout: RunLayout) -> dict[str, int]:
@@ -55,44 +74,40 @@ def count_rows(layout: RunLayout) -> dict[str, int]:
     return counts
 
 
-def set_aside(layout: RunLayout, *, after_batch: int, attempt: int) -> dict[str, int]:
+def set_aside(layout: RunLayout, *, after_batch: int, attempt: int) -> bool:
     """Move rows behind `after_batch` to the attempt's folder under `superseded/`.
 
     Returns:
-        How many rows were moved, by file name.
+        Whether there were any.
 
     Raises:
         OSError: the disk refused; every row is still in one of the two places.
+        DamagedFileError: a line of a CSV file does not begin with a batch.
     """
-    target = layout.superseded(attempt)
-    moved: dict[str, int] = {}
+    folder = layout.superseded(attempt)
+    paths = [layout.telemetry / name for name, rows in sorted(count_rows(layout).items()) if rows]
     if after_batch == 0:
-        moved = count_rows(layout)
-        for name in moved:
-            _move(layout.telemetry / name, target / name)
-        return {name: count for name, count in moved.items() if count}
-    for path in sorted(layout.telemetry.glob("*.csv")):
-        moved[path.name] = _split_csv(path, target / path.name, after_batch)
-    for path in sorted(layout.telemetry.glob("*.parquet")):
-        moved[path.name] = _split_parquet(path, target / path.name, after_batch)
-    return {name: count for name, count in moved.items() if count}
+        for path in paths:
+            _move(path, folder)
+        return bool(paths)
+    splits = [(_split_csv if path.suffix == ".csv" else _split_parquet)(path, folder, after_batch) for path in paths]
+    return any(splits)
 
 
-def set_aside_other_columns(layout: RunLayout, tables: list[RunTable], *, attempt: int) -> dict[str, int]:
+def set_aside_other_columns(layout: RunLayout, tables: Sequence[RunTable], *, attempt: int) -> bool:
     """Move files whose columns are not this run's to the attempt's folder under `superseded/`.
 
     Returns:
-        How many rows were moved, by file name.
+        Whether there were any.
     """
-    counts = count_rows(layout)
-    moved = {}
+    is_any = False
     for run_table in tables:
         name = run_table.table.name
         for path in (layout.csv(name), layout.parquet(name)):
             if path.exists() and not _has_columns(path, run_table):
-                _move(path, layout.superseded(attempt) / path.name)
-                moved[path.name] = counts[path.name]
-    return moved
+                _move(path, layout.superseded(attempt))
+                is_any = True
+    return is_any
 
 
 def _has_columns(path: Path, run_table: RunTable) -> bool:
@@ -102,29 +117,47 @@ def _has_columns(path: Path, run_table: RunTable) -> bool:
         return file.readline().decode(errors="replace").rstrip("\n") == ",".join(run_table.column_names)
 
 
-def _move(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
+def _move(path: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path.rename(_free(folder / path.name))
 
 
-def _split_csv(path: Path, target: Path, after_batch: int) -> int:
-    """Lines behind `after_batch` to `target`, the others stay; first the copy, then the cut."""
-    header, *lines = path.read_bytes().splitlines(keepends=True) or [b""]
-    kept = [line for line in lines if int(line.split(b",", 1)[0]) <= after_batch]
-    if len(kept) == len(lines):
-        return 0
-    past = [line for line in lines if int(line.split(b",", 1)[0]) > after_batch]
-    for place, rows in ((target, past), (path, kept)):
+def _free(path: Path) -> Path:
+    """The path, or the next that is free: what an opening that was cut short set aside is not written over."""
+    if not path.exists():
+        return path
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    return next(name for name in names if not name.exists())
+
+
+def _split_csv(path: Path, folder: Path, after_batch: int) -> bool:
+    """Lines behind `after_batch` to `folder`, the others stay; first the copy, then the cut."""
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    kept: list[bytes] = []
+    past: list[bytes] = []
+    for number, line in enumerate(lines, start=2):
+        (kept if _batch_of(line, path, number) <= after_batch else past).append(line)
+    for place, rows in ((_free(folder / path.name), past), (path, kept)) if past else ():
         with written_aside(place) as file:
             file.writelines([header, *rows])
-    return len(past)
+    return bool(past)
 
 
-def _split_parquet(path: Path, target: Path, after_batch: int) -> int:
-    rows: pa.Table = pq.read_table(path)
+def _batch_of(line: bytes, path: Path, number: int) -> int:
+    first = line.split(b",", 1)[0]
+    try:
+        return int(first)
+    except ValueError as error:
+        raise DamagedFileError(
+            f"{path}, line {number}: {first[:40]!r} is no batch. Mend the line, or move the file away."
+        ) from error
+
+
+def _split_parquet(path: Path, folder: Path, after_batch: int) -> bool:
+    rows = read_parquet(path)
     is_kept = pc.less_equal(rows.column("batch_idx"), pa.scalar(after_batch))
     past = rows.filter(pc.invert(is_kept))
     if past.num_rows:
-        write_parquet(target, past)
+        write_parquet(_free(folder / path.name), past)
         write_parquet(path, rows.filter(is_kept))
-    return past.num_rows
+    return bool(past.num_rows)

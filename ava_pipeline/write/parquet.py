@@ -1,5 +1,6 @@
 """The Parquet writer: rows go to a journal, and become a complete Parquet file on close."""
 
+import contextlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,3 +49,8 @@ class ParquetWriter(Writer):
         """Write the Parquet file aside, read it back, rename it, and remove the journal."""
         self._journal.close()
         store_journal(self._parquet, self._journal_path, self._schema)
+
+    def abandon(self) -> None:
+        """Close the journal and leave it: every batch of it can be read."""
+        with contextlib.suppress(OSError):  # nothing is buffered here, so nothing is lost
+            self._journal.close()

@@ -60,6 +60,48 @@ class PendingRow:
     sample_ids: Sequence[object] | None = None
 
 
+def read_steps(
+    steps: Sequence[PendingRow],
+) -> tuple[list[PendingRow], list[list[Numbers]], list[tuple[PendingRow, Exception]]]:
+    """Wait for the steps' numbers.
+
+    Returns:
+        The steps whose numbers came, their numbers, and the other steps with what went wrong.
+    """
+    read: list[PendingRow] = []
+    numbers: list[list[Numbers]] = []
+    refused: list[tuple[PendingRow, Exception]] = []
+    for step in steps:
+        try:
+            numbers.append(step.staged.read())
+            read.append(step)
+        except Exception as error:  # noqa: BLE001  # a device can fail in any way: it costs the step only
+            refused.append((step, error))
+    return read, numbers, refused
+
+
+def rows_of_each(
+    source: RowSource, index: int, steps: Sequence[PendingRow], numbers: Sequence[list[Numbers]]
+) -> tuple[list[PendingRow], Rows, list[tuple[PendingRow, Exception]]]:
+    """The rows of one table, where a step of which none can be made costs only itself.
+
+    Returns:
+        The steps that have a row, their rows, and the other steps with what its measure raised.
+    """
+    try:
+        return list(steps), rows_of(source, index, steps, numbers), []
+    except Exception as error:  # noqa: BLE001  # a measure is anyone's code: whatever it raises costs rows only
+        if len(steps) == 1:
+            return [], [], [(steps[0], error)]
+    made: list[PendingRow] = []
+    rows: Rows = []
+    refused: list[tuple[PendingRow, Exception]] = []
+    for one, its_numbers in zip(steps, numbers, strict=True):
+        its_step, its_row, its_error = rows_of_each(source, index, [one], [its_numbers])
+        made, rows, refused = made + its_step, rows + its_row, refused + its_error
+    return made, rows, refused
+
+
 def rows_of(source: RowSource, index: int, steps: Sequence[PendingRow], numbers: Sequence[list[Numbers]]) -> Rows:
     """The rows of one table.
 

@@ -1,27 +1,32 @@
 """Every file that telemetry writes in one run directory, from opening an attempt to ending it."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.files import sync_folder
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import Manifest, Status, StepCounters, utc_now, write_manifest
+from ava_pipeline.contract.manifest import Status
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.signs.non_finite import non_finite_events
+from ava_pipeline.errors import AvaPipelineError, WriteError
 from ava_pipeline.write.attempts import RunFacts, begin_attempt
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.csv import CsvWriter
 from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.kept_manifest import KeptManifest
 from ava_pipeline.write.lock import RunLock
+from ava_pipeline.write.losses import moved_event, unread_step_event
+from ava_pipeline.write.measured_table import MeasuredTable
 from ava_pipeline.write.parquet import ParquetWriter
-from ava_pipeline.write.rows import PendingRow, RowSource, rows_of
-from ava_pipeline.write.table_files import Outcome, TableFiles
+from ava_pipeline.write.rows import PendingRow, RowSource, read_steps
+from ava_pipeline.write.table_files import TableFiles
 from ava_pipeline.write.writer import Writer
 
-HEARTBEAT_S = 10.0
+RETRY_S = 5.0
 
 Format = Literal["csv", "parquet"]
 
@@ -39,9 +44,10 @@ class RunFiles:
         log: where to tell what happens.
         formats: file formats of the tables; events are CSV whatever they are.
         fsync: sync every file after each write.
+        retry_s: after an opening that failed, how long the disk is left alone.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what is written, and how, each with its name
         self,
         root: Path,
         sources: Sequence[RowSource],
@@ -50,6 +56,7 @@ class RunFiles:
         *,
         formats: Sequence[Format] = ("csv", "parquet"),
         fsync: bool = False,
+        retry_s: float = RETRY_S,
     ) -> None:
         self._layout = RunLayout(root)
         self._sources = sources
@@ -57,84 +64,109 @@ class RunFiles:
         self._log = log
         self._formats = tuple(formats)
         self._fsync = fsync
+        self._retry_s = retry_s
+        self._refusal = ""
+        self._closed_until = -math.inf
         self._lock: RunLock | None = None
-        self._tables: list[TableFiles] = []
-        self._manifest: Manifest | None = None
-        self._heartbeat_due = 0.0
+        self._tables: list[MeasuredTable] = []
+        self._manifest: KeptManifest | None = None
+        self._before = TelemetryStats()
+        self._last_batch_idx = 0
 
     @property
     def is_open(self) -> bool:
         """Whether an attempt has begun and not ended."""
         return self._manifest is not None
 
-    def open(self) -> None:
-        """Begin an attempt: lock the run, make older rows whole or set them aside, open every file.
+    def open(self, stats: TelemetryStats) -> None:
+        """Begin an attempt, unless one is under way: lock the run, see to older rows, open every file.
+
+        Where the run directory was moved or removed under a running attempt, a new one begins in its place. After a
+        failure the next call tries again, once `retry_s` have passed; never, where another process writes the run:
+        its rows would be set aside by this one as soon as it ends.
+
+        Args:
+            stats: the counters; what was settled before this attempt is not counted as its own.
 
         Raises:
             OSError: the disk refused.
-            WriteError: another process writes this run.
+            WriteError: another process writes this run, or it is too early to try again.
             DamagedFileError: an older file cannot be read.
         """
-        self._layout.telemetry.mkdir(parents=True, exist_ok=True)
-        self._lock = self._lock or RunLock(self._layout.lock)
-        tables = [source.run_table for source in self._sources]
-        manifest, events = begin_attempt(self._layout, tables, self._facts, self._formats)
-        with ExitStack() as opened:  # trouble with one file closes those before it: opening is tried again
-            files = []
-            for table in tables:
-                files.append(TableFiles(table, [self._writer(table, kind) for kind in self._formats]))
-                opened.callback(files[-1].close)
-            self._log.open(self._layout.csv("events"))
-            opened.pop_all()
-        self._tables = files
-        self._manifest = manifest
-        for event in events:
-            self._log.add(event)
-        self._write_manifest(manifest)
+        if self.is_open and self._lock is not None and not self._lock.is_in_place():
+            self._leave(stats)
+        if self.is_open:
+            return
+        if time.monotonic() < self._closed_until:
+            raise WriteError(self._refusal)
+        try:
+            self._open()
+        except (OSError, AvaPipelineError) as error:
+            self._refusal = str(error)
+            is_final = isinstance(error, WriteError)
+            self._closed_until = math.inf if is_final else time.monotonic() + self._retry_s
+            raise
 
     def write(self, steps: Sequence[PendingRow]) -> int:
         """Write the rows of some steps to every table.
 
         Returns:
-            How many of the steps failed: a rule or a writer refused one of their rows.
+            How many of the steps failed: a measure, a rule or a writer refused one of their rows.
         """
-        numbers = [step.staged.read() for step in steps]
-        failed: set[int] = set()
-        for index, (source, files) in enumerate(zip(self._sources, self._tables, strict=True)):
-            rows = rows_of(source, index, steps, numbers)
-            outcome = files.write(rows)
-            self._tell(outcome, files, steps)
-            for event in non_finite_events(rows):
-                self._log.add(event)
-            failed |= outcome.failed
+        read, numbers, unread = read_steps(steps)
+        for step, error in unread:
+            self._log.add(unread_step_event(step, error))
+        failed = {step.batch_idx for step, _ in unread}
+        for table in self._tables:
+            failed |= table.write(read, numbers)
         if self._manifest is not None:
             self._manifest.attempt.deferred += sum(step.is_deferred for step in steps)
+        self._last_batch_idx = steps[-1].batch_idx
         self._log.write()
-        self._sync()
+        if self._fsync:
+            self._sync()
         return len(failed)
 
     def heartbeat(self, stats: TelemetryStats) -> None:
-        """Say in the manifest that the run lives, at most every `HEARTBEAT_S`."""
-        if self._manifest is not None and time.monotonic() >= self._heartbeat_due:
-            self._log.write()
-            self._count(self._manifest, stats)
-            self._write_manifest(self._manifest)
+        """Write what there is to tell, and now and then say in the manifest that the run lives."""
+        self._log.write()
+        if self._manifest is not None and self._manifest.is_due():
+            self._manifest.beat(stats, self._num_rows())
 
     def close(self, stats: TelemetryStats, status: Status, error: str | None) -> None:
         """End the attempt: finish every file, then say so in the manifest."""
         manifest, self._manifest = self._manifest, None
         if manifest is not None:
-            for files in self._tables:
-                for name, trouble in files.close().items():
-                    self._log.fail(trouble, f"{name} could not be finished")
+            for table in self._tables:
+                table.close()
             self._log.close()
-            self._count(manifest, stats)
-            attempt = manifest.attempt
-            attempt.status, attempt.error, attempt.ended_utc = status, error, utc_now()
-            manifest.status = status
-            self._write_manifest(manifest)
-        if self._lock is not None:
-            self._lock.release()
+            manifest.end(stats, self._num_rows(), status, error)
+        self._unlock()
+
+    def _open(self) -> None:
+        self._layout.telemetry.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as opened:  # trouble with one file lets go of those before it
+            self._lock = RunLock(self._layout.lock)
+            opened.callback(self._unlock)
+            tables = [source.run_table for source in self._sources]
+            manifest, events = begin_attempt(self._layout, tables, self._facts, self._formats)
+            self._tables = []
+            for index, source in enumerate(self._sources):
+                files = TableFiles(source.run_table, self._writers(source.run_table, opened))
+                self._tables.append(MeasuredTable(source, index, files, self._log))
+            self._log.open(self._layout.csv("events"))
+            opened.callback(self._log.abandon)
+            self._manifest = KeptManifest(self._layout.manifest, manifest, self._log, before=self._before)
+            opened.pop_all()
+        for event in events:
+            self._log.add(event)
+
+    def _writers(self, table: RunTable, opened: ExitStack) -> list[Writer]:
+        writers = []
+        for kind in self._formats:
+            writers.append(self._writer(table, kind))
+            opened.callback(writers[-1].abandon)
+        return writers
 
     def _writer(self, table: RunTable, kind: Format) -> Writer:
         name = table.table.name
@@ -142,51 +174,32 @@ class RunFiles:
             return CsvWriter(self._layout.csv(name), table.arrow_schema)
         return ParquetWriter(self._layout.parquet(name), self._layout.journal(name), table.arrow_schema)
 
-    def _tell(self, outcome: Outcome, files: TableFiles, steps: Sequence[PendingRow]) -> None:
-        table = files.run_table.table.name
-        for problem in outcome.problems:
-            what = f"{table}.{problem.column} was {problem.value}: {problem.message}. The row was not written."
-            self._tell_of(steps[problem.row : problem.row + 1], "failed_row", what, problem.column)
-        for name, error in outcome.errors.items():
-            self._tell_of(steps, "failed_write", f"{name} did not take {len(steps)} rows: {error}", name)
+    def _leave(self, stats: TelemetryStats) -> None:
+        """Let go of files that are no longer in the run directory; what follows is another attempt."""
+        for table in self._tables:
+            table.abandon()
+        self._log.abandon()
+        self._unlock()
+        self._manifest = None
+        settled = stats.collected - stats.pending
+        self._before = replace(stats, collected=settled, pending=0)
+        self._facts = replace(self._facts, resumed_from=self._last_batch_idx)
+        self._log.add(moved_event(self._layout.root, self._last_batch_idx))
 
-    def _tell_of(
-        self, steps: Sequence[PendingRow], event: Literal["failed_row", "failed_write"], message: str, column: str
-    ) -> None:
-        self._log.add(
-            Event(
-                event=event,
-                severity="error",
-                message=message,
-                batch_idx=steps[0].batch_idx,
-                batch_idx_end=steps[-1].batch_idx,
-                epoch=steps[0].epoch,
-                column=column,
-            )
-        )
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _sync(self) -> None:
-        for files in self._tables if self._fsync else ():
-            try:
-                files.sync()
-            except OSError as error:
-                self._log.fail(error, f"{files.run_table.table.name} could not be synced")
-
-    def _count(self, manifest: Manifest, stats: TelemetryStats) -> None:
-        manifest.attempt.counters = StepCounters(
-            collected=stats.collected,
-            written=stats.written,
-            dropped=stats.dropped,
-            failed=stats.failed,
-            pending=stats.pending,
-        )
-        rows = {name: count for table in self._tables for name, count in table.num_rows.items()}
-        manifest.attempt.rows = rows | self._log.num_rows
-        manifest.heartbeat_utc = utc_now()
-
-    def _write_manifest(self, manifest: Manifest) -> None:
-        self._heartbeat_due = time.monotonic() + HEARTBEAT_S
+        for table in self._tables:
+            table.sync()
         try:
-            write_manifest(self._layout.manifest, manifest)
+            self._log.sync()
+            sync_folder(self._layout.telemetry)
         except OSError as error:
-            self._log.fail(error, "manifest.json could not be written")
+            self._log.fail(error, "events.csv could not be synced")
+
+    def _num_rows(self) -> dict[str, int]:
+        rows = {name: count for table in self._tables for name, count in table.num_rows.items()}
+        return rows | self._log.num_rows

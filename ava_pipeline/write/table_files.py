@@ -26,8 +26,15 @@ class Outcome:
     errors: dict[str, Exception] = field(default_factory=dict)
 
 
+# An integer beyond int64, a text that is no UTF-8: kept by the row model, and not to be stored.
+_NOT_IN_ARROW = (pa.ArrowException, OverflowError, UnicodeError)
+
+
 class TableFiles:
     """The files of one table.
+
+    A writer that refuses a batch does not cost the others theirs: a row on the disk is not taken back because another
+    file lacks it. Its step counts as failed, and the event names the file and the batches that it lacks.
 
     Args:
         run_table: the table with this run's columns.
@@ -46,9 +53,8 @@ class TableFiles:
         """Write the rows that keep the table's rules."""
         outcome = Outcome(problems=self.run_table.problems(rows))
         outcome.failed = {problem.row for problem in outcome.problems}
-        good = [row for position, row in enumerate(rows) if position not in outcome.failed]
-        if good:
-            batch = pa.RecordBatch.from_pylist(good, schema=self.run_table.arrow_schema)
+        batch = self._batch(rows, outcome)
+        if batch.num_rows:
             self._hand_over(batch, outcome)
         if outcome.errors:
             outcome.failed = set(range(len(rows)))
@@ -72,6 +78,30 @@ class TableFiles:
             except Exception as error:  # noqa: BLE001  # whatever breaks one file must not cost the others
                 errors[writer.file_name] = error
         return errors
+
+    def abandon(self) -> None:
+        """Let go of every file as it is."""
+        for writer in self._writers:
+            writer.abandon()
+
+    def _batch(self, rows: Rows, outcome: Outcome) -> pa.RecordBatch:
+        """The rows that did not fail; those that Arrow cannot hold fail here."""
+        schema = self.run_table.arrow_schema
+        good = [row for position, row in enumerate(rows) if position not in outcome.failed]
+        try:
+            return pa.RecordBatch.from_pylist(good, schema=schema)
+        except _NOT_IN_ARROW:
+            pass  # which row it was, Arrow does not say: each is tried by itself
+        for position in set(range(len(rows))) - outcome.failed:
+            for name, value in rows[position].items():
+                try:
+                    pa.array([value], type=schema.field(name).type)
+                except _NOT_IN_ARROW as error:
+                    outcome.failed.add(position)
+                    outcome.problems.append(
+                        RowProblem(row=position, column=name, value=repr(value), message=str(error))
+                    )
+        return self._batch(rows, outcome)
 
     def _hand_over(self, batch: pa.RecordBatch, outcome: Outcome) -> None:
         for writer in self._writers:

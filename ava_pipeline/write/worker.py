@@ -6,11 +6,10 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.manifest import Status
-from ava_pipeline.errors import AvaPipelineError
-from ava_pipeline.write.channel import MAX_ROWS_PER_WAKE, Channel, Gap, TelemetryStats
+from ava_pipeline.write.channel import MAX_ROWS_PER_WAKE, Channel, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.losses import gap_event, lost_event
 from ava_pipeline.write.rows import PendingRow
 from ava_pipeline.write.run_files import RunFiles
 
@@ -88,18 +87,15 @@ class Worker:
         try:
             self._drain()
         except BaseException as error:
-            self._channel.close()
-            self._log.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)), "telemetry died")
-            waiting, _ = self._channel.take(0.0)
-            self._channel.settle(failed=len(waiting))
+            self._die(error)
             raise
 
     def _drain(self) -> None:
         while True:
             is_last = self._channel.is_closed
-            steps, gap = self._channel.take(self._flush_interval_s)
-            if gap is not None:
-                self._log.add(_gap_event(gap))
+            steps, gaps = self._channel.take(self._flush_interval_s)
+            for gap in gaps:
+                self._log.add(gap_event(gap))
             for start in range(0, len(steps), MAX_ROWS_PER_WAKE):
                 self._write(steps[start : start + MAX_ROWS_PER_WAKE])
             if is_last:
@@ -110,38 +106,21 @@ class Worker:
     def _write(self, steps: Sequence[PendingRow]) -> None:
         num_failed = len(steps)
         try:
-            if not self._files.is_open:
-                self._files.open()
+            self._files.open(self._channel.stats())
             num_failed = self._files.write(steps)
-        except (OSError, AvaPipelineError) as error:
-            self._log.add(_lost_event(steps, error))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it costs these rows and not the thread
+            self._log.add(lost_event(steps, f"{type(error).__name__}: {error}"))
         finally:
             self._channel.settle(written=len(steps) - num_failed, failed=num_failed)
+
+    def _die(self, error: BaseException) -> None:
+        """Leave nobody waiting: steps count as failed, later ones as dropped, and the files are finished."""
+        waiting = self._channel.give_up()
+        self._log.fail(error, "telemetry ended early")
+        if waiting:
+            self._log.add(lost_event(waiting, "telemetry ended early."))
+        self._files.close(self._channel.stats(), "failed", type(error).__name__)
 
 
 def _status_of(error: type[BaseException]) -> Status:
     return "interrupted" if issubclass(error, KeyboardInterrupt) else "failed"
-
-
-def _gap_event(gap: Gap) -> Event:
-    return Event(
-        event="gap",
-        severity="warning",
-        message=f"{gap.num_steps} collected steps were dropped: the files took rows more slowly than they came.",
-        batch_idx=gap.first_batch_idx,
-        batch_idx_end=gap.last_batch_idx,
-        epoch=gap.epoch,
-        value=float(gap.num_steps),
-    )
-
-
-def _lost_event(steps: Sequence[PendingRow], error: Exception) -> Event:
-    return Event(
-        event="failed_write",
-        severity="error",
-        message=f"{len(steps)} collected steps could not be written: {error}",
-        batch_idx=steps[0].batch_idx,
-        batch_idx_end=steps[-1].batch_idx,
-        epoch=steps[0].epoch,
-        value=float(len(steps)),
-    )

@@ -40,3 +40,7 @@ class Writer(ABC):
         Raises:
             OSError: the file could not be finished; what was taken can still be recovered.
         """
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Let go of the file as it is: what was taken stays where it lies. Never raises, never names the file."""

@@ -1,0 +1,110 @@
+"""Events that say which steps are missing, where, and why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.tables import RowProblem
+from ava_pipeline.write.channel import Gap
+from ava_pipeline.write.rows import PendingRow
+
+MAX_TOLD_SAMPLES = 20
+
+
+def gap_event(gap: Gap) -> Event:
+    """Steps that were dropped before they reached the worker."""
+    return Event(
+        event="gap",
+        severity="warning",
+        message=f"{gap.num_steps} collected steps were dropped: {gap.reason}.",
+        batch_idx=gap.first_batch_idx,
+        batch_idx_end=gap.last_batch_idx,
+        epoch=gap.epoch,
+        value=float(gap.num_steps),
+    )
+
+
+def lost_event(steps: Sequence[PendingRow], reason: object, *, file: str | None = None) -> Event:
+    """Steps that were not written: by one file, or by none.
+
+    Args:
+        steps: at least one, in order.
+        reason: why.
+        file: the one that lacks them; None where all do.
+    """
+    return Event(
+        event="failed_write",
+        severity="error",
+        message=f"{file or 'telemetry'} did not take {len(steps)} collected steps: {reason}",
+        batch_idx=steps[0].batch_idx,
+        batch_idx_end=steps[-1].batch_idx,
+        epoch=steps[0].epoch,
+        column=file,
+        value=float(len(steps)),
+    )
+
+
+def refused_row_event(step: PendingRow, table: str, problem: RowProblem) -> Event:
+    """A row that broke a rule of its table."""
+    what = f"{table}.{problem.column} was {problem.value}: {problem.message}. The row was not written."
+    return _failed_row(step, what, problem.column)
+
+
+def unmade_row_event(step: PendingRow, table: str, error: Exception) -> Event:
+    """A row that could not be made of its numbers."""
+    return _failed_row(step, f"{table}: no row could be made of the step: {type(error).__name__}: {error}", table)
+
+
+def unread_step_event(step: PendingRow, error: Exception) -> Event:
+    """A step whose numbers did not come from the device."""
+    return _failed_row(step, f"The step's numbers could not be read: {type(error).__name__}: {error}", None)
+
+
+def moved_event(root: Path, last_batch_idx: int) -> Event:
+    """A run directory that is no longer where it was."""
+    return Event(
+        event="damaged_file",
+        severity="error",
+        message=f"{root} was moved or removed while it was written: rows up to batch {last_batch_idx} went with it.",
+        batch_idx=1,
+        batch_idx_end=last_batch_idx,
+        epoch=0,
+    )
+
+
+def with_samples(event: Event, steps: Mapping[int, PendingRow]) -> Event:
+    """Name what the event's first batch consisted of, where the user said so.
+
+    Args:
+        event: of some batches.
+        steps: by batch_idx.
+    """
+    ids = steps[event.batch_idx].sample_ids if event.batch_idx in steps else None
+    if ids is None:
+        return event
+    listed = _listed(ids)
+    more = f" and {len(listed) - MAX_TOLD_SAMPLES} more" if len(listed) > MAX_TOLD_SAMPLES else ""
+    samples = ", ".join(map(str, listed[:MAX_TOLD_SAMPLES]))
+    return replace(event, message=f"{event.message} Samples of batch {event.batch_idx}: {samples}{more}.")
+
+
+def _listed(ids: object) -> list[object]:
+    """The ids as a list; a tensor or an array knows how to make one of itself."""
+    try:
+        listed = ids.tolist() if hasattr(ids, "tolist") else ids
+    except Exception as error:  # noqa: BLE001  # ids on a device that fails must not cost the rows beside them
+        return [f"unknown ({type(error).__name__}: {error})"]
+    return list(listed) if isinstance(listed, Sequence) and not isinstance(listed, str) else [listed]
+
+
+def _failed_row(step: PendingRow, message: str, column: str | None) -> Event:
+    return Event(
+        event="failed_row",
+        severity="error",
+        message=message,
+        batch_idx=step.batch_idx,
+        batch_idx_end=step.batch_idx,
+        epoch=step.epoch,
+        column=column,
+    )

@@ -1,0 +1,71 @@
+"""One measure's table: rows made of steps, written, and what is odd about them told."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ava_pipeline.signs.non_finite import non_finite_events
+from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.losses import lost_event, refused_row_event, unmade_row_event, with_samples
+from ava_pipeline.write.rows import Numbers, PendingRow, RowSource, rows_of_each
+from ava_pipeline.write.table_files import Outcome, TableFiles
+
+
+class MeasuredTable:
+    """A table's files and the measure that fills them.
+
+    Args:
+        source: makes the rows.
+        index: the measure's place in every step's numbers and layouts.
+        files: take the rows.
+        log: where to tell what happens.
+    """
+
+    def __init__(self, source: RowSource, index: int, files: TableFiles, log: EventLog) -> None:
+        self._source = source
+        self._index = index
+        self._files = files
+        self._log = log
+        self._name = source.run_table.table.name
+
+    @property
+    def num_rows(self) -> Counter[str]:
+        """Rows taken so far, by file name."""
+        return self._files.num_rows
+
+    def write(self, steps: Sequence[PendingRow], numbers: Sequence[list[Numbers]]) -> set[int]:
+        """Write a row a step.
+
+        Returns:
+            The batches of steps whose row some file lacks; the log tells why.
+        """
+        made, rows, refused = rows_of_each(self._source, self._index, steps, numbers)
+        for step, error in refused:
+            self._log.add(unmade_row_event(step, self._name, error))
+        outcome = self._files.write(rows)
+        self._tell(outcome, made)
+        by_batch = {step.batch_idx: step for step in made}
+        for event in non_finite_events(rows):
+            self._log.add(with_samples(event, by_batch))
+        return {step.batch_idx for step, _ in refused} | {made[row].batch_idx for row in outcome.failed}
+
+    def sync(self) -> None:
+        """Wait until every row taken survives a power loss; trouble is told."""
+        try:
+            self._files.sync()
+        except OSError as error:
+            self._log.fail(error, f"{self._name} could not be synced")
+
+    def close(self) -> None:
+        """Finish every file; trouble is told."""
+        for name, error in self._files.close().items():
+            self._log.fail(error, f"{name} could not be finished")
+
+    def abandon(self) -> None:
+        """Let go of every file as it is."""
+        self._files.abandon()
+
+    def _tell(self, outcome: Outcome, steps: Sequence[PendingRow]) -> None:
+        for problem in outcome.problems:
+            self._log.add(refused_row_event(steps[problem.row], self._name, problem))
+        for file, error in outcome.errors.items():
+            self._log.add(lost_event(steps, error, file=file))

@@ -10,7 +10,8 @@ import pytest
 from ava_pipeline.contract.journal import JournalWriter, read_journal, same_columns
 from ava_pipeline.contract.tables import VERSION_KEY
 
-SCHEMA = pa.schema({"batch_idx": pa.int64(), "name": pa.string()})
+FIELDS: dict[str, pa.DataType] = {"batch_idx": pa.int64(), "name": pa.string()}
+SCHEMA = pa.schema(FIELDS)
 # Rows that look like the beginning of a frame, to a reader that searches for one.
 BATCHES = [
     pa.RecordBatch.from_pydict({"batch_idx": [start, start + 1], "name": ["AVAjrnR1", None]}, schema=SCHEMA)

@@ -11,7 +11,8 @@ from ava_pipeline.contract.stored import read_stored, same_bits, store_journal, 
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.arrays import integers
 
-SCHEMA = pa.schema({"batch_idx": pa.int64(), "norm": pa.float32()})
+FIELDS: dict[str, pa.DataType] = {"batch_idx": pa.int64(), "norm": pa.float32()}
+SCHEMA = pa.schema(FIELDS)
 
 
 def batch(*batches: int) -> pa.RecordBatch:

@@ -50,7 +50,7 @@ class _Other:
 
 def _only_in(run: Inspected, part: Part, other: Part) -> Iterator[Breach]:
     """Rows that only one file has and no event explains; while rows come, the other file may lag behind."""
-    lost = np.setdiff1d(part.batches, other.batches)
+    lost = part.batches[~np.isin(part.batches, other.batches)]
     lost = lost[~run.missing.overlap(lost, lost)]
     if run.is_open:
         lost = lost[lost <= other.batches.max(initial=0)]

@@ -157,6 +157,8 @@ def _take(frame: _Frame, journal: Journal) -> None:
     elif journal.schema is None:
         journal.damage.append(Damage(frame.end - len(payload), len(payload), "rows whose schema is lost"))
     else:
+        if not journal.batches and journal.rows_before == 0:
+            journal.rows_before = frame.rows_before  # as far as can be told where the schema's frame is lost
         journal.batches.append((frame.rows_before, pa.ipc.read_record_batch(payload, journal.schema)))
 
 

@@ -47,9 +47,10 @@ def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -
     found = _read_journal(journal, schema)
     parts = [read_parquet(parquet)] if parquet.exists() else []
     if found is not None and found.schema is not None:
+        rows = pa.Table.from_batches([batch for _, batch in found.batches], found.schema)
+        # Counted in rows that can be read: of a damaged journal no more than those went into the Parquet file.
         num_stored = parts[0].num_rows if parts else 0
-        batches = [batch.slice(max(0, num_stored - before)) for before, batch in found.batches]
-        parts.append(pa.Table.from_batches([batch for batch in batches if batch.num_rows], found.schema))
+        parts.append(rows.slice(max(0, num_stored - found.rows_before)))
     damage = found.damage if found else []
     if not parts:
         return None if not damage else Stored(pa.table({}), tuple(damage))

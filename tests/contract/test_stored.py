@@ -100,6 +100,19 @@ def test_a_journal_that_becomes_parquet_while_it_is_read_loses_no_row(
     assert files.read() == [1, 2]
 
 
+def test_a_kill_before_a_damaged_journal_is_put_away_doubles_no_row(files: Files) -> None:
+    """Its readable rows are in the Parquet file, fewer than its frames count."""
+    files.journaled(batch(1), batch(2), batch(3), batch(4))
+    data = bytearray(files.journal.read_bytes())
+    second = data.index(b"AVAjrnR1", data.index(b"AVAjrnR1") + 1)
+    data[second + 40] ^= 1
+    files.journal.write_bytes(data)
+    found = read_stored(files.parquet, files.journal)
+    assert found is not None
+    write_parquet(files.parquet, found.rows)
+    assert files.read() == [1, 3, 4]
+
+
 def test_a_damaged_journal_is_kept_when_its_rows_are_stored(files: Files) -> None:
     """What could be read is in Parquet; the bytes themselves are set aside for whoever can read more."""
     files.journaled(batch(1), batch(2))

@@ -13,6 +13,7 @@ from ava_pipeline.write.writer import Writer
 
 _LOOK_BACK_BYTES = 2**20
 _ROWS = csv.WriteOptions(include_header=False, quoting_style="needed")
+_MUST_BE_QUOTED = frozenset(',"\r\n')
 
 
 class CsvWriter(Writer):
@@ -92,6 +93,28 @@ def cut_torn_line(path: Path) -> bytes:
 
 
 def _lines(batch: pa.RecordBatch) -> bytes:
+    if not any(pa.types.is_string(field.type) for field in batch.schema):
+        return _arrow_lines(batch)
+    # Arrow quotes every text or none: here each is quoted by itself, where it must be.
+    columns = [_fields(batch.select([index])) for index in range(batch.num_columns)]
+    return b"".join(b",".join(fields) + b"\n" for fields in zip(*columns, strict=True))
+
+
+def _fields(column: pa.RecordBatch) -> list[bytes]:
+    if not pa.types.is_string(column.schema.field(0).type):
+        return _arrow_lines(column).split(b"\n")[:-1]
+    return [_quoted(text) for text in column.column(0).to_pylist()]
+
+
+def _quoted(text: str | None) -> bytes:
+    """An empty text is quoted, so that it is no null."""
+    if text is None:
+        return b""
+    is_plain = text and not _MUST_BE_QUOTED.intersection(text)
+    return (text if is_plain else '"' + text.replace('"', '""') + '"').encode()
+
+
+def _arrow_lines(batch: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
     csv.write_csv(batch, sink, _ROWS)
     return sink.getvalue().to_pybytes()

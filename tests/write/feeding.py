@@ -1,0 +1,133 @@
+"""A run without torch: a measure of plain numbers, and the files and events that come of it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import csv
+
+from ava_pipeline.contract.keys import KEY_COLUMNS
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.stored import read_stored
+from ava_pipeline.contract.tables import Column, RunTable, Table
+from ava_pipeline.write.attempts import RunFacts
+from ava_pipeline.write.channel import Channel, TelemetryStats
+from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.rows import Numbers, PendingRow
+from ava_pipeline.write.run_files import RunFiles
+from ava_pipeline.write.worker import Worker
+
+NORMS = Table(
+    name="norms",
+    description="Norms.",
+    columns=KEY_COLUMNS,
+    run_columns=Column(name="<group>", dtype="float32", description="A norm.", nullable=True, not_below=0),
+)
+NO_STEPS = TelemetryStats()
+
+
+class PlainMeasure:
+    """A measure whose numbers are the row's values already.
+
+    Attributes:
+        broken: batches' first values on which it raises, as a measure with a bug would.
+    """
+
+    def __init__(self, table: Table = NORMS, columns: Sequence[str] = ("overall", "head")) -> None:
+        self.run_table = RunTable.of(table, columns)
+        self.broken: set[object] = set()
+
+    def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Sequence[object]]:  # noqa: ARG002  # these numbers need none
+        """A column a name."""
+        if any(one[0] in self.broken for one in numbers):
+            raise ZeroDivisionError("a measure with a bug")
+        return {name: [one[place] for one in numbers] for place, name in enumerate(self.run_table.run_column_names)}
+
+
+@dataclass
+class Staged:
+    """Numbers that are there already, or an error where the device failed."""
+
+    numbers: list[list[object]]
+    error: Exception | None = None
+
+    def read(self) -> list[Numbers]:
+        """Give the numbers."""
+        if self.error is not None:
+            raise self.error
+        return list(self.numbers)
+
+
+def step(batch_idx: int, *values: object, sample_ids: Sequence[object] | None = None) -> PendingRow:
+    """A collected step of one measure; without values, numbers that tell the batch."""
+    numbers = list(values) or [float(batch_idx), 0.5]
+    return PendingRow(batch_idx, 0, Staged([numbers]), (None,), sample_ids=sample_ids)
+
+
+def steps(batches: Iterable[int]) -> list[PendingRow]:
+    """A step a batch."""
+    return [step(batch) for batch in batches]
+
+
+@dataclass
+class Room:
+    """Everything behind the training thread, in one run directory."""
+
+    root: Path
+    resumed_from: int = 0
+    measure: PlainMeasure = field(default_factory=PlainMeasure)
+    retry_s: float = 0.0
+    max_pending: int = 1024
+    flush_interval_s: float = 0.01
+    fsync: bool = False
+
+    def __post_init__(self) -> None:
+        self.layout = RunLayout(self.root)
+        self.log = EventLog(self.root)
+        facts = RunFacts(groups={}, collect_every_n=1, resumed_from=self.resumed_from)
+        self.files = RunFiles(self.root, [self.measure], facts, self.log, retry_s=self.retry_s, fsync=self.fsync)
+        self.channel: Channel[PendingRow] = Channel(self.max_pending)
+        self.worker = Worker(self.channel, self.files, self.log, flush_interval_s=self.flush_interval_s)
+
+    def write(self, batches: Iterable[int]) -> None:
+        """Open the run and write a step a batch, each by itself, without a thread."""
+        self.files.open(NO_STEPS)
+        for one in steps(batches):
+            assert self.files.write([one]) == 0
+
+    def close(self) -> None:
+        """Finish the run, without a thread."""
+        self.files.close(NO_STEPS, "finished", None)
+
+    def offer(self, one: PendingRow) -> None:
+        """Hand a step to the worker."""
+        self.channel.offer(one, one.batch_idx, one.epoch)
+
+
+def csv_rows(path: Path) -> list[dict[str, object]]:
+    """The rows of a CSV file as another program would read them."""
+    options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+    return csv.read_csv(path, convert_options=options).to_pylist()
+
+
+def csv_batches(root: Path) -> list[object]:
+    """The batches in the CSV file of norms."""
+    return [row["batch_idx"] for row in csv_rows(RunLayout(root).csv("norms"))]
+
+
+def parquet_batches(root: Path) -> list[object]:
+    """The batches in the Parquet file of norms and its journal."""
+    layout = RunLayout(root)
+    stored = read_stored(layout.parquet("norms"), layout.journal("norms"))
+    return [] if stored is None else stored.rows.column("batch_idx").to_pylist()
+
+
+def event_rows(root: Path, name: str) -> list[dict[str, object]]:
+    """The events of one name."""
+    return [row for row in csv_rows(RunLayout(root).csv("events")) if row["event"] == name]
+
+
+def batch_of(schema: pa.Schema, rows: Sequence[Mapping[str, object]]) -> pa.RecordBatch:
+    """Rows as writers take them."""
+    return pa.RecordBatch.from_pylist(list(rows), schema=schema)

@@ -1,0 +1,102 @@
+"""CSV files: the text itself, and files that exist already."""
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import csv
+
+from ava_pipeline.errors import DamagedFileError
+from ava_pipeline.write.csv import CsvWriter, cut_torn_line
+from tests.write.feeding import batch_of
+
+SCHEMA = pa.schema(
+    [pa.field("batch_idx", pa.int64()), pa.field("overall", pa.float32()), pa.field("rate", pa.float64())]
+)
+
+
+def write(path: Path, *rows: tuple[object, ...]) -> None:
+    """Open the file, append rows and close it."""
+    writer = CsvWriter(path, SCHEMA)
+    writer.write(batch_of(SCHEMA, [dict(zip(SCHEMA.names, row, strict=True)) for row in rows]))
+    writer.close()
+
+
+def test_the_text_is_plain(tmp_path: Path) -> None:
+    """Nothing is quoted without need, lines end in LF, floats are in their shortest form, null is an empty field."""
+    path = tmp_path / "norms.csv"
+    write(path, (10, 0.1, 0.1), (20, math.nan, math.inf), (30, None, -math.inf))
+    assert path.read_bytes() == b"batch_idx,overall,rate\n10,0.1,0.1\n20,nan,inf\n30,,-inf\n"
+
+
+def test_texts_are_quoted_only_where_they_must_be(tmp_path: Path) -> None:
+    """A comma, a quote or a line end in a text shifts no field, and an empty text is not a missing one."""
+    schema = pa.schema(
+        [
+            pa.field("at", pa.timestamp("us", tz="UTC")),
+            pa.field("value", pa.float64()),
+            pa.field("message", pa.string()),
+        ]
+    )
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    texts = ["plain text", 'a, "b"', "two\nlines", "", None]
+    writer = CsvWriter(tmp_path / "events.csv", schema)
+    writer.write(batch_of(schema, [{"at": at, "value": None, "message": text} for text in texts]))
+    writer.close()
+    stamp = "2026-01-02 03:04:05.000000Z"
+    fields = ["plain text", '"a, ""b"""', '"two\nlines"', '""', ""]
+    assert (tmp_path / "events.csv").read_text() == "at,value,message\n" + "".join(
+        f"{stamp},,{one}\n" for one in fields
+    )
+    options = csv.ParseOptions(newlines_in_values=True)
+    strings = csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
+    found = csv.read_csv(tmp_path / "events.csv", parse_options=options, convert_options=strings)
+    assert found.column("message").to_pylist() == texts
+
+
+def test_an_existing_file_goes_on(tmp_path: Path) -> None:
+    """The header stands once."""
+    path = tmp_path / "norms.csv"
+    write(path, (1, 1.0, 1.0))
+    write(path, (2, 2.0, 2.0))
+    assert path.read_text() == "batch_idx,overall,rate\n1,1,1\n2,2,2\n"
+
+
+def test_a_file_with_other_columns_is_refused_and_untouched(tmp_path: Path) -> None:
+    """Rows never end up under another table's header."""
+    path = tmp_path / "norms.csv"
+    path.write_text("batch_idx,other\n1,2\n")
+    with pytest.raises(DamagedFileError, match="Move it away"):
+        CsvWriter(path, SCHEMA)
+    assert path.read_text() == "batch_idx,other\n1,2\n"
+
+
+def test_whole_lines_are_there_before_the_file_is_closed(tmp_path: Path) -> None:
+    """`tail -f` and pandas can follow a run."""
+    path = tmp_path / "norms.csv"
+    writer = CsvWriter(path, SCHEMA)
+    assert path.read_text() == "batch_idx,overall,rate\n"
+    writer.write(batch_of(SCHEMA, [{"batch_idx": 1, "overall": 0.5, "rate": 0.5}]))
+    assert path.read_text().endswith("\n1,0.5,0.5\n")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "torn"),
+    [
+        (b"a,b\n1,2\n", b"a,b\n1,2\n", b""),
+        (b"a,b\n1,2\n3,", b"a,b\n1,2\n", b"3,"),
+        (b"a,", b"", b"a,"),
+        (b"", b"", b""),
+        (b"a,b\n" + bytes(3 * 2**20), b"a,b\n", bytes(3 * 2**20)),
+    ],
+    ids=["whole", "torn row", "torn header", "empty", "zeros after a power loss"],
+)
+def test_a_torn_last_line_is_cut_and_returned(before: bytes, after: bytes, torn: bytes, tmp_path: Path) -> None:
+    """The next row is never glued to one that was not finished, and what is cut can be told."""
+    path = tmp_path / "norms.csv"
+    path.write_bytes(before)
+    assert cut_torn_line(path) == torn
+    assert path.read_bytes() == after

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pandas as pd  # noqa: F401  # Arrow imports it at the first batch, which fails where that is written at exit
 import pyarrow as pa
 
 from ava_pipeline.contract.tables import RowProblem, RunTable

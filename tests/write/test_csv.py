@@ -4,17 +4,21 @@ import math
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from pyarrow import csv
 
+from ava_pipeline.contract.tables import Column, RunTable, Table
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.write.csv import CsvWriter, cut_torn_line
 from tests.write.feeding import batch_of
 
-SCHEMA = pa.schema(
-    [pa.field("batch_idx", pa.int64()), pa.field("overall", pa.float32()), pa.field("rate", pa.float64())]
-)
+_BATCH = Column(name="batch_idx", dtype="int64", description="Batch.")
+_VALUE = Column(name="value", dtype="float64", description="A float64.", nullable=True)
+_NORM = Column(name="overall", dtype="float32", description="A float32.", nullable=True)
+_AT = Column(name="at", dtype="timestamp", description="When.")
+_TEXT = Column(name="message", dtype="string", description="A text.", nullable=True)
+SCHEMA = RunTable.of(Table(name="norms", description="Norms.", columns=(_BATCH, _NORM, _VALUE))).arrow_schema
+NOTES = RunTable.of(Table(name="notes", description="Notes.", columns=(_AT, _VALUE, _TEXT))).arrow_schema
 
 
 def write(path: Path, *rows: tuple[object, ...]) -> None:
@@ -28,18 +32,12 @@ def test_the_text_is_plain(tmp_path: Path) -> None:
     """Nothing is quoted without need, lines end in LF, floats are in their shortest form, null is an empty field."""
     path = tmp_path / "norms.csv"
     write(path, (10, 0.1, 0.1), (20, math.nan, math.inf), (30, None, -math.inf))
-    assert path.read_bytes() == b"batch_idx,overall,rate\n10,0.1,0.1\n20,nan,inf\n30,,-inf\n"
+    assert path.read_bytes() == b"batch_idx,overall,value\n10,0.1,0.1\n20,nan,inf\n30,,-inf\n"
 
 
 def test_texts_are_quoted_only_where_they_must_be(tmp_path: Path) -> None:
     """A comma, a quote or a line end in a text shifts no field, and an empty text is not a missing one."""
-    schema = pa.schema(
-        [
-            pa.field("at", pa.timestamp("us", tz="UTC")),
-            pa.field("value", pa.float64()),
-            pa.field("message", pa.string()),
-        ]
-    )
+    schema = NOTES
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     texts = ["plain text", 'a, "b"', "two\nlines", "", None]
     writer = CsvWriter(tmp_path / "events.csv", schema)
@@ -61,7 +59,7 @@ def test_an_existing_file_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "norms.csv"
     write(path, (1, 1.0, 1.0))
     write(path, (2, 2.0, 2.0))
-    assert path.read_text() == "batch_idx,overall,rate\n1,1,1\n2,2,2\n"
+    assert path.read_text() == "batch_idx,overall,value\n1,1,1\n2,2,2\n"
 
 
 def test_a_file_with_other_columns_is_refused_and_untouched(tmp_path: Path) -> None:
@@ -77,8 +75,8 @@ def test_whole_lines_are_there_before_the_file_is_closed(tmp_path: Path) -> None
     """`tail -f` and pandas can follow a run."""
     path = tmp_path / "norms.csv"
     writer = CsvWriter(path, SCHEMA)
-    assert path.read_text() == "batch_idx,overall,rate\n"
-    writer.write(batch_of(SCHEMA, [{"batch_idx": 1, "overall": 0.5, "rate": 0.5}]))
+    assert path.read_text() == "batch_idx,overall,value\n"
+    writer.write(batch_of(SCHEMA, [{"batch_idx": 1, "overall": 0.5, "value": 0.5}]))
     assert path.read_text().endswith("\n1,0.5,0.5\n")
     writer.close()
 

@@ -1,0 +1,225 @@
+"""The background thread: rows are written soon, trouble costs rows only, and it always ends."""
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from ava_pipeline.contract.manifest import read_manifest
+from ava_pipeline.write.channel import TelemetryStats
+from ava_pipeline.write.csv import CsvWriter
+from tests.write.feeding import Room, csv_batches, event_rows, parquet_batches, step
+
+pytestmark = pytest.mark.timeout(30)
+
+SOON_S = 25.0
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Room]]:
+    """Make rooms whose worker is running; the test need not close it."""
+    rooms: list[Room] = []
+
+    def start(**settings: object) -> Room:
+        rooms.append(Room(tmp_path / "run", **settings))  # type: ignore[arg-type]  # a room's own fields
+        rooms[-1].worker.start()
+        return rooms[-1]
+
+    yield start
+    for room in rooms:
+        room.worker.close(SOON_S, "finished")
+
+
+class Gate:
+    """Holds up every CSV write until it is opened, as a disk that is stuck does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+        write = CsvWriter.write
+
+        def wait_and_write(writer: CsvWriter, batch: pa.RecordBatch) -> None:
+            self.reached.set()
+            self.opened.wait(SOON_S)
+            write(writer, batch)
+
+        monkeypatch.setattr(CsvWriter, "write", wait_and_write)
+
+
+def test_rows_are_written_without_flush_or_close(run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flush interval alone brings a single row to the files."""
+    written = threading.Event()
+    room = run(flush_interval_s=0.01)
+    write = room.files.write
+
+    def write_and_say_so(steps: list[object]) -> int:
+        try:
+            return write(steps)  # type: ignore[arg-type]  # handed on as it is
+        finally:
+            written.set()
+
+    monkeypatch.setattr(room.files, "write", write_and_say_so)
+    room.offer(step(1))
+    assert written.wait(SOON_S)
+    assert csv_batches(room.root) == parquet_batches(room.root) == [1]
+
+
+def test_flush_returns_when_the_rows_before_it_are_in_the_files(run: Callable[..., Room]) -> None:
+    """However long the interval is."""
+    room = run(flush_interval_s=1e6)
+    for batch in range(1, 40):
+        room.offer(step(batch))
+        if batch % 13 == 0:
+            assert room.channel.flush(SOON_S)
+            assert csv_batches(room.root) == parquet_batches(room.root) == list(range(1, batch + 1))
+
+
+def test_close_writes_what_waits_and_closing_twice_is_closing_once(run: Callable[..., Room]) -> None:
+    """The manifest tells how the run ended, by the first close."""
+    room = run(flush_interval_s=1e6)
+    room.offer(step(1))
+    expected = TelemetryStats(collected=1, written=1)
+    assert room.worker.close(SOON_S, "failed", "ValueError") == expected
+    assert room.worker.close(SOON_S, "finished") == expected
+    manifest = read_manifest(room.layout.manifest)
+    assert (manifest.status, manifest.attempt.error) == ("failed", "ValueError")
+    assert manifest.attempt.counters.written == 1
+
+
+def test_a_run_without_rows_leaves_no_files(run: Callable[..., Room]) -> None:
+    """Nothing is made before there is something to write."""
+    room = run()
+    room.worker.close(SOON_S, "finished")
+    assert not room.root.exists()
+
+
+def test_close_with_a_stuck_disk_returns_in_time_and_says_what_is_unwritten(
+    run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training ends whatever the disk does; when it comes back, the rows are written after all."""
+    gate = Gate(monkeypatch)
+    room = run()
+    room.offer(step(1))
+    assert gate.reached.wait(SOON_S)
+    room.offer(step(2))
+    with caplog.at_level(logging.WARNING, "ava_pipeline"):
+        stats = room.worker.close(0.01, "finished")
+    assert stats == TelemetryStats(collected=2, pending=2)
+    assert "2 collected steps are not written yet" in caplog.text
+    gate.opened.set()
+    assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=2, written=2)
+    assert csv_batches(room.root) == [1, 2]
+
+
+def test_steps_dropped_while_the_disk_is_stuck_are_a_gap(
+    run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From batch, to batch, how many, why: one row of events.csv."""
+    gate = Gate(monkeypatch)
+    room = run(max_pending=2)
+    room.offer(step(1))
+    assert gate.reached.wait(SOON_S)
+    room.offer(step(2))
+    for batch in range(3, 8):
+        room.channel.drop(batch, 0, reason="the files took rows more slowly than they came")
+    gate.opened.set()
+    stats = room.worker.close(SOON_S, "finished")
+    assert stats == TelemetryStats(collected=7, written=2, dropped=5)
+    (told,) = event_rows(room.root, "gap")
+    assert (told["batch_idx"], told["batch_idx_end"], told["value"]) == (3, 7, 5.0)
+    assert "more slowly than they came" in str(told["message"])
+    assert read_manifest(room.layout.manifest).attempt.counters.dropped == 5
+
+
+def test_a_directory_that_cannot_be_made_costs_rows_until_it_can(
+    run: Callable[..., Room], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every step is counted, one warning is logged, one event covers them all, and rows follow when it works again."""
+    (tmp_path / "run").touch()
+    room = run()
+    for batch in range(1, 21):
+        room.offer(step(batch))
+        assert room.channel.flush(SOON_S)
+    assert room.channel.stats() == TelemetryStats(collected=20, failed=20)
+    assert len(caplog.messages) == 1
+    (tmp_path / "run").unlink()
+    room.offer(step(21))
+    assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=21, written=1, failed=20)
+    assert csv_batches(room.root) == parquet_batches(room.root) == [21]
+    (told,) = event_rows(room.root, "failed_write")
+    assert (told["batch_idx"], told["batch_idx_end"], told["value"]) == (1, 20, 20.0)
+    assert read_manifest(room.layout.manifest).attempt.counters.failed == 20
+
+
+def test_a_disk_that_is_left_alone_between_tries_is_told_as_one_stretch(
+    run: Callable[..., Room], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that come too early for the next try fail by the same reason, without a look at the disk."""
+    (tmp_path / "run").touch()
+    room = run(retry_s=math.inf)
+    for batch in (1, 2):
+        room.offer(step(batch))
+        assert room.channel.flush(SOON_S)
+    (tmp_path / "run").unlink()
+    room.offer(step(3))
+    assert room.channel.flush(SOON_S)
+    assert room.channel.stats().failed == 3
+    assert not room.root.exists()
+    assert len(caplog.messages) == 1
+
+
+def test_a_measure_with_a_bug_costs_its_rows_and_not_the_thread(run: Callable[..., Room]) -> None:
+    """Whatever a measure raises, the rows before and behind it are written."""
+    room = run()
+    room.measure.broken = {2.0}
+    for batch in (1, 2, 3):
+        room.offer(step(batch))
+        assert room.channel.flush(SOON_S)
+    assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=3, written=2, failed=1)
+    assert csv_batches(room.root) == [1, 3]
+
+
+def test_an_unforeseen_exception_while_writing_costs_its_rows_and_not_the_thread(
+    run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug of ours is told by its type, and telemetry goes on."""
+    room = run()
+    room.offer(step(1))
+    assert room.channel.flush(SOON_S)
+    with monkeypatch.context() as broken:
+        broken.setattr(room.files, "write", None)
+        room.offer(step(2))
+        assert room.channel.flush(SOON_S)
+    room.offer(step(3))
+    assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=3, written=2, failed=1)
+    (told,) = event_rows(room.root, "failed_write")
+    assert told["batch_idx"] == 2
+    assert "TypeError" in str(told["message"])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the thread says how it died
+def test_a_worker_that_dies_leaves_nobody_waiting(
+    run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Flush and close return, the counters add up, the files are finished, and the manifest says what happened."""
+    room = run()
+    room.offer(step(1))
+    assert room.channel.flush(SOON_S)
+
+    def die(stats: TelemetryStats) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(room.files, "heartbeat", die)
+    room.offer(step(2))
+    assert room.channel.flush(SOON_S)
+    room.worker._thread.join(SOON_S)
+    stats = room.worker.close(SOON_S, "finished")
+    assert stats.collected == stats.written + stats.failed
+    assert any("telemetry ended early" in message for message in caplog.messages)
+    attempt = read_manifest(room.layout.manifest).attempt
+    assert (attempt.status, attempt.error) == ("failed", "SystemExit")
+    assert csv_batches(room.root) == parquet_batches(room.root)

@@ -104,6 +104,7 @@ class Loop:
         if self._step.scaler is not None and checkpoint.scaler:
             self._step.scaler.load_state_dict(dict(checkpoint.scaler))
         self._step.num_steps = checkpoint.scheduler["step"]
+        self._step.schedule.apply(self._step.optimizer, max(0, self._step.num_steps - 1))
         self._step.telemetry.load_state_dict(dict(checkpoint.telemetry))
         restore_rng_states(dict(checkpoint.rng))
         results = [EpochResult.from_row(row) for row in checkpoint.metrics]

@@ -50,7 +50,8 @@ def validate(
 
 def _metrics(softmax: npt.NDArray[np.float32], votes: npt.NDArray[np.int64]) -> Metrics:
     """Take shares and means as the predictions file has them, so that both give the same figures."""
-    pred = softmax / softmax.sum(axis=1, keepdims=True, dtype=np.float64)
+    shares = softmax.astype(np.float64)
+    pred = shares / shares.sum(axis=1)[:, None]
     counts = votes.sum(axis=1, dtype=np.int64)
     gt_dist = votes / counts[:, None]
     return prediction_metrics(

@@ -1,0 +1,208 @@
+"""What the command line prints, and with which status it ends."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from ava_pipeline import __version__, cli
+from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
+from ava_pipeline.metrics import mean_scores
+from tests.train.small_runs import command, config_file, run
+
+
+def predictions(path: Path, *, num_images: int = 50) -> Path:
+    """Write a file of predictions as a run does."""
+    rng = np.random.default_rng(0)
+    pred, truth = rng.dirichlet(np.ones(10), (2, num_images))
+    frame = pd.DataFrame({"image_id": range(num_images), "pred_mean": mean_scores(pred), "gt_mean": mean_scores(truth)})
+    for columns, shares in ((PRED_COLUMNS, pred), (GT_COLUMNS, truth)):
+        frame[list(columns)] = shares.astype(np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(path)
+    return path
+
+
+def status_of(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]) -> int:
+    """Run `main` in this process."""
+    monkeypatch.setattr(sys, "argv", ["ava-pipeline", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_the_version_is_the_packages() -> None:
+    """For bug reports."""
+    assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"{__version__}\n"
+
+
+@pytest.mark.parametrize("name", [info.name for info in cli.app.registered_commands])
+def test_every_command_explains_itself(name: str) -> None:
+    """With an example."""
+    found = CliRunner().invoke(cli.app, [name, "--help"])
+    assert found.exit_code == 0
+    assert f"ava-pipeline {name} " in " ".join(found.stdout.split())
+
+
+def test_a_file_is_evaluated(tmp_path: Path) -> None:
+    """A line, and the constant predictor's; of what it does not define there is a dash."""
+    found = CliRunner().invoke(cli.app, ["evaluate", str(predictions(tmp_path / "val_epoch_000.parquet"))])
+    assert found.exit_code == 0
+    lines = found.stdout.splitlines()
+    assert lines[1].split() == ["file", "images", "emd_r1", "emd_r2", "SRCC", "PLCC", "accuracy", "mae", "rmse"]
+    assert lines[2].startswith("val_epoch_000")
+    assert lines[3].split()[4:6] == ["–", "–"]  # noqa: RUF001  # the dash that is printed.
+    assert "generated" not in found.stdout
+
+
+def test_a_run_is_evaluated_epoch_by_epoch(tmp_path: Path) -> None:
+    """By name, and generated data is called so."""
+    for epoch in (1, 0):
+        predictions(tmp_path / f"run/predictions/val_epoch_00{epoch}.parquet")
+    (tmp_path / "run/config.yaml").write_text("data: {sample: {num_images: 10}}\n")
+    for path in ("run", "run/predictions/val_epoch_001.parquet"):
+        found = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / path)])
+        assert "generated, not AVA" in found.stdout
+    told = json.loads(CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "run"), "--json"]).stdout)
+    assert [Path(one["file"]).stem for one in told["files"]] == ["val_epoch_000", "val_epoch_001"]
+    assert told["generated"] is True
+    assert told["files"][0]["constant_predictor"]["srcc"] is None
+
+
+def test_evaluating_needs_no_torch(tmp_path: Path) -> None:
+    """A laptop without it can look at predictions."""
+    path = predictions(tmp_path / "val_epoch_000.parquet")
+    code = (
+        f"import sys; sys.argv = ['ava-pipeline', 'evaluate', {str(path)!r}, '--json']\n"
+        "from ava_pipeline.cli import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["files"][0]["num_images"] == 50
+    assert done.stderr == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence", "status"),
+    [
+        (None, "no predictions there. Give a run directory", 2),
+        (b"epoch\n", "cannot be read as Parquet", 1),
+        (b"", "cannot be read as Parquet", 1),
+    ],
+    ids=["missing", "csv", "empty"],
+)
+def test_what_cannot_be_evaluated_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes | None,
+    sentence: str,
+    status: int,
+) -> None:
+    """One sentence, no traceback."""
+    path = tmp_path / "val.parquet"
+    if content is not None:
+        path.write_bytes(content)
+    assert status_of(monkeypatch, ["evaluate", str(path)]) == status
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert "Traceback" not in told
+
+
+def test_parquet_without_predictions_names_the_missing_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not only that something is wrong."""
+    path = predictions(tmp_path / "val.parquet")
+    pd.read_parquet(path).drop(columns="gt_dist_3").to_parquet(path)
+    assert status_of(monkeypatch, ["evaluate", str(path)]) == 1
+    assert "it has no columns gt_dist_3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train"], ["trian"], ["train", "x.yaml", "--resume", "--restart"], ["train", "x.yaml", "--restrat"], []],
+    ids=["nothing", "command", "both", "option", "empty"],
+)
+def test_wrong_usage_is_status_2(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """As everywhere."""
+    assert status_of(monkeypatch, arguments) == 2
+
+
+def test_a_wrong_setting_is_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the sentence of the config, before torch is even imported."""
+    arguments = ["train", str(config_file(tmp_path)), "--set", "train.epoch=3"]
+    assert status_of(monkeypatch, arguments) == 2
+    assert "unknown key; did you mean 'epochs'?" in capsys.readouterr().err
+
+
+def test_a_used_directory_is_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And names the ways on."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.csv").write_text("epoch\n")
+    assert status_of(monkeypatch, ["train", str(config_file(tmp_path))]) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_an_error_of_ours_is_status_3_and_shows_where_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence that says how to see more."""
+
+    def broken(_path: Path) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(cli, "evaluate", broken)
+    assert status_of(monkeypatch, ["evaluate", str(tmp_path)]) == 3
+    assert "ZeroDivisionError: ours. Set AVA_PIPELINE_TRACEBACK=1" in capsys.readouterr().err
+    monkeypatch.setenv("AVA_PIPELINE_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    """Status 130; the summary names the epochs so far, the norms, the cost and the way on."""
+    done = command(tmp_path, signum=signal.SIGINT, batch=6)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert (tmp_path / "run/checkpoints/last.pt").exists()
+    assert "Ending after this batch, with a checkpoint" in done.stderr
+    told = done.stdout
+    for part in (
+        "generated, not AVA",
+        "constant",
+        "mlp_layer_0",
+        "µs a batch",
+        "Files: ",
+        "Go on with the same command",
+    ):
+        assert part in told
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    """Without waiting for the batch, killed by the signal as any program is; telemetry so far can be read."""
+    done = command(tmp_path, signum=signal.SIGINT, batch=3, times=2)
+    assert done.returncode == -signal.SIGINT
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_quiet_run_prints_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For jobs whose output nobody reads; warnings still come."""
+    run(tmp_path, "train.epochs=1")
+    found = CliRunner().invoke(
+        cli.app, ["train", str(config_file(tmp_path)), "--set", "train.epochs=1", "--resume", "--quiet"]
+    )
+    assert (found.exit_code, found.output) == (0, "")

@@ -1,0 +1,248 @@
+"""What a run trains, records and says."""
+
+import csv
+import math
+import signal
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ava_pipeline.config import load_config
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.errors import AvaPipelineError, ConfigError, NonFiniteLossError
+from ava_pipeline.evaluate import evaluate
+from ava_pipeline.read.validate import validate_run
+from ava_pipeline.train.batch_step import BatchStep
+from ava_pipeline.train.model import AvaModel
+from ava_pipeline.train.stop import StopRequested, StopSignals
+from tests.train.small_runs import BATCHES_PER_EPOCH, ask, at_batch, run
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """The model's weights at the end of a run."""
+    found: dict[str, Tensor] = torch.load(folder / "run/checkpoints/last.pt", weights_only=True)["model"]
+    return found
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Bit for bit."""
+    ours, theirs = weights(one), weights(other)
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def steps(folder: Path) -> list[dict[str, str]]:
+    """Rows of steps.csv."""
+    with (folder / "run/telemetry/steps.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(folder)
+    return folder
+
+
+def test_a_run_keeps_its_own_contract(finished: Path) -> None:
+    """`ava-pipeline validate` finds nothing, warnings included."""
+    assert validate_run(finished / "run") == []
+
+
+def test_a_run_holds_what_was_promised(finished: Path) -> None:
+    """The resolved config loads again; the split and the excluded images are there."""
+    root = finished / "run"
+    assert load_config(root / "config.yaml").train.epochs == 2
+    assert len(pd.read_csv(root / "split.csv")) == 28
+    assert list(pd.read_csv(root / "excluded_images.csv")) == ["image_id", "file", "reason"]
+    assert len(list((root / "predictions").glob("val_epoch_*.parquet"))) == 2
+
+
+def test_evaluate_finds_the_figures_of_metrics_csv(finished: Path) -> None:
+    """Both take them from the same shares; only the order of sums may differ."""
+    with (finished / "run/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, found in zip(rows, evaluate(finished / "run"), strict=True):
+        expected = found.metrics.to_json()
+        assert {name: float(row[name]) for name in expected} == pytest.approx(expected, rel=1e-9)
+
+
+def test_train_loss_is_the_mean_of_the_epochs_batches(finished: Path, tmp_path: Path) -> None:
+    """Those that only accumulate count too: with one batch a step they are all in steps.csv."""
+    run(tmp_path, "train.accumulate=1", "train.epochs=1")
+    losses = [float(row["loss"]) for row in steps(tmp_path)]
+    recorded = pd.read_csv(tmp_path / "run/metrics.csv")["train_loss"][0]
+    assert len(losses) == BATCHES_PER_EPOCH
+    assert recorded == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+
+
+def test_telemetry_changes_no_weight(finished: Path, tmp_path: Path) -> None:
+    """On, off and without predictions: the same bits."""
+    run(tmp_path, "telemetry.enabled=false", "save_val_predictions=false")
+    assert same_weights(finished, tmp_path)
+    assert not (tmp_path / "run/predictions").exists()
+
+
+def test_images_read_by_workers_change_no_weight(finished: Path, tmp_path: Path) -> None:
+    """Order and augmentation follow from the seed alone, and no forked worker touches the telemetry."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads.
+        run(tmp_path, "data.num_workers=2")
+    assert same_weights(finished, tmp_path)
+    assert validate_run(tmp_path / "run") == []
+
+
+def test_another_seed_trains_another_model(finished: Path, tmp_path: Path) -> None:
+    """So that the tests above compare something."""
+    run(tmp_path, "seed=1")
+    assert not same_weights(finished, tmp_path)
+
+
+def test_every_accumulation_weighs_as_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three batches, then the two that are left of the epoch, each of them a step."""
+    shares: list[float] = []
+    backward = BatchStep.backward
+
+    def noting(self: BatchStep, images: Tensor, votes: Tensor, *, share: float) -> Tensor:
+        shares.append(share)
+        return backward(self, images, votes, share=share)
+
+    monkeypatch.setattr(BatchStep, "backward", noting)
+    run(tmp_path, "train.epochs=1")
+    assert shares == pytest.approx([1 / 3] * 3 + [1 / 2] * 2)
+    assert [row["batch_idx"] for row in steps(tmp_path)] == ["3", "5"]
+
+
+def test_the_model_trains_in_train_mode_and_predicts_in_eval_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every epoch, not only in the first."""
+    modes: list[tuple[bool, bool]] = []
+    forward = AvaModel.forward
+
+    def noting(self: AvaModel, images: Tensor) -> Tensor:
+        modes.append((self.training, torch.is_grad_enabled()))
+        return forward(self, images)
+
+    monkeypatch.setattr(AvaModel, "forward", noting)
+    run(tmp_path)
+    epoch = [(True, True)] * BATCHES_PER_EPOCH
+    num_val = len(modes) // 2 - BATCHES_PER_EPOCH
+    assert modes == [*epoch, *[(False, False)] * num_val] * 2
+
+
+def test_clipping_bounds_what_the_optimizer_sees_and_not_what_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Telemetry looks before the clip."""
+    seen: list[float] = []
+    step = torch.optim.SGD.step
+
+    def noting(self: torch.optim.SGD, closure: None = None) -> None:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        seen.append(float(nn.utils.get_total_norm(gradients)))
+        step(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noting)
+    run(tmp_path, "train.epochs=1", "train.clip_norm=0.001")
+    recorded = pd.read_csv(tmp_path / "run/telemetry/gradient_norms.csv")["overall"]
+    assert max(seen) <= 0.001 * (1 + 1e-4)
+    assert recorded.min() > 0.001
+
+
+def test_bf16_trains_on_the_cpu(tmp_path: Path) -> None:
+    """And fp16 says what to set instead, before anything is written."""
+    outcome = run(tmp_path, "train.amp=bf16", "train.epochs=1")
+    assert math.isfinite(outcome.results[0].train_loss)
+    with pytest.raises(ConfigError, match="fp16 needs CUDA"):
+        run(tmp_path, "train.amp=fp16", "output_dir=" + str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """Make the loss of the n-th training batch nan."""
+    seen = [0]
+    forward = AvaModel.forward
+
+    def spoiling(self: AvaModel, images: Tensor) -> Tensor:
+        seen[0] += self.training
+        return forward(self, images) * (math.nan if self.training and seen[0] == batch else 1)
+
+    monkeypatch.setattr(AvaModel, "forward", spoiling)
+
+
+def test_a_loss_of_nan_stops_the_run_and_names_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row is recorded, the checkpoint is that of before, and the remedy is named."""
+    spoil(monkeypatch, BATCHES_PER_EPOCH + 3)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 1, batch 3 is nan \(images \d+, .*last\.pt.*clip_norm"):
+        run(tmp_path)
+    assert steps(tmp_path)[-1]["loss"] == "nan"
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+    assert len(pd.read_csv(tmp_path / "run/metrics.csv")) == 1
+
+
+def test_a_loss_of_nan_may_be_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its gradients are dropped, it is named, and the mean loss leaves it out."""
+    spoil(monkeypatch, 2)
+    outcome = run(tmp_path, "train.on_nonfinite_loss=continue")
+    assert "epoch 0, batch 2 is nan" in caplog.text
+    assert all(math.isfinite(result.train_loss) for result in outcome.results)
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("train.batch_size=64", "batch of 64 is larger than the set"),
+        ("data.sample=null", "cannot be read"),
+        ("data.split={train: 0.99999, val: 0.00001}", "No images for val"),
+        ("device=mps", "device is 'mps', which torch does not find here; use one of: auto, cpu"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    tmp_path: Path, override: str, sentence: str
+) -> None:
+    """One sentence, and no half begun run directory in the way of the next try."""
+    with pytest.raises(AvaPipelineError, match=sentence):
+        run(tmp_path, override)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "unwritable"])
+def test_an_output_directory_that_cannot_be_used_is_named(tmp_path: Path, kind: str) -> None:
+    """A file in its place, or below one."""
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" if kind == "file" else tmp_path / "file" / "run"
+    with pytest.raises(ConfigError, match=r"output_dir.*file"):
+        run(tmp_path, f"output_dir={place}")
+
+
+def test_signals_mean_what_they_meant_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a run, ended or not, Ctrl-C is the program's own again."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    at_batch(monkeypatch, 2, ask(signal.SIGINT))
+    assert run(tmp_path).stopped_by == signal.SIGINT
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_a_stop_is_asked_for_and_not_brought() -> None:
+    """Nothing happens until somebody looks."""
+    with StopSignals() as stop:
+        stop.check()
+        signal.raise_signal(signal.SIGUSR1)
+        with pytest.raises(StopRequested) as asked:
+            stop.check()
+    assert asked.value.signum == signal.SIGUSR1
+
+
+def test_the_manifest_calls_an_ended_run_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not failed, and not finished."""
+    at_batch(monkeypatch, 3, ask(signal.SIGTERM))
+    run(tmp_path)
+    assert '"interrupted"' in RunLayout(tmp_path / "run").manifest.read_text()

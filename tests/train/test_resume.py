@@ -1,0 +1,177 @@
+"""A run that was ended and went on is the run that was never ended, to the last bit."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from ava_pipeline.collect.predictions import EpochPredictions
+from ava_pipeline.errors import CheckpointError, RunExistsError
+from tests.train.small_runs import BATCHES_PER_EPOCH, ask, at_batch, command, run, same_runs
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing ended."""
+    folder = tmp_path_factory.mktemp("whole")
+    outcome = run(folder)
+    assert outcome.stopped_by is None
+    return folder / "run"
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 5, 6, 9, 10])
+def test_a_run_ended_after_any_batch_goes_on_as_if_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, batch: int
+) -> None:
+    """In the middle of an accumulation, at its end, at an epoch's last batch and behind it."""
+    with monkeypatch.context() as patch:
+        at_batch(patch, batch, ask(signal.SIGTERM))
+        assert run(tmp_path).stopped_by == signal.SIGTERM
+    assert run(tmp_path, resume=True).stopped_by is None
+    assert same_runs(whole, tmp_path / "run") == []
+
+
+def test_a_run_ended_in_validation_validates_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
+) -> None:
+    """No half file of predictions is left behind, and no batch is trained on twice."""
+    add = EpochPredictions.add
+
+    def asking(self: EpochPredictions, *arguments: object) -> None:
+        add(self, *arguments)  # type: ignore[arg-type]  # handed through
+        ask(signal.SIGUSR1)()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochPredictions, "add", asking)
+        outcome = run(tmp_path)
+    assert (outcome.stopped_by, outcome.results) == (signal.SIGUSR1, [])
+    assert not (tmp_path / "run/predictions").exists()
+    run(tmp_path, resume=True)
+    assert same_runs(whole, tmp_path / "run") == []
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, whole: Path) -> None:
+    """Batches past the checkpoint are trained on again, to the same rows, and the run validates clean."""
+    killed = command(tmp_path, signum=signal.SIGKILL, batch=8)
+    assert killed.returncode == -signal.SIGKILL
+    outcome = run(tmp_path, resume=True)
+    assert outcome.costs.num_batches == BATCHES_PER_EPOCH
+    assert same_runs(whole, tmp_path / "run") == []
+
+
+def test_checkpoints_within_an_epoch_lose_fewer_batches(tmp_path: Path, whole: Path) -> None:
+    """Due after 2 batches, saved at the next optimizer step: batch 3 of the second epoch."""
+    killed = command(tmp_path, "--set", "checkpoint.every_n_batches=2", signum=signal.SIGKILL, batch=10)
+    assert killed.returncode == -signal.SIGKILL
+    outcome = run(tmp_path, resume=True)
+    assert outcome.costs.num_batches == 2
+    assert same_runs(whole, tmp_path / "run") == []
+
+
+def _run_out_of_memory() -> None:
+    raise MemoryError
+
+
+def test_resume_begins_where_there_is_no_checkpoint_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
+) -> None:
+    """A scheduler requeues one unchanged command, also after a crash in the first epoch."""
+    with monkeypatch.context() as patch:
+        at_batch(patch, 2, _run_out_of_memory)
+        with pytest.raises(MemoryError):
+            run(tmp_path, resume=True)
+    assert run(tmp_path, resume=True).stopped_by is None
+    assert same_runs(whole, tmp_path / "run") == []
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+    """And is left as it is."""
+    run(tmp_path, "train.epochs=1")
+    before = (tmp_path / "run/telemetry/manifest.json").read_bytes()
+    outcome = run(tmp_path, "train.epochs=1", resume=True)
+    assert (outcome.costs.num_batches, len(outcome.results)) == (0, 1)
+    assert (tmp_path / "run/telemetry/manifest.json").read_bytes() == before
+
+
+def test_more_epochs_and_another_rate_may_be_asked_for_on_the_way(tmp_path: Path) -> None:
+    """The rate of the config is the rate used, and the settings of before are set aside."""
+    run(tmp_path, "train.epochs=1")
+    outcome = run(tmp_path, "train.epochs=2", "optim.base_lr=5e-4", "optim.schedule=constant", resume=True)
+    assert [result.epoch for result in outcome.results] == [0, 1]
+    saved = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert [group["lr"] for group in saved["optimizer"]["param_groups"]] == [5e-4, 5e-3]
+    assert "base_lr: 0.0005" in (tmp_path / "run/config.yaml").read_text()
+    assert "base_lr: 0.01" in (tmp_path / "run/superseded/attempt-1/config.yaml").read_text()
+
+
+def test_rows_past_the_checkpoint_are_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
+    """An epoch that was recorded, but not saved, before the power went."""
+
+    def refuse(*_arguments: object) -> None:
+        raise CheckpointError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ava_pipeline.train.loop.save_checkpoint", refuse)
+        at_batch(patch, 99, ask(signal.SIGTERM))
+        with pytest.raises(CheckpointError):
+            run(tmp_path)
+    lost = (tmp_path / "run/metrics.csv").read_bytes()
+    run(tmp_path, resume=True)
+    assert (tmp_path / "run/superseded/attempt-1/metrics.csv").read_bytes() == lost
+    assert same_runs(whole, tmp_path / "run") == []
+
+
+def test_a_torn_metrics_file_is_mended_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
+) -> None:
+    """What was torn is kept aside."""
+    with monkeypatch.context() as patch:
+        at_batch(patch, 6, ask(signal.SIGTERM))
+        run(tmp_path)
+    with (tmp_path / "run/metrics.csv").open("a") as file:
+        file.write("1,0.0")
+    run(tmp_path, resume=True)
+    assert (tmp_path / "run/superseded/attempt-1/metrics.csv").read_text().endswith("\n1,0.0")
+    assert same_runs(whole, tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.batch_size=5", "train.batch_size was 4, is 5"),
+        ("model.hidden_sizes=[9]", r"model.hidden_sizes was \[8\], is \[9\]"),
+        ("optim.name=adamw", "optim.name was 'sgd', is 'adamw'"),
+        ("seed=1", "seed was 0, is 1"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, whole: Path, override: str, named: str) -> None:
+    """Nothing in the directory changes."""
+    metrics = (whole / "metrics.csv").read_bytes()
+    with pytest.raises(CheckpointError, match=named):
+        run(whole.parent, override, resume=True)
+    assert (whole / "metrics.csv").read_bytes() == metrics
+
+
+def test_a_used_directory_is_refused_and_the_ways_on_are_named(whole: Path) -> None:
+    """Also one that never got as far as a checkpoint."""
+    with pytest.raises(RunExistsError, match=r"already holds a run .*--resume.*--output-dir DIR.*--restart"):
+        run(whole.parent)
+
+
+def test_restart_sets_everything_aside(tmp_path: Path, whole: Path) -> None:
+    """The new attempt is a whole run, which validates clean; the old files are all there."""
+    run(tmp_path, "train.epochs=1", "seed=3")
+    old = (tmp_path / "run/metrics.csv").read_bytes()
+    run(tmp_path, restart=True)
+    aside = tmp_path / "run/superseded/attempt-1"
+    assert (aside / "metrics.csv").read_bytes() == old
+    assert {path.name for path in aside.iterdir()} == {
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints",
+        "predictions",
+        "split.csv",
+        "excluded_images.csv",
+    }
+    assert same_runs(whole, tmp_path / "run") == []

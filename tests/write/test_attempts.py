@@ -190,6 +190,7 @@ def test_a_journal_of_a_process_killed_at_once_is_no_obstacle(left: bytes, tmp_p
     layout.telemetry.mkdir()
     layout.journal("norms").write_bytes(left)
     attempt(tmp_path, range(1, 4))
+    assert not (layout.telemetry / "superseded").exists()
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3]
     assert_accounts_balance(tmp_path)
 
@@ -227,6 +228,28 @@ def test_a_line_that_begins_with_no_batch_is_refused_by_number(tmp_path: Path) -
         file.write("what is this\n")
     with pytest.raises(DamagedFileError, match=r"norms\.csv, line 5: b'what is this.*Mend the line"):
         Room(tmp_path, resumed_from=2).files.open(NO_STEPS)
+
+
+@pytest.mark.parametrize("resumed_from", [0, 2])
+def test_what_an_opening_without_a_manifest_set_aside_is_not_written_over(
+    resumed_from: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the manifest comes; the next try, from another checkpoint, is the same attempt's."""
+
+    def refuse(path: Path, manifest: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    attempt(tmp_path, range(1, 7))
+    with monkeypatch.context() as full:
+        full.setattr("ava_pipeline.write.kept_manifest.write_manifest", refuse)
+        with pytest.raises(OSError, match="No space"):
+            Room(tmp_path, resumed_from=4).files.open(NO_STEPS)
+    attempt(tmp_path, range(resumed_from + 1, resumed_from + 2), resumed_from=resumed_from)
+    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == list(range(1, resumed_from + 2))
+    assert sorted(map(int, map(str, superseded(tmp_path)))) == list(range(resumed_from + 1, 7))
+    parquet = [pq.read_table(path).num_rows for path in RunLayout(tmp_path).superseded(2).glob("norms*.parquet")]
+    assert sum(parquet) == 6 - resumed_from
+    assert_accounts_balance(tmp_path)
 
 
 class RefuseOnce:

@@ -21,10 +21,17 @@ class ScalerState(NamedTuple):
     Attributes:
         scale: the loss scale, a float32 scalar on the device; None where nothing is scaled, or it is not known.
         of_optimizer: id of each optimizer -> what its gradients are.
+        is_given: whether the collector was given a scaler, enabled or not.
     """
 
     scale: Tensor | None
     of_optimizer: dict[int, Scaling]
+    is_given: bool = True
+
+    @property
+    def still_in_gradients(self) -> Tensor | None:
+        """The scale where any gradient is still multiplied by it."""
+        return self.scale if Scaling.SCALED in self.of_optimizer.values() else None
 
 
 def scaler_state(grad_scaler: Any, optimizers: tuple[Optimizer, ...]) -> ScalerState:
@@ -35,7 +42,8 @@ def scaler_state(grad_scaler: Any, optimizers: tuple[Optimizer, ...]) -> ScalerS
     until `unscale_` or `step` ran. This is the one place that reads them.
     """
     if grad_scaler is None or not grad_scaler.is_enabled():
-        return ScalerState(None, {id(optimizer): Scaling.NONE for optimizer in optimizers})
+        of_optimizer = {id(optimizer): Scaling.NONE for optimizer in optimizers}
+        return ScalerState(None, of_optimizer, is_given=grad_scaler is not None)
     scale = getattr(grad_scaler, "_scale", None)
     states = getattr(grad_scaler, "_per_optimizer_states", None)
     if not isinstance(scale, Tensor) or states is None:

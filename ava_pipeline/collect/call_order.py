@@ -24,9 +24,21 @@ class CallOrder:
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
         self._counts: list[_StepCount] = []
         self._hooks: list[RemovableHandle] = []
+        self._num_skipped = 0
         for optimizer in optimizers:
             self._counts.append(_StepCount())
             self._hooks.append(optimizer.register_step_post_hook(self._counts[-1]))
+
+    def num_skipped(self, num_calls: int) -> int:
+        """Optimizer steps that a GradScaler left out since the last time this was asked.
+
+        Args:
+            num_calls: of `step` so far, this one included, whose own optimizer step is yet to come. Fused optimizers
+                run their hooks on skipped steps too, so with them this is 0.
+        """
+        skipped = max(0, num_calls - 1 - max(count.value for count in self._counts))
+        new, self._num_skipped = max(0, skipped - self._num_skipped), skipped
+        return new
 
     def complaint(self, num_calls: int, *, may_skip: bool) -> str | None:
         """What is wrong with the order of calls, with the remedy; None where nothing is, or it cannot be told.

@@ -16,8 +16,11 @@ from torch.optim import Optimizer
 
 from ava_pipeline.collect.amp import scaler_state
 from ava_pipeline.collect.arguments import as_json, check_values, rank, telemetry_config
+from ava_pipeline.collect.autocast import AutocastWatch
+from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.groups import GroupChoice, find_groups
 from ava_pipeline.collect.measure import Moment, Value
+from ava_pipeline.collect.norms import piece_norms
 from ava_pipeline.collect.notices import Notices
 from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.collect.recorder import Recorder
@@ -89,7 +92,9 @@ class TelemetryCollector:
         self._grad_scaler = grad_scaler
         self._run_info = as_json(run_info or {})
         self._events = EventLog(self._layout.root)
-        self._notices = Notices(self._events, self._optimizers.values())
+        autocast = AutocastWatch(model, self._parameters[0].device)
+        self._notices = Notices(self._events, self._optimizers.values(), autocast)
+        self._clipping = Clipping(self._parameters)
         self._recorder: Recorder | None = None
         self._value_names: tuple[str, ...] = ()
         self._closed: TelemetryStats | None = None
@@ -164,7 +169,12 @@ class TelemetryCollector:
         )
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Clip all gradients of the model, as `torch.nn.utils.clip_grad_norm_` does. Call it after `step`.
+        """Clip all gradients of the model to the very bits of `torch.nn.utils.clip_grad_norm_`. Call it after `step`.
+
+        After a step that was collected, float32 gradients are not read again: the step's norms serve. On a CPU the
+        rows of a loop that clips here come from torch's norms of whole tensors, with torch's accuracy (about 5e-5 on
+        ResNet-50) instead of 1e-5. Rows are always of the gradients before clipping. Works in whatever state
+        telemetry is: disabled, in trouble, or closed.
 
         Args:
             max_norm: largest L2 norm of all gradients taken as one vector.
@@ -172,7 +182,7 @@ class TelemetryCollector:
         Returns:
             That norm before clipping, a scalar tensor on the gradients' device.
         """
-        return nn.utils.clip_grad_norm_(self._parameters, max_norm)
+        return self._clipping.clip(max_norm)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every row so far is in the files; False when the time is up first."""
@@ -309,9 +319,17 @@ class TelemetryCollector:
         return self._batch_idx - self._resumed_from - self._num_accumulating
 
     def _moment(self, values: Mapping[str, Value]) -> Moment:
+        gradients = [parameter.grad for parameter in self._parameters]
+        there = [gradient for gradient in gradients if gradient is not None]
+        is_whole = self._clipping.is_used
+        norms = piece_norms(there, whole=is_whole) if there else None
+        scaler = scaler_state(self._grad_scaler, tuple(self._optimizers.values()))
         return Moment(
-            gradients=[parameter.grad for parameter in self._parameters],
-            scaler=scaler_state(self._grad_scaler, tuple(self._optimizers.values())),
+            gradients=gradients,
+            norms=norms,
+            is_whole=is_whole,
+            scaler=scaler,
+            clipping=self._clipping.look(gradients, norms, scaler.still_in_gradients),
             values=values,
             time_s=time.time(),
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ava_pipeline.collect import measures
 from ava_pipeline.collect.amp import ScalerState
+from ava_pipeline.collect.clipping import ClipFacts
 from ava_pipeline.collect.watched import Watched
 from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.write.rows import Numbers
@@ -24,13 +25,19 @@ class Moment:
 
     Attributes:
         gradients: one a parameter of `Watched.parameters`; None where there is none.
+        norms: float32 vector on the device, `piece_norms` of the gradients there are; None where there is none.
+        is_whole: whether each of them is the norm of a whole tensor.
         scaler: what the gradients are multiplied by.
+        clipping: what came of clipping.
         values: what the user gave to `step`.
         time_s: time of day, in seconds since 1970 UTC.
     """
 
     gradients: Sequence[Tensor | None]
+    norms: Tensor | None
+    is_whole: bool
     scaler: ScalerState
+    clipping: ClipFacts
     values: Mapping[str, Value]
     time_s: float
 

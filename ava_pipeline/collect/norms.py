@@ -21,7 +21,7 @@ class NormLayout:
     """What the numbers of one pass are.
 
     Attributes:
-        owners: int64, the parameter that each number is a piece of.
+        owners: int64, the parameter that each number is a piece of; -1 for one whose scale is not known.
         present: bool, a parameter each: whether it had a gradient.
         is_scaled: bool, a parameter each: whether its gradient is still multiplied by the loss scale, which is then
             the last number, behind the norms.
@@ -33,35 +33,36 @@ class NormLayout:
 
 
 @torch.no_grad()
-def piece_norms(gradients: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+def piece_norms(gradients: Sequence[Tensor], *, whole: bool = False) -> Tensor:
     """Measure every gradient.
 
     Args:
         gradients: at least one, of any shape, floating dtype and memory format, on one device; read, never kept.
+        whole: on a CPU too one norm a tensor, in torch's own accuracy.
 
     Returns:
-        A float32 vector on their device, and for each of its numbers the position of the gradient it is a piece of.
+        A new float32 vector on their device; `piece_owners` tells what its numbers are of.
     """
-    if gradients[0].device.type == "cpu":
-        return _row_norms([_flat(gradient) for gradient in gradients])
-    return _norms(gradients), list(range(len(gradients)))
-
-
-def _row_norms(flats: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    pieces, owners = [], []
-    short, short_owners = [], []
-    for position, flat in enumerate(flats):
-        num_rows = flat.numel() // ROW_LENGTH
+    if whole or gradients[0].device.type != "cpu":
+        return _norms(gradients)
+    rows, short = [], []
+    for flat in map(_flat, gradients):
+        num_rows, rest = divmod(flat.numel(), ROW_LENGTH)
         if num_rows:
-            rows = flat[: num_rows * ROW_LENGTH].view(num_rows, ROW_LENGTH)
-            pieces.append(torch.linalg.vector_norm(rows, dim=1, dtype=_sum_dtype(rows)).float())
-            owners += [position] * num_rows
-        if flat.numel() > num_rows * ROW_LENGTH:
+            whole_rows = flat[: num_rows * ROW_LENGTH].view(num_rows, ROW_LENGTH)
+            rows.append(torch.linalg.vector_norm(whole_rows, dim=1, dtype=_sum_dtype(flat)).float())
+        if rest:
             short.append(flat[num_rows * ROW_LENGTH :])
-            short_owners.append(position)
-    if short:
-        pieces.append(_norms(short))
-    return torch.cat(pieces), owners + short_owners
+    return torch.cat([*rows, _norms(short)] if short else rows)
+
+
+def piece_owners(gradients: Sequence[Tensor], *, whole: bool = False) -> NDArray[np.int64]:
+    """For each number of `piece_norms`, the position of the gradient it is a piece of."""
+    if whole or gradients[0].device.type != "cpu":
+        return np.arange(len(gradients))
+    lengths = np.array([_length(gradient) for gradient in gradients])
+    positions = np.arange(len(gradients))
+    return np.concatenate([positions.repeat(lengths // ROW_LENGTH), positions[lengths % ROW_LENGTH > 0]])
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -73,6 +74,10 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 def _sum_dtype(tensor: Tensor) -> torch.dtype:
     """Half precision is summed in float32, where squares neither overflow nor vanish as early."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _length(gradient: Tensor) -> int:
+    return gradient.coalesce().values().numel() if gradient.is_sparse else gradient.numel()
 
 
 def _flat(gradient: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ def combine(
     """
     norms = numbers[:, : len(layout.owners)]
     if layout.is_scaled.any():
-        scale = np.where(layout.is_scaled[layout.owners], numbers[:, -1:], 1.0)
+        scale = np.where(layout.is_scaled[layout.owners], numbers[:, len(layout.owners) :], 1.0)
         norms = norms / scale
     squares = np.square(norms)
     columns = [squares[:, np.isin(layout.owners, group)].sum(axis=1) for group in groups]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from torch.optim import Optimizer
 
 from ava_pipeline.collect.amp import Scaling
+from ava_pipeline.collect.autocast import AutocastWatch
 from ava_pipeline.collect.call_order import CallOrder
 from ava_pipeline.collect.measure import Moment
 from ava_pipeline.contract.events import Event, EventName
@@ -17,12 +18,15 @@ class Notices:
     Args:
         log: where to tell.
         optimizers: whose steps are counted, to compare them with the calls.
+        autocast: whether the model is trained in float16.
     """
 
-    def __init__(self, log: EventLog, optimizers: Iterable[Optimizer]) -> None:
+    def __init__(self, log: EventLog, optimizers: Iterable[Optimizer], autocast: AutocastWatch) -> None:
         self._log = log
+        self._autocast = autocast
         self._order = CallOrder(optimizers)
         self._told: set[str] = set()
+        self._last_batch_idx = 0
 
     def look(
         self, moment: Moment, batch_idx: int, epoch: int, *, value_names: Sequence[str], num_calls: int | None
@@ -48,6 +52,12 @@ class Notices:
                 "that scales this loss, and call step() after scaler.scale(loss).backward()."
             )
             self.tell("unknown scale", message, batch_idx, epoch, event="unknown_scale")
+        if self._autocast.saw_float16 and not moment.scaler.is_given:
+            message = (
+                "the model runs under float16 autocast and the collector was given no grad_scaler, so norms are those "
+                "of scaled gradients if there is one. Give TelemetryCollector(..., grad_scaler=scaler)."
+            )
+            self.tell("no scaler", message, batch_idx, epoch)
         unknown = [name for name in moment.values if name not in value_names]
         if unknown:
             message = (
@@ -55,9 +65,9 @@ class Notices:
                 "and have no column. Give every value from the first step on."
             )
             self.tell("new values", message, batch_idx, epoch)
-        complaint = self._order.complaint(num_calls, may_skip=moment.scaler.scale is not None) if num_calls else None
-        if complaint is not None:
-            self.tell("call order", complaint, batch_idx, epoch)
+        if num_calls is not None:
+            self._look_at_order(num_calls, moment, batch_idx, epoch)
+        self._last_batch_idx = batch_idx
 
     def tell(self, kind: str, message: str, batch_idx: int, epoch: int, *, event: EventName = "misuse") -> None:
         """Record a warning, the first time its kind comes up."""
@@ -74,6 +84,25 @@ class Notices:
                 )
             )
 
+    def _look_at_order(self, num_calls: int, moment: Moment, batch_idx: int, epoch: int) -> None:
+        is_scaled = moment.scaler.scale is not None
+        complaint = self._order.complaint(num_calls, may_skip=is_scaled)
+        if complaint is not None:
+            self.tell("call order", complaint, batch_idx, epoch)
+        num_skipped = self._order.num_skipped(num_calls) if is_scaled else 0
+        if num_skipped:
+            event = Event(
+                event="skipped_step",
+                severity="info",
+                message=f"{num_skipped} optimizer steps were skipped by the GradScaler: gradients were not finite.",
+                batch_idx=max(1, self._last_batch_idx),
+                batch_idx_end=batch_idx - 1,
+                epoch=epoch,
+                value=float(num_skipped),
+            )
+            self._log.add(event)
+
     def close(self) -> None:
-        """Stop counting optimizer steps."""
+        """Stop watching optimizers and the model."""
         self._order.close()
+        self._autocast.close()

@@ -34,11 +34,13 @@ def ava_resnet18() -> nn.Module:
     return model
 
 
-def backward(model: nn.Module, seed: int = 0, num_features: int = 6) -> Tensor:
-    """One forward and backward pass on a seeded batch; returns the loss."""
-    x = torch.randn(4, num_features, generator=torch.Generator().manual_seed(seed))
+def backward(
+    model: nn.Module, seed: int = 0, *, dtype: torch.dtype = torch.float32, scaler: torch.amp.GradScaler | None = None
+) -> Tensor:
+    """One forward and backward pass on a seeded batch; returns the loss, unscaled."""
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)).to(dtype)
     loss: Tensor = model(x).logsumexp(dim=1).square().mean()
-    loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+    (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]  # torch's
     return loss
 
 

@@ -11,12 +11,6 @@ from ava_pipeline.collect.amp import Scaling, scaler_state
 from tests.collect.models import backward, tiny
 
 
-def scaled_backward(scaler: torch.amp.GradScaler, model: torch.nn.Module, seed: int) -> None:
-    """A backward pass of the scaled loss."""
-    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
-    scaler.scale(model(x).logsumexp(dim=1).square().mean()).backward()
-
-
 @pytest.mark.parametrize("unscales", [False, True])
 def test_norms_are_true_scale_before_and_after_unscale(
     tmp_path: Path,
@@ -28,7 +22,7 @@ def test_norms_are_true_scale_before_and_after_unscale(
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
         for seed in range(3):
             optimizer.zero_grad()
-            scaled_backward(scaler, model, seed)
+            backward(model, seed, scaler=scaler)
             if unscales:
                 scaler.unscale_(optimizer)
             telemetry.step()
@@ -57,14 +51,14 @@ def test_the_state_follows_the_scaler() -> None:
     def look() -> None:
         states.append(scaler_state(scaler, (optimizer,)).of_optimizer[id(optimizer)])
 
-    scaled_backward(scaler, model, 0)
+    backward(model, 0, scaler=scaler)
     look()
     scaler.unscale_(optimizer)
     look()
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
-    scaled_backward(scaler, model, 1)
+    backward(model, 1, scaler=scaler)
     look()
     assert states == [Scaling.SCALED, Scaling.NONE, Scaling.SCALED]
 
@@ -89,3 +83,67 @@ def test_a_scaler_that_does_not_tell_costs_the_norms(tmp_path: Path, caplog: pyt
     assert run.learning_rates()["lr_group_1"].tolist() == [0.1, 0.1]
     assert run.events()["event"].tolist() == ["unknown_scale"]
     assert len([record for record in caplog.records if "does not tell its scale" in record.getMessage()]) == 1
+
+
+def overflowing(telemetry: TelemetryCollector, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Ten steps under a scaler, the 4th, 5th and 8th with gradients that are not finite."""
+    scaler = telemetry._grad_scaler
+    for batch in range(1, 11):
+        optimizer.zero_grad()
+        backward(model, batch, scaler=scaler)
+        if batch in {4, 5, 8}:
+            gradient = next(model.parameters()).grad
+            assert gradient is not None
+            gradient[0] = float("inf")
+        telemetry.step()
+        scaler.step(optimizer)
+        scaler.update()
+
+
+@pytest.mark.parametrize(("every", "ranges"), [(1, [(4, 4), (5, 5), (8, 8)]), (5, [(5, 9)])])
+def test_skipped_steps_are_events(tmp_path: Path, every: int, ranges: list[tuple[int, int]]) -> None:
+    """A step that the scaler left out is told, with the batches between which it was."""
+    model, optimizer = tiny()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=every, grad_scaler=scaler) as telemetry:
+        overflowing(telemetry, model, optimizer)
+    events = open_run(tmp_path).events()
+    skipped = events[events["event"] == "skipped_step"]
+    found = list(zip(skipped["batch_idx"], skipped["batch_idx_end"], strict=True))
+    assert found[-len(ranges) :] == ranges
+    assert skipped["value"].sum() == 3
+
+
+@pytest.mark.parametrize(("dtype", "gives_scaler", "warns"), [
+    (torch.float16, False, 1), (torch.float16, True, 0), (torch.bfloat16, False, 0), (None, False, 0),
+])  # fmt: skip
+def test_float16_without_a_scaler_warns_once(
+    tmp_path: Path,
+    dtype: torch.dtype | None,
+    gives_scaler: bool,  # noqa: FBT001  # a parameter of the test
+    warns: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Only float16 needs a loss scale, and the collector cannot see one that it is not given."""
+    model, optimizer = tiny()
+    scaler = torch.amp.GradScaler("cpu") if gives_scaler else None
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
+        for seed in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+                backward(model, seed, scaler=scaler)
+            telemetry.step()
+            optimizer.step()
+    assert len([record for record in caplog.records if "float16 autocast" in record.getMessage()]) == warns
+
+
+def test_the_look_at_autocast_leaves_no_hook(tmp_path: Path) -> None:
+    """The model is as it was after its first training pass, and after close without one."""
+    for runs in (True, False):
+        model, optimizer = tiny()
+        with TelemetryCollector(model, optimizer, tmp_path, enabled=False):
+            assert len(model._forward_pre_hooks) == 1
+            if runs:
+                backward(model)
+                assert not model._forward_pre_hooks
+        assert not model._forward_pre_hooks

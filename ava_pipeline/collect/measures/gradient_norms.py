@@ -7,7 +7,7 @@ import torch
 
 from ava_pipeline.collect.amp import Scaling
 from ava_pipeline.collect.measure import Measure, Moment, Reading
-from ava_pipeline.collect.norms import NormLayout, combine, piece_norms
+from ava_pipeline.collect.norms import NormLayout, combine, piece_owners
 from ava_pipeline.collect.watched import Watched
 from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.tables import Column, Table
@@ -36,8 +36,10 @@ class GradientNorms(Measure):
     def __init__(self, watched: Watched) -> None:
         super().__init__(watched)
         self._groups = [np.array(positions) for positions in watched.positions().values()]
-        self._optimizers = [None if owner is None else id(owner) for owner in watched.optimizer_of()]
-        self._layouts: dict[tuple[bool, ...], NormLayout] = {}
+        self._optimizers = [id(owner) for owner in watched.optimizer_of()]
+        self._layouts: dict[object, NormLayout] = {}
+        nowhere = np.zeros(len(watched.parameters), dtype=np.bool_)
+        self._nothing = NormLayout(np.array([], dtype=np.int64), present=nowhere, is_scaled=nowhere)
 
     @property
     def run_columns(self) -> tuple[str, ...]:
@@ -45,24 +47,20 @@ class GradientNorms(Measure):
         return tuple(self.watched.groups)
 
     def read(self, moment: Moment) -> Reading:
-        """Take every gradient's norm in one pass, and the loss scale where gradients are still multiplied by it."""
-        scaling = [moment.scaler.of_optimizer.get(owner or 0, Scaling.NONE) for owner in self._optimizers]
-        present = [
-            gradient is not None and of_it is not Scaling.UNKNOWN
-            for gradient, of_it in zip(moment.gradients, scaling, strict=True)
-        ]
-        measured = [
-            gradient
-            for gradient, there in zip(moment.gradients, present, strict=True)
-            if there and gradient is not None
-        ]
-        is_scaled = [of_it is Scaling.SCALED for of_it in scaling]
-        if not measured:
-            return Reading([], self._layout(present, is_scaled, []))
-        norms, owners = piece_norms(measured)
-        if moment.scaler.scale is not None:
-            norms = torch.cat((norms, moment.scaler.scale.reshape(1).to(norms.device, torch.float32)))
-        return Reading(norms, self._layout(present, is_scaled, owners))
+        """Take every gradient's norm, and the loss scale where gradients are still multiplied by it."""
+        if moment.norms is None:
+            return Reading([], self._nothing)
+        key = (
+            moment.is_whole,
+            tuple(moment.scaler.of_optimizer.values()),
+            tuple([gradient is not None for gradient in moment.gradients]),
+        )
+        # One object for steps whose numbers mean the same: they are made rows of together.
+        layout = self._layouts.get(key) or self._layouts.setdefault(key, self._layout(moment))
+        if moment.scaler.scale is None:
+            return Reading(moment.norms, layout)
+        scale = moment.scaler.scale.reshape(1).to(moment.norms.device, torch.float32)
+        return Reading(torch.cat((moment.norms, scale)), layout)
 
     def columns(self, numbers: Sequence[Numbers], layout: object) -> dict[str, Sequence[object]]:
         """Combine the pieces of every group in float64."""
@@ -75,14 +73,14 @@ class GradientNorms(Measure):
             for index, (column, group) in enumerate(zip(self.run_columns, self._groups, strict=True))
         }
 
-    def _layout(self, present: list[bool], is_scaled: list[bool], owners: list[int]) -> NormLayout:
-        """The same object for steps whose numbers mean the same, so that they are made rows of together."""
-        key = (*present, *is_scaled)
-        if key not in self._layouts:
-            positions = np.flatnonzero(present)
-            self._layouts[key] = NormLayout(
-                owners=positions[np.array(owners, dtype=np.int64)],
-                present=np.array(present),
-                is_scaled=np.array(is_scaled),
-            )
-        return self._layouts[key]
+    def _layout(self, moment: Moment) -> NormLayout:
+        scaling = [moment.scaler.of_optimizer.get(owner, Scaling.NONE) for owner in self._optimizers]
+        is_known = np.array([of_it is not Scaling.UNKNOWN for of_it in scaling])
+        is_there = np.array([gradient is not None for gradient in moment.gradients])
+        owners = piece_owners([one for one in moment.gradients if one is not None], whole=moment.is_whole)
+        positions = np.flatnonzero(is_there)[owners]
+        return NormLayout(
+            owners=np.where(is_known[positions], positions, -1),
+            present=is_there & is_known,
+            is_scaled=np.array([of_it is Scaling.SCALED for of_it in scaling]),
+        )

@@ -21,6 +21,21 @@ STEPS = Table(
             nullable=True,
             not_below=0,
         ),
+        Column(
+            name="clip_coefficient",
+            dtype="float64",
+            description="What clipping multiplies this step's gradients by, 1 where they are short enough; "
+            "by the max_norm of the clip before. Null without telemetry.clip_grad_norm_.",
+            nullable=True,
+            not_below=0,
+        ),
+        Column(
+            name="clip_rate",
+            dtype="float64",
+            description="Share of the clips since the last row, this step's not yet among them, that shortened.",
+            nullable=True,
+            not_below=0,
+        ),
     ),
     run_columns=Column(
         name="<value>", dtype="float64", description="A value that the user gave to step().", nullable=True
@@ -43,14 +58,21 @@ class Steps(Measure):
         return Reading([
             moment.time_s,
             moment.scaler.scale,
+            moment.clipping.coefficient,
+            moment.clipping.num_shortened,
+            moment.clipping.num_clips,
             *(moment.values.get(name) for name in self.watched.value_names),
         ])  # fmt: skip
 
     def columns(self, numbers: Sequence[Numbers], layout: object) -> dict[str, Sequence[object]]:  # noqa: ARG002  # one layout
         """Values by name."""
-        times, *others = zip(*numbers, strict=True)
-        names = ("loss_scale", *self.run_columns)
+        times, scales, coefficients, num_shortened, num_clips, *values = map(list, zip(*numbers, strict=True))
         return {
             "time_utc": [datetime.fromtimestamp(time_s, UTC) for time_s in times],
-            **dict(zip(names, map(list, others), strict=True)),
+            "loss_scale": scales,
+            "clip_coefficient": coefficients,
+            "clip_rate": [
+                short / clips if clips else None for short, clips in zip(num_shortened, num_clips, strict=True)
+            ],
+            **dict(zip(self.run_columns, values, strict=True)),
         }

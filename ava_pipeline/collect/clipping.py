@@ -1,0 +1,98 @@
+"""Clipping that shares the pass over the gradients that `step` makes anyway."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class ClipFacts(NamedTuple):
+    """What came of clipping.
+
+    Attributes:
+        coefficient: scalar on the device: what this step's clip will multiply gradients by, if its `max_norm` is that
+            of the clip before; None where there was none before.
+        num_shortened: scalar on the device: clips since the last collected step that shortened the gradients.
+        num_clips: clips since the last collected step.
+    """
+
+    coefficient: Tensor | None = None
+    num_shortened: Tensor | float = 0.0
+    num_clips: int = 0
+
+
+class Clipping:
+    """Clips as `torch.nn.utils.clip_grad_norm_` does, to the bit.
+
+    Where `step` has just measured float32 gradients tensor by tensor, and they are the same since, the total is taken
+    from those norms by torch's own formula; everywhere else torch is called.
+
+    Args:
+        parameters: whose gradients are clipped.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._max_norm: float | None = None
+        self._measured: tuple[list[tuple[int, int]], Tensor] | None = None
+        self._num_shortened: Tensor | None = None
+        self._num_clips = 0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the loop clips through here, so that the pass should measure tensor by tensor."""
+        return self._max_norm is not None
+
+    @torch.no_grad()
+    def look(self, gradients: Sequence[Tensor | None], norms: Tensor | None, scale: Tensor | None) -> ClipFacts:
+        """Take the norms of a step's pass for the clip that follows it, and tell what came of the clips so far.
+
+        Args:
+            gradients: the step's.
+            norms: float32, of each tensor there is, in order.
+            scale: what the gradients are still multiplied by; None where they are true-scale.
+        """
+        if self._max_norm is None or norms is None:
+            return ClipFacts()
+        total = torch.linalg.vector_norm(norms)
+        is_torchs = scale is None and all(one is None or one.dtype == torch.float32 for one in gradients)
+        self._measured = (_marks(gradients), total) if is_torchs else None
+        coefficient = _coefficient(total if scale is None else total / scale.to(total.device), self._max_norm)
+        num_shortened = 0.0 if self._num_shortened is None else self._num_shortened
+        facts = ClipFacts(coefficient, num_shortened, self._num_clips)
+        self._num_shortened, self._num_clips = None, 0
+        return facts
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Clip the gradients as they are now.
+
+        Returns:
+            Their L2 norm before, a scalar on their device.
+        """
+        self._max_norm = float(max_norm)
+        measured, self._measured = self._measured, None
+        if measured is not None and measured[0] == _marks([parameter.grad for parameter in self._parameters]):
+            total = measured[1]
+            nn.utils.clip_grads_with_norm_(self._parameters, max_norm, total)
+        else:
+            total = nn.utils.clip_grad_norm_(self._parameters, max_norm)
+        self._count(total)
+        return total
+
+    @torch.no_grad()
+    def _count(self, total: Tensor) -> None:
+        """Count on the device, where nobody has to wait for the answer."""
+        shortened = _coefficient(total, self._max_norm or 0.0) < 1
+        self._num_shortened = shortened.float() if self._num_shortened is None else self._num_shortened + shortened
+        self._num_clips += 1
+
+
+def _coefficient(total: Tensor, max_norm: float) -> Tensor:
+    """The formula of `torch.nn.utils.clip_grads_with_norm_`."""
+    return torch.clamp(max_norm / (total + 1e-6), max=1.0)
+
+
+def _marks(gradients: Sequence[Tensor | None]) -> list[tuple[int, int]]:
+    """Which tensors these are and how often each was changed in place, without holding them."""
+    return [(id(one), -1 if one is None else one._version) for one in gradients]  # noqa: SLF001  # torch's only name for it

@@ -1,0 +1,157 @@
+"""Clipping through the collector: torch's bits, and the step's own pass."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ava_pipeline import TelemetryCollector, open_run
+from tests.collect.models import TinyNet, backward, tiny
+
+MAX_NORM = 0.05
+
+
+def frozen(model: nn.Module) -> None:
+    """A layer without gradients."""
+    next(model.parameters()).grad = None
+
+
+def halved_by_hand(model: nn.Module) -> None:
+    """Gradients changed in place between step and clip."""
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.grad.mul_(0.5)
+
+
+def replaced(model: nn.Module) -> None:
+    """Gradients replaced between step and clip."""
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.grad = parameter.grad * 3
+
+
+def unchanged(model: nn.Module) -> None:
+    """The loop as it should be."""
+
+
+def clipped_by_torch(
+    dtype: torch.dtype, before: Callable[[nn.Module], None], batches: int
+) -> tuple[list[Tensor], TinyNet]:
+    """The reference: totals and the model after clipping with torch alone."""
+    model = tiny()[0].to(dtype)
+    totals = []
+    for seed in range(batches):
+        model.zero_grad()
+        backward(model, seed, dtype=dtype)
+        before(model)
+        totals.append(nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM))
+    return totals, model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("between", [unchanged, frozen, halved_by_hand, replaced])
+@pytest.mark.parametrize("state", ["every step", "every second", "disabled", "closed"])
+def test_it_clips_to_torchs_bits(
+    tmp_path: Path, dtype: torch.dtype, between: Callable[[nn.Module], None], state: str
+) -> None:
+    """Total and gradients equal torch's, whether the pass is shared or not and whatever state telemetry is in."""
+    totals, reference = clipped_by_torch(dtype, between, 5)
+    model = tiny()[0].to(dtype)
+    telemetry = TelemetryCollector(
+        model,
+        torch.optim.SGD(model.parameters()),
+        tmp_path,
+        collect_every_n=2 if state == "every second" else 1,
+        enabled=state != "disabled",
+    )
+    if state == "closed":
+        telemetry.close()
+    for seed in range(5):
+        model.zero_grad()
+        backward(model, seed, dtype=dtype)
+        if state != "closed":
+            telemetry.step()
+        between(model)
+        assert torch.equal(telemetry.clip_grad_norm_(MAX_NORM), totals[seed])
+    telemetry.close()
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or torch.equal(one.grad, other.grad)  # type: ignore[arg-type]  # as the line above says
+
+
+def test_the_pass_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a collected step torch's own pass is not made again."""
+    model, optimizer = tiny()
+    calls = []
+
+    def counted(*_: object) -> Tensor:
+        calls.append(1)
+        return torch.zeros(())
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", counted)
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+        for seed in range(4):
+            model.zero_grad()
+            backward(model, seed)
+            telemetry.step()
+            telemetry.clip_grad_norm_(MAX_NORM)
+    assert len(calls) == 1  # the first clip: until then nobody knew that the loop clips here
+
+
+def test_rows_are_before_clipping_and_tell_of_it(tmp_path: Path) -> None:
+    """Norms stay those of the gradients; coefficient and rate stand in steps."""
+    model, optimizer = tiny()
+    expected = []
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=2) as telemetry:
+        for seed in range(6):
+            model.zero_grad()
+            backward(model, seed)
+            expected.append(float(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])))
+            telemetry.step()
+            telemetry.clip_grad_norm_(MAX_NORM if seed != 2 else 1e9)
+    run = open_run(tmp_path)
+    assert run.gradient_norms()["overall"].tolist() == pytest.approx(expected[1::2], rel=1e-5)
+    steps = run.steps()
+    coefficients = [min(1.0, limit / (expected[b] + 1e-6)) for b, limit in ((1, MAX_NORM), (3, 1e9), (5, MAX_NORM))]
+    assert steps["clip_coefficient"].tolist() == pytest.approx(coefficients, rel=1e-5)
+    assert steps["clip_rate"].tolist() == [1.0, 0.5, 1.0]
+
+
+def test_without_clipping_the_columns_are_null(tmp_path: Path) -> None:
+    """Not measured, rather than 0 or 1."""
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+        backward(model)
+        telemetry.step()
+    assert open_run(tmp_path).steps()[["clip_coefficient", "clip_rate"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("unscales_first", [False, True])
+def test_under_amp_it_clips_what_unscale_left(tmp_path: Path, unscales_first: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Norms taken of scaled gradients never decide a clip of unscaled ones."""
+    weights = []
+    for through in (True, False):
+        model, optimizer = tiny()
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        telemetry = TelemetryCollector(model, optimizer, tmp_path / "run", collect_every_n=1, grad_scaler=scaler)
+        for seed in range(4):
+            optimizer.zero_grad()
+            backward(model, seed, scaler=scaler)
+            if through and not unscales_first:
+                telemetry.step()
+            scaler.unscale_(optimizer)
+            if through and unscales_first:
+                telemetry.step()
+            if through:
+                telemetry.clip_grad_norm_(MAX_NORM)
+            else:
+                nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+            scaler.step(optimizer)
+            scaler.update()
+        telemetry.close()
+        weights.append(nn.utils.parameters_to_vector(model.parameters()))
+    assert torch.equal(*weights)
+    coefficients = open_run(tmp_path / "run").steps()["clip_coefficient"].tolist()[1:]
+    assert all(0 < one < 1 for one in coefficients)

@@ -13,8 +13,10 @@ from ava_pipeline.collect import measures
 from ava_pipeline.collect.amp import ScalerState
 from ava_pipeline.collect.clipping import ClipFacts
 from ava_pipeline.collect.watched import Watched
+from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.tables import RunTable, Table
-from ava_pipeline.write.rows import Numbers
+from ava_pipeline.signs.non_finite import non_finite_events
+from ava_pipeline.write.rows import Numbers, Rows
 
 Value: TypeAlias = Tensor | float | None
 
@@ -90,6 +92,10 @@ class Measure(ABC):
             numbers: one entry a step, as `read` returned them: a NumPy vector, or a list of Python numbers.
             layout: the reading's, the same object for all of them.
         """
+
+    def events(self, rows: Rows) -> Iterator[Event]:
+        """What neighbouring rows tell, in the background: here, that values are not finite."""
+        yield from non_finite_events(rows)
 
     @property
     def run_table(self) -> RunTable:

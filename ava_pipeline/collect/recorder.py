@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -76,21 +77,21 @@ class Recorder:
         sample_ids: Sequence[object] | None,
     ) -> None:
         """Measure, stage and hand over; where there is no room, the step is counted as dropped."""
-        try:
+        # What is full or closed is counted by the channel and told by the worker, as one event a gap.
+        with suppress(ChannelFullError, ChannelClosedError):
             self._channel.reserve(batch_idx, epoch)
-        except (ChannelFullError, ChannelClosedError):
-            return  # counted, and told by the worker as one event a gap
-        try:
-            readings = [measure.read(moment) for measure in self._measures]
-            staged = self._staging.stage(readings)
-        except Exception as error:
-            self._channel.drop(batch_idx, epoch)
-            if self._is_strict:
-                raise
-            self._log.fail(error, f"batch {batch_idx} could not be measured")
-            return
-        row = PendingRow(batch_idx, epoch, staged, tuple(one.layout for one in readings), is_deferred, sample_ids)
-        self._channel.offer(row, batch_idx, epoch)
+            try:
+                readings = [measure.read(moment) for measure in self._measures]
+                staged = self._staging.stage(readings)
+            except Exception as error:
+                self._channel.drop(batch_idx, epoch)
+                if self._is_strict:
+                    raise
+                self._log.fail(error, "a step could not be measured")
+                return
+            layouts = tuple(one.layout for one in readings)
+            row = PendingRow(batch_idx, epoch, staged, layouts, is_deferred, sample_ids)
+            self._channel.offer(row, batch_idx, epoch)
 
     def flush(self, timeout_s: float | None) -> bool:
         """Wait until every row so far is written."""

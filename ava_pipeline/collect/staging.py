@@ -154,9 +154,11 @@ class _OnItsWay:
 
     def read(self) -> list[Numbers]:
         """Wait for the copy, take it out of the slot and give the slot back."""
-        self._slot.wait()
-        vector = self._slot.buffer[: self._num_numbers].numpy().copy()
-        self._free.append(self._slot)
+        try:
+            self._slot.wait()
+            vector = self._slot.buffer[: self._num_numbers].numpy().copy()
+        finally:
+            self._free.append(self._slot)
         return [_found(vector, place) for place in self._places]
 
 

@@ -56,7 +56,8 @@ class Attempt(_Entry):
     counters: StepCounters = Field(default_factory=StepCounters)
     rows: dict[str, Count] = Field(default_factory=dict, description="Rows that each file took, by file name.")
     set_aside: dict[str, Count] = Field(
-        default_factory=dict, description="Rows of earlier attempts moved to superseded/, by file name."
+        default_factory=dict,
+        description="Rows of earlier attempts that are no longer in the file: moved to superseded/, or lost; by file name.",
     )
     argv: tuple[str, ...] = ()
     pid: Count = 0

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from ava_pipeline.signs.non_finite import non_finite_events
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.losses import lost_event, refused_row_event, unmade_row_event, with_samples
 from ava_pipeline.write.rows import Numbers, PendingRow, RowSource, rows_of_each
@@ -44,7 +43,7 @@ class MeasuredTable:
         outcome = self._files.write(rows)
         self._tell(outcome, made)
         by_batch = {step.batch_idx: step for step in made}
-        for event in non_finite_events(rows):
+        for event in self._source.events(rows):
             self._log.add(with_samples(event, by_batch))
         return {step.batch_idx for step, _ in refused} | {made[row].batch_idx for row in outcome.failed}
 

@@ -1,12 +1,13 @@
 """What the training thread hands over, and how the worker makes tables' rows of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.tables import RunTable
 
 Numbers: TypeAlias = NDArray[np.floating] | list[object]
@@ -37,6 +38,9 @@ class RowSource(Protocol):
         Returns:
             Every other column of the table, a Python value a step; None is "not measured".
         """
+
+    def events(self, rows: Rows) -> Iterable[Event]:
+        """What neighbouring rows of the table tell; rows are given once, in order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,17 @@ def test_skipped_steps_are_events(tmp_path: Path, every: int, ranges: list[tuple
     assert skipped["value"].sum() == 3
 
 
+def test_with_a_fused_optimizer_the_scale_tells(tmp_path: Path) -> None:
+    """Its hooks run on skipped steps too; a falling scale gives them away, a drop an interval."""
+    model, _ = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
+        overflowing(telemetry, model, optimizer)
+    events = open_run(tmp_path).events()
+    assert events[events["event"] == "skipped_step"]["batch_idx"].tolist() == [4, 5, 8]
+
+
 @pytest.mark.parametrize(("dtype", "gives_scaler", "warns"), [
     (torch.float16, False, 1), (torch.float16, True, 0), (torch.bfloat16, False, 0), (None, False, 0),
 ])  # fmt: skip

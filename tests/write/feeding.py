@@ -7,14 +7,16 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import csv
 
+from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import Column, RunTable, Table
+from ava_pipeline.signs.non_finite import non_finite_events
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
-from ava_pipeline.write.rows import Numbers, PendingRow
+from ava_pipeline.write.rows import Numbers, PendingRow, Rows
 from ava_pipeline.write.run_files import RunFiles
 from ava_pipeline.write.worker import Worker
 
@@ -43,6 +45,10 @@ class PlainMeasure:
         if any(one[0] in self.broken for one in numbers):
             raise ZeroDivisionError("a measure with a bug")
         return {name: [one[place] for one in numbers] for place, name in enumerate(self.run_table.run_column_names)}
+
+    def events(self, rows: Rows) -> Iterable[Event]:
+        """What measures tell by themselves: that values are not finite."""
+        return non_finite_events(rows)
 
 
 @dataclass

@@ -1,12 +1,15 @@
 """Steps: when each collected step was, its loss scale, and what the user gave as values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from ava_pipeline.collect.measure import Measure, Moment, Reading
+from ava_pipeline.collect.watched import Watched
+from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.tables import Column, Table
-from ava_pipeline.write.rows import Numbers
+from ava_pipeline.signs.scale_drops import scale_drop_events
+from ava_pipeline.write.rows import Numbers, Rows
 
 STEPS = Table(
     name="steps",
@@ -44,9 +47,16 @@ STEPS = Table(
 
 
 class Steps(Measure):
-    """The time, the scale, and a number a value."""
+    """The time, the scale, what clipping did, and a number a value."""
 
     table = STEPS
+
+    def __init__(self, watched: Watched) -> None:
+        super().__init__(watched)
+        groups = [group for optimizer in watched.optimizers.values() for group in optimizer.param_groups]
+        # Fused optimizers run their hooks on skipped steps too: only the scale tells.
+        self._is_told_by_scale = any(group.get("fused") for group in groups)
+        self._scale: float | None = None
 
     @property
     def run_columns(self) -> tuple[str, ...]:
@@ -76,3 +86,11 @@ class Steps(Measure):
             ],
             **dict(zip(self.run_columns, values, strict=True)),
         }
+
+    def events(self, rows: Rows) -> Iterator[Event]:
+        """What is not finite; and with fused optimizers, where the loss scale fell."""
+        yield from super().events(rows)
+        if self._is_told_by_scale:
+            yield from scale_drop_events(rows, self._scale)
+            scales = [row["loss_scale"] for row in rows if isinstance(row["loss_scale"], float)]
+            self._scale = float(scales[-1]) if scales else self._scale

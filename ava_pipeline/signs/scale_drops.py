@@ -1,0 +1,33 @@
+"""Optimizer steps that a GradScaler left out, told by its scale."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ava_pipeline.contract.events import Event
+
+
+def scale_drop_events(rows: Sequence[Mapping[str, object]], scale_before: float | None) -> Iterator[Event]:
+    """One event for each row whose loss scale is lower than the row's before it.
+
+    `torch.amp.GradScaler` lowers its scale only after a step whose gradients were not finite, which it skips. Where
+    the scale also grew between two rows, a drop can stay unseen.
+
+    Args:
+        rows: of `steps`, in batch order.
+        scale_before: of the row before the first; None where there is none.
+    """
+    for row in rows:
+        scale, batch_idx, epoch = row["loss_scale"], row["batch_idx"], row["epoch"]
+        if not (isinstance(scale, float) and isinstance(batch_idx, int) and isinstance(epoch, int)):
+            continue
+        if scale_before is not None and scale < scale_before:
+            yield Event(
+                event="skipped_step",
+                severity="info",
+                batch_idx=batch_idx - 1,
+                batch_idx_end=batch_idx - 1,
+                epoch=epoch,
+                column="loss_scale",
+                value=scale,
+                message=f"the loss scale fell from {scale_before:g} to {scale:g}: at least one step was skipped.",
+            )
+        scale_before = scale

@@ -192,13 +192,6 @@ def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
-    """Without waiting for the batch, killed by the signal as any program is; telemetry so far can be read."""
-    done = command(tmp_path, signum=signal.SIGINT, batch=3, times=2)
-    assert done.returncode == -signal.SIGINT
-    assert not (tmp_path / "run/checkpoints").exists()
-
-
 def test_a_quiet_run_prints_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For jobs whose output nobody reads; warnings still come."""
     run(tmp_path, "train.epochs=1")

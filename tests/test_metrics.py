@@ -68,7 +68,7 @@ def test_emd_r1_is_scipys_distance_a_score(predicted: np.ndarray, truth: np.ndar
 def test_accuracy_counts_a_mean_of_exactly_five_as_not_good() -> None:
     """AVA's line is "above 5": 178 of its images lie exactly on it."""
     flat = np.full((4, NUM_SCORES), 0.1)
-    found = prediction_metrics(flat, flat, [5.0, 5.1, 4.9, 5.1], [5.0, 5.0, 5.0, 5.2])
+    found = prediction_metrics(flat, flat, [5.0, 5.1, 5.1, 4.9], [5.0, 5.0, 5.2, 4.8])
     assert found.accuracy == 0.75
 
 

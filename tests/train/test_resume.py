@@ -51,17 +51,17 @@ def test_a_run_ended_in_validation_validates_again(
     assert same_runs(whole, tmp_path / "run") == []
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, whole: Path) -> None:
-    """Batches past the checkpoint are trained on again, to the same rows, and the run validates clean."""
-    killed = command(tmp_path, signum=signal.SIGKILL, batch=8)
-    assert killed.returncode == -signal.SIGKILL
+def test_a_second_ctrl_c_ends_at_once_and_costs_the_batches_since_the_checkpoint(tmp_path: Path, whole: Path) -> None:
+    """Killed by the signal as any program is; those batches are trained on again, to the same rows."""
+    ended = command(tmp_path, signum=signal.SIGINT, batch=8, times=2)
+    assert ended.returncode == -signal.SIGINT
     outcome = run(tmp_path, resume=True)
     assert outcome.costs.num_batches == BATCHES_PER_EPOCH
     assert same_runs(whole, tmp_path / "run") == []
 
 
 def test_checkpoints_within_an_epoch_lose_fewer_batches(tmp_path: Path, whole: Path) -> None:
-    """Due after 2 batches, saved at the next optimizer step: batch 3 of the second epoch."""
+    """SIGKILL; a checkpoint due after 2 batches was saved at the next optimizer step, batch 3 of the second epoch."""
     killed = command(tmp_path, "--set", "checkpoint.every_n_batches=2", signum=signal.SIGKILL, batch=10)
     assert killed.returncode == -signal.SIGKILL
     outcome = run(tmp_path, resume=True)

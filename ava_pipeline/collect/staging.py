@@ -71,7 +71,7 @@ class DeviceStaging(Staging):
 
     def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
         """Issue the copy. Slots are as many as steps are pending, which the channel bounds."""
-        parcel = _Parcel(self._device)
+        parcel = Parcel(self._device)
         places = [parcel.add(reading.numbers) for reading in readings]
         if not parcel.parts:
             return _OnHost([_host_numbers(reading.numbers) for reading in readings])
@@ -90,7 +90,7 @@ class _At:
     position: int
 
 
-class _Parcel:
+class Parcel:
     """What goes in one copy: tensors to be joined, and where each number will be found."""
 
     def __init__(self, device: torch.device) -> None:

@@ -57,7 +57,7 @@ class Attempt(_Entry):
     rows: dict[str, Count] = Field(default_factory=dict, description="Rows that each file took, by file name.")
     set_aside: dict[str, Count] = Field(
         default_factory=dict,
-        description="Rows of earlier attempts that are no longer in the file: moved to superseded/, or lost; by file name.",
+        description="Rows of earlier attempts that are no longer in the file, by its name: in superseded/, or lost.",
     )
     argv: tuple[str, ...] = ()
     pid: Count = 0

@@ -45,7 +45,7 @@ def trained(folder: Path, num_batches: int, stream: torch.cuda.Stream | None = N
 @pytest.mark.parametrize("on_side_stream", [False, True])
 def test_no_sync_and_norms_equal_float64(tmp_path: Path, on_side_stream: bool) -> None:  # noqa: FBT001  # a parameter of the test
     """No synchronizing call in step or clip; norms within 1e-5, in order, on whatever stream the loop runs."""
-    expected = trained(tmp_path, 20, torch.cuda.Stream() if on_side_stream else None)
+    expected = trained(tmp_path, 20, torch.cuda.Stream() if on_side_stream else None)  # type: ignore[no-untyped-call]  # torch's
     norms = open_run(tmp_path).gradient_norms()
     assert norms["batch_idx"].tolist() == list(range(1, 21))
     assert norms["overall"].tolist() == pytest.approx(expected, rel=1e-5)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from ava_pipeline import __version__
+from ava_pipeline.bench.command import bench_command
 from ava_pipeline.config import load_config
 from ava_pipeline.errors import AvaPipelineError, ConfigError, MisuseError, NotARunError, RunExistsError
 from ava_pipeline.evaluate import Evaluated, evaluate, is_generated
@@ -139,6 +140,9 @@ def validate_command(
         raise typer.BadParameter(str(error)) from error
     typer.echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
     raise typer.Exit(WELL if found.is_clean else PROBLEMS)
+
+
+app.command("bench")(bench_command)
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""What telemetry costs on this machine: `python -m ava_pipeline.bench`, or `ava-pipeline bench`."""

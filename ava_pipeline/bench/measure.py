@@ -1,0 +1,80 @@
+"""A whole bench: every part in order, with a progress bar."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from rich.progress import Progress
+
+from ava_pipeline.bench.comparison import compare
+from ava_pipeline.bench.ends import measure_ends, measure_import
+from ava_pipeline.bench.fed import measure_fed
+from ava_pipeline.bench.figures import Figure
+from ava_pipeline.bench.gradients import measure_gradients
+from ava_pipeline.bench.hand_off import measure_hand_off
+from ava_pipeline.bench.lag import measure_lag
+from ava_pipeline.bench.options import Options, Setting
+from ava_pipeline.bench.report import Report, commit, machine
+from ava_pipeline.bench.sustained import measure_sustained
+from ava_pipeline.bench.training import measure_training
+from ava_pipeline.train.precision import pick_device
+
+PARTS: tuple[Callable[[Setting], list[Figure]], ...] = (
+    measure_gradients,
+    measure_hand_off,
+    measure_fed,
+    measure_sustained,
+    measure_lag,
+    measure_ends,
+    measure_import,
+)
+_SECONDS_BETWEEN_UPDATES = 0.5
+
+
+def measure(options: Options, console: Console) -> Report:
+    """Measure everything that the options ask for.
+
+    Args:
+        options: what to measure.
+        console: where the progress bar goes.
+
+    Raises:
+        ConfigError: a device that is not there.
+        OSError: no room for the files.
+    """
+    told = machine(pick_device(options.device)), commit()
+    # Redrawn between rounds only: a thread that draws would take its share of what is timed.
+    with TemporaryDirectory(prefix="ava-bench-") as folder, Progress(console=console, auto_refresh=False) as progress:
+        setting = Setting(options, Path(folder), _Tracker(progress))
+        figures, stats = measure_training(setting)
+        for part in PARTS:
+            figures += part(setting)
+        compared, of_peers = compare(setting) if options.peers else ([], [])
+    return Report(
+        options=options,
+        machine=told[0],
+        commit=told[1],
+        figures=[*figures, *of_peers],
+        compared=compared,
+        stats=stats,
+    )
+
+
+class _Tracker:
+    """Counts rounds, a bar a part."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._drawn_s = time.monotonic()
+
+    def __call__(self, num_rounds: int, title: str) -> Iterator[int]:
+        task = self._progress.add_task(title, total=num_rounds)
+        self._progress.refresh()
+        for one in range(num_rounds):
+            yield one
+            self._progress.advance(task)
+            if time.monotonic() - self._drawn_s > _SECONDS_BETWEEN_UPDATES or one == num_rounds - 1:
+                self._progress.refresh()
+                self._drawn_s = time.monotonic()

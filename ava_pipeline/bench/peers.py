@@ -1,0 +1,186 @@
+"""What users would pick instead, each behind one interface.
+
+The packages are imported where they are used: none of them is needed to measure ours.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ava_pipeline.collect.collector import TelemetryCollector
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What is recorded.
+
+    Attributes:
+        model: after a backward pass.
+        optimizer: its rates are recorded.
+        loss: a scalar on the model's device.
+        groups: column -> the parameters behind it.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    loss: Tensor
+    groups: Mapping[str, Sequence[nn.Parameter]]
+
+    def rates(self) -> dict[str, float]:
+        """Column -> the rate of a group of the optimizer."""
+        return {f"lr_group_{index}": float(group["lr"]) for index, group in enumerate(self.optimizer.param_groups)}
+
+
+class Peer(ABC):
+    """One way of recording gradients.
+
+    Attributes:
+        title: for people.
+        packages: what must be installed.
+        has_same_columns: whether it records every group's norm, the rates and the loss, as we do.
+    """
+
+    title: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
+    has_same_columns: ClassVar[bool] = False
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """How to install what is not there; None where all is."""
+        absent = [name for name in cls.packages if find_spec(name) is None]
+        return f"not installed ({', '.join(absent)}): pip install 'ava-pipeline[peers]'" if absent else None
+
+    @abstractmethod
+    def prepare(self, trained: Trained, folder: Path) -> None:
+        """Open files in the folder."""
+
+    @abstractmethod
+    def record(self, step: int) -> None:
+        """Record the gradients as they are now, in the training thread."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish the files."""
+
+
+class Ours(Peer):
+    """The collector, every step."""
+
+    title = "ava_pipeline: TelemetryCollector.step"
+    has_same_columns = True
+
+    def prepare(self, trained: Trained, folder: Path) -> None:
+        """Make the collector."""
+        self._values = {"loss": trained.loss}
+        self._telemetry = TelemetryCollector(trained.model, trained.optimizer, folder, collect_every_n=1)
+
+    def record(self, step: int) -> None:  # noqa: ARG002  # it counts by itself
+        """Collect a row a table."""
+        self._telemetry.step(0, values=self._values)
+
+    def close(self) -> None:
+        """Close the collector."""
+        self._telemetry.close()
+
+
+class TensorBoardScalars(Peer):
+    """`get_total_norm(...).item()` of every group, written as scalars."""
+
+    title = "get_total_norm().item() a group + TensorBoard scalars"
+    packages = ("tensorboard",)
+    has_same_columns = True
+
+    def prepare(self, trained: Trained, folder: Path) -> None:
+        """Open a writer."""
+        self._trained = trained
+        self._writer: Any = import_module("torch.utils.tensorboard").SummaryWriter(folder)
+
+    def record(self, step: int) -> None:
+        """A scalar a column."""
+        for name, parameters in self._trained.groups.items():
+            gradients = [one.grad for one in parameters if one.grad is not None]
+            self._writer.add_scalar(f"norm/{name}", nn.utils.get_total_norm(gradients).item(), step)
+        for name, rate in self._trained.rates().items():
+            self._writer.add_scalar(name, rate, step)
+        self._writer.add_scalar("loss", self._trained.loss.item(), step)
+
+    def close(self) -> None:
+        """Close the writer."""
+        self._writer.close()
+
+
+class LightningGradNorm(Peer):
+    """Lightning's `grad_norm` of the whole model, which gives every parameter's norm and the total, to its CSV."""
+
+    title = "Lightning grad_norm + CSVLogger"
+    packages = ("lightning",)
+
+    def prepare(self, trained: Trained, folder: Path) -> None:
+        """Open a logger."""
+        self._trained = trained
+        self._grad_norm: Any = import_module("lightning.pytorch.utilities").grad_norm
+        self._logger: Any = import_module("lightning.pytorch.loggers").CSVLogger(folder)
+
+    def record(self, step: int) -> None:
+        """All norms, rates and the loss, as `log_dict` would hand them on."""
+        norms = {name: float(norm) for name, norm in self._grad_norm(self._trained.model, norm_type=2).items()}
+        self._logger.log_metrics({**norms, **self._trained.rates(), "loss": self._trained.loss.item()}, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._logger.save()
+
+
+class TensorBoardHistograms(Peer):
+    """A histogram of every parameter's gradient."""
+
+    title = "TensorBoard histograms of all gradients"
+    packages = ("tensorboard",)
+
+    def prepare(self, trained: Trained, folder: Path) -> None:
+        """Open a writer."""
+        self._model = trained.model
+        self._writer: Any = import_module("torch.utils.tensorboard").SummaryWriter(folder)
+
+    def record(self, step: int) -> None:
+        """A histogram a parameter."""
+        for name, parameter in self._model.named_parameters():
+            self._writer.add_histogram(name, parameter.grad, step)
+
+    def close(self) -> None:
+        """Close the writer."""
+        self._writer.close()
+
+
+class WandbWatch(Peer):
+    """What the hooks of `wandb.watch` do for every gradient, offline."""
+
+    title = "wandb.watch's histograms, offline"
+    packages = ("wandb",)
+
+    def prepare(self, trained: Trained, folder: Path) -> None:
+        """Begin an offline run."""
+        wandb: Any = import_module("wandb")
+        self._model = trained.model
+        self._run = wandb.init(mode="offline", dir=folder, project="bench", settings=wandb.Settings(silent=True))
+        self._history: Any = import_module("wandb.integration.torch.wandb_torch").TorchHistory()
+
+    def record(self, step: int) -> None:
+        """A histogram a parameter."""
+        for name, parameter in self._model.named_parameters():
+            self._history.log_tensor_stats(parameter.grad, f"gradients/{name}")
+        self._run.log({}, step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
+
+
+PEERS: tuple[type[Peer], ...] = (TensorBoardScalars, LightningGradNorm, TensorBoardHistograms, WandbWatch)

@@ -1,0 +1,71 @@
+"""The training that is measured: AVA's model, loss and optimizer on generated images."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ava_pipeline.bench.options import Options
+from ava_pipeline.bench.timing import Clock, clock_for
+from ava_pipeline.collect.collector import TelemetryCollector
+from ava_pipeline.config import ModelConfig, OptimConfig
+from ava_pipeline.train.loss import squared_emd
+from ava_pipeline.train.model import NUM_SCORES, build_model
+from ava_pipeline.train.optim import build_optimizer
+from ava_pipeline.train.precision import pick_device
+
+_PATIENCE_S = 600.0
+
+
+class Workload:
+    """A model and one batch, trained on again and again.
+
+    Attributes:
+        device: where all of it lies.
+        model: a ResNet with an MLP head, in training mode.
+        clock: takes work on the device in full.
+    """
+
+    def __init__(self, options: Options) -> None:
+        torch.manual_seed(0)
+        self._options = options
+        self.device = pick_device(options.device)
+        self.clock: Clock = clock_for(self.device)
+        order = torch.channels_last if options.channels_last else torch.contiguous_format
+        config = ModelConfig.model_validate({"backbone": options.model, "weights": "none"})
+        self.model = build_model(config).to(self.device, memory_format=order)  # type: ignore[call-overload]  # torch names its formats for 4 dimensions only
+        self._images = torch.randn(self._shape()).to(self.device, memory_format=order)
+        self._votes = torch.randint(1, 50, (options.batch_size, NUM_SCORES)).to(self.device)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """An optimizer of its own: several can step the same model in turn."""
+        return build_optimizer(self.model, OptimConfig())
+
+    def backward(self) -> Tensor:
+        """One forward and backward pass; returns the loss."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._options.bf16):
+            logits = self.model(self._images)
+        loss = squared_emd(logits, self._votes)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return loss.detach()
+
+    def gradients(self) -> Sequence[Tensor]:
+        """Those of the latest backward pass."""
+        return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+
+    def _shape(self) -> tuple[int, int, int, int]:
+        size = self._options.image_size
+        return self._options.batch_size, 3, size, size
+
+
+def collector(workload: Workload, optimizer: torch.optim.Optimizer, folder: object, every: int) -> TelemetryCollector:
+    """A collector as users make it, except that it waits for room: a dropped row would cost less than a written one."""
+    return TelemetryCollector(
+        workload.model,
+        optimizer,
+        str(folder),
+        collect_every_n=every,
+        on_full="block",
+        block_timeout_s=_PATIENCE_S,
+        on_error="raise",
+    )

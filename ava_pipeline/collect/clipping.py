@@ -1,6 +1,6 @@
 """Clipping that shares the pass over the gradients that `step` makes anyway."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,6 +43,27 @@ class Clipping:
     def is_used(self) -> bool:
         """Whether the loop clips through here, so that the pass should measure tensor by tensor."""
         return self._max_norm is not None
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run must know to write the same rows; empty where nothing was clipped.
+
+        Waits for the device.
+        """
+        if self._max_norm is None:
+            return {}
+        num_shortened = 0.0 if self._num_shortened is None else float(self._num_shortened)
+        return {
+            "clip_max_norm": self._max_norm,
+            "clip_num_shortened": num_shortened,
+            "clip_num_clips": self._num_clips,
+        }
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from `state_dict`."""
+        if "clip_max_norm" in state:
+            self._max_norm = float(state["clip_max_norm"])
+            self._num_shortened = torch.tensor(float(state["clip_num_shortened"]), device=self._parameters[0].device)
+            self._num_clips = int(state["clip_num_clips"])
 
     @torch.no_grad()
     def look(self, gradients: Sequence[Tensor | None], norms: Tensor | None, scale: Tensor | None) -> ClipFacts:

@@ -36,6 +36,9 @@ from ava_pipeline.write.event_log import EventLog
 
 _log = logging.getLogger("ava_pipeline")
 
+CHECKPOINT_TIMEOUT_S = 60.0
+CLOSE_TIMEOUT_S = 30.0
+
 
 class TelemetryCollector:
     """Records gradient norms, learning rates and your values of a training loop, without slowing it.
@@ -195,12 +198,22 @@ class TelemetryCollector:
             return self._closed
         return TelemetryStats() if self._recorder is None or self._is_child else self._recorder.stats()
 
-    def state_dict(self) -> dict[str, int]:
-        """For a checkpoint: where the count stands. Waits until the rows so far are in the files."""
-        self.flush()
-        return {"batch_idx": self._batch_idx, "epoch": self._epoch}
+    def state_dict(self) -> dict[str, float]:
+        """For a checkpoint: where the count stands, and what clipping came to.
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        Waits until the rows so far are in the files, on a stuck disk for `CHECKPOINT_TIMEOUT_S`.
+
+        Returns:
+            `batch_idx`, `epoch`, and numbers whose names begin with `clip_` where the loop clips through telemetry.
+        """
+        if not self.flush(CHECKPOINT_TIMEOUT_S):
+            _log.warning(
+                "the disk took no rows for %s s: a checkpoint is made all the same, and the rows follow when it can.",
+                CHECKPOINT_TIMEOUT_S,
+            )
+        return {"batch_idx": self._batch_idx, "epoch": self._epoch, **self._clipping.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on behind a checkpoint's batch; rows past it are set aside at the first collected step.
 
         Raises:
@@ -214,11 +227,12 @@ class TelemetryCollector:
             self._batch_idx, self._epoch = int(state["batch_idx"]), int(state["epoch"])
         except KeyError as error:
             raise MisuseError(f"{sorted(state)} is no collector's state: give what state_dict() returned.") from error
+        self._clipping.load_state_dict(state)
         self._resumed_from = self._batch_idx
         if self._is_collecting:
             self._due = self._next_due()
 
-    def close(self, timeout_s: float | None = 30.0) -> TelemetryStats:
+    def close(self, timeout_s: float | None = CLOSE_TIMEOUT_S) -> TelemetryStats:
         """Write what waits, finish the files and stop. Closing twice is closing once.
 
         Args:
@@ -243,7 +257,7 @@ class TelemetryCollector:
             return
         status: Status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
         try:
-            self._end(status, kind.__name__, 30.0)
+            self._end(status, kind.__name__, CLOSE_TIMEOUT_S)
         except AvaPipelineError:
             _log.exception("telemetry could not be closed; the exception of the training loop follows")
 

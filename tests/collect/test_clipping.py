@@ -119,6 +119,30 @@ def test_rows_are_before_clipping_and_tell_of_it(tmp_path: Path) -> None:
     assert steps["clip_rate"].tolist() == [1.0, 0.5, 1.0]
 
 
+def test_a_resumed_run_writes_the_rows_of_one_that_was_not_ended(tmp_path: Path) -> None:
+    """What clipping came to is in state_dict: norms, coefficients and rates go on to the same bits."""
+
+    def clipped(telemetry: TelemetryCollector, seeds: range) -> None:
+        for seed in seeds:
+            model.zero_grad()
+            backward(model, seed)
+            telemetry.step()
+            telemetry.clip_grad_norm_(MAX_NORM)
+
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path / "whole", collect_every_n=2) as telemetry:
+        clipped(telemetry, range(8))
+    with TelemetryCollector(model, optimizer, tmp_path / "parts", collect_every_n=2) as telemetry:
+        clipped(telemetry, range(3))
+        state = telemetry.state_dict()
+    with TelemetryCollector(model, optimizer, tmp_path / "parts", collect_every_n=2) as telemetry:
+        telemetry.load_state_dict(state)
+        clipped(telemetry, range(3, 8))
+    whole, parts = open_run(tmp_path / "whole"), open_run(tmp_path / "parts")
+    assert parts.gradient_norms().equals(whole.gradient_norms())
+    assert parts.steps().drop(columns="time_utc").equals(whole.steps().drop(columns="time_utc"))
+
+
 def test_without_clipping_the_columns_are_null(tmp_path: Path) -> None:
     """Not measured, rather than 0 or 1."""
     model, optimizer = tiny()

@@ -1,0 +1,78 @@
+"""Timing in turn within one run, and holding the ratio of medians against a target."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from ava_pipeline.bench.figures import Target
+from ava_pipeline.bench.timing import Samples, Work, interleaved
+
+AVA_ROWS = 255_530
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much each benchmark does.
+
+    Attributes:
+        is_tiny: only to see that all of it runs; gates are not judged then.
+        model: whose gradients are measured.
+        num_rounds: timed rounds.
+        num_rows: rows a table that writers write.
+        num_labels: lines of AVA.txt.
+    """
+
+    is_tiny: bool = False
+    model: str = "resnet50"
+    num_rounds: int = 50
+    num_rows: int = 100_000
+    num_labels: int = AVA_ROWS
+
+
+class Bench:
+    """One benchmark: times works in turn, and shows the first of them in pytest-benchmark's table.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        sizes: how much to do.
+    """
+
+    def __init__(self, benchmark: BenchmarkFixture, sizes: Sizes) -> None:
+        self._benchmark: Any = benchmark  # pytest-benchmark annotates its methods nowhere
+        self._sizes = sizes
+
+    def in_turn(self, works: Mapping[str, Work], num_rounds: int | None = None) -> dict[str, Samples]:
+        """Time every work once a round; returns seconds by name, a number a round."""
+        num_rounds = min(num_rounds or self._sizes.num_rounds, self._sizes.num_rounds)
+        times_s = interleaved(works, range(num_rounds))
+        self.show(next(iter(works.values())), num_rounds)
+        self.note({f"{name}_s": float(np.median(of_it)) for name, of_it in times_s.items()})
+        return times_s
+
+    def show(self, work: Callable[[], Result], num_rounds: int = 1) -> Result:
+        """Put a work into pytest-benchmark's table; returns what it returned."""
+        result: Result = self._benchmark.pedantic(work, rounds=num_rounds)
+        return result
+
+    def ratio(self, above: Work, below: Work, num_rounds: int | None = None) -> float:
+        """The ratio of the medians of two works."""
+        times_s = self.in_turn({"above": above, "below": below}, num_rounds)
+        return float(np.median(times_s["above"]) / np.median(times_s["below"]))
+
+    def judge(self, value: float, target: Target | None = None, *, name: str = "figure") -> None:
+        """Note a figure and print it; one that misses its target fails, except at tiny size."""
+        self.note({name: value, f"{name}_limit": None if target is None else target.limit})
+        limit = (
+            "informational" if target is None else f"{'at least' if target.at_least else 'at most'} {target.limit:g}"
+        )
+        print(f"\n  {name}: {value:.4g} ({limit})")
+        assert target is None or self._sizes.is_tiny or target.is_reached(value)
+
+    def note(self, facts: Mapping[str, object]) -> None:
+        """Keep something with the timings."""
+        self._benchmark.extra_info.update(facts)

@@ -61,7 +61,10 @@ class Figure:
 
 
 def shown(value: float) -> str:
-    """Three digits that count, and thousands set apart."""
-    if abs(value) < _SMALL:
-        return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
-    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 10 * _SMALL else f"{value:.1f}"
+    """Digits that count, and thousands set apart."""
+    size = abs(value)
+    if size >= 10 * _SMALL:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    if size >= _SMALL:
+        return f"{value:.1f}"
+    return f"{value:.3f}" if size >= 1 else f"{value:.3g}"

@@ -7,6 +7,7 @@ from ava_pipeline.bench.report import Report
 from ava_pipeline.bench.table import target
 from ava_pipeline.errors import ConfigError
 
+_LEAST = 0.01
 _WELL, _MISSED = "tab:green", "tab:red"
 
 
@@ -37,12 +38,12 @@ def write_plot(report: Report, path: Path) -> None:
         xscale="log", xlabel="share of the limit used up; left of the line the target is reached"
     )
     for place, figure in enumerate(reversed(judged)):
-        used = max(_used(figure), 1e-3)
+        used = max(_used(figure), _LEAST)
         axes.barh(place, used, color=_WELL if figure.is_reached else _MISSED)
         axes.text(used, place, f" {shown(figure.estimate.value)} {figure.unit} ({target(figure.target)})", va="center")
     axes.set_yticks(range(len(judged)), [figure.title for figure in reversed(judged)])
     axes.axvline(1.0, color="black", linewidth=1)
-    axes.margins(x=0.4)
+    axes.set_xlim(_LEAST / 2, 10 * max([1.0, *map(_used, judged)]))
     axes.set_title(report.machine, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=120)

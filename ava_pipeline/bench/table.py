@@ -66,7 +66,7 @@ def target(given: Target | None) -> str:
     """The target in words."""
     if given is None:
         return ""
-    return f"{'≥' if given.at_least else '≤'} {shown(given.limit)}"
+    return f"{'≥' if given.at_least else '≤'} {given.limit:,g}"
 
 
 def reached(figure: Figure) -> str:

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import time
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -14,16 +13,16 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ava_pipeline.collect.amp import scaler_state
 from ava_pipeline.collect.arguments import as_json, check_values, rank, telemetry_config
 from ava_pipeline.collect.autocast import AutocastWatch
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.groups import GroupChoice, find_groups
-from ava_pipeline.collect.measure import Moment, Value
-from ava_pipeline.collect.norms import piece_norms
+from ava_pipeline.collect.measure import Value
+from ava_pipeline.collect.moments import Moments
 from ava_pipeline.collect.notices import Notices
 from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.collect.recorder import Recorder
+from ava_pipeline.collect.step_call import StepCall
 from ava_pipeline.collect.watched import Watched, named_parameters, optimizers_by_name
 from ava_pipeline.config import TelemetryConfig
 from ava_pipeline.contract.events import Event
@@ -92,14 +91,13 @@ class TelemetryCollector:
         self._parameters = tuple(self._named.values())
         self._groups = find_groups(model, self._config.groups if groups is None else groups)
         self._optimizers = optimizers_by_name(optimizer)
-        self._grad_scaler = grad_scaler
         self._run_info = as_json(run_info or {})
         self._events = EventLog(self._layout.root)
         autocast = AutocastWatch(model, self._parameters[0].device)
         self._notices = Notices(self._events, self._optimizers.values(), autocast)
         self._clipping = Clipping(self._parameters)
+        self._moments = Moments(self._parameters, self._optimizers.values(), grad_scaler, self._clipping)
         self._recorder: Recorder | None = None
-        self._value_names: tuple[str, ...] = ()
         self._closed: TelemetryStats | None = None
         self._is_child = False
         self._epoch = 0
@@ -311,18 +309,17 @@ class TelemetryCollector:
         check_values(values)
         is_deferred = self._batch_idx != self._due
         self._due = self._next_due()
-        moment = self._moment(values)
         if self._recorder is None:
             self._recorder = self._start(values)
-        self._notices.look(
-            moment, self._batch_idx, self._epoch, value_names=self._value_names, num_calls=self._num_calls()
-        )
         self._recorder.record(
-            moment,
-            batch_idx=self._batch_idx,
-            epoch=self._epoch,
-            is_deferred=is_deferred,
-            sample_ids=sample_ids,
+            StepCall(
+                batch_idx=self._batch_idx,
+                epoch=self._epoch,
+                values=values,
+                sample_ids=sample_ids,
+                is_deferred=is_deferred,
+                num_calls=self._num_calls(),
+            )
         )
         return True
 
@@ -332,39 +329,23 @@ class TelemetryCollector:
             return None
         return self._batch_idx - self._resumed_from - self._num_accumulating
 
-    def _moment(self, values: Mapping[str, Value]) -> Moment:
-        gradients = [parameter.grad for parameter in self._parameters]
-        there = [gradient for gradient in gradients if gradient is not None]
-        is_whole = self._clipping.is_used
-        norms = piece_norms(there, whole=is_whole) if there else None
-        scaler = scaler_state(self._grad_scaler, tuple(self._optimizers.values()))
-        return Moment(
-            gradients=gradients,
-            norms=norms,
-            is_whole=is_whole,
-            scaler=scaler,
-            clipping=self._clipping.look(gradients, norms, scaler.still_in_gradients),
-            values=values,
-            time_s=time.time(),
-        )
-
     def _start(self, values: Mapping[str, Value]) -> Recorder:
         for name in values:
             check_column_name(name)
-        self._value_names = tuple(values)
         watched = Watched(
             parameters=self._parameters,
             names=tuple(self._named),
             groups=self._groups,
             optimizers=self._optimizers,
-            grad_scaler=self._grad_scaler,
-            value_names=self._value_names,
+            value_names=tuple(values),
         )
         return Recorder(
             watched,
             self._config,
             self._layout.root,
             self._events,
+            moments=self._moments,
+            notices=self._notices,
             resumed_from=self._resumed_from,
             run_info=self._run_info,
         )

@@ -8,6 +8,7 @@ from ava_pipeline.collect.amp import Scaling
 from ava_pipeline.collect.autocast import AutocastWatch
 from ava_pipeline.collect.call_order import CallOrder
 from ava_pipeline.collect.measure import Moment
+from ava_pipeline.collect.step_call import StepCall
 from ava_pipeline.contract.events import Event, EventName
 from ava_pipeline.write.event_log import EventLog
 
@@ -28,18 +29,15 @@ class Notices:
         self._told: set[str] = set()
         self._last_batch_idx = 0
 
-    def look(
-        self, moment: Moment, batch_idx: int, epoch: int, *, value_names: Sequence[str], num_calls: int | None
-    ) -> None:
+    def look(self, moment: Moment, call: StepCall, *, value_names: Sequence[str]) -> None:
         """Look at a collected step.
 
         Args:
-            moment: the step.
-            batch_idx: 1-based.
-            epoch: 0-based.
+            moment: the step as it is.
+            call: what the user said of it.
             value_names: of the first collected step.
-            num_calls: of `step` so far, without those that only accumulated; None where the user counts.
         """
+        batch_idx, epoch = call.batch_idx, call.epoch
         if all(gradient is None for gradient in moment.gradients):
             message = (
                 "no parameter had a gradient, so the row's norms are null. "
@@ -65,8 +63,8 @@ class Notices:
                 "and have no column. Give every value from the first step on."
             )
             self.tell("new values", message, batch_idx, epoch)
-        if num_calls is not None:
-            self._look_at_order(num_calls, moment, batch_idx, epoch)
+        if call.num_calls is not None:
+            self._look_at_order(call.num_calls, moment, batch_idx, epoch)
         self._last_batch_idx = batch_idx
 
     def tell(self, kind: str, message: str, batch_idx: int, epoch: int, *, event: EventName = "misuse") -> None:

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,8 +10,11 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from ava_pipeline.collect.measure import Moment, find_measures
+from ava_pipeline.collect.measure import find_measures
+from ava_pipeline.collect.moments import Moments
+from ava_pipeline.collect.notices import Notices
 from ava_pipeline.collect.staging import staging_for
+from ava_pipeline.collect.step_call import StepCall
 from ava_pipeline.collect.watched import Watched
 from ava_pipeline.config import TelemetryConfig
 from ava_pipeline.contract.manifest import Status
@@ -27,10 +30,12 @@ _TOLD_VERSIONS = ("ava-pipeline", "torch", "torchvision", "pyarrow", "pandas", "
 
 
 class Recorder:
-    """Turns a moment of training into one pending row and hands it to the worker that it started.
+    """Turns calls of `step` into pending rows and hands them to the worker that it started.
 
     Args:
         watched: what is measured.
+        moments: takes the pass over the gradients.
+        notices: looks at each step for what cannot be right.
         config: how it is written.
         output_dir: the run directory.
         log: where to tell what happens.
@@ -38,16 +43,21 @@ class Recorder:
         run_info: the user's own facts.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the one place where everything meets
         self,
         watched: Watched,
         config: TelemetryConfig,
         output_dir: Path,
         log: EventLog,
         *,
+        moments: Moments,
+        notices: Notices,
         resumed_from: int,
         run_info: Mapping[str, JsonValue],
     ) -> None:
+        self._moments = moments
+        self._notices = notices
+        self._value_names = watched.value_names
         self._measures = [measure(watched) for measure in find_measures()]
         self._staging = staging_for(watched.device)
         self._is_strict = config.on_error == "raise"
@@ -67,31 +77,37 @@ class Recorder:
         self._worker = Worker(self._channel, files, log, flush_interval_s=config.flush_interval_s)
         self._worker.start()
 
-    def record(
-        self,
-        moment: Moment,
-        *,
-        batch_idx: int,
-        epoch: int,
-        is_deferred: bool,
-        sample_ids: Sequence[object] | None,
-    ) -> None:
-        """Measure, stage and hand over; where there is no room, the step is counted as dropped."""
+    def record(self, call: StepCall) -> None:
+        """Measure, stage and hand over; where there is no room, the step is counted as dropped.
+
+        Raises:
+            Exception: whatever a measure raised, under `on_error="raise"`; else it costs the step.
+        """
         # What is full or closed is counted by the channel and told by the worker, as one event a gap.
         with suppress(ChannelFullError, ChannelClosedError):
-            self._channel.reserve(batch_idx, epoch)
+            self._channel.reserve(call.batch_idx, call.epoch)
             try:
-                readings = [measure.read(moment) for measure in self._measures]
-                staged = self._staging.stage(readings)
+                row = self._measure(call)
             except Exception as error:
-                self._channel.drop(batch_idx, epoch)
+                self._channel.drop(call.batch_idx, call.epoch)
                 if self._is_strict:
                     raise
                 self._log.fail(error, "a step could not be measured")
                 return
-            layouts = tuple(one.layout for one in readings)
-            row = PendingRow(batch_idx, epoch, staged, layouts, is_deferred, sample_ids)
-            self._channel.offer(row, batch_idx, epoch)
+            self._channel.offer(row, call.batch_idx, call.epoch)
+
+    def _measure(self, call: StepCall) -> PendingRow:
+        moment = self._moments.take(call.values)
+        self._notices.look(moment, call, value_names=self._value_names)
+        readings = [measure.read(moment) for measure in self._measures]
+        return PendingRow(
+            batch_idx=call.batch_idx,
+            epoch=call.epoch,
+            staged=self._staging.stage(readings),
+            layouts=tuple(one.layout for one in readings),
+            is_deferred=call.is_deferred,
+            sample_ids=call.sample_ids,
+        )
 
     def flush(self, timeout_s: float | None) -> bool:
         """Wait until every row so far is written."""

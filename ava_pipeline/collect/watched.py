@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,6 @@ class Watched:
         names: their names, one each.
         groups: column -> the parameters behind it, by name; the first is `overall`.
         optimizers: by name, in the user's order.
-        grad_scaler: what scales the loss under AMP; None where nothing does.
         value_names: names of the user's values.
     """
 
@@ -29,7 +27,6 @@ class Watched:
     names: tuple[str, ...]
     groups: Mapping[str, Group]
     optimizers: Mapping[str, Optimizer]
-    grad_scaler: Any = None
     value_names: tuple[str, ...] = ()
 
     @property

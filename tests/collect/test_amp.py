@@ -85,9 +85,13 @@ def test_a_scaler_that_does_not_tell_costs_the_norms(tmp_path: Path, caplog: pyt
     assert len([record for record in caplog.records if "does not tell its scale" in record.getMessage()]) == 1
 
 
-def overflowing(telemetry: TelemetryCollector, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def overflowing(
+    telemetry: TelemetryCollector,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:
     """Ten steps under a scaler, the 4th, 5th and 8th with gradients that are not finite."""
-    scaler = telemetry._grad_scaler
     for batch in range(1, 11):
         optimizer.zero_grad()
         backward(model, batch, scaler=scaler)
@@ -106,7 +110,7 @@ def test_skipped_steps_are_events(tmp_path: Path, every: int, ranges: list[tuple
     model, optimizer = tiny()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=every, grad_scaler=scaler) as telemetry:
-        overflowing(telemetry, model, optimizer)
+        overflowing(telemetry, model, optimizer, scaler)
     events = open_run(tmp_path).events()
     skipped = events[events["event"] == "skipped_step"]
     found = list(zip(skipped["batch_idx"], skipped["batch_idx_end"], strict=True))
@@ -120,7 +124,7 @@ def test_with_a_fused_optimizer_the_scale_tells(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
-        overflowing(telemetry, model, optimizer)
+        overflowing(telemetry, model, optimizer, scaler)
     events = open_run(tmp_path).events()
     assert events[events["event"] == "skipped_step"]["batch_idx"].tolist() == [4, 5, 8]
 

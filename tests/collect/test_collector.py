@@ -308,6 +308,22 @@ class TestEnvironment:
         assert telemetry.close() == TelemetryStats(collected=3, failed=3)
         assert len(warnings_of(caplog)) == 1
 
+    def test_gradients_that_cannot_be_measured_cost_their_rows(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As of a layer on another device: told once, counted, and training goes on."""
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
+        optimizer = torch.optim.SGD(model.parameters())
+        with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+            for name, parameter in model.named_parameters():
+                if name == "1.weight":
+                    telemetry.step()
+                parameter.grad = torch.ones_like(parameter)
+            telemetry.step()
+            telemetry.step()
+        assert telemetry.stats() == TelemetryStats(collected=3, written=1, dropped=2)
+        assert len([one for one in warnings_of(caplog) if "a step could not be measured" in one]) == 1
+
     def test_it_raises_once_where_asked_to(self, tmp_path: Path) -> None:
         """With on_error='raise', at the next call, with what to do."""
         (tmp_path / "file").write_text("in the way")

@@ -83,7 +83,7 @@ def test_a_benchs_figures_make_sense(told: dict[str, Any]) -> None:
     for name, one in figures.items():
         assert one["low"] <= one["value"] <= one["high"], name
         assert np.isfinite(one["value"]), name
-        assert one["value"] > 0 or name.startswith(("added_", "step_without", "memory_", "import")), name
+        assert one["value"] > 0 or name.startswith(("added_", "step_without", "step_minus", "memory_", "import")), name
     assert figures["memory_growth"]["raw"]["num_steps"] == TINY.rows
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -56,7 +57,7 @@ def measure_ends(setting: Setting) -> list[Figure]:
     ]
 
 
-def _one_run(workload: Workload, folder: object) -> tuple[float, float, float]:
+def _one_run(workload: Workload, folder: Path) -> tuple[float, float, float]:
     optimizer = workload.optimizer()
     start_s = perf_counter()
     telemetry = collector(workload, optimizer, folder, 1)

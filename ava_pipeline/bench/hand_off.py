@@ -1,5 +1,7 @@
 """A step that is not collected, beside a method that does nothing."""
 
+from pathlib import Path
+
 import numpy as np
 
 from ava_pipeline.bench.figures import TIMES, Figure, Target
@@ -20,7 +22,7 @@ class Empty:
         """Do nothing."""
 
 
-def works_not_collected(workload: Workload, folder: object) -> dict[str, Work]:
+def works_not_collected(workload: Workload, folder: Path) -> dict[str, Work]:
     """Many calls of a collector that has nothing to collect, and as many of a method that does nothing."""
     telemetry, empty = collector(workload, workload.optimizer(), folder, _NEVER), Empty()
 

@@ -17,12 +17,14 @@ from ava_pipeline.bench.hand_off import measure_hand_off
 from ava_pipeline.bench.lag import measure_lag
 from ava_pipeline.bench.options import Options, Setting
 from ava_pipeline.bench.report import Report, commit, machine
+from ava_pipeline.bench.rest import measure_rest
 from ava_pipeline.bench.sustained import measure_sustained
 from ava_pipeline.bench.training import measure_training
 from ava_pipeline.train.precision import pick_device
 
 PARTS: tuple[Callable[[Setting], list[Figure]], ...] = (
     measure_gradients,
+    measure_rest,
     measure_hand_off,
     measure_fed,
     measure_sustained,

@@ -1,9 +1,11 @@
 """The training that is measured: AVA's model, loss and optimizer on generated images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ava_pipeline.bench.options import Options
 from ava_pipeline.bench.timing import Clock, clock_for
@@ -37,7 +39,7 @@ class Workload:
         self._images = torch.randn(self._shape()).to(self.device, memory_format=order)
         self._votes = torch.randint(1, 50, (options.batch_size, NUM_SCORES)).to(self.device)
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> Optimizer:
         """An optimizer of its own: several can step the same model in turn."""
         return build_optimizer(self.model, OptimConfig())
 
@@ -58,13 +60,25 @@ class Workload:
         return self._options.batch_size, 3, size, size
 
 
-def collector(workload: Workload, optimizer: torch.optim.Optimizer, folder: object, every: int) -> TelemetryCollector:
+def collector(workload: Workload, optimizer: Optimizer, folder: Path, every: int) -> TelemetryCollector:
+    """A collector of the model's gradients."""
+    return collector_of(workload.model, optimizer, folder, every)
+
+
+def collector_of(
+    model: nn.Module,
+    optimizer: Optimizer,
+    folder: Path,
+    every: int,
+    groups: Mapping[str, Sequence[nn.Parameter]] | None = None,
+) -> TelemetryCollector:
     """A collector as users make it, except that it waits for room: a dropped row would cost less than a written one."""
     return TelemetryCollector(
-        workload.model,
+        model,
         optimizer,
-        str(folder),
+        folder,
         collect_every_n=every,
+        groups=groups,
         on_full="block",
         block_timeout_s=_PATIENCE_S,
         on_error="raise",

@@ -22,7 +22,8 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)  # a kill's leftover, or a link: what it leads to is not written over
+        with partial.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

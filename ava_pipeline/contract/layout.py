@@ -63,6 +63,11 @@ class RunLayout:
         """Rows of a table that are not in its Parquet file yet."""
         return self.telemetry / f"{table}.journal"
 
+    @property
+    def damaged(self) -> Path:
+        """Files, or parts of them, that could not be read back."""
+        return self.telemetry / "damaged"
+
     def superseded(self, attempt: int) -> Path:
         """Rows of earlier attempts that `attempt` set aside."""
         return self.telemetry / "superseded" / f"attempt-{attempt}"

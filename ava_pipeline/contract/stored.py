@@ -1,6 +1,7 @@
 """A table as Parquet stores it: the Parquet file, and behind it the rows still in the journal."""
 
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import pyarrow as pa
@@ -109,10 +110,20 @@ def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None)
 
 def keep_damaged(path: Path) -> None:
     """Move a file that cannot be read, or not all of it, to the folder `damaged/` beside it."""
+    path.rename(_free_place(path))
+
+
+def keep_damaged_end(path: Path, end: bytes) -> None:
+    """Copy the end of a file, which is to be cut off, to the folder `damaged/` beside it."""
+    with written_aside(_free_place(path.with_name(f"{path.name}.end"))) as file:
+        file.write(end)
+
+
+def _free_place(path: Path) -> Path:
     folder = path.parent / "damaged"
     folder.mkdir(exist_ok=True)
-    taken = sum(1 for _ in folder.glob(f"{path.name}*"))
-    path.rename(folder / (f"{path.name}.{taken}" if taken else path.name))
+    names = chain([path.name], (f"{path.name}.{number}" for number in count(1)))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def read_parquet(path: Path) -> pa.Table:

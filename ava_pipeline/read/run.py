@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ava_pipeline.contract.epoch_metrics import EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
+from ava_pipeline.contract.inside import check_inside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest, read_manifest
 from ava_pipeline.contract.stored import read_parquet
@@ -29,6 +30,7 @@ def open_run(path: str | PathLike[str]) -> "Run":
 
     Raises:
         NotARunError: there is no run.
+        DamagedFileError: a name in it leads out of the directory.
     """
     layout = RunLayout(Path(path))
     if not is_run(layout):
@@ -36,6 +38,7 @@ def open_run(path: str | PathLike[str]) -> "Run":
         remedy = f"open {inner.root} instead" if is_run(inner) else "check the path, or wait for the first step"
         what = "is no directory" if not layout.root.is_dir() else "is no run"
         raise NotARunError(f"{layout.root} {what}: {_LOOKS_LIKE}; {remedy}.")
+    check_inside(layout)
     return Run(layout)
 
 

@@ -79,17 +79,22 @@ def cut_torn_line(path: Path) -> bytes:
     Returns:
         The bytes cut; empty where the file ends with a whole line.
     """
-    with path.open("r+b", buffering=0) as file:
+    torn = torn_line(path)
+    if torn:
+        os.truncate(path, path.stat().st_size - len(torn))
+    return torn
+
+
+def torn_line(path: Path) -> bytes:
+    """The last line of a file where it was never finished, else nothing."""
+    with path.open("rb", buffering=0) as file:
         start = size = file.seek(0, os.SEEK_END)
         torn = b""
         while start and b"\n" not in torn:
             start = max(0, start - _LOOK_BACK_BYTES)
             file.seek(start)
             torn = file.read(size - start)
-        torn = torn[torn.rfind(b"\n") + 1 :]
-        if torn:
-            file.truncate(size - len(torn))
-    return torn
+    return torn[torn.rfind(b"\n") + 1 :]
 
 
 def _lines(batch: pa.RecordBatch) -> bytes:

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.journal import same_columns
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.stored import keep_damaged, read_parquet, store_journal, write_parquet
+from ava_pipeline.contract.manifest import read_manifest
+from ava_pipeline.contract.stored import keep_damaged, keep_damaged_end, read_parquet, store_journal, write_parquet
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.write.csv import cut_torn_line
+from ava_pipeline.write.csv import cut_torn_line, torn_line
 
 
 class Mended(NamedTuple):
@@ -40,19 +41,31 @@ def make_whole(layout: RunLayout) -> list[Mended]:
         OSError: the disk refused.
     """
     mended = [*_set_damaged_aside(layout)]
+    schemas = declared_schemas(layout)
     for path in sorted(layout.telemetry.glob("*.csv")):
-        torn = cut_torn_line(path)
+        torn = torn_line(path)
         if torn:
+            keep_damaged_end(path, torn)
+            cut_torn_line(path)
             message = f"a last line of {len(torn)} bytes that was never finished was cut"
             mended.append(Mended(path.name, message, is_tail=True))
     for journal in sorted(layout.telemetry.glob("*.journal")):
         size = journal.stat().st_size
-        stored = store_journal(layout.parquet(journal.stem), journal)
+        stored = store_journal(layout.parquet(journal.stem), journal, schemas.get(journal.stem))
         for damage in stored.damage if stored else ():
             message = f"{damage.num_bytes} bytes at {damage.offset} are lost: {damage.reason}"
             is_tail = damage.reason.startswith("a torn") and damage.offset + damage.num_bytes == size
             mended.append(Mended(journal.name, message, is_tail))
     return mended
+
+
+def declared_schemas(layout: RunLayout) -> dict[str, pa.Schema]:
+    """Each table's schema as the manifest has it, for journals whose own was damaged."""
+    try:
+        tables = read_manifest(layout.manifest).tables
+    except (FileNotFoundError, DamagedFileError):
+        return {}  # whoever needs the manifest says so; most journals need none
+    return {name: entry.declaration.arrow_schema for name, entry in tables.items()}
 
 
 def _set_damaged_aside(layout: RunLayout) -> Iterator[Mended]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ava_pipeline.contract.files import sync_folder
+from ava_pipeline.contract.inside import check_inside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.contract.tables import RunTable
@@ -145,6 +146,7 @@ class RunFiles:
 
     def _open(self) -> None:
         self._layout.telemetry.mkdir(parents=True, exist_ok=True)
+        check_inside(self._layout)
         with ExitStack() as opened:  # trouble with one file lets go of those before it
             self._lock = RunLock(self._layout.lock)
             opened.callback(self._unlock)

@@ -12,6 +12,7 @@ EventName = Literal[
     "failed_row",  # a row that broke a rule of its table
     "failed_write",  # rows that a file did not take
     "damaged_file",  # bytes of an older file that could not be read
+    "changed_columns",  # a resumed run whose columns are not those of its older rows
     "unknown_scale",  # gradients under a loss scale that could not be read
     "skipped_step",  # optimizer steps that the GradScaler left out, because gradients were not finite
     "misuse",  # the collector was called in a way that cannot be right

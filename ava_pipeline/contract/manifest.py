@@ -59,6 +59,9 @@ class Attempt(_Entry):
         default_factory=dict,
         description="Rows of earlier attempts that are no longer in the file, by its name: in superseded/, or lost.",
     )
+    columns: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="Of each table, the run's columns that this attempt measured."
+    )
     argv: tuple[str, ...] = ()
     pid: Count = 0
     host: str = ""

@@ -17,7 +17,8 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, Group, Manifest, TableEntry, read_manifest, utc_now
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.write.accounts import missing_rows, rows_of_last
-from ava_pipeline.write.older_rows import Mended, count_rows, make_whole, set_aside, set_aside_other_columns
+from ava_pipeline.write.continued import change_events, continue_tables, groups_of
+from ava_pipeline.write.older_rows import Mended, count_rows, make_whole, set_aside
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -62,16 +63,19 @@ def begin_attempt(
         DamagedFileError: an older file cannot be read.
     """
     mended = make_whole(layout)
-    older = _older_attempts(layout)
+    before = _manifest_before(layout)
+    older = before.attempts if before else []
     number = len(older) + 1
     lacking = missing_rows(older, count_rows(layout))
     is_moved = set_aside(layout, after_batch=facts.resumed_from, attempt=number)
-    is_changed = set_aside_other_columns(layout, tables, attempt=number)
+    behind = before if facts.resumed_from else None
+    continued = continue_tables(layout, tables, facts.groups, behind, attempt=number)
     attempt = _attempt(number, facts, missing_rows(older, count_rows(layout)))
+    attempt.columns = {table.table.name: table.run_column_names for table in tables}
     manifest = Manifest(
         heartbeat_utc=attempt.started_utc,
-        tables={table.table.name: TableEntry(declaration=table, formats=tuple(formats)) for table in tables},
-        groups=dict(facts.groups),
+        tables={one.table.table.name: TableEntry(declaration=one.table, formats=tuple(formats)) for one in continued},
+        groups=groups_of(continued, facts.groups, behind),
         run_info=dict(facts.run_info),
         attempts=[*older, attempt],
     )
@@ -82,20 +86,20 @@ def begin_attempt(
             layout.root,
             layout.superseded(number),
         )
-    if is_changed:
-        _log.warning("%s: columns changed; older rows are in %s now.", layout.root, layout.superseded(number))
-    return manifest, _events(mended, lacking, older, facts)
+    changes = change_events(layout, continued, up_to=facts.resumed_from, attempt=number)
+    return manifest, [*_events(mended, lacking, older, facts), *changes]
 
 
-def _older_attempts(layout: RunLayout) -> list[Attempt]:
-    """Earlier attempts; one that was killed outran its counts, which are taken from its files."""
+def _manifest_before(layout: RunLayout) -> Manifest | None:
+    """The manifest of earlier attempts; one that was killed outran its counts, which are taken from its files."""
     if not layout.manifest.exists():
-        return []
-    attempts = read_manifest(layout.manifest).attempts
+        return None
+    manifest = read_manifest(layout.manifest)
+    attempts = manifest.attempts
     if attempts and attempts[-1].status == "running":
         attempts[-1].status = "killed"
         attempts[-1].rows = rows_of_last(attempts, count_rows(layout))
-    return attempts
+    return manifest
 
 
 def _events(

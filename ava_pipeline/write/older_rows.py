@@ -1,6 +1,6 @@
 """What an earlier attempt left in the run directory: made whole, and set aside where it is superseded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ava_pipeline.contract.files import written_aside
-from ava_pipeline.contract.journal import same_columns
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.contract.stored import keep_damaged, keep_damaged_end, read_parquet, store_journal, write_parquet
@@ -107,27 +106,17 @@ def set_aside(layout: RunLayout, *, after_batch: int, attempt: int) -> bool:
     return any(splits)
 
 
-def set_aside_other_columns(layout: RunLayout, tables: Sequence[RunTable], *, attempt: int) -> bool:
-    """Move files whose columns are not this run's to the attempt's folder under `superseded/`.
+def set_table_aside(layout: RunLayout, table: RunTable, *, attempt: int) -> bool:
+    """Move a table's files to the attempt's folder under `superseded/`, so that new ones can be begun.
 
     Returns:
         Whether there were any.
     """
-    is_any = False
-    for run_table in tables:
-        name = run_table.table.name
-        for path in (layout.csv(name), layout.parquet(name)):
-            if path.exists() and not _has_columns(path, run_table):
-                _move(path, layout.superseded(attempt))
-                is_any = True
-    return is_any
-
-
-def _has_columns(path: Path, run_table: RunTable) -> bool:
-    if path.suffix == ".parquet":
-        return same_columns(pq.read_schema(path), run_table.arrow_schema)
-    with path.open("rb") as file:
-        return file.readline().decode(errors="replace").rstrip("\n") == ",".join(run_table.column_names)
+    name = table.table.name
+    paths = [path for path in (layout.csv(name), layout.parquet(name)) if path.exists()]
+    for path in paths:
+        _move(path, layout.superseded(attempt))
+    return bool(paths)
 
 
 def _move(path: Path, folder: Path) -> None:

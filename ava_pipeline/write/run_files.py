@@ -154,7 +154,8 @@ class RunFiles:
             manifest, events = begin_attempt(self._layout, tables, self._facts, self._formats)
             self._tables = []
             for index, source in enumerate(self._sources):
-                files = TableFiles(source.run_table, self._writers(source.run_table, opened))
+                table = manifest.tables[source.run_table.table.name].declaration
+                files = TableFiles(table, self._writers(table, opened))
                 self._tables.append(MeasuredTable(source, index, files, self._log))
             self._log.open(self._layout.csv("events"))
             opened.callback(self._log.abandon)

@@ -10,6 +10,7 @@ from pyarrow import csv
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import Group
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import Column, RunTable, Table
 from ava_pipeline.signs.non_finite import non_finite_events
@@ -87,11 +88,13 @@ class Room:
     max_pending: int = 1024
     flush_interval_s: float = 0.01
     fsync: bool = False
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    collect_every_n: int = 1
 
     def __post_init__(self) -> None:
         self.layout = RunLayout(self.root)
         self.log = EventLog(self.root)
-        facts = RunFacts(groups={}, collect_every_n=1, resumed_from=self.resumed_from)
+        facts = RunFacts(groups=self.groups, collect_every_n=self.collect_every_n, resumed_from=self.resumed_from)
         self.files = RunFiles(self.root, [self.measure], facts, self.log, retry_s=self.retry_s, fsync=self.fsync)
         self.channel: Channel[PendingRow] = Channel(self.max_pending)
         self.worker = Worker(self.channel, self.files, self.log, flush_interval_s=self.flush_interval_s)
@@ -109,6 +112,14 @@ class Room:
     def offer(self, one: PendingRow) -> None:
         """Hand a step to the worker."""
         self.channel.offer(one, one.batch_idx, one.epoch)
+
+
+def leave_as_killed(room: Room) -> None:
+    """Let go of every file without a word in any of them, as SIGKILL does."""
+    for table in room.files._tables:
+        table.abandon()
+    room.log.abandon()
+    room.files._unlock()
 
 
 def csv_rows(path: Path) -> list[dict[str, object]]:

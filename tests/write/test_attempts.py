@@ -15,7 +15,16 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.write.older_rows import count_rows
-from tests.write.feeding import NO_STEPS, PlainMeasure, Room, csv_batches, csv_rows, event_rows, parquet_batches, steps
+from tests.write.feeding import (
+    NO_STEPS,
+    Room,
+    csv_batches,
+    csv_rows,
+    event_rows,
+    leave_as_killed,
+    parquet_batches,
+    steps,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -28,14 +37,6 @@ def attempt(root: Path, batches: range, *, resumed_from: int = 0, is_killed: boo
         leave_as_killed(room)
     else:
         room.close()
-
-
-def leave_as_killed(room: Room) -> None:
-    """Let go of every file without a word in any of them, as SIGKILL does."""
-    for table in room.files._tables:
-        table.abandon()
-    room.log.abandon()
-    room.files._unlock()
 
 
 def assert_accounts_balance(root: Path) -> None:
@@ -129,18 +130,6 @@ def assert_accounts_before_rows(room: Room) -> None:
         expected.subtract(one.set_aside)
     number = room.files._tables[0].num_rows["norms.csv"]
     assert expected["norms.csv"] == len(csv_batches(room.root)) - number
-
-
-def test_changed_columns_move_older_rows_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Rows of other columns are never mixed; they lie under superseded/, and a warning says so."""
-    attempt(tmp_path, range(1, 4))
-    room = Room(tmp_path, resumed_from=3, measure=PlainMeasure(columns=("overall", "tail")))
-    room.write([4])
-    room.close()
-    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [4]
-    assert list(superseded(tmp_path)) == [1, 2, 3]
-    assert any("columns changed" in message for message in caplog.messages)
-    assert_accounts_balance(tmp_path)
 
 
 def test_a_damaged_journal_is_kept_and_the_batches_it_may_have_held_are_told(tmp_path: Path) -> None:

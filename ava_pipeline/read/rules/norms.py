@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.manifest import Group, partitions
-from ava_pipeline.read.arrays import floats, nulls
+from ava_pipeline.contract.manifest import Group, Manifest, partitions
+from ava_pipeline.read.arrays import Bools, floats, nulls
 from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Inspected, Part
+from ava_pipeline.read.stretches import stretches
 
 RELATIVE = 1e-5
 # Below the least normal float32, its digits run out.
@@ -26,15 +27,17 @@ Norms = NDArray[np.float64]
 
 def check(run: Inspected) -> Iterator[Breach]:
     """Every table whose run columns are norms of the manifest's groups."""
-    groups = run.manifest.groups if run.manifest else {}
+    if run.manifest is None:
+        return
     for name, parts in run.distinct.items():
         if run.tables[name].declaration.table.l2_of_groups:
             for part in parts:
-                yield from _sums(part, groups)
-                yield from _above_overall(part, groups)
+                yield from _sums(part, run.manifest, name)
+                yield from _above_overall(part, run.manifest.groups)
 
 
-def _sums(part: Part, groups: Mapping[str, Group]) -> Iterator[Breach]:
+def _sums(part: Part, manifest: Manifest, table: str) -> Iterator[Breach]:
+    groups = manifest.groups
     present = set(part.declaration.run_column_names)
     for parent, children in partitions(groups).items():
         if not {parent, *children} <= present:
@@ -43,9 +46,20 @@ def _sums(part: Part, groups: Mapping[str, Group]) -> Iterator[Breach]:
         total = _combined(part, children)
         with np.errstate(invalid="ignore"):  # an infinite norm is measured, and compared with nothing
             broken = np.abs(norm**2 - total**2) > RELATIVE * np.maximum(norm**2, total**2) + _LEAST_SQUARE
+        broken &= _measured(part, manifest, table, {parent, *children})
         rule = HEAD_SUM if groups[parent].role == "head" else PARTITION
         if broken.any():
             yield rule.at(part.file, np.flatnonzero(broken), _Sum(parent, children, norm, total))
+
+
+def _measured(part: Part, manifest: Manifest, table: str, columns: set[str]) -> Bools:
+    """Rows of attempts that measured all of these columns; a resumed run may have others than before."""
+    is_measured = np.ones(part.rows.num_rows, dtype=np.bool_)
+    batches = floats(part.rows, "batch_idx")
+    for stretch in stretches(manifest):
+        if table in stretch.attempt.columns and not columns <= set(stretch.attempt.columns[table]):
+            is_measured &= (batches <= stretch.begin) | (batches > stretch.end)
+    return is_measured
 
 
 def _combined(part: Part, children: tuple[str, ...]) -> Norms:

@@ -1,15 +1,15 @@
 """Rows lie `collect_every_n` batches apart, but for deferrals and what events explain."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
-from ava_pipeline.contract.manifest import Attempt, Manifest
+from ava_pipeline.contract.manifest import Attempt
 from ava_pipeline.read.arrays import Bools
 from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Inspected, Part
 from ava_pipeline.read.spans import Batches
+from ava_pipeline.read.stretches import Stretch, stretches
 
 SPACING = Rule(
     "rows.spacing",
@@ -19,35 +19,16 @@ SPACING = Rule(
 RULES = (SPACING,)
 
 
-class _Stretch(NamedTuple):
-    """The batches whose rows an attempt left in the main tables: behind `begin`, up to `end`."""
-
-    attempt: Attempt
-    begin: int
-    end: float
-
-
 def check(run: Inspected) -> Iterator[Breach]:
     """Every table that has a row a collected step."""
-    stretches = _stretches(run.manifest) if run.manifest else []
+    found = stretches(run.manifest) if run.manifest else []
     for part in run.keyed_parts():
         if np.all(np.diff(part.batches) > 0):
-            for stretch in stretches:
+            for stretch in found:
                 yield from _irregular(run, part, stretch)
 
 
-def _stretches(manifest: Manifest) -> list[_Stretch]:
-    """Each attempt goes up to where a later one resumed."""
-    found: list[_Stretch] = []
-    end = float("inf")
-    for attempt in reversed(manifest.attempts):
-        if attempt.resumed_from < end:
-            found.append(_Stretch(attempt, attempt.resumed_from, end))
-            end = attempt.resumed_from
-    return found
-
-
-def _irregular(run: Inspected, part: Part, stretch: _Stretch) -> Iterator[Breach]:
+def _irregular(run: Inspected, part: Part, stretch: Stretch) -> Iterator[Breach]:
     positions = np.flatnonzero((part.batches > stretch.begin) & (part.batches <= stretch.end))
     batches = part.batches[positions]
     due = _due(batches, stretch)
@@ -63,7 +44,7 @@ def _irregular(run: Inspected, part: Part, stretch: _Stretch) -> Iterator[Breach
         yield SPACING.at(part.file, broken, explain)
 
 
-def _due(batches: Batches, stretch: _Stretch) -> Batches:
+def _due(batches: Batches, stretch: Stretch) -> Batches:
     """The batch due after each row's predecessor: the next multiple of n."""
     every = stretch.attempt.collect_every_n
     before = np.concatenate([np.asarray([stretch.begin], np.int64), batches[:-1]])[: len(batches)]

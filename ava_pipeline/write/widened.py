@@ -1,0 +1,68 @@
+"""Older files of a table that got more columns: older rows get nulls, by a new file aside and rename."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ava_pipeline.contract.files import written_aside
+from ava_pipeline.contract.journal import same_columns
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.stored import read_parquet, write_parquet
+from ava_pipeline.contract.tables import RunTable
+
+
+def widen(layout: RunLayout, table: RunTable) -> bool:
+    """Give the table's files all of its columns, where those they have are the first of them.
+
+    Called again after being cut short, it goes on where it was.
+
+    Returns:
+        Whether every file has the table's columns now; if not, none was touched.
+
+    Raises:
+        OSError: the disk refused; each file is the older one or the new one.
+        DamagedFileError: a Parquet file cannot be read.
+    """
+    name = table.table.name
+    paths = [path for path in (layout.csv(name), layout.parquet(name)) if path.exists()]
+    if not all(_begins(path, table) for path in paths):
+        return False
+    for path in paths:
+        num_lacking = len(table.columns) - len(_columns(path))
+        if num_lacking:
+            (_widen_csv if path.suffix == ".csv" else _widen_parquet)(path, table, num_lacking)
+    return True
+
+
+def _begins(path: Path, table: RunTable) -> bool:
+    """Whether the file's columns are the table's first ones, at least those that every run has."""
+    num = len(_columns(path))
+    if not len(table.table.columns) <= num <= len(table.columns):
+        return False
+    if path.suffix == ".csv":
+        return tuple(_columns(path)) == table.column_names[:num]
+    first = RunTable.of(table.table, table.run_column_names[: num - len(table.table.columns)])
+    return same_columns(pq.read_schema(path), first.arrow_schema)
+
+
+def _columns(path: Path) -> list[str]:
+    if path.suffix == ".parquet":
+        return pq.read_schema(path).names
+    with path.open("rb") as file:
+        return file.readline().decode(errors="replace").rstrip("\n").split(",")
+
+
+def _widen_csv(path: Path, table: RunTable, num_lacking: int) -> None:
+    with path.open("rb") as older, written_aside(path) as file:
+        older.readline()
+        file.write((",".join(table.column_names) + "\n").encode())
+        empty = b"," * num_lacking + b"\n"
+        file.writelines(line.rstrip(b"\n") + empty for line in older)
+
+
+def _widen_parquet(path: Path, table: RunTable, num_lacking: int) -> None:
+    rows = read_parquet(path)
+    for field in list(table.arrow_schema)[-num_lacking:]:
+        rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+    write_parquet(path, rows.cast(table.arrow_schema))

@@ -19,6 +19,7 @@ from ava_pipeline.evaluate import Evaluated, evaluate, is_generated
 from ava_pipeline.read.validate import RULES, validate_run
 from ava_pipeline.read.validation import Validation, rules_text
 from ava_pipeline.tables import add_metrics, metrics_table
+from ava_pipeline.write.recover import recover_run
 
 WELL, PROBLEMS, WRONG_USAGE, OUR_ERROR = 0, 1, 2, 3
 TRACEBACK = "AVA_PIPELINE_TRACEBACK"
@@ -140,6 +141,29 @@ def validate_command(
         raise typer.BadParameter(str(error)) from error
     typer.echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
     raise typer.Exit(WELL if found.is_clean else PROBLEMS)
+
+
+@app.command("recover")
+def recover_command(
+    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Bring a run that was killed or damaged to whole files: journals become Parquet, torn lines are cut.
+
+    Example: ava-pipeline recover outputs/ava/demo --dry-run
+
+    For each table it says what was there, what was saved and what was lost. Damaged originals are kept in
+    telemetry/damaged/. The next training in the directory does the same by itself.
+    Exit status: 0 nothing lost, 1 something lost, 2 no run, one that is being written, or wrong usage.
+    """
+    try:
+        found = recover_run(run, dry_run=dry_run)
+    except MisuseError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
+    raise typer.Exit(WELL if found.is_complete else PROBLEMS)
 
 
 app.command("bench")(bench_command)

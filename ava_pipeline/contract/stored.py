@@ -110,18 +110,20 @@ def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None)
 
 def keep_damaged(path: Path) -> None:
     """Move a file that cannot be read, or not all of it, to the folder `damaged/` beside it."""
-    path.rename(_free_place(path))
+    place = free_place(path)
+    place.parent.mkdir(exist_ok=True)
+    path.rename(place)
 
 
 def keep_damaged_end(path: Path, end: bytes) -> None:
     """Copy the end of a file, which is to be cut off, to the folder `damaged/` beside it."""
-    with written_aside(_free_place(path.with_name(f"{path.name}.end"))) as file:
+    with written_aside(free_place(path.with_name(f"{path.name}.end"))) as file:
         file.write(end)
 
 
-def _free_place(path: Path) -> Path:
+def free_place(path: Path) -> Path:
+    """Where in the folder `damaged/` beside it a file can be kept, behind those of the same name."""
     folder = path.parent / "damaged"
-    folder.mkdir(exist_ok=True)
     names = chain([path.name], (f"{path.name}.{number}" for number in count(1)))
     return next(folder / name for name in names if not (folder / name).exists())
 

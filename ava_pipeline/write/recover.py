@@ -1,0 +1,166 @@
+"""Bring a run that was killed, or damaged since, to files that any program reads."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.inside import check_inside
+from ava_pipeline.contract.journal import Journal, read_journal
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import Manifest, read_manifest, write_manifest
+from ava_pipeline.contract.stored import free_place, read_parquet
+from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, WriteError
+from ava_pipeline.write.accounts import rows_of_last
+from ava_pipeline.write.csv import torn_line
+from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.lock import RunLock
+from ava_pipeline.write.older_rows import count_rows, declared_schemas, make_whole
+from ava_pipeline.write.recovery import RecoveredFile, Recovery
+
+
+def recover_run(root: Path, *, dry_run: bool = False) -> Recovery:
+    """Turn journals into Parquet, cut torn lines, and keep what is damaged in `telemetry/damaged/`.
+
+    Called again after it was cut short, it goes on: no step takes a row from where it is before it is elsewhere.
+
+    Args:
+        root: the run directory.
+        dry_run: only say what there is to do; nothing is changed but the name of the holder in the lock file.
+
+    Raises:
+        NotARunError: no table lies there.
+        MisuseError: a process writes the run.
+        DamagedFileError: a name leads out of the run directory.
+        WriteError: the disk refused; every row is still where it was, or where it belongs.
+    """
+    layout = RunLayout(root)
+    names = _tables(layout)
+    if not names:
+        raise NotARunError(f"{root} holds no telemetry/*.csv, .parquet or .journal: give the directory of a run.")
+    check_inside(layout)
+    with _held(layout):
+        tables = {name: list(_files(layout, name)) for name in names}
+        manifest, notes = _manifest(layout)
+        found = Recovery(run=root, is_dry=dry_run, tables=tables, notes=notes)
+        if not dry_run:
+            _mend(layout, manifest, found)
+    return found
+
+
+def _tables(layout: RunLayout) -> list[str]:
+    return sorted({path.stem for kind in ("csv", "parquet", "journal") for path in layout.telemetry.glob(f"*.{kind}")})
+
+
+@contextmanager
+def _held(layout: RunLayout) -> Iterator[None]:
+    """Keep writers away, and say in one sentence what the disk refused."""
+    try:
+        lock = RunLock(layout.lock)
+    except (WriteError, BlockingIOError) as error:
+        raise MisuseError(f"{error} A run is recovered when its process has ended; open_run() reads it now.") from error
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{layout.root} could not be recovered: {error}. Mend the cause and try again.") from error
+    finally:
+        lock.release()
+
+
+def _files(layout: RunLayout, name: str) -> Iterator[RecoveredFile]:
+    look: list[tuple[Path, Callable[[RunLayout, Path], tuple[int, list[str]]]]] = [
+        (layout.csv(name), _look_at_csv),
+        (layout.parquet(name), _look_at_parquet),
+        (layout.journal(name), _look_at_journal),
+    ]
+    for path, rows_and_losses in look:
+        if path.exists():
+            num_rows, lost = rows_and_losses(layout, path)
+            damaged = path.with_name(f"{path.name}.end") if path.suffix == ".csv" else path
+            kept_in = free_place(damaged).relative_to(layout.telemetry).as_posix() if lost else None
+            size = path.stat().st_size
+            yield RecoveredFile(file=path.name, num_bytes=size, num_rows=num_rows, lost=tuple(lost), kept_in=kept_in)
+
+
+def _look_at_csv(_: RunLayout, path: Path) -> tuple[int, list[str]]:
+    torn = torn_line(path)
+    with path.open("rb") as file:
+        num_lines = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
+    lost = [f"a last line of {len(torn)} bytes that was never finished"] if torn else []
+    return max(0, num_lines - 1), lost
+
+
+def _look_at_parquet(_: RunLayout, path: Path) -> tuple[int, list[str]]:
+    try:
+        return read_parquet(path).num_rows, []
+    except DamagedFileError as error:
+        return 0, [str(error)]
+
+
+def _look_at_journal(layout: RunLayout, path: Path) -> tuple[int, list[str]]:
+    schema = declared_schemas(layout).get(path.stem)
+    journal = read_journal(path, schema=schema)
+    parquet = layout.parquet(path.stem)
+    before, _ = _look_at_parquet(layout, parquet) if parquet.exists() else (0, [])
+    num_rows = sum(batch.num_rows for _, batch in journal.batches)
+    num_stored = min(num_rows, max(0, before - journal.rows_before))
+    lost = [f"{one.num_bytes} bytes at {one.offset}: {one.reason}" for one in journal.damage]
+    num_lost = _num_lost_rows(journal)
+    return num_rows - num_stored, [*lost, *([f"{num_lost} rows between those that were read"] if num_lost else [])]
+
+
+def _num_lost_rows(journal: Journal) -> int:
+    """Rows between those that were read, as each frame counts the rows before it."""
+    if not journal.batches:
+        return 0
+    start, last = journal.batches[-1]
+    return start + last.num_rows - journal.rows_before - sum(batch.num_rows for _, batch in journal.batches)
+
+
+def _manifest(layout: RunLayout) -> tuple[Manifest | None, tuple[str, ...]]:
+    try:
+        return read_manifest(layout.manifest), ()
+    except FileNotFoundError:
+        return None, (f"{layout.manifest.name}: there is none",)
+    except DamagedFileError as error:
+        return None, (str(error),)
+
+
+def _mend(layout: RunLayout, manifest: Manifest | None, found: Recovery) -> None:
+    """Make files whole, and leave word of what was lost and how the run ended."""
+    make_whole(layout)
+    _tell(layout, manifest, found.lost)
+    if manifest is not None and manifest.status == "running" and manifest.attempts:
+        manifest.status = manifest.attempt.status = "killed"
+        manifest.attempt.rows = rows_of_last(manifest.attempts, count_rows(layout))
+        write_manifest(layout.manifest, manifest)
+
+
+def _tell(layout: RunLayout, manifest: Manifest | None, lost: Iterable[tuple[str, str]]) -> None:
+    """An event for each part that was lost, from the attempt's first batch to the last that is left."""
+    first = manifest.attempt.resumed_from + 1 if manifest and manifest.attempts else 1
+    last = max(_last_batch(layout), first)
+    events = [_event(f"{file}: {sentence}.", first, last) for file, sentence in lost]
+    if not events:
+        return
+    log = EventLog(layout.root)
+    log.open(layout.csv("events"))
+    for event in events:
+        log.add(event)
+    log.close()
+
+
+def _event(message: str, first: int, last: int) -> Event:
+    return Event(
+        event="damaged_file", severity="warning", message=message, batch_idx=first, batch_idx_end=last, epoch=0
+    )
+
+
+def _last_batch(layout: RunLayout) -> int:
+    """The last batch that any whole file holds a row of; 0 where there is none."""
+    found = [0]
+    for path in layout.telemetry.glob("*.parquet"):
+        rows = read_parquet(path)
+        if rows.num_rows and "batch_idx" in rows.column_names:
+            found.append(rows.column("batch_idx")[-1].as_py())
+    return max(found)

@@ -1,0 +1,203 @@
+"""`recover`: a run that was killed or damaged becomes whole files, and what was lost is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ava_pipeline.cli import app
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import read_manifest
+from ava_pipeline.contract.stored import read_parquet
+from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
+from ava_pipeline.read.arrays import integers
+from ava_pipeline.read.validate import validate_run
+from ava_pipeline.write.recover import recover_run
+from ava_pipeline.write.recovery import RecoveredFile
+from tests.read.building import NOW, TABLES, RunBuilder
+from tests.write.feeding import NO_STEPS, Room, csv_batches, event_rows
+from tests.write.test_lock import held_elsewhere
+
+pytestmark = pytest.mark.timeout(60)
+
+BATCHES = list(range(10, 121, 10))
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> RunLayout:
+    """A run whose process was killed: its rows are in journals."""
+    return RunLayout(RunBuilder(root=tmp_path / "run", status="running").write())
+
+
+def recover(layout: RunLayout, *options: str) -> Result:
+    """Run the command."""
+    return CliRunner().invoke(app, ["recover", str(layout.root), *options])
+
+
+def content(layout: RunLayout) -> dict[str, bytes]:
+    """Every file of the run but the lock."""
+    files = (path for path in layout.root.rglob("*") if path.is_file() and path != layout.lock)
+    return {str(path.relative_to(layout.root)): path.read_bytes() for path in files}
+
+
+def files_of(layout: RunLayout, table: str, *, dry_run: bool = False) -> dict[str, RecoveredFile]:
+    """Recover, and give the table's files by their endings."""
+    found = recover_run(layout.root, dry_run=dry_run).tables[table]
+    return {one.file.partition(".")[2]: one for one in found}
+
+
+def flip_in_second_batch(journal: Path) -> bytes:
+    """Damage the second of a journal's batches of five rows."""
+    data = bytearray(journal.read_bytes())
+    second = data.index(b"AVAjrnR1", data.index(b"AVAjrnR1") + 1)
+    data[second + 40] ^= 1
+    journal.write_bytes(data)
+    return bytes(data)
+
+
+def stored_batches(layout: RunLayout, table: str = "gradient_norms") -> list[int]:
+    """The batches in a table's Parquet file."""
+    return [int(batch) for batch in integers(read_parquet(layout.parquet(table)), "batch_idx")]
+
+
+def test_a_killed_run_becomes_whole_files_and_nothing_is_lost(killed: RunLayout) -> None:
+    """Every journal is Parquet, the manifest says how the run ended, and the run keeps every rule."""
+    result = recover(killed)
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, f"{killed.root}: nothing is lost.")
+    assert "gradient_norms.journal: 12 rows" in result.stdout
+    for table in TABLES:
+        assert stored_batches(killed, table.table.name) == BATCHES
+        assert not killed.journal(table.table.name).exists()
+    assert read_manifest(killed.manifest).attempt.status == "killed"
+    assert not killed.damaged.exists()
+    RunBuilder(root=killed.root).write_predictions()
+    assert validate_run(killed.root, now=NOW) == []
+
+
+def test_recovering_twice_is_recovering_once(killed: RunLayout) -> None:
+    """The second time there is nothing to do."""
+    recover(killed)
+    before = content(killed)
+    assert recover(killed).exit_code == 0
+    assert content(killed) == before
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(killed: RunLayout) -> None:
+    """What it foretells is what happens."""
+    flip_in_second_batch(killed.journal("steps"))
+    with killed.csv("steps").open("ab") as file:
+        file.write(b"130,2,2026-")
+    before = content(killed)
+    told = json.loads(recover(killed, "--dry-run", "--json").stdout)
+    assert content(killed) == before
+    done = json.loads(recover(killed, "--json").stdout)
+    assert (told.pop("dry_run"), done.pop("dry_run")) == (True, False)
+    assert told == done
+    kept = {str(path.relative_to(killed.telemetry)) for path in killed.damaged.iterdir()}
+    assert kept == {one["kept_in"] for one in done["tables"]["steps"] if one["kept_in"]}
+
+
+def test_a_torn_line_is_cut_and_kept(killed: RunLayout) -> None:
+    """The whole lines stay, the torn one lies in damaged/, and the exit status says that something is lost."""
+    whole = killed.csv("steps").read_bytes()
+    with killed.csv("steps").open("ab") as file:
+        file.write(b"130,2,2026-")
+    result = recover(killed)
+    assert result.exit_code == 1
+    assert "lost: a last line of 11 bytes" in result.stdout
+    assert killed.csv("steps").read_bytes() == whole
+    assert (killed.damaged / "steps.csv.end").read_bytes() == b"130,2,2026-"
+
+
+def test_a_damaged_journal_loses_one_batch_and_is_kept(killed: RunLayout) -> None:
+    """The rows of every other batch are saved; how many are lost is counted, and an event tells which."""
+    data = flip_in_second_batch(killed.journal("gradient_norms"))
+    journal = files_of(killed, "gradient_norms")["journal"]
+    assert (journal.num_bytes, journal.num_rows, journal.kept_in) == (len(data), 7, "damaged/gradient_norms.journal")
+    assert "checksum" in journal.lost[0]
+    assert journal.lost[-1].startswith("5 rows")
+    assert stored_batches(killed) == BATCHES[:5] + BATCHES[10:]
+    assert (killed.damaged / "gradient_norms.journal").read_bytes() == data
+    told = event_rows(killed.root, "damaged_file")
+    assert {(row["batch_idx"], row["batch_idx_end"]) for row in told} == {(1, 120)}
+
+
+def test_rows_whose_own_schema_is_damaged_are_saved_by_the_manifest(killed: RunLayout) -> None:
+    """What a table is stands in two places."""
+    data = bytearray(killed.journal("gradient_norms").read_bytes())
+    data[40] ^= 1
+    killed.journal("gradient_norms").write_bytes(data)
+    assert files_of(killed, "gradient_norms")["journal"].num_rows == 12
+    assert stored_batches(killed) == BATCHES
+
+
+def test_a_damaged_parquet_file_is_kept_and_the_journal_behind_it_saved(tmp_path: Path) -> None:
+    """What cannot be read does not stand in the way of what can."""
+    layout = RunLayout(tmp_path)
+    first = Room(tmp_path)
+    first.write([1, 2])
+    first.close()
+    second = Room(tmp_path, resumed_from=2)
+    second.write([3])  # and is killed: nothing is closed
+    second.files._leave(NO_STEPS)
+    layout.parquet("norms").write_bytes(b"PAR1 no more")
+    found = files_of(layout, "norms")
+    assert (found["parquet"].num_rows, found["parquet"].kept_in) == (0, "damaged/norms.parquet")
+    assert found["journal"].num_rows == 1
+    assert stored_batches(layout, "norms") == [3]
+    assert csv_batches(tmp_path) == [1, 2, 3]
+    assert (layout.damaged / "norms.parquet").read_bytes() == b"PAR1 no more"
+
+
+def test_an_older_damaged_file_is_not_written_over(killed: RunLayout) -> None:
+    """Each original keeps a name of its own."""
+    killed.damaged.mkdir()
+    (killed.damaged / "gradient_norms.journal").write_bytes(b"older")
+    flip_in_second_batch(killed.journal("gradient_norms"))
+    assert files_of(killed, "gradient_norms")["journal"].kept_in == "damaged/gradient_norms.journal.1"
+    assert (killed.damaged / "gradient_norms.journal").read_bytes() == b"older"
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["real", "dry"])
+def test_a_run_that_is_being_written_is_refused_and_the_writer_named(
+    options: tuple[str, ...], killed: RunLayout
+) -> None:
+    """Its journals are not taken away under it."""
+    before = content(killed)
+    with held_elsewhere(killed.lock) as holder:
+        result = recover(killed, *options)
+        with pytest.raises(MisuseError, match=f'"pid": {holder.pid}'):
+            recover_run(killed.root)
+    assert result.exit_code == 2
+    assert content(killed) == before
+
+
+def test_what_is_no_run_is_wrong_usage(tmp_path: Path) -> None:
+    """An empty directory, or none."""
+    for root in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(NotARunError, match=r"telemetry/\*\.csv"):
+            recover_run(root)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_manifest_costs_no_row_and_is_told(killed: RunLayout) -> None:
+    """The tables stand by themselves."""
+    killed.manifest.write_bytes(b"{")
+    result = recover(killed)
+    assert "manifest.json is no manifest" in result.stdout
+    assert stored_batches(killed) == BATCHES
+
+
+@pytest.mark.parametrize("name", ["gradient_norms.journal", "damaged", "writer.lock", "events.csv"])
+def test_nothing_outside_the_run_is_recovered_or_written(name: str, killed: RunLayout, tmp_path: Path) -> None:
+    """A link out of the run is named before anything is touched."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    path = killed.telemetry / name
+    path.unlink(missing_ok=True)
+    path.symlink_to(outside)
+    before = content(killed)
+    with pytest.raises(DamagedFileError, match=name):
+        recover_run(killed.root)
+    assert (content(killed), list(outside.iterdir())) == (before, [])

@@ -1,5 +1,7 @@
 """What the collector is given, checked: settings, facts of the run, values, and the process's rank."""
 
+import json
+import operator
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +26,8 @@ def telemetry_config(
     Raises:
         ConfigError: an unknown field or a value that is not allowed; every one is named.
     """
+    if config is not None and not isinstance(config, TelemetryConfig | Mapping):
+        raise ConfigError(f"config is {config!r}: give a TelemetryConfig, a mapping of its fields, or None.")
     given = config.model_dump() if isinstance(config, TelemetryConfig) else dict(config or {})
     try:
         return TelemetryConfig.model_validate({**given, **overrides})
@@ -46,21 +50,42 @@ def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
         MisuseError: one of them is nothing that JSON holds.
     """
     try:
-        return _JSON.validate_python(dict(run_info))
+        facts = _JSON.validate_python(dict(run_info))
+        json.dumps(facts, allow_nan=False)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise MisuseError(
             f"run_info[{first['loc'][0]!r}] cannot be kept as JSON ({first['msg']}): "
             "give numbers, texts, lists and mappings."
         ) from error
+    except ValueError as error:
+        raise MisuseError(f"run_info cannot be kept as JSON ({error}): give finite numbers.") from error
+    return facts
+
+
+def whole_number(name: str, value: object, *, least: int) -> int:
+    """An int of whatever is one, NumPy's included; a tensor is not asked, since the device would have to be waited for.
+
+    Raises:
+        MisuseError: it is none, or below `least`.
+    """
+    try:
+        number = None if isinstance(value, Tensor | bool) else operator.index(value)  # type: ignore[arg-type]  # asked here
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise MisuseError(f"{name} is {value!r} ({type(value).__name__}): give an int, {least} or more.")
+    return number
 
 
 def check_values(values: Mapping[str, Value]) -> None:
-    """Refuse tensors of more than one number.
+    """Refuse what is no mapping of names, and tensors of more than one number.
 
     Raises:
-        MisuseError: the value's name and shape.
+        MisuseError: with what was given.
     """
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise MisuseError(f"values is {values!r}: give a mapping name -> number, such as {{'loss': loss}}.")
     for name, value in values.items():
         if isinstance(value, Tensor) and value.numel() != 1:
             raise MisuseError(

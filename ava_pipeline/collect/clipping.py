@@ -77,7 +77,8 @@ class Clipping:
         if self._max_norm is None or norms is None:
             return ClipFacts()
         total = torch.linalg.vector_norm(norms)
-        is_torchs = scale is None and all(one is None or one.dtype == torch.float32 for one in gradients)
+        kinds = {(one.dtype, one.device) for one in gradients if one is not None}
+        is_torchs = scale is None and kinds == {(torch.float32, norms.device)}
         self._measured = (_marks(gradients), total) if is_torchs else None
         coefficient = _coefficient(total if scale is None else total / scale.to(total.device), self._max_norm)
         num_shortened = 0.0 if self._num_shortened is None else self._num_shortened

@@ -10,15 +10,17 @@ from torch import nn
 
 from ava_pipeline.collect.architecture import find_parts
 from ava_pipeline.collect.watched import named_parameters
+from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.manifest import Group, Role
 from ava_pipeline.contract.tables import check_column_name
-from ava_pipeline.errors import GroupsError
+from ava_pipeline.errors import GroupsError, MisuseError
 
 _log = logging.getLogger("ava_pipeline")
 
 OVERALL = "overall"
+RESERVED = (*(column.name for column in KEY_COLUMNS), OVERALL)
 
-GroupChoice: TypeAlias = nn.Module | str | Sequence[str] | Iterable[nn.Parameter]
+GroupChoice: TypeAlias = nn.Module | nn.Parameter | str | Sequence[str] | Iterable[nn.Parameter]
 
 
 def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = None) -> dict[str, Group]:
@@ -39,6 +41,10 @@ def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = Non
     members = {OVERALL: frozenset(parameters)}
     for column, choice in parts.items():
         check_column_name(column)
+        if column in RESERVED:
+            raise MisuseError(
+                f"groups: {column!r} is a column already; choose another name than {', '.join(RESERVED)}."
+            )
         members[column] = frozenset(_members(column, choice, names))
     groups = {
         column: Group(
@@ -53,9 +59,15 @@ def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = Non
 
 
 def _members(column: str, choice: GroupChoice, names: Mapping[int, str]) -> list[str]:
-    if isinstance(choice, str):
-        choice = [choice]
-    given = list(choice.parameters()) if isinstance(choice, nn.Module) else list(choice)
+    given: Iterable[object]
+    if isinstance(choice, nn.Module):
+        given = choice.parameters()
+    elif isinstance(choice, str | nn.Parameter):
+        given = [choice]
+    elif isinstance(choice, Iterable):
+        given = choice
+    else:
+        raise GroupsError(f"Column {column!r} was given {choice!r}: give a module, parameters or name globs.")
     found = [name for one in given for name in _matches(column, one, names)]
     if not found:
         raise GroupsError(

@@ -5,6 +5,7 @@ where one long sum in float32 is neither quick nor exact. What each number is a 
 pieces are combined in float64 off the training thread, sqrt(Σ norm²), which no float32 square could overflow.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,53 +38,75 @@ def piece_norms(gradients: Sequence[Tensor], *, whole: bool = False) -> Tensor:
     """Measure every gradient.
 
     Args:
-        gradients: at least one, of any shape, floating dtype and memory format, on one device; read, never kept.
+        gradients: at least one, of any shape, dtype, layout and memory format, on any devices; read, never kept.
         whole: on a CPU too one norm a tensor, in torch's own accuracy.
 
     Returns:
-        A new float32 vector on their device; `piece_owners` tells what its numbers are of.
+        A new float32 vector, on an accelerator where any of them is; `piece_owners` tells what its numbers are of.
     """
-    if whole or gradients[0].device.type != "cpu":
-        return _norms(gradients)
+    parts = [
+        _norms([dense(gradients[position]) for position in positions])
+        if whole or device.type != "cpu"
+        else _row_norms([_flat(dense(gradients[position])) for position in positions])
+        for device, positions in _by_device(gradients).items()
+    ]
+    # Accelerators come first, so that nothing is brought home here.
+    return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].device, non_blocking=True) for part in parts])
+
+
+def piece_owners(gradients: Sequence[Tensor], *, whole: bool = False) -> NDArray[np.int64]:
+    """For each number of `piece_norms`, the position of the gradient it is a piece of."""
+    owners = []
+    for device, positions in _by_device(gradients).items():
+        whole_here = whole or device.type != "cpu"
+        lengths = np.array([1 if whole_here else dense(gradients[position]).numel() for position in positions])
+        if not whole_here:
+            owners.append(np.repeat(positions, lengths // ROW_LENGTH))
+        owners.append(np.array(positions)[lengths % ROW_LENGTH > 0])
+    return np.concatenate(owners)
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """The numbers of a gradient as a dense real tensor: a view wherever it is one already."""
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
+
+
+def _by_device(gradients: Sequence[Tensor]) -> dict[torch.device, list[int]]:
+    """Positions of the gradients on each device, accelerators first."""
+    found: dict[torch.device, list[int]] = {}
+    for position, gradient in enumerate(gradients):
+        found.setdefault(gradient.device, []).append(position)
+    return found if len(found) == 1 else dict(sorted(found.items(), key=lambda item: item[0].type == "cpu"))
+
+
+def _row_norms(flats: Sequence[Tensor]) -> Tensor:
     rows, short = [], []
-    for flat in map(_flat, gradients):
+    for flat in flats:
         num_rows, rest = divmod(flat.numel(), ROW_LENGTH)
         if num_rows:
             whole_rows = flat[: num_rows * ROW_LENGTH].view(num_rows, ROW_LENGTH)
-            rows.append(torch.linalg.vector_norm(whole_rows, dim=1, dtype=_sum_dtype(flat)).float())
+            rows.append(torch.linalg.vector_norm(whole_rows, dim=1, dtype=_sum_dtype([flat])).float())
         if rest:
             short.append(flat[num_rows * ROW_LENGTH :])
     return torch.cat([*rows, _norms(short)] if short else rows)
 
 
-def piece_owners(gradients: Sequence[Tensor], *, whole: bool = False) -> NDArray[np.int64]:
-    """For each number of `piece_norms`, the position of the gradient it is a piece of."""
-    if whole or gradients[0].device.type != "cpu":
-        return np.arange(len(gradients))
-    lengths = np.array([_length(gradient) for gradient in gradients])
-    positions = np.arange(len(gradients))
-    return np.concatenate([positions.repeat(lengths // ROW_LENGTH), positions[lengths % ROW_LENGTH > 0]])
-
-
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
     # What torch.nn.utils.get_total_norm is built on: a few kernels for all tensors, and no public name for it.
-    norms = torch._foreach_norm(list(tensors), 2, dtype=_sum_dtype(tensors[0]))  # noqa: SLF001
+    norms = torch._foreach_norm(list(tensors), 2, dtype=_sum_dtype(tensors))  # noqa: SLF001
     return torch.stack(norms).float()
 
 
-def _sum_dtype(tensor: Tensor) -> torch.dtype:
+def _sum_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     """Half precision is summed in float32, where squares neither overflow nor vanish as early."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _length(gradient: Tensor) -> int:
-    return gradient.coalesce().values().numel() if gradient.is_sparse else gradient.numel()
+    dtypes = {tensor.dtype for tensor in tensors}
+    return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def _flat(gradient: Tensor) -> Tensor:
     """All numbers in one dimension, in the order they lie in memory where that avoids a copy."""
-    if gradient.is_sparse:
-        gradient = gradient.coalesce().values()
     if not gradient.is_contiguous():
         # A norm knows no order, so any dimension order that makes the tensor contiguous will do.
         order = sorted(range(gradient.dim()), key=gradient.stride, reverse=True)

@@ -25,7 +25,9 @@ class Notices:
     def __init__(self, log: EventLog, optimizers: Iterable[Optimizer], autocast: AutocastWatch) -> None:
         self._log = log
         self._autocast = autocast
-        self._order = CallOrder(optimizers)
+        self._optimizers = tuple(optimizers)
+        self._order = CallOrder(self._optimizers)
+        self._num_groups: int | None = None
         self._told: set[str] = set()
         self._last_batch_idx = 0
 
@@ -63,6 +65,15 @@ class Notices:
                 "and have no column. Give every value from the first step on."
             )
             self.tell("new values", message, batch_idx, epoch)
+        num_groups = sum(len(optimizer.param_groups) for optimizer in self._optimizers)
+        if self._num_groups is None:
+            self._num_groups = num_groups
+        if num_groups > self._num_groups:
+            message = (
+                f"the optimizers have {num_groups} groups now, and had {self._num_groups} at the first collected step: "
+                "the new ones' rates have no column. Add every group before the first step, at rate 0 if need be."
+            )
+            self.tell("new groups", message, batch_idx, epoch)
         if call.num_calls is not None:
             self._look_at_order(call.num_calls, moment, batch_idx, epoch)
         self._last_batch_idx = batch_idx

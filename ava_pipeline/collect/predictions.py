@@ -28,10 +28,10 @@ class EpochPredictions:
     Args:
         path: the Parquet file; an older one of the name is moved to `superseded/` beside it.
         is_written: False collects and checks, but writes nothing (any rank but 0).
-        on_trouble: told of predictions that could not be written; may raise.
+        on_trouble: told the file's name and why predictions could not be written; may raise.
     """
 
-    def __init__(self, path: Path, *, is_written: bool, on_trouble: Callable[[AvaPipelineError], None]) -> None:
+    def __init__(self, path: Path, *, is_written: bool, on_trouble: Callable[[str, AvaPipelineError], None]) -> None:
         self._path = path
         self._is_written = is_written
         self._on_trouble = on_trouble
@@ -48,9 +48,10 @@ class EpochPredictions:
             gt: (B, 10): votes for each score, or the true shares.
 
         Raises:
-            MisuseError: shapes that don't fit together.
+            MisuseError: shapes that don't fit together, or ids that are neither integers nor texts.
         """
-        ids = image_ids.tolist() if isinstance(image_ids, Tensor) else list(image_ids)
+        ids = _plain_ids(image_ids)
+        pred_dist, gt = torch.as_tensor(pred_dist), torch.as_tensor(gt)
         expected = (len(ids), NUM_SCORES)
         for name, given in (("pred_dist", pred_dist), ("gt", gt)):
             if tuple(given.shape) != expected:
@@ -72,8 +73,9 @@ class EpochPredictions:
         if kind is None and self._is_written:
             try:
                 self._write()
-            except (AvaPipelineError, OSError) as trouble:
-                self._on_trouble(PredictionsError(f"{self._path} was not written: {trouble}"))
+            except Exception as trouble:  # noqa: BLE001  # an epoch's training is worth more than its predictions
+                told = PredictionsError(f"{self._path} was not written: {trouble}")
+                self._on_trouble(self._path.stem, told)
 
     def _write(self) -> None:
         if not self._ids:
@@ -112,6 +114,16 @@ def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> 
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def _plain_ids(image_ids: ImageIds) -> list[int | str]:
+    given = image_ids.tolist() if isinstance(image_ids, Tensor | np.ndarray) else image_ids
+    ids = [int(one) if isinstance(one, np.integer) else one for one in given]
+    wrong = [one for one in ids if not isinstance(one, int | str) or isinstance(one, bool)]
+    wrong += [one for one in ids if isinstance(one, int) and not -(2**63) <= one < 2**63]
+    if wrong:
+        raise MisuseError(f"image ids such as {wrong[0]!r} cannot be kept: give 64-bit integers or texts.")
+    return [one for one in ids if isinstance(one, int | str)]
+
+
 def _on_host(parts: Sequence[Tensor]) -> Floats:
     host: Floats = torch.cat(list(parts)).cpu().to(torch.float64).numpy()
     return host
@@ -128,7 +140,7 @@ def _check_ids(image_ids: Sequence[object]) -> None:
 
 
 def _id_column(image_ids: Sequence[object]) -> "pa.Array[Any]":
-    if all(isinstance(one, int | np.integer) for one in image_ids):
+    if all(isinstance(one, int) for one in image_ids):
         return pa.array(image_ids, pa.int64())
     return pa.array([str(one) for one in image_ids], pa.string())
 

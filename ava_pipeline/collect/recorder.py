@@ -59,6 +59,8 @@ class Recorder:
         self._notices = notices
         self._value_names = watched.value_names
         self._measures = [measure(watched) for measure in find_measures()]
+        for measure in self._measures:
+            measure.run_table  # noqa: B018  # names that clash are the caller's to hear of, here and now
         self._staging = staging_for(watched.device)
         self._is_strict = config.on_error == "raise"
         self._log = log

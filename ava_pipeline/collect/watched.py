@@ -31,8 +31,9 @@ class Watched:
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter lies."""
-        return self.parameters[0].device
+        """Where the numbers come together: the first accelerator that holds a parameter, else the CPU."""
+        devices = [parameter.device for parameter in self.parameters]
+        return next((device for device in devices if device.type != "cpu"), devices[0])
 
     def positions(self) -> dict[str, tuple[int, ...]]:
         """Column -> positions of its parameters in `parameters`."""
@@ -93,7 +94,7 @@ def optimizers_by_name(optimizer: Optimizer | Mapping[str, Optimizer]) -> dict[s
     Raises:
         GroupsError: there is none, or one has no parameter groups.
     """
-    found = dict(optimizer) if isinstance(optimizer, Mapping) else {"optimizer": optimizer}
+    found: dict[str, Optimizer] = dict(optimizer) if isinstance(optimizer, Mapping) else {"optimizer": optimizer}
     for name, one in found.items():
         if not isinstance(one, Optimizer):
             raise GroupsError(

@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -166,8 +167,9 @@ class TestMisuse:
         telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
         train(telemetry, model, optimizer, 2)
         telemetry.close()
-        with pytest.raises(MisuseError, match="after close"):
-            telemetry.step()
+        for accumulating in (False, True):
+            with pytest.raises(MisuseError, match="after close"):
+                telemetry.step(accumulating=accumulating)
         assert batches(tmp_path) == [1, 2]
 
     @pytest.mark.parametrize("enabled", [True, False])
@@ -232,6 +234,69 @@ class TestMisuse:
         with pytest.raises(MisuseError, match=r"values\['loss'\] is a tensor of shape \(4,\)"):
             telemetry.step(values={"loss": torch.zeros(4)})
 
+    @pytest.mark.parametrize("epoch", [torch.tensor(1), 1.5, "x", None, -1, True])
+    def test_an_epoch_that_is_none_is_refused(self, tmp_path: Path, epoch: object) -> None:
+        """At the call, not as a failed row."""
+        model, optimizer = tiny()
+        telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
+        with pytest.raises(MisuseError, match="epoch is"):
+            telemetry.step(epoch)  # type: ignore[arg-type]  # wrong on purpose
+        with pytest.raises(MisuseError, match="batch_idx is"):
+            telemetry.step(0, batch_idx="3")  # type: ignore[arg-type]  # wrong on purpose
+
+    def test_numpys_integers_are_integers(self, tmp_path: Path) -> None:
+        """As they come from an arange."""
+        model, optimizer = tiny()
+        with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+            backward(model)
+            telemetry.step(np.int64(2), batch_idx=np.int64(7))  # type: ignore[arg-type]  # an int for Python's purposes
+        frame = open_run(tmp_path).gradient_norms()
+        assert (frame["epoch"][0], frame["batch_idx"][0]) == (2, 7)
+
+    @pytest.mark.parametrize("name", ["epoch", "loss_scale", "clip_rate", "time_utc"])
+    def test_a_value_named_like_a_column_is_refused(self, tmp_path: Path, name: str) -> None:
+        """It would stand twice in the table."""
+        model, optimizer = tiny()
+        telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
+        with pytest.raises(MisuseError, match=f"column '{name}' twice"):
+            telemetry.step(values={name: 1.0})
+
+    @pytest.mark.parametrize("name", ["overall", "batch_idx", "epoch"])
+    def test_a_group_named_like_a_column_is_refused(self, tmp_path: Path, name: str) -> None:
+        """`overall` is every parameter, always."""
+        model, optimizer = tiny()
+        with pytest.raises(MisuseError, match="is a column already"):
+            TelemetryCollector(model, optimizer, tmp_path, groups={name: "mlp_head.*"})
+
+    def test_what_is_no_state_is_refused(self, tmp_path: Path) -> None:
+        """Another object's state, or a damaged one."""
+        model, optimizer = tiny()
+        telemetry = TelemetryCollector(model, optimizer, tmp_path)
+        for state in (None, {}, {"batch_idx": "x", "epoch": 0}, {"batch_idx": -5, "epoch": 0}):
+            with pytest.raises(MisuseError):
+                telemetry.load_state_dict(state)  # type: ignore[arg-type]  # wrong on purpose
+
+    def test_values_that_are_no_mapping_are_refused(self, tmp_path: Path) -> None:
+        """With what to give."""
+        model, optimizer = tiny()
+        telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
+        for values in ([1.0], {1: 1.0}):
+            with pytest.raises(MisuseError, match="give a mapping"):
+                telemetry.step(values=values)  # type: ignore[arg-type]  # wrong on purpose
+
+    def test_groups_added_later_have_no_column(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Gradual unfreezing: told once, and the rates there were go on."""
+        model, _ = tiny()
+        optimizer = torch.optim.SGD(model.mlp_head.parameters(), lr=0.5)
+        with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+            for batch in range(3):
+                if batch == 1:
+                    optimizer.add_param_group({"params": model.backbone.parameters(), "lr": 0.1})
+                backward(model)
+                telemetry.step()
+        assert open_run(tmp_path).learning_rates()["lr_group_0"].tolist() == [0.5] * 3
+        assert len([one for one in warnings_of(caplog) if "have 2 groups now" in one]) == 1
+
     def test_a_value_that_is_no_number_fails_its_row(self, tmp_path: Path) -> None:
         """The row of steps is named and counted; the other tables' rows and the next steps are written."""
         model, optimizer = tiny()
@@ -292,6 +357,8 @@ class TestMisuse:
         model, optimizer = tiny()
         with pytest.raises(MisuseError, match=r"run_info\['model'\]"):
             TelemetryCollector(model, optimizer, tmp_path, run_info={"model": object()})
+        with pytest.raises(MisuseError, match="finite"):
+            TelemetryCollector(model, optimizer, tmp_path, run_info={"best": float("nan")})
 
 
 class TestEnvironment:
@@ -311,17 +378,14 @@ class TestEnvironment:
     def test_gradients_that_cannot_be_measured_cost_their_rows(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """As of a layer on another device: told once, counted, and training goes on."""
+        """As of a layer that lies nowhere: told once, counted, and training goes on."""
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
-        optimizer = torch.optim.SGD(model.parameters())
-        with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
-            for name, parameter in model.named_parameters():
-                if name == "1.weight":
-                    telemetry.step()
+        with TelemetryCollector(model, torch.optim.SGD(model.parameters()), tmp_path, collect_every_n=1) as telemetry:
+            for parameter in model.parameters():
                 parameter.grad = torch.ones_like(parameter)
-            telemetry.step()
-            telemetry.step()
-        assert telemetry.stats() == TelemetryStats(collected=3, written=1, dropped=2)
+            for _ in range(3):
+                telemetry.step()
+        assert telemetry.stats() == TelemetryStats(collected=3, dropped=3)
         assert len([one for one in warnings_of(caplog) if "a step could not be measured" in one]) == 1
 
     def test_it_raises_once_where_asked_to(self, tmp_path: Path) -> None:

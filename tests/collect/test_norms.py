@@ -153,6 +153,36 @@ def test_nan_in_one_group_leaves_the_others(tmp_path: Path) -> None:
     assert row["mlp_layer_3"] == pytest.approx(reference(model)["mlp_layer_3"], rel=1e-5)
 
 
+class Mixed(nn.Module):
+    """Parameters of three dtypes, one of them complex, and an embedding with sparse gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(3, 3)
+        self.other = nn.Linear(3, 3, dtype=torch.float64)
+        self.waves = nn.Parameter(torch.ones(5, dtype=torch.complex64))
+        self.words = nn.Embedding(20, 4, sparse=True)
+        self.head = nn.Linear(3, 3, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("clips", [False, True])
+def test_gradients_of_every_kind_are_measured(tmp_path: Path, clips: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Mixed dtypes, complex and sparse gradients have their norm as any other."""
+    model = Mixed()
+    (model.words(torch.tensor([1, 1, 3])).sum() * 2).backward()
+    for name, parameter in model.named_parameters():
+        if name != "words.weight":
+            parameter.grad = torch.full_like(parameter, 0.5 + 0.5j if parameter.is_complex() else 0.5)
+    telemetry = TelemetryCollector(model, torch.optim.SGD(model.parameters()), tmp_path, collect_every_n=1)
+    telemetry._clipping._max_norm = 1.0 if clips else None
+    telemetry.step()
+    telemetry.close()
+    row = pq.read_table(tmp_path / "telemetry" / "gradient_norms.parquet").to_pylist()[0]
+    dense = 3 * 12 * 0.25 + 5 * 0.5
+    sparse = 4 * (4.0**2 + 2.0**2)
+    assert row["overall"] == pytest.approx((dense + sparse) ** 0.5, rel=1e-5)
+
+
 @pytest.mark.parametrize("numel", [1, ROW_LENGTH - 1, ROW_LENGTH, ROW_LENGTH + 1, 3 * ROW_LENGTH])
 def test_pieces_cover_every_number_once(numel: int) -> None:
     """Whatever its length, no number of a gradient is left out or counted twice."""

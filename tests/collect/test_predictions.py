@@ -105,6 +105,25 @@ def test_a_wrong_shape_is_refused_at_once(tmp_path: Path, pred: tuple[int, ...],
         predictions.add([1, 2], torch.full(pred, 0.1), torch.ones(gt))
 
 
+@pytest.mark.parametrize("ids", [[True, False], [2**70, 1], [[1], [2]], [1.5, 2.5]])
+def test_ids_that_cannot_be_kept_are_refused_at_once(tmp_path: Path, ids: list[object]) -> None:
+    """Before a whole epoch was predicted."""
+    with (
+        pytest.raises(MisuseError, match="64-bit integers or texts"),
+        collector(tmp_path).val_predictions(0) as predictions,
+    ):
+        predictions.add(ids, softmaxed(2), VOTES)
+
+
+def test_every_failed_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One sentence an epoch, not only for the first."""
+    telemetry = collector(tmp_path)
+    for epoch in range(3):
+        with telemetry.val_predictions(epoch) as predictions:
+            predictions.add(["\ud800", "b"], softmaxed(2), VOTES)
+    assert [record.getMessage().count("was not written") for record in caplog.records] == [1, 1, 1]
+
+
 BAD = {
     "logits": (torch.randn(2, 10), VOTES, [1, 2], "softmax"),
     "nan": (torch.full((2, 10), float("nan")), VOTES, [1, 2], "softmax"),

@@ -18,13 +18,13 @@ def find_parts(model: nn.Module) -> dict[str, nn.Module]:
     with children named like `backbone` and `head`.
 
     Returns:
-        `backbone_<last stage>`, `mlp_head` and `mlp_layer_<index>` as far as they are there. A head of one layer has
-        no `mlp_layer_<index>`.
+        `backbone_<last stage>` (or `backbone`, where it has no stages), `mlp_head` and `mlp_layer_<index>` as far as
+        they are there. A head of one layer has no `mlp_layer_<index>`.
     """
     model = unwrap(model)
     backbone = _child(model, BACKBONE_NAMES) or model
     head = _head(model)
-    parts = _last_stage(backbone, head)
+    parts = _last_stage(model, backbone, head)
     if head is not None:
         parts["mlp_head"] = head
         parts |= _head_layers(head)
@@ -43,9 +43,11 @@ def _head_layers(head: nn.Module) -> dict[str, nn.Module]:
     return layers if len(layers) > 1 else {}
 
 
-def _last_stage(backbone: nn.Module, head: nn.Module | None) -> dict[str, nn.Module]:
+def _last_stage(model: nn.Module, backbone: nn.Module, head: nn.Module | None) -> dict[str, nn.Module]:
     name = _last_stage_name(backbone, head)
-    return {} if name is None else {f"backbone_{name.replace('.', '_')}": backbone.get_submodule(name)}
+    if name is not None:
+        return {f"backbone_{name.replace('.', '_')}": backbone.get_submodule(name)}
+    return {"backbone": backbone} if backbone is not model else {}
 
 
 def _last_stage_name(backbone: nn.Module, head: nn.Module | None) -> str | None:
@@ -54,8 +56,13 @@ def _last_stage_name(backbone: nn.Module, head: nn.Module | None) -> str | None:
     told = _timm_last_stage(getattr(backbone, "feature_info", None))
     if told is not None:
         return told
-    stages = [name for name, child in backbone.named_children() if child is not head and _has_parameters(child)]
-    return stages[-1] if stages else None
+    layers = [name for name, child in backbone.named_children() if child is not head and _has_parameters(child)]
+    # A stage is made of layers; a last norm beside the stages is none.
+    stages = [name for name in layers if next(backbone.get_submodule(name).children(), None) is not None]
+    if len(stages) == 1:
+        blocks = [name for name, child in backbone.get_submodule(stages[0]).named_children() if _has_parameters(child)]
+        return f"{stages[0]}.{blocks[-1]}"
+    return next(reversed(stages or layers), None)
 
 
 def _timm_last_stage(feature_info: Any) -> str | None:

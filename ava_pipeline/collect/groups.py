@@ -106,7 +106,7 @@ def _role(column: str) -> Role:
         return "head"
     if column.startswith("mlp_layer_"):
         return "head_layer"
-    return "backbone_last" if column.startswith("backbone_") else "other"
+    return "backbone_last" if column.startswith("backbone") else "other"
 
 
 def _parent(column: str, members: Mapping[str, frozenset[str]]) -> str | None:

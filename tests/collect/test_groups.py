@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._C._distributed_c10d import HashStore
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.models import resnet18
+from torchvision.models import convnext_tiny, resnet18, vit_b_32
 
 from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.contract.manifest import partitions
@@ -43,9 +43,21 @@ def vit() -> nn.Module:
     return model
 
 
+class OneLayer(nn.Module):
+    """A backbone without stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 10)
+
+
 @pytest.mark.parametrize(
     ("build", "columns"),
     [
+        (vit_b_32, ["overall", "backbone_layers_encoder_layer_11", "mlp_head"]),
+        (convnext_tiny, ["overall", "backbone_7", "mlp_head", "mlp_layer_0", "mlp_layer_2"]),
+        (OneLayer, ["overall", "backbone", "mlp_head"]),
         (resnet18, RESNET),
         (ava_resnet18, WITH_LAYERS),
         (Split, RESNET),

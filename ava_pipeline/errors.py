@@ -8,6 +8,7 @@
     │   └── SplitError                sets that overlap or are empty
     ├── TrainingError                 training cannot start or go on
     │   ├── RunExistsError            the output directory already holds a run
+    │   ├── RunInUseError             another process writes the output directory
     │   ├── CheckpointError           a checkpoint cannot be read or does not fit
     │   └── NonFiniteLossError        the loss became nan or inf, and the config says stop
     ├── TelemetryError                the collector
@@ -55,6 +56,10 @@ class TrainingError(AvaPipelineError):
 
 class RunExistsError(TrainingError):
     """The output directory already holds a run."""
+
+
+class RunInUseError(TrainingError):
+    """Another process writes into the output directory."""
 
 
 class CheckpointError(TrainingError):

@@ -21,6 +21,7 @@ from ava_pipeline.train.precision import Precision, pick_device
 from ava_pipeline.train.prepare import TrainData, prepare_data
 from ava_pipeline.train.rng import seed_all
 from ava_pipeline.train.run_dir import begin_anew, check_free, go_on
+from ava_pipeline.train.sole_writer import sole_writer
 from ava_pipeline.train.stop import StopRequested, StopSignals
 
 _log = logging.getLogger("ava_pipeline")
@@ -60,6 +61,7 @@ def train(config: RunConfig, display: Display, *, resume: bool = False, restart:
         RunExistsError: the output directory holds a run, and neither `resume` nor `restart` is set.
         ConfigError: a setting, a path or the device cannot be used.
         DataError: labels, images or split cannot be used.
+        RunInUseError: another process writes into the output directory.
         TrainingError: a checkpoint cannot be used, or a loss is not finite and the config says stop.
     """
     layout = RunLayout(config.output_dir)
@@ -74,8 +76,9 @@ def train(config: RunConfig, display: Display, *, resume: bool = False, restart:
         check_fits(layout.checkpoint, checkpoint.fingerprint, fingerprint)
     step = _batch_step(config, data, device, precision)
     loop = Loop(config, layout=layout, data=data, step=step, fingerprint=fingerprint, display=display)
-    _begin(loop, layout, config, data, checkpoint)
-    stopped_by = _run(loop, step)
+    with sole_writer(layout):
+        _begin(loop, layout, config, data, checkpoint)
+        stopped_by = _run(loop, step)
     return Outcome(
         layout=layout,
         results=loop.position.results,

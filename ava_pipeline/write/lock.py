@@ -3,14 +3,12 @@
 import contextlib
 import errno
 import fcntl
-import json
 import os
-import platform
 import threading
 from pathlib import Path
 
-from ava_pipeline.contract.manifest import utc_now
 from ava_pipeline.errors import WriteError
+from ava_pipeline.write.holder import Holder, lives_elsewhere, read_holder, this_process, write_holder
 
 _guard = threading.Lock()
 _held: set[tuple[int, int, int]] = set()  # by this process: pid (a forked child holds none), device and inode
@@ -23,8 +21,12 @@ class RunLock:
     two writers of one process apart, and closing any descriptor of the file lets go of them; so this process also
     remembers what it holds.
 
+    On a network file system a lock may not reach other hosts. A holder there is known by the lock file's content and
+    the manifest's heartbeat; where both begin within the same second, two hosts can still both hold it.
+
     Args:
         path: the lock file; made if need be, never removed, so that two processes cannot lock two files of one name.
+        manifest: whose heartbeat shows that a holder on another host lives; left out, that of the lock's folder.
 
     Raises:
         WriteError: another process holds it; the message names it.
@@ -32,8 +34,9 @@ class RunLock:
         OSError: the file cannot be opened, or its file system knows no locks.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, manifest: Path | None = None) -> None:
         self._path = path
+        self._manifest = manifest or path.with_name("manifest.json")
         self._file: tuple[int, int, int] | None = None
         with _guard:
             _refuse_second(path)
@@ -60,20 +63,26 @@ class RunLock:
                 _held.remove(self._file)
                 self._file = None
                 with contextlib.suppress(OSError):  # the file is on a disk that is gone: so is the lock
+                    write_holder(self._descriptor, None)
+                with contextlib.suppress(OSError):
                     os.close(self._descriptor)
 
     def _take(self) -> None:
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            holder = os.pread(self._descriptor, 4096, 0).decode(errors="replace").strip() or "unknown"
-            raise WriteError(
-                f"{self._path.parent} is being written by another process ({holder}). "
-                "Give this run an output directory of its own."
-            ) from error
-        holder = json.dumps({"pid": os.getpid(), "host": platform.node(), "start": utc_now().isoformat()})
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, holder.encode(), 0)
+            raise self._refusal(read_holder(self._descriptor)) from error
+        elsewhere = lives_elsewhere(self._descriptor, self._manifest)
+        if elsewhere is not None:
+            raise self._refusal(elsewhere)
+        write_holder(self._descriptor, this_process())
+
+    def _refusal(self, holder: Holder | None) -> WriteError:
+        named = f"pid {holder.pid} on host {holder.host}, since {holder.start}" if holder else "which one is not known"
+        return WriteError(
+            f"{self._path.parent} is being written by another process ({named}). "
+            "End that one, or give this run an output directory of its own."
+        )
 
 
 def _refuse_second(path: Path) -> None:

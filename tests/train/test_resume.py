@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ava_pipeline.collect.predictions import EpochPredictions
-from ava_pipeline.errors import CheckpointError, RunExistsError
+from ava_pipeline.errors import CheckpointError, RunExistsError, RunInUseError
 from tests.train.small_runs import BATCHES_PER_EPOCH, ask, at_batch, command, run, same_runs
+from tests.write.test_lock import held_elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,17 @@ def test_a_used_directory_is_refused_and_the_ways_on_are_named(whole: Path) -> N
     """Also one that never got as far as a checkpoint."""
     with pytest.raises(RunExistsError, match=r"already holds a run .*--resume.*--output-dir DIR.*--restart"):
         run(whole.parent)
+
+
+@pytest.mark.parametrize("name", ["train.lock", "telemetry/writer.lock"])
+def test_a_directory_that_another_process_writes_is_refused_by_its_name(tmp_path: Path, whole: Path, name: str) -> None:
+    """Whatever was asked for, and whatever the other one is doing; nothing in the directory changes."""
+    before = (whole / "config.yaml").stat().st_mtime_ns
+    with held_elsewhere(whole / name) as holder:
+        for options in ({"resume": True}, {"restart": True}):
+            with pytest.raises(RunInUseError, match=f"pid {holder.pid} on host .*, since .*output directory"):
+                run(whole.parent, **options)
+    assert (whole / "config.yaml").stat().st_mtime_ns == before
 
 
 def test_restart_sets_everything_aside(tmp_path: Path, whole: Path) -> None:

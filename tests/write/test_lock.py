@@ -1,17 +1,23 @@
 """One writer a run directory."""
 
+import json
 import os
+import platform
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from ava_pipeline.contract.manifest import Manifest, utc_now, write_manifest
 from ava_pipeline.errors import WriteError
+from ava_pipeline.write.holder import lives_elsewhere
 from ava_pipeline.write.lock import RunLock
 
 pytestmark = pytest.mark.timeout(30)
@@ -45,7 +51,10 @@ def test_a_second_process_is_refused_by_name_of_the_first(tmp_path: Path) -> Non
     """The message says who holds it: pid, host and start."""
     path = tmp_path / "writer.lock"
     with held_elsewhere(path) as holder:
-        with pytest.raises(WriteError, match=rf'"pid": {holder.pid}.*"host".*"start".*output directory'):
+        with pytest.raises(
+            WriteError,
+            match=rf"pid {holder.pid} on host {re.escape(platform.node())}, since 2\d{{3}}-.*output directory",
+        ):
             RunLock(path)
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -74,7 +83,7 @@ def test_two_writers_of_one_process_are_kept_apart(tmp_path: Path) -> None:
         RunLock(path)
     ask = f"from pathlib import Path; from ava_pipeline.write.lock import RunLock; RunLock(Path({str(path)!r}))"
     other = subprocess.run([sys.executable, "-c", ask], check=False, capture_output=True, text=True, timeout=25)
-    assert re.search(rf'WriteError.*"pid": {os.getpid()}', other.stderr)
+    assert re.search(rf"WriteError.*pid {os.getpid()} on host", other.stderr)
     first.release()
     first.release()
     RunLock(path).release()
@@ -94,3 +103,87 @@ def test_a_lock_file_that_is_no_longer_in_place_is_noticed(tmp_path: Path) -> No
     assert second.is_in_place()
     lock.release()
     second.release()
+
+
+FORK_AND_HOLD = """
+import os, sys
+from pathlib import Path
+from ava_pipeline.write.lock import RunLock
+
+lock = RunLock(Path(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    sys.stdin.read()
+    os._exit(0)
+print(child, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_lock_of_a_dead_process_is_free_while_a_forked_child_of_it_lives(tmp_path: Path) -> None:
+    """A DataLoader worker that outlives its parent holds nothing, and neither does its exit let go of anything."""
+    path = tmp_path / "writer.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", FORK_AND_HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        os.kill(child, 0)
+        lock = RunLock(path)
+        os.kill(child, signal.SIGKILL)
+    ask = f"from pathlib import Path; from ava_pipeline.write.lock import RunLock; RunLock(Path({str(path)!r}))"
+    other = subprocess.run([sys.executable, "-c", ask], check=False, capture_output=True, text=True, timeout=25)
+    assert f"pid {os.getpid()} on host" in other.stderr
+    lock.release()
+
+
+def left_by_another_host(folder: Path, *, age_s: float) -> None:
+    """A run whose writer, on another host, gave its last sign of life some seconds ago."""
+    then = utc_now() - timedelta(seconds=age_s)
+    (folder / "writer.lock").write_text(json.dumps({"pid": 7, "host": "elsewhere", "start": then.isoformat()}))
+    write_manifest(folder / "manifest.json", Manifest(heartbeat_utc=then, tables={}))
+
+
+def test_another_hosts_lock_is_taken_over_when_its_heartbeat_is_a_minute_old(tmp_path: Path) -> None:
+    """Its host died, and no lock of it reaches here."""
+    left_by_another_host(tmp_path, age_s=61)
+    lock = RunLock(tmp_path / "writer.lock")
+    assert json.loads((tmp_path / "writer.lock").read_text())["host"] == platform.node()
+    lock.release()
+
+
+@pytest.mark.parametrize("sign", ["heartbeat", "end"])
+def test_a_writer_on_another_host_that_shows_a_sign_of_life_is_named(
+    sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat, or a proper end while we watched: it lived, and its rows are not set aside by us."""
+    left_by_another_host(tmp_path, age_s=5)
+
+    def show(_seconds: float) -> None:
+        if sign == "heartbeat":
+            write_manifest(tmp_path / "manifest.json", Manifest(heartbeat_utc=utc_now(), tables={}))
+        else:
+            (tmp_path / "writer.lock").write_text("")
+
+    monkeypatch.setattr("ava_pipeline.write.lock.lives_elsewhere", partial(lives_elsewhere, wait=show))
+    with pytest.raises(WriteError, match="pid 7 on host elsewhere, since"):
+        RunLock(tmp_path / "writer.lock")
+
+
+def test_a_writer_on_another_host_that_shows_none_is_watched_until_the_minute_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that a scheduler begins again within seconds of its host's death keeps its telemetry."""
+    left_by_another_host(tmp_path, age_s=50)
+    waited = [0.0]
+
+    def pass_by(seconds: float) -> None:
+        waited[0] += seconds
+
+    monkeypatch.setattr("ava_pipeline.write.holder.utc_now", lambda: utc_now() + timedelta(seconds=waited[0]))
+    monkeypatch.setattr("ava_pipeline.write.lock.lives_elsewhere", partial(lives_elsewhere, wait=pass_by))
+    RunLock(tmp_path / "writer.lock").release()
+    assert 9 <= waited[0] <= 11
+    assert (tmp_path / "writer.lock").read_text() == ""

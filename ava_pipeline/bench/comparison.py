@@ -39,7 +39,8 @@ class Compared:
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
-        return asdict(self)
+        estimates = {"record_ms": self.record_ms, "times_ours": self.times_ours}
+        return asdict(self) | {name: one and one._asdict() for name, one in estimates.items()}
 
 
 def compare(setting: Setting, peers: tuple[type[Peer], ...] = PEERS) -> tuple[list[Compared], list[Figure]]:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ava_pipeline import yaml_text
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
+from ava_pipeline.contract.stored import read_parquet
 from ava_pipeline.errors import DamagedFileError, NotARunError
 from ava_pipeline.metrics import Metrics, constant_predictor, prediction_metrics
 
@@ -98,15 +98,11 @@ def _evaluate_file(path: Path) -> Evaluated:
 
 
 def _read(path: Path) -> pa.Table:
-    try:
-        names = set(pq.read_schema(path).names)
-        missing = [name for name in _COLUMNS if name not in names]
-        if missing:
-            raise DamagedFileError(f"{path}: no predictions; it has no columns {', '.join(missing)}.")
-        return pq.read_table(path, columns=list(_COLUMNS))
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).partition("\n")[0]
-        raise DamagedFileError(f"{path}: cannot be read as Parquet ({reason}); give a file of predictions.") from error
+    rows = read_parquet(path)
+    missing = [name for name in _COLUMNS if name not in rows.column_names]
+    if missing:
+        raise DamagedFileError(f"{path}: no predictions; it has no columns {', '.join(missing)}.")
+    return rows
 
 
 def _matrix(table: pa.Table, names: Sequence[str]) -> npt.NDArray[np.float64]:

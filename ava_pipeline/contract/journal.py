@@ -19,7 +19,9 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from ava_pipeline.contract.files import sync_folder
+from ava_pipeline.contract.messages import UNUSABLE, read_rows, read_schema
 from ava_pipeline.contract.tables import VERSION_KEY
+from ava_pipeline.errors import DamagedFileError
 
 _SCHEMA_MAGIC = b"AVAjrnS1"
 _ROWS_MAGIC = b"AVAjrnR1"
@@ -144,22 +146,38 @@ def read_journal(path: Path, *, schema: pa.Schema | None = None) -> Journal:
             return journal
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for frame in _frames(data, journal.damage):
-                _take(frame, journal)
+                payload = pa.py_buffer(bytes(frame.payload))
                 frame.payload.release()
+                _take(frame, payload, journal)
     return journal
 
 
-def _take(frame: _Frame, journal: Journal) -> None:
-    payload = pa.py_buffer(bytes(frame.payload))
-    if frame.magic == _SCHEMA_MAGIC:
-        journal.schema = pa.ipc.read_schema(payload)
-        journal.rows_before = frame.rows_before
-    elif journal.schema is None:
-        journal.damage.append(Damage(frame.end - len(payload), len(payload), "rows whose schema is lost"))
-    else:
-        if not journal.batches and journal.rows_before == 0:
-            journal.rows_before = frame.rows_before  # as far as can be told where the schema's frame is lost
-        journal.batches.append((frame.rows_before, pa.ipc.read_record_batch(payload, journal.schema)))
+def _take(frame: _Frame, payload: pa.Buffer, journal: Journal) -> None:
+    """Add what a frame holds; a checksum tells that it is whole, not that it was written by us."""
+    try:
+        if frame.magic == _SCHEMA_MAGIC:
+            _take_schema(frame, payload, journal)
+        elif journal.schema is None:
+            raise DamagedFileError("rows whose schema is lost")
+        else:
+            _take_rows(frame, payload, journal, journal.schema)
+    except UNUSABLE as error:
+        reason = " ".join(str(error).split())
+        journal.damage.append(Damage(frame.end - len(payload), len(payload), reason))
+
+
+def _take_schema(frame: _Frame, payload: pa.Buffer, journal: Journal) -> None:
+    if journal.batches or frame.end != _HEADER.size + len(payload):
+        raise DamagedFileError("a schema that does not stand at the beginning")
+    journal.schema = read_schema(payload)
+    journal.rows_before = frame.rows_before
+
+
+def _take_rows(frame: _Frame, payload: pa.Buffer, journal: Journal, schema: pa.Schema) -> None:
+    batch = read_rows(payload, schema, frame.num_rows)
+    if not journal.batches and journal.rows_before == 0:
+        journal.rows_before = frame.rows_before  # as far as can be told where the schema's frame is lost
+    journal.batches.append((frame.rows_before, batch))
 
 
 def _frames(data: mmap.mmap, damage: list[Damage]) -> Iterator[_Frame]:

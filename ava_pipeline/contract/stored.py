@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ava_pipeline.contract.declared_size import check_declared_size
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.journal import Damage, Journal, read_journal
 from ava_pipeline.errors import DamagedFileError
@@ -55,7 +56,14 @@ def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -
     damage = found.damage if found else []
     if not parts:
         return None if not damage else Stored(pa.table({}), tuple(damage))
-    return Stored(pa.concat_tables(parts, promote_options="permissive"), tuple(damage))
+    return Stored(_joined(parts, parquet), tuple(damage))
+
+
+def _joined(parts: list[pa.Table], parquet: Path) -> pa.Table:
+    try:
+        return pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DamagedFileError(f"{parquet} and the journal beside it hold other columns: {error}.") from error
 
 
 def write_parquet(path: Path, rows: pa.Table) -> None:
@@ -132,13 +140,19 @@ def read_parquet(path: Path) -> pa.Table:
     """Read a complete Parquet file, its checksums verified.
 
     Raises:
-        DamagedFileError: the file cannot be read.
+        DamagedFileError: the file cannot be read, or would take more memory than such a file can need.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}. Restore it from a backup, or move it away.") from error
+            check_declared_size(file.metadata, path.stat().st_size)
+            rows = file.read()
+        rows.validate(full=True)
+    except (pa.ArrowException, OSError, DamagedFileError) as error:
+        reason = str(error).partition("\n")[0].removesuffix(".")
+        raise DamagedFileError(
+            f"{path} cannot be read as Parquet: {reason}. Restore it from a backup, or move it away."
+        ) from error
+    return rows
 
 
 def _read_journal(path: Path, schema: pa.Schema | None) -> Journal | None:

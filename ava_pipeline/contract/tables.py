@@ -29,6 +29,7 @@ _ARROW_TYPES: Mapping[Dtype, pa.DataType] = {
     "string": pa.string(),
     "timestamp": pa.timestamp("us", tz="UTC"),
 }
+STORED_TYPES: Final = frozenset(_ARROW_TYPES.values())
 _PYTHON_TYPES: Mapping[Dtype, type] = {
     "int64": int,
     "float32": float,

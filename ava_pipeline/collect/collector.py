@@ -17,6 +17,7 @@ from ava_pipeline.collect.arguments import as_json, check_values, rank, telemetr
 from ava_pipeline.collect.autocast import AutocastWatch
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.groups import GroupChoice, find_groups
+from ava_pipeline.collect.kept_predictions import KeptPredictions
 from ava_pipeline.collect.measure import Value
 from ava_pipeline.collect.moments import Moments
 from ava_pipeline.collect.notices import Notices
@@ -93,6 +94,7 @@ class TelemetryCollector:
         self._optimizers = optimizers_by_name(optimizer)
         self._run_info = as_json(run_info or {})
         self._events = EventLog(self._layout.root)
+        self._kept = KeptPredictions()
         autocast = AutocastWatch(model, self._parameters[0].device)
         self._notices = Notices(self._events, self._optimizers.values(), autocast)
         self._clipping = Clipping(self._parameters)
@@ -166,6 +168,7 @@ class TelemetryCollector:
         return EpochPredictions(
             self._layout.epoch_predictions(epoch, name),
             is_written=rank() == 0 and not self._is_child,
+            write=self._kept.write,
             on_trouble=self._tell_of_predictions,
         )
 
@@ -380,6 +383,8 @@ class TelemetryCollector:
             return self.stats()
         self._notices.close()
         stats = TelemetryStats() if self._recorder is None else self._recorder.close(timeout_s, status, error)
+        if not stats.pending:  # else the disk is stuck, and would hold up this thread too
+            self._kept.write_again()
         self._closed = stats
         self._due = 0
         self._raise_trouble()

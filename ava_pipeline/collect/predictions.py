@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ava_pipeline.contract.predictions import NUM_SCORES, SCORES, predictions_schema
-from ava_pipeline.contract.stored import write_parquet
 from ava_pipeline.errors import AvaPipelineError, MisuseError, PredictionsError
 
 MAX_SUM_ERROR = 1e-2
@@ -26,14 +25,23 @@ class EpochPredictions:
     """Collects predictions; on leaving the block the file is there, complete, or not at all after an exception.
 
     Args:
-        path: the Parquet file; an older one of the name is moved to `superseded/` beside it.
+        path: the Parquet file.
         is_written: False collects and checks, but writes nothing (any rank but 0).
+        write: puts a table into a file.
         on_trouble: told the file's name and why predictions could not be written; may raise.
     """
 
-    def __init__(self, path: Path, *, is_written: bool, on_trouble: Callable[[str, AvaPipelineError], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        is_written: bool,
+        write: Callable[[Path, pa.Table], None],
+        on_trouble: Callable[[str, AvaPipelineError], None],
+    ) -> None:
         self._path = path
         self._is_written = is_written
+        self._write_file = write
         self._on_trouble = on_trouble
         self._ids: list[object] = []
         self._pred: list[Tensor] = []
@@ -81,9 +89,7 @@ class EpochPredictions:
         if not self._ids:
             raise PredictionsError("no predictions were added. Call add() for every batch of the validation loader.")
         rows = predictions_table(self._ids, _on_host(self._pred), _on_host(self._gt))
-        if self._path.exists():
-            _set_aside(self._path)
-        write_parquet(self._path, rows)
+        self._write_file(self._path, rows)
 
 
 def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> pa.Table:
@@ -164,10 +170,3 @@ def _check_distributions(
 def _shown(ids: Sequence[object]) -> str:
     shown = ", ".join(map(str, ids[:MAX_SHOWN_IDS]))
     return f"{shown}, ..." if len(ids) > MAX_SHOWN_IDS else shown
-
-
-def _set_aside(path: Path) -> None:
-    folder = path.parent / "superseded"
-    folder.mkdir(exist_ok=True)
-    number = sum(1 for _ in folder.glob(f"{path.stem}.*")) + 1
-    path.rename(folder / f"{path.stem}.{number}{path.suffix}")

@@ -1,0 +1,63 @@
+"""Predictions that the disk did not take, kept until it does."""
+
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+
+from ava_pipeline.contract.stored import write_parquet
+from ava_pipeline.errors import PredictionsError
+
+_log = logging.getLogger("ava_pipeline")
+
+MAX_KEPT_BYTES = 256 * 2**20
+
+
+class KeptPredictions:
+    """Writes epochs' files; those that could not be written wait for `write_again`, as long as memory permits.
+
+    Args:
+        max_bytes: of all that waits.
+    """
+
+    def __init__(self, max_bytes: int = MAX_KEPT_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._kept: dict[Path, pa.Table] = {}
+
+    def write(self, path: Path, rows: pa.Table) -> None:
+        """Write one file; an older one of the name is moved to `superseded/` beside it.
+
+        Raises:
+            PredictionsError: the disk refused; says whether the rows are kept.
+        """
+        self._kept.pop(path, None)
+        try:
+            _replace(path, rows)
+        except OSError as error:
+            waiting = sum(table.nbytes for table in self._kept.values())
+            if waiting + rows.nbytes > self._max_bytes:
+                raise PredictionsError(
+                    f"{error}. {waiting} bytes of others wait already, so these are gone."
+                ) from error
+            self._kept[path] = rows
+            raise PredictionsError(f"{error}. They are kept in memory, and close() tries again.") from error
+
+    def write_again(self) -> None:
+        """Try once more what waits; what the disk does not take now is gone, and a warning names it."""
+        for path, rows in self._kept.items():
+            try:
+                _replace(path, rows)
+            except OSError as error:
+                _log.warning("%s was not written at the end either, and is lost: %s.", path, error)
+            else:
+                _log.info("%s, which the disk did not take before, is written now.", path)
+        self._kept.clear()
+
+
+def _replace(path: Path, rows: pa.Table) -> None:
+    if path.exists():
+        folder = path.parent / "superseded"
+        folder.mkdir(exist_ok=True)
+        number = sum(1 for _ in folder.glob(f"{path.stem}.*")) + 1
+        path.rename(folder / f"{path.stem}.{number}{path.suffix}")
+    write_parquet(path, rows)

@@ -24,6 +24,7 @@ from ava_pipeline.read.rules import (
     predictions,
     rows,
     spacing,
+    training,
     values,
 )
 from ava_pipeline.read.run import open_run
@@ -45,6 +46,7 @@ RULES: tuple[Rule, ...] = tuple(
                 predictions,
                 rows,
                 spacing,
+                training,
                 values,
             )
             for rule in family.RULES
@@ -61,6 +63,7 @@ _CHECKS: tuple[Callable[[Inspected], Iterator[Breach]], ...] = (
     spacing.check,
     norms.check,
     formats.check,
+    training.check,
 )
 
 

@@ -1,11 +1,9 @@
-"""The run directory: what should lie there does, and nothing is left over."""
+"""The run directory: what the manifest names lies there, and nothing is left over."""
 
 from collections.abc import Iterator, Mapping
 
-from ava_pipeline.config import load_config
 from ava_pipeline.contract.layout import PARTIAL_SUFFIX, RunLayout
 from ava_pipeline.contract.manifest import Manifest
-from ava_pipeline.errors import ConfigError
 from ava_pipeline.read.findings import Breach, Rule
 from ava_pipeline.read.inspected import Inspected
 from ava_pipeline.read.prediction_files import prediction_files
@@ -14,20 +12,18 @@ from ava_pipeline.read.rules.files import relative
 MISSING = Rule("files.missing", "Every format of a table that the manifest counts rows in has its file.")
 LEFTOVER = Rule("files.leftover", "Nothing half-written or unfinished is left over.", "warning")
 NAME = Rule("files.name", "Every file in telemetry/ and predictions/ is one of the run's.", "warning")
-CONFIG = Rule("config.invalid", "config.yaml is a config of ava-pipeline train.")
 
-RULES = (MISSING, LEFTOVER, NAME, CONFIG)
+RULES = (MISSING, LEFTOVER, NAME)
 
 
 def check(run: Inspected) -> Iterator[Breach]:
-    """Names and presence of files, and the config."""
+    """Names and presence of files."""
     if run.manifest is not None:
         yield from _missing(run.layout, run.manifest)
         yield from _unknown_tables(run.layout, run.manifest)
     if not run.is_open:
         yield from _leftovers(run.layout)
     yield from _unknown_predictions(run.layout)
-    yield from _config(run.layout)
 
 
 def _missing(layout: RunLayout, manifest: Manifest) -> Iterator[Breach]:
@@ -67,11 +63,3 @@ def _unknown_predictions(layout: RunLayout) -> Iterator[Breach]:
     for path in sorted(layout.predictions.glob("*")):
         if path not in known and path.suffix != PARTIAL_SUFFIX:
             yield NAME.found(relative(layout, path), "predictions are named <name>_epoch_000.parquet.")
-
-
-def _config(layout: RunLayout) -> Iterator[Breach]:
-    if layout.config.exists():
-        try:
-            load_config(layout.config)
-        except ConfigError as error:
-            yield CONFIG.found(relative(layout, layout.config), str(error))

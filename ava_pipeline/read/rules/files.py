@@ -1,6 +1,6 @@
 """Files of tables: there, readable, with the declared columns and types."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,9 +19,10 @@ UNREADABLE = Rule("files.unreadable", "Every file can be read.")
 COLUMNS = Rule("files.columns", "A file's columns are those that the manifest declares, in order.")
 DTYPE = Rule("files.dtype", "A Parquet column has its declared type.")
 TORN = Rule("files.torn-line", "The CSV file of an ended run ends with a whole line.")
+LINE_END = Rule("files.line-end", "A CSV line ends in LF alone.")
 JOURNAL = Rule("files.journal", "Every byte of a journal belongs to a whole frame.")
 
-RULES = (UNREADABLE, COLUMNS, DTYPE, TORN, JOURNAL, LINE, VALUE)
+RULES = (UNREADABLE, COLUMNS, DTYPE, TORN, LINE_END, JOURNAL, LINE, VALUE)
 
 Take = Callable[[Breach], None]
 
@@ -42,6 +43,11 @@ def read_parts(layout: RunLayout, declaration: RunTable, *, is_open: bool, take:
 def relative(layout: RunLayout, path: Path) -> str:
     """A path below the run directory, as findings name it."""
     return path.relative_to(layout.root).as_posix()
+
+
+def told(error: object, path: Path) -> str:
+    """What is wrong with a file, without its path, which stands in front of a finding already."""
+    return str(error).removeprefix(str(path)).removeprefix(":").lstrip()
 
 
 def fitted(rows: pa.Table, schema: pa.Schema, file: str, take: Take) -> pa.Table | None:
@@ -70,12 +76,25 @@ def read_csv_rows(
     if torn and not is_open:
         message = f"the last line has no line feed at its end: {torn} bytes of a row that was never finished."
         take(TORN.found(file, message, row=max(1, data.count(b"\n"))))
+    if b"\r\n" in data:
+        for breach in _line_ends(data, declaration, file):
+            take(breach)
     try:
         return read_csv(path, declaration)
     except DamagedFileError as error:
         for breach in _csv_breaches(path, data, declaration, file) or [UNREADABLE.found(file, str(error))]:
             take(breach)
         return None
+
+
+def _line_ends(data: bytes, declaration: RunTable, file: str) -> Iterator[Breach]:
+    """Told at the first such line; text may hold any line end, so of a table with text only the header tells."""
+    has_text = any(column.dtype == "string" for column in declaration.columns)
+    header = data[: data.find(b"\n") + 1]
+    row = (header if has_text else data).partition(b"\r\n")[0].count(b"\n")
+    if not has_text or header.endswith(b"\r\n"):
+        message = "a line ends in CRLF: another program rewrote the file. Turn CRLF into LF, or restore the file."
+        yield LINE_END.found(file, message, row=row or None)
 
 
 def _csv_breaches(path: Path, data: bytes, declaration: RunTable, file: str) -> list[Breach]:

@@ -13,7 +13,7 @@ from ava_pipeline.read.rules.files import Take
 
 STALE_AFTER = timedelta(minutes=2)
 
-MISSING = Rule("manifest.missing", "Tables stand beside a manifest.")
+MISSING = Rule("manifest.missing", "Tables stand beside a manifest, and what a config says is collected does.")
 INVALID = Rule("manifest.invalid", "The manifest is one of this schema version.")
 ATTEMPTS = Rule("manifest.attempts", "Attempts are numbered 1, 2, 3, ... and only the last one can be running.")
 STATUS = Rule("manifest.status", "The manifest's status is that of its last attempt.")

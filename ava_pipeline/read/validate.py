@@ -55,6 +55,9 @@ RULES: tuple[Rule, ...] = tuple(
     )
 )
 
+# How alike a mistyped id must be to the one that it is taken for.
+_NEAR = 0.75
+
 _CHECKS: tuple[Callable[[Inspected], Iterator[Breach]], ...] = (
     directory.check,
     counters.check,
@@ -114,7 +117,6 @@ def _check_ignored(ignore: Sequence[str]) -> None:
     known = {rule.id for rule in RULES} | {rule.id.partition(".")[0] for rule in RULES}
     for name in ignore:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1) or ["norms.head-sum"]
-            raise MisuseError(
-                f"{name!r} is no rule to ignore; did you mean {near[0]!r}? `ava-pipeline validate --rules` lists all."
-            )
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=_NEAR)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise MisuseError(f"{name!r} is no rule to ignore{hint} `ava-pipeline validate --rules` lists all.")

@@ -27,6 +27,12 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+def remove(run: Path, *names: str) -> None:
+    """Delete files and folders."""
+    for name in names:
+        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+
+
 def with_crlf(path: Path) -> None:
     """Turn a file's line ends into those of Windows."""
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
@@ -68,14 +74,14 @@ DAMAGES = [
     Damage("metrics are gone", lambda run: (run / "metrics.csv").unlink(), "metrics.missing", "metrics.csv"),
     Damage(
         "metrics and predictions are gone",
-        lambda run: [(run / "metrics.csv").unlink(), shutil.rmtree(run / "predictions")],
+        lambda run: remove(run, "metrics.csv", "predictions"),
         "metrics.missing",
         "metrics.csv",
     ),
     Damage("the config is gone", lambda run: (run / "config.yaml").unlink(), "config.missing", "config.yaml"),
     Damage(
         "config and telemetry are gone",
-        lambda run: [(run / "config.yaml").unlink(), shutil.rmtree(run / "telemetry")],
+        lambda run: remove(run, "config.yaml", "telemetry"),
         "config.missing",
         "config.yaml",
     ),

@@ -86,6 +86,15 @@ def test_an_unknown_rule_is_wrong_usage(run: Path) -> None:
     assert "norms.head-sum" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["foo", "normal", "all"])
+def test_a_rule_like_no_other_gets_no_guess(name: str, run: Path) -> None:
+    """A hint that is far off misleads."""
+    result = validate(run, "--ignore", name)
+    assert result.exit_code == 2
+    assert "did you mean" not in result.stderr
+    assert "--rules" in result.stderr
+
+
 def test_the_rules_are_listed_without_a_run() -> None:
     """Every id, with what a run that keeps it is like."""
     lines = validate("--rules").stdout.splitlines()

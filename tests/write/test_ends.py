@@ -8,7 +8,8 @@ import pytest
 
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
-from tests.write.feeding import Room, csv_batches, event_rows, parquet_batches
+from ava_pipeline.contract.stored import read_parquet
+from tests.write.feeding import Room, csv_batches, csv_rows, event_rows, parquet_batches
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -93,7 +94,7 @@ def test_rows_flushed_before_sigkill_are_readable_every_time(tmp_path: Path) -> 
     Each process resumes behind what the one before had flushed; the moment of the kill falls anywhere in the writing
     of the next rows, since nothing waits for it.
     """
-    last, num_kills = 0, 25
+    last, num_kills = 0, 200
     with subprocess.Popen(
         [sys.executable, "-c", FEEDING, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -109,7 +110,9 @@ def test_rows_flushed_before_sigkill_are_readable_every_time(tmp_path: Path) -> 
     room.close()
     attempts = read_manifest(room.layout.manifest).attempts
     assert [one.status for one in attempts] == ["killed"] * num_kills + ["finished"]
-    assert csv_batches(tmp_path) == parquet_batches(tmp_path)
+    rows = csv_rows(room.layout.csv("norms"))
+    assert rows == read_parquet(room.layout.parquet("norms")).to_pylist()
+    assert all(row["overall"] == row["batch_idx"] and row["head"] == 0.5 for row in rows)
 
 
 def assert_nothing_flushed_is_lost(root: Path, last: int) -> None:

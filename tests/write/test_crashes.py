@@ -1,0 +1,108 @@
+"""SIGKILL at every step of turning a journal into Parquet: the old state or the new one, never less."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(120)
+
+# Importing takes longer than all else: one process imports, and its children are killed.
+CRASHING = '''
+import os, signal, sys
+from pathlib import Path
+from types import FrameType
+
+import pyarrow as pa
+
+from ava_pipeline.contract.journal import JournalWriter
+from ava_pipeline.contract.stored import read_stored, same_bits, write_parquet
+from ava_pipeline.write.recover import recover_run
+
+FIELDS = {"batch_idx": pa.int64(), "norm": pa.float32()}
+# What changes a file; the rest only reads.
+NAMES = ("contract/files", "contract/stored", "write/older_rows", "write/csv")
+ROOMS = tuple(str(Path(sys.argv[2]) / name) for name in NAMES)
+
+
+def rows(first, last):
+    values = {"batch_idx": list(range(first, last)), "norm": [float("nan")] * (last - first)}
+    return pa.RecordBatch.from_pydict(values, schema=pa.schema(FIELDS))
+
+
+def kill_at(step):
+    """Die at the step-th line of the modules that write."""
+    left = step
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(ROOMS):
+            return None
+        left -= event == "line"
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+
+
+def prepare(root):
+    """Two rows in Parquet, two batches in a journal, and a torn CSV line."""
+    folder = root / "telemetry"
+    folder.mkdir(parents=True)
+    write_parquet(folder / "norms.parquet", pa.Table.from_batches([rows(1, 3)]))
+    journal = JournalWriter(folder / "norms.journal", pa.schema(FIELDS), rows_before=2)
+    journal.write(rows(3, 4))
+    journal.write(rows(4, 6))
+    journal.close()
+    (folder / "norms.csv").write_bytes(b"batch_idx,norm\\n" + b"".join(b"%d,nan\\n" % n for n in range(1, 6)) + b"6,n")
+
+
+def check(root):
+    folder = root / "telemetry"
+    found = read_stored(folder / "norms.parquet", folder / "norms.journal")
+    assert same_bits(found.rows, pa.Table.from_batches([rows(1, 6)])), found.rows
+    lines = (folder / "norms.csv").read_bytes().split(b"\\n")
+    assert lines[:6] == [b"batch_idx,norm", *(b"%d,nan" % n for n in range(1, 6))], lines
+    assert len(lines) == 7 and lines[6] in {b"6,n", b""}, lines
+    if not lines[6]:
+        assert (folder / "damaged" / "norms.csv.end").read_bytes() == b"6,n"
+
+
+step, status = 0, 1
+while status:
+    step += 1
+    root = Path(sys.argv[1]) / str(step)
+    prepare(root)
+    child = os.fork()
+    if child == 0:
+        kill_at(step)
+        recover_run(root)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status in {0, signal.SIGKILL}, status
+    check(root)
+    if step % 7 == 0 or status == 0:
+        recover_run(root)
+        assert not (root / "telemetry" / "norms.journal").exists()
+        check(root)
+print(step)
+'''
+
+
+def test_a_kill_at_any_line_of_recovery_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
+    """A process is killed at the first line of the modules that write, at the second, and so on, until one lives.
+
+    After each, every row is read once and to the bit, and no whole line of the CSV file is touched; recovering what
+    the kill left ends in the new state.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", CRASHING, str(tmp_path), str(Path(__file__).parents[2] / "ava_pipeline")],
+        check=False,
+        timeout=100,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) > 100

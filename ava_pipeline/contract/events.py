@@ -20,6 +20,8 @@ EventName = Literal[
 ]
 Severity = Literal["info", "warning", "error"]
 
+_BEGINS_FORMULA = ("=", "+", "-", "@")
+
 EVENTS = Table(
     name="events",
     description="What happened to the run beside its rows. Written as CSV, whatever the formats.",
@@ -60,6 +62,16 @@ class Event:
     time_utc: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def row(self) -> dict[str, object]:
-        """The event as a row of its table, its message on one line."""
+        """The event as a row of its table, its message on one line, and no text that a spreadsheet would run."""
         row = {column.name: getattr(self, column.name) for column in EVENTS.columns}
-        return row | {"message": " ".join(self.message.split())}
+        column = None if self.column is None else _harmless(self.column)
+        return row | {"message": _harmless(self.message), "column": column}
+
+
+def _harmless(text: str) -> str:
+    """On one line, and behind an apostrophe where a spreadsheet would take it for a formula.
+
+    Source: https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    line = " ".join(text.split())
+    return f"'{line}" if line.startswith(_BEGINS_FORMULA) else line

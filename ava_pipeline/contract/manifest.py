@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.tables import SCHEMA_VERSION, RunTable
@@ -87,6 +87,14 @@ class Manifest(_Entry):
     groups: dict[str, Group] = Field(default_factory=dict)
     run_info: dict[str, JsonValue] = Field(default_factory=dict)
     attempts: list[Attempt] = Field(default_factory=list)
+
+    @field_validator("tables")
+    @classmethod
+    def _is_named_alike(cls, tables: dict[str, TableEntry]) -> dict[str, TableEntry]:
+        for name, entry in tables.items():
+            if entry.declaration.table.name != name:
+                raise ValueError(f"table {name!r} declares itself as {entry.declaration.table.name!r}")
+        return tables
 
     @property
     def attempt(self) -> Attempt:

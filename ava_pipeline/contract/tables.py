@@ -37,6 +37,7 @@ _PYTHON_TYPES: Mapping[Dtype, type] = {
     "string": str,
     "timestamp": datetime,
 }
+_TABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_\-]*$"  # part of file names: nothing that leads to another folder
 _COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-/]*")
 
 
@@ -82,6 +83,11 @@ class _NotBelow:
         return value
 
 
+def _as_column_name(name: str) -> str:
+    check_column_name(name)
+    return name
+
+
 class RowProblem(_Declaration):
     """One value of one row that breaks a rule."""
 
@@ -103,7 +109,7 @@ class Table(_Declaration):
             children partition their parent.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=_TABLE_NAME)]
     description: str
     columns: tuple[Column, ...]
     run_columns: Column | None = None
@@ -135,7 +141,7 @@ class RunTable(_Declaration):
     """A table with the columns that one run gave it: what the manifest says and the files hold."""
 
     table: Table
-    run_column_names: tuple[str, ...] = ()
+    run_column_names: tuple[Annotated[str, AfterValidator(_as_column_name)], ...] = ()
 
     @classmethod
     def of(cls, table: Table, run_column_names: Sequence[str] = ()) -> Self:

@@ -14,7 +14,7 @@ from torchvision.models import resnet50
 
 from ava_pipeline import TelemetryCollector
 from ava_pipeline.collect.groups import find_groups
-from ava_pipeline.collect.norms import ROW_LENGTH, piece_norms, piece_owners
+from ava_pipeline.collect.norms import PIECE_LENGTH, piece_norms, piece_owners
 from ava_pipeline.collect.watched import named_parameters
 from tests.collect.models import ava_resnet18, tiny
 
@@ -183,7 +183,7 @@ def test_gradients_of_every_kind_are_measured(tmp_path: Path, clips: bool) -> No
     assert row["overall"] == pytest.approx((dense + sparse) ** 0.5, rel=1e-5)
 
 
-@pytest.mark.parametrize("numel", [1, ROW_LENGTH - 1, ROW_LENGTH, ROW_LENGTH + 1, 3 * ROW_LENGTH])
+@pytest.mark.parametrize("numel", [1, PIECE_LENGTH - 1, PIECE_LENGTH, PIECE_LENGTH + 1, 3 * PIECE_LENGTH])
 def test_pieces_cover_every_number_once(numel: int) -> None:
     """Whatever its length, no number of a gradient is left out or counted twice."""
     gradients: list[Tensor] = [torch.ones(numel), torch.ones(3)]

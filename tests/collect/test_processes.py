@@ -1,0 +1,174 @@
+"""Forked and spawned children: they never write, hold no lock, and end at once; the parent's rows are all there.
+
+Each test is a process of its own that dumps all stacks and ends where it takes too long, its children with it.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ava_pipeline import open_run
+from ava_pipeline.read.validate import validate_run
+
+pytestmark = pytest.mark.timeout(150)
+
+BEGIN = """
+import faulthandler, multiprocessing, os, sys
+faulthandler.dump_traceback_later(100, exit=True)
+import torch
+torch.set_num_threads(1)
+from ava_pipeline import TelemetryCollector
+from ava_pipeline.errors import MisuseError
+from tests.collect.models import backward, tiny
+
+def collector(**settings):
+    model, optimizer = tiny()
+    return model, TelemetryCollector(model, optimizer, sys.argv[1], collect_every_n=1, **settings)
+"""
+
+
+def ended(script: str, tmp_path: Path) -> list[int]:
+    """Run a script; returns the batches that its only attempt left."""
+    root = run_script(script, tmp_path)
+    assert [str(one) for one in validate_run(root)] == []
+    run = open_run(root)
+    assert run.manifest.status == "finished"
+    assert len(run.manifest.attempts) == 1
+    batches: list[int] = run.gradient_norms()["batch_idx"].tolist()
+    return batches
+
+
+def run_script(script: str, tmp_path: Path) -> Path:
+    """Run a script as a file, as spawned children need it; returns its run directory."""
+    path, root = tmp_path / "script.py", tmp_path / "run"
+    path.write_text(BEGIN + script)
+    done = subprocess.run(
+        [sys.executable, str(path), str(root)],
+        check=False,
+        timeout=120,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+LOADERS = """
+class Images(torch.utils.data.Dataset):
+    telemetry = None
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        if self.telemetry.step() or self.telemetry.close().collected or not self.telemetry.flush():
+            raise RuntimeError("telemetry was at work in a DataLoader worker")
+        return torch.zeros(6)
+
+model, telemetry = collector(flush_interval_s=0.001)
+Images.telemetry = telemetry
+loader = torch.utils.data.DataLoader(
+    Images(), batch_size=2, num_workers=2, persistent_workers=True, multiprocessing_context="fork"
+)
+backward(model)
+telemetry.step(0)
+for epoch in range(2):
+    for images in loader:
+        backward(model)
+        telemetry.step(epoch)
+telemetry.close()
+"""
+
+
+def test_forked_dataloader_workers_leave_telemetry_alone(tmp_path: Path) -> None:
+    """Persistent ones, forked while rows are written: their calls do nothing, and they end with the loader."""
+    assert ended(LOADERS, tmp_path) == list(range(1, 10))
+
+
+FORKS = """
+model, telemetry = collector(flush_interval_s=0.001)
+for batch in range(1, 41):
+    backward(model)
+    telemetry.step()
+    child = os.fork()  # the worker is writing the row, or is about to
+    if child == 0:
+        faulthandler.dump_traceback_later(30, exit=True)  # a fork does not inherit its parent's
+        if telemetry.step() or telemetry.stats().collected:
+            os._exit(5)
+        if batch % 2:
+            telemetry.close()
+        sys.exit(0)  # runs what atexit holds
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 0, (batch, status)
+telemetry.close()
+"""
+
+
+def test_a_fork_in_the_middle_of_a_flush_ends_like_any_process(tmp_path: Path) -> None:
+    """Forty times, whatever the worker held then: the child's exit neither waits for a thread nor flushes."""
+    assert ended(FORKS, tmp_path) == list(range(1, 41))
+
+
+ORPHAN = """
+model, telemetry = collector()
+backward(model)
+telemetry.step()
+telemetry.flush()
+ready, done = os.pipe()
+child = os.fork()
+if child == 0:
+    telemetry.close()
+    os.write(done, b"x")
+    os.read(os.pipe()[0], 1)
+os.read(ready, 1)
+telemetry.close()
+model, again = collector()
+again.load_state_dict({"batch_idx": 1, "epoch": 0})
+backward(model)
+again.step()
+stats = again.close()
+assert stats.written == 1, stats
+os.kill(child, 9)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_child_that_lives_on_holds_no_lock(tmp_path: Path) -> None:
+    """A second collector writes the run while a child of the first one's process is still there."""
+    root = run_script(ORPHAN, tmp_path)
+    assert open_run(root).gradient_norms()["batch_idx"].tolist() == [1, 2]
+
+
+OTHERS = """
+def child(model):
+    backward(model)
+    grads = [parameter.grad is not None for parameter in model.parameters()]
+    sys.exit(0 if all(grads) else 4)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("METHOD")
+    model, telemetry = collector(flush_interval_s=0.001)
+    for _ in range(3):
+        backward(model)
+        telemetry.step()
+    model.zero_grad()
+    process = context.Process(target=child, args=(model,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, process.exitcode
+    try:
+        context.Process(target=child, args=(telemetry,)).start()
+    except MisuseError as error:
+        assert "Give other processes the model" in str(error)
+    else:
+        raise SystemExit("a collector was handed to another process")
+    telemetry.close()
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_spawned_child_gets_the_model_and_never_the_collector(method: str, tmp_path: Path) -> None:
+    """The model that telemetry watches can be handed on; the collector is refused with what to do instead."""
+    assert ended(OTHERS.replace("METHOD", method), tmp_path) == [1, 2, 3]

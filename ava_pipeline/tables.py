@@ -22,7 +22,7 @@ def metrics_table(title: str, leading: Sequence[str], *, generated: bool) -> Tab
         leading: names of the columns in front of the metrics.
         generated: the figures are of generated data, which the title then says.
     """
-    table = plain_table(f"{title} ({GENERATED})" if generated else title)
+    table = plain_table(title, generated=generated)
     for name in (*leading, *(_TITLES.get(name, name) for name in _NAMES)):
         # Where the terminal is narrow, the name in front gives way and no figure does.
         is_front = name == leading[0]
@@ -30,9 +30,15 @@ def metrics_table(title: str, leading: Sequence[str], *, generated: bool) -> Tab
     return table
 
 
-def plain_table(title: str) -> Table:
-    """Begin a table without lines, which fits into 80 columns."""
-    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def plain_table(title: str, *, generated: bool = False) -> Table:
+    """Begin a table without lines, which fits into 80 columns; where its figures are of generated data, it says so."""
+    return Table(
+        title=f"{title} ({GENERATED})" if generated else title,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
 
 
 def add_metrics(table: Table, leading: Sequence[str], metrics: Metrics) -> None:

@@ -166,7 +166,8 @@ class Loop:
 
     def _finish_epoch(self, result: EpochResult) -> None:
         append_result(self._layout.metrics, result)
-        self._display.epoch(result, epochs=self._config.train.epochs)
+        generated = self._config.data.sample is not None
+        self._display.epoch(result, epochs=self._config.train.epochs, generated=generated)
         results = [*self.position.results, result]
         self.position = Position(self._no_losses(), epoch=result.epoch + 1, results=results)
 

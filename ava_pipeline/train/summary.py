@@ -22,7 +22,7 @@ def show_summary(outcome: Outcome, console: Console) -> None:
         console.print(_epochs(outcome))
     norms = last_norms(outcome.layout)
     if norms:
-        console.print(_norms(norms))
+        console.print(_norms(norms, generated=outcome.generated))
     for line in _lines(outcome):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -52,8 +52,8 @@ def _epochs(outcome: Outcome) -> Table:
     return table
 
 
-def _norms(norms: dict[str, str]) -> Table:
-    table = plain_table("Last gradient norms (L2, before clipping)")
+def _norms(norms: dict[str, str], *, generated: bool) -> Table:
+    table = plain_table("Last gradient norms (L2, before clipping)", generated=generated)
     for name in norms:
         table.add_column(name, justify="right")
     counts = ("batch_idx", "epoch")

@@ -1,0 +1,44 @@
+"""What a run says of itself while it goes on and at its end."""
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ava_pipeline.train.display import Display
+from ava_pipeline.train.job import train
+from ava_pipeline.train.summary import show_summary
+from tests.train.small_runs import small_config
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Every line that a small run on generated data prints."""
+    console = Console(width=200, record=True, file=StringIO())
+    show_summary(train(small_config(tmp_path_factory.mktemp("run")), Display(console)), console)
+    return console.export_text().splitlines()
+
+
+def lines_with(said: list[str], *words: str) -> list[str]:
+    """The lines that hold each of the words."""
+    return [line for line in said if all(word in line for word in words)]
+
+
+def test_figures_of_generated_data_are_called_so(said: list[str]) -> None:
+    """Beside each line of figures, and above each table."""
+    for words in (["epoch", "train loss", "SRCC"], ["Validation metrics"], ["Last gradient norms"]):
+        found = [line for line in lines_with(said, *words) if "emd_r1  " not in line]
+        assert found
+        assert all("generated, not AVA" in line for line in found), found
+
+
+def test_figures_of_real_data_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Generated once, then read as anybody's data."""
+    train(small_config(tmp_path, "train.epochs=1"), Display(Console(quiet=True)))
+    console = Console(width=200)
+    config = small_config(tmp_path, "data.sample=null", "train.epochs=1", f"output_dir={tmp_path}/real")
+    show_summary(train(config, Display(console)), console)
+    told = capsys.readouterr().out
+    assert "Last gradient norms" in told
+    assert "generated" not in told

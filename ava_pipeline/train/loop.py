@@ -114,7 +114,7 @@ class Loop:
     def _train(self, stop: StopSignals) -> None:
         """Train on what is left of the epoch."""
         started_s = time.perf_counter()
-        label = f"epoch {self.position.epoch + 1}/{self._config.train.epochs}"
+        label = f"epoch {self.position.epoch}, {self.position.epoch + 1} of {self._config.train.epochs}"
         with self._display.bar(label, total=self._data.num_batches, done=self.position.batch) as bar:
             for image_ids, images, votes in self._data.train_batches(
                 self.position.epoch, start_batch=self.position.batch

@@ -42,10 +42,10 @@ def last_norms(layout: RunLayout) -> dict[str, str]:
 
 
 def _epochs(outcome: Outcome) -> Table:
-    title = "Validation metrics, an epoch a row"
+    title = "Validation metrics, an epoch a row, counted from 0"
     table = metrics_table(title, ["epoch", "train loss"], generated=outcome.generated)
     for result in outcome.results:
-        add_metrics(table, [str(result.epoch + 1), shown(result.train_loss, 5)], result.metrics)
+        add_metrics(table, [str(result.epoch), shown(result.train_loss, 5)], result.metrics)
     add_metrics(table, ["constant", ""], outcome.constant)
     table.caption = "constant: predicts the training images' mean distribution for every image."
     table.caption_justify = "left"

@@ -33,6 +33,19 @@ def test_figures_of_generated_data_are_called_so(said: list[str]) -> None:
         assert all("generated, not AVA" in line for line in found), found
 
 
+def test_epochs_count_from_0_as_in_the_files(said: list[str]) -> None:
+    """In both tables, and in the lines before them; beside it, how many of how many are done."""
+    headers = [line.split() for line in said]
+    epochs, norms = (
+        next(row for row, names in enumerate(headers) if names[:2] == wanted)
+        for wanted in (["epoch", "train"], ["batch_idx", "epoch"])
+    )
+    assert [line.split()[0] for line in said[epochs + 1 : epochs + 3]] == ["0", "1"]
+    assert said[norms + 1].split()[1] == "1"
+    assert lines_with(said, "epoch 0, 1 of 2", "train loss")
+    assert lines_with(said, "epoch 1, 2 of 2", "train loss")
+
+
 def test_figures_of_real_data_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Generated once, then read as anybody's data."""
     train(small_config(tmp_path, "train.epochs=1"), Display(Console(quiet=True)))

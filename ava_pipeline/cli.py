@@ -16,9 +16,9 @@ from ava_pipeline.bench.command import bench_command
 from ava_pipeline.config import load_config
 from ava_pipeline.errors import AvaPipelineError, ConfigError, MisuseError, NotARunError, RunExistsError
 from ava_pipeline.evaluate import Evaluated, evaluate, is_generated
+from ava_pipeline.printed import add_metrics, metrics_table
 from ava_pipeline.read.validate import RULES, validate_run
 from ava_pipeline.read.validation import Validation, rules_text
-from ava_pipeline.tables import add_metrics, metrics_table
 from ava_pipeline.write.recover import recover_run
 
 WELL, PROBLEMS, WRONG_USAGE, OUR_ERROR = 0, 1, 2, 3

@@ -7,7 +7,7 @@ from rich.table import Table
 from ava_pipeline.bench.comparison import Compared
 from ava_pipeline.bench.figures import TIMES, Figure, Target, shown
 from ava_pipeline.bench.report import Report, versions
-from ava_pipeline.tables import plain_table
+from ava_pipeline.printed import plain_table
 
 _INFORMATIONAL = "informational"
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ava_pipeline.tables import GENERATED
+from ava_pipeline.printed import GENERATED
 from ava_pipeline.train.history import EpochResult
 
 _SECONDS_BETWEEN_UPDATES = 0.2
@@ -70,8 +70,8 @@ class Display:
         """Say what an epoch reached, in a line that stays; figures of generated data are called so."""
         metrics, kind = result.metrics, f" ({GENERATED})" if generated else ""
         self.say(
-            f"epoch {result.epoch}, {result.epoch + 1} of {epochs}{kind}: train loss {result.train_loss:.5f}, val emd_r1 {metrics.emd_r1:.4f}, "
-            f"emd_r2 {metrics.emd_r2:.4f}, SRCC {metrics.srcc:.3f}, PLCC {metrics.plcc:.3f}, "
+            f"epoch {result.epoch}, {result.epoch + 1} of {epochs}{kind}: train loss {result.train_loss:.5f}, "
+            f"val emd_r1 {metrics.emd_r1:.4f}, emd_r2 {metrics.emd_r2:.4f}, SRCC {metrics.srcc:.3f}, PLCC {metrics.plcc:.3f}, "
             f"accuracy {metrics.accuracy:.1%}"
         )
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.tables import add_metrics, metrics_table, plain_table, shown
+from ava_pipeline.printed import add_metrics, metrics_table, plain_table, shown
 from ava_pipeline.train.batch_step import Costs
 from ava_pipeline.train.job import Outcome
 

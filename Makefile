@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test bench lint types fmt schemas lock clean
+COUNT ?= 5000
+
+.PHONY: help setup demo test fuzz bench lint types fmt schemas lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -22,6 +24,9 @@ demo: $(READY)  ## train a ResNet-18 on generated data with telemetry, into outp
 
 test: $(READY) lint types  ## lint, format check, strict types, tests
 	$(BIN)/python -m pytest
+
+fuzz: $(READY)  ## give the readers COUNT files that were changed at random
+	AVA_FUZZ_EXAMPLES=$(COUNT) $(BIN)/python -m pytest tests/read/test_fuzz.py
 
 # Takes minutes, on a machine that does nothing else. The gates come last, so that one missed leaves everything measured.
 bench: $(READY)  ## measure what telemetry costs, into outputs/bench

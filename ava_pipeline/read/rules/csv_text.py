@@ -33,7 +33,9 @@ def csv_breaches(data: bytes, file: str, declaration: RunTable) -> list[Breach]:
     options.invalid_row_handler = lambda row: torn.append(row) or "skip"  # type: ignore[func-returns-value]  # append, then say skip
     types: dict[str, pa.DataType] = dict.fromkeys(declaration.column_names, pa.string())
     try:
-        text = csv.read_csv(BytesIO(data), ONE_THREAD, options, convert_options(types))
+        # Arrow cannot hand over a line that is no UTF-8; with marks in place of such bytes it is listed like any other.
+        readable = BytesIO(data.decode(errors="replace").encode())
+        text = csv.read_csv(readable, ONE_THREAD, options, convert_options(types))
     except pa.ArrowInvalid:
         return []  # no text at all; the caller tells what Arrow said
     breaches = [_line_breach(file, row) for row in torn]

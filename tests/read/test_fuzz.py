@@ -1,0 +1,118 @@
+"""Readers given real files that were changed at random: an answer or an error of ours, and nothing else.
+
+`AVA_FUZZ_EXAMPLES` says how many files are tried; `make fuzz` tries many.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ava_pipeline.contract.events import Event
+from ava_pipeline.errors import AvaPipelineError
+from ava_pipeline.evaluate import evaluate
+from ava_pipeline.read.run import open_run
+from ava_pipeline.read.validate import validate_run
+from ava_pipeline.write.recover import recover_run
+from tests.read.building import RunBuilder
+
+NUM_EXAMPLES = int(os.environ.get("AVA_FUZZ_EXAMPLES", "40"))
+EVENT = Event(event="gap", severity="warning", message='"', batch_idx=1, batch_idx_end=9, epoch=0)
+
+READERS: tuple[Callable[[Path], object], ...] = (
+    lambda root: open_run(root).gradient_norms(),
+    lambda root: open_run(root).steps(),
+    lambda root: open_run(root).events(),
+    lambda root: open_run(root).val_predictions(0),
+    lambda root: open_run(root).metrics(),
+    validate_run,
+    evaluate,
+    lambda root: recover_run(root, dry_run=True),
+)
+
+Change = Callable[[bytes], bytes]
+
+
+def overwritten(place: float, junk: bytes) -> Change:
+    """Some bytes are others."""
+    return lambda data: data[: int(place * len(data))] + junk + data[int(place * len(data)) + len(junk) :]
+
+
+def inserted(place: float, junk: bytes) -> Change:
+    """Bytes stand between others, as where two writes went to one file."""
+    return lambda data: data[: int(place * len(data))] + junk + data[int(place * len(data)) :]
+
+
+def cut(place: float, share: float) -> Change:
+    """Bytes are missing, at the end or before it."""
+    return lambda data: data[: int(place * len(data))] + data[int((place + share) * len(data)) :]
+
+
+PLACES = st.floats(0, 1, exclude_max=True)
+JUNK = st.binary(min_size=1, max_size=9) | st.sampled_from(
+    [b"\x00" * 64, b"\xff" * 8, b'"', b"\n", b",", b"nan", b"-1"]
+)
+CHANGES = (
+    st.builds(overwritten, PLACES, JUNK) | st.builds(inserted, PLACES, JUNK) | st.builds(cut, PLACES, st.floats(0, 1))
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Path]]:
+    """A finished and a running run, and every file of theirs."""
+    roots = [
+        RunBuilder(root=tmp_path_factory.mktemp("fuzz") / status, status=status, batches=(10, 20, 30), events=[EVENT])
+        for status in ("finished", "running")
+    ]
+    return [
+        (root, path) for root in [one.write() for one in roots] for path in sorted(root.rglob("*")) if path.is_file()
+    ]
+
+
+@contextmanager
+def replaced(path: Path, data: bytes) -> Iterator[None]:
+    """The file holds `data` for a while."""
+    before = path.read_bytes()
+    path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_line_that_is_no_utf8_is_listed(tmp_path: Path) -> None:
+    """Found by the test below: such a line was passed over without a word."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    path = root / "telemetry/steps.csv"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"30,0,\xb7\xff\n", *lines[4:]]))
+    found = [(one.rule, one.row) for one in validate_run(root) if one.file.endswith("steps.csv")]
+    assert ("files.line", 3) in found
+
+
+@pytest.mark.timeout(3600)
+@settings(max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), changes=st.lists(CHANGES, min_size=1, max_size=3))
+def test_any_file_is_read_or_refused_in_our_words(
+    files: list[tuple[Path, Path]], data: st.DataObject, changes: list[Change]
+) -> None:
+    """Whatever a disk or a person did to one file of a run: no error but ours."""
+    root, path = data.draw(st.sampled_from(files), label="file")
+    content = path.read_bytes()
+    for change in changes:
+        content = change(content)
+    with replaced(path, content):
+        for read in READERS:
+            reads_or_refuses(read, root)
+
+
+def reads_or_refuses(read: Callable[[Path], object], root: Path) -> None:
+    """A damaged journal warns; everything else is an answer or an error of the package."""
+    with warnings.catch_warnings(), suppress(AvaPipelineError):
+        warnings.simplefilter("ignore", UserWarning)
+        read(root)

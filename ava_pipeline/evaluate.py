@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ava_pipeline import yaml_text
+from ava_pipeline.contract.inside import check_inside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.contract.stored import read_parquet
@@ -56,18 +57,25 @@ def evaluate(path: Path) -> list[Evaluated]:
 
     Raises:
         NotARunError: there are no predictions at `path`.
-        DamagedFileError: a file is no Parquet, or holds no predictions.
+        DamagedFileError: a file is no Parquet, holds no predictions, or lies outside of the run.
     """
     return [_evaluate_file(file) for file in _files(path)]
 
 
 def is_generated(path: Path) -> bool:
-    """Whether the run that `path` is or lies in was trained on generated data; no config, no claim."""
+    """Whether the run that `path` is or lies in was trained on generated data; no config, no claim.
+
+    Raises:
+        DamagedFileError: the config is none.
+    """
     candidates = (folder / "config.yaml" for folder in (path, *path.resolve().parents[:2]))
     config = next((file for file in candidates if file.is_file()), None)
     if config is None:
         return False
-    values = yaml_text.parse(config.read_text(encoding="utf-8"))
+    try:
+        values = yaml_text.parse(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{config} cannot be read: {error}. Restore it, or move it away.") from error
     data = values.get("data") if isinstance(values, dict) else None
     return isinstance(data, dict) and data.get("sample") is not None
 
@@ -75,8 +83,9 @@ def is_generated(path: Path) -> bool:
 def _files(path: Path) -> Sequence[Path]:
     if path.is_file():
         return [path]
-    folder = path if path.name == "predictions" else RunLayout(path).predictions
-    files = sorted(folder.glob("*.parquet"))
+    layout = RunLayout(path.parent if path.name == "predictions" else path)
+    check_inside(layout)
+    files = sorted(layout.predictions.glob("*.parquet"))
     if not files:
         raise NotARunError(
             f"{path}: no predictions there. Give a run directory whose config has save_val_predictions: true and that "

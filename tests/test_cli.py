@@ -199,3 +199,14 @@ def test_a_quiet_run_prints_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cli.app, ["train", str(config_file(tmp_path)), "--set", "train.epochs=1", "--resume", "--quiet"]
     )
     assert (found.exit_code, found.output) == (0, "")
+
+
+@pytest.mark.parametrize("text", ["a: !!python/name:os.system\n", "a: [1", "a: &x [1]\nb: *x\n"])
+def test_a_hostile_config_beside_predictions_is_named(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is only asked whether the data was generated; nothing in it is run or unfolded."""
+    predictions(tmp_path / "run/predictions/val_epoch_000.parquet")
+    (tmp_path / "run/config.yaml").write_text(text)
+    assert status_of(monkeypatch, ["evaluate", str(tmp_path / "run")]) == 1
+    assert "config.yaml cannot be read" in capsys.readouterr().err

@@ -72,9 +72,9 @@ def train_command(
 
     Example: ava-pipeline train configs/demo.yaml --set train.epochs=3 --output-dir outputs/ava/try
 
-    Ctrl-C, SIGTERM and SIGUSR1 end training after the batch, with a checkpoint. The exit status is then
-    128 + the signal's number (130, 143, 138 on Linux), and the same command with --resume goes on.
-    A second Ctrl-C ends at once.
+    Ctrl-C, SIGTERM and SIGUSR1 end training after the batch, with a checkpoint.
+    The exit status is then 128 + the signal's number (130, 143, 138 on Linux),
+    and the same command with --resume goes on. A second Ctrl-C ends at once.
     """
     if resume and restart:
         raise typer.BadParameter("--resume goes on with a run, --restart begins anew; give one of them.")
@@ -128,12 +128,14 @@ def validate_command(
         bool, typer.Option("--rules", help="List every rule and end.", is_eager=True, callback=_list_rules)
     ] = False,
 ) -> None:
-    """Check a run directory against its contract: tables, predictions, metrics and manifest.
+    r"""Check a run directory against its contract: tables, predictions, metrics and manifest.
 
     Example: ava-pipeline validate outputs/ava/demo --ignore files.leftover
 
-    Each finding is a line: file:row column: what is wrong [rule]. What a running run has not finished is none.
-    Exit status: 0 clean, 1 problems found, 2 no run or wrong usage, 3 could not tell.
+    Each finding is a line: file:row column: what is wrong \[rule].
+    What a running run has not finished is none.
+    Exit status: 0 clean, 1 problems found, 2 no run or wrong usage,
+    3 could not tell.
     """
     try:
         found = Validation(str(run), validate_run(run, ignore=ignore or ()), strict)
@@ -154,9 +156,11 @@ def recover_command(
 
     Example: ava-pipeline recover outputs/ava/demo --dry-run
 
-    For each table it says what was there, what was saved and what was lost. Damaged originals are kept in
-    telemetry/damaged/. The next training in the directory does the same by itself.
-    Exit status: 0 nothing lost, 1 something lost, 2 no run, one that is being written, or wrong usage.
+    For each table it says what was there, what was saved and what was lost.
+    Damaged originals are kept in telemetry/damaged/.
+    The next training in the directory does the same by itself.
+    Exit status: 0 nothing lost, 1 something lost, 2 no run, one that is being
+    written, or wrong usage.
     """
     try:
         found = recover_run(run, dry_run=dry_run)

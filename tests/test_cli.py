@@ -52,6 +52,11 @@ def test_every_command_explains_itself(name: str) -> None:
     assert f"ava-pipeline {name} " in " ".join(found.stdout.split())
 
 
+def test_the_help_of_validate_shows_the_rule_in_its_brackets() -> None:
+    """They are markup to the library that prints it."""
+    assert "what is wrong [rule]." in CliRunner().invoke(cli.app, ["validate", "--help"]).stdout
+
+
 def test_a_file_is_evaluated(tmp_path: Path) -> None:
     """A line, and the constant predictor's; of what it does not define there is a dash."""
     found = CliRunner().invoke(cli.app, ["evaluate", str(predictions(tmp_path / "val_epoch_000.parquet"))])

@@ -71,8 +71,8 @@ class Display:
         metrics, kind = result.metrics, f" ({GENERATED})" if generated else ""
         self.say(
             f"epoch {result.epoch}, {result.epoch + 1} of {epochs}{kind}: train loss {result.train_loss:.5f}, "
-            f"val emd_r1 {metrics.emd_r1:.4f}, emd_r2 {metrics.emd_r2:.4f}, SRCC {metrics.srcc:.3f}, PLCC {metrics.plcc:.3f}, "
-            f"accuracy {metrics.accuracy:.1%}"
+            f"val emd_r1 {metrics.emd_r1:.4f}, emd_r2 {metrics.emd_r2:.4f}, SRCC {metrics.srcc:.3f}, "
+            f"PLCC {metrics.plcc:.3f}, accuracy {metrics.accuracy:.1%}"
         )
 
     def say(self, sentence: str) -> None:

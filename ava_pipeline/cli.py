@@ -101,6 +101,9 @@ def evaluate_command(
     """Print the metrics of validation predictions, beside the constant predictor's.
 
     Example: ava-pipeline evaluate outputs/ava/demo
+
+    Exit status: 0 well, 1 a file cannot be read or holds no predictions,
+    2 nothing there or wrong usage.
     """
     found, generated = evaluate(path), is_generated(path)
     if as_json:

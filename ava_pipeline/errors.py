@@ -43,7 +43,7 @@ class LabelsError(DataError, ValueError):
 
 
 class ImagesError(DataError):
-    """Too many images are missing or broken, or the image folder is."""
+    """Too many images are missing or broken."""
 
 
 class SplitError(DataError, ValueError):

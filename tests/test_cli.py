@@ -152,6 +152,23 @@ def test_a_wrong_setting_is_status_2(
     assert "unknown key; did you mean 'epochs'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("missing", ["AVA.txt", "images"])
+def test_missing_input_is_status_2(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels or images: the config names what is not there."""
+    images = tmp_path / "data/images"
+    images.mkdir(parents=True)
+    votes = " ".join("1" * 10)
+    (tmp_path / "data/AVA.txt").write_text("".join(f"{row} {row} {votes} 0 0 1\n" for row in range(1, 41)))
+    if missing == "images":
+        images.rmdir()
+    else:
+        (tmp_path / "data/AVA.txt").unlink()
+    assert status_of(monkeypatch, ["train", str(config_file(tmp_path)), "--set", "data.sample=null"]) == 2
+    assert missing in capsys.readouterr().err
+
+
 def test_a_used_directory_is_status_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

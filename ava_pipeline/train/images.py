@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import ImageFile
 
 from ava_pipeline.contract.files import written_aside
-from ava_pipeline.errors import ImagesError
+from ava_pipeline.errors import ConfigError, ImagesError
 from ava_pipeline.train.rgb import decode_rgb, open_rgb, system_reason
 
 __all__ = ["ImageScan", "image_path", "open_rgb", "scan_images", "write_excluded"]
@@ -93,7 +93,8 @@ def scan_images(
         on_progress: Called in this thread with the number of images done and of all.
 
     Raises:
-        ImagesError: The folder is missing, or more than `max_bad_fraction` of the images cannot be used.
+        ConfigError: The folder is missing.
+        ImagesError: More than `max_bad_fraction` of the images cannot be used.
     """
     folder, cache_path = Path(folder), Path(cache_path)
     _refuse_unusable(folder)
@@ -121,7 +122,7 @@ def write_excluded(path: str | Path, scan: ImageScan) -> None:
 
 def _refuse_unusable(folder: Path) -> None:
     if not folder.is_dir():
-        raise ImagesError(f"Image folder {folder} is not there. Give the folder that holds AVA's <image id>.jpg files.")
+        raise ConfigError(f"Image folder {folder} is not there. Give the folder that holds AVA's <image id>.jpg files.")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ImagesError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: Pillow would pass truncated images off as whole ones, padded "

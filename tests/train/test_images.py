@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFile
 
-from ava_pipeline.errors import ImagesError
+from ava_pipeline.errors import ConfigError, ImagesError
 from ava_pipeline.train import rgb
 from ava_pipeline.train.images import ImageScan, open_rgb, scan_images, write_excluded
 
@@ -202,7 +202,7 @@ def test_more_bad_images_than_allowed_stop_with_counts_and_examples(tmp_path: Pa
 
 def test_a_missing_folder_says_what_to_give(tmp_path: Path) -> None:
     """Not one complaint an image."""
-    with pytest.raises(ImagesError, match=r"not there\. Give the folder that holds AVA's <image id>\.jpg files"):
+    with pytest.raises(ConfigError, match=r"not there\. Give the folder that holds AVA's <image id>\.jpg files"):
         scan_images(tmp_path / "none", [1], cache_path=tmp_path / "cache")
 
 

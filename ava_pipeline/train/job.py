@@ -20,7 +20,7 @@ from ava_pipeline.train.optim import Schedule, build_optimizer
 from ava_pipeline.train.precision import Precision, pick_device
 from ava_pipeline.train.prepare import TrainData, prepare_data
 from ava_pipeline.train.rng import seed_all
-from ava_pipeline.train.run_dir import begin_anew, check_free, go_on
+from ava_pipeline.train.run_dir import begin_anew, check_free, check_writable, go_on
 from ava_pipeline.train.sole_writer import sole_writer
 from ava_pipeline.train.stop import StopRequested, StopSignals
 
@@ -67,6 +67,7 @@ def train(config: RunConfig, display: Display, *, resume: bool = False, restart:
     layout = RunLayout(config.output_dir)
     if not (resume or restart):
         check_free(layout)
+    check_writable(layout)
     checkpoint = load_checkpoint(layout.checkpoint) if resume and layout.checkpoint.exists() else None
     device = pick_device(config.device)
     precision = Precision.of(config.train.amp, device)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
@@ -35,6 +36,23 @@ def check_free(layout: RunLayout) -> None:
             f"{layout.root} already holds a run ({', '.join(path.name for path in used)}). Go on with it: --resume. "
             "Train into another directory: --output-dir DIR. Begin anew here, the old files set aside: --restart."
         )
+
+
+def check_writable(layout: RunLayout) -> None:
+    """Write a file into the directory and take it back, before anything takes time; a folder that is new goes again.
+
+    Raises:
+        ConfigError: the directory cannot be made or written.
+    """
+    made = [folder for folder in (layout.root, *layout.root.parents) if not folder.exists()]
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=layout.root) as file:
+            file.write(b"?")
+        for folder in made:
+            folder.rmdir()
+    except OSError as error:
+        raise _unwritable(layout.root, error) from error
 
 
 def begin_anew(layout: RunLayout, config_text: str) -> None:

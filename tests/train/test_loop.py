@@ -215,8 +215,11 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("kind", ["file", "unwritable"])
-def test_an_output_directory_that_cannot_be_used_is_named(tmp_path: Path, kind: str) -> None:
-    """A file in its place, or below one."""
+def test_an_output_directory_that_cannot_be_used_is_named(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in its place, or below one; told before labels and images are looked at."""
+    monkeypatch.setattr("ava_pipeline.train.job.prepare_data", lambda *_, **__: pytest.fail("looked at the data"))
     (tmp_path / "file").write_text("")
     place = tmp_path / "file" if kind == "file" else tmp_path / "file" / "run"
     with pytest.raises(ConfigError, match=r"output_dir.*file"):

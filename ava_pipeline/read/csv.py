@@ -63,7 +63,8 @@ def check_header(path: Path, data: bytes, declaration: RunTable) -> None:
     """
     found = data[: data.find(b"\n")].decode(errors="replace").rstrip("\r")
     expected = ",".join(declaration.column_names)
-    if found.replace('"', "") != expected:
+    names = [name[1:-1] if name.startswith('"') and name.endswith('"') else name for name in found.split(",")]
+    if names != list(declaration.column_names):
         raise DamagedFileError(
             f"{path} begins with {found!r}; its columns must be {expected!r}. Restore the file from a backup."
         )

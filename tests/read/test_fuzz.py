@@ -86,13 +86,24 @@ def replaced(path: Path, data: bytes) -> Iterator[None]:
 
 
 def test_a_line_that_is_no_utf8_is_listed(tmp_path: Path) -> None:
-    """Found by the test below: such a line was passed over without a word."""
+    """Found by the last test: such a line was passed over without a word."""
     root = RunBuilder(root=tmp_path / "run").write()
     path = root / "telemetry/steps.csv"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:3], b"30,0,\xb7\xff\n", *lines[4:]]))
     found = [(one.rule, one.row) for one in validate_run(root) if one.file.endswith("steps.csv")]
     assert ("files.line", 3) in found
+
+
+@pytest.mark.parametrize(
+    "header", ['batch_idx,"epoch,time_utc,loss_scale,loss', 'batch_idx,epo"ch,time_utc,loss_scale,loss']
+)
+def test_a_stray_quote_in_a_header_is_no_header(header: str, tmp_path: Path) -> None:
+    """Found by the last test: it was taken for the right columns, and then there were none of their names."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    path = root / "telemetry/steps.csv"
+    path.write_text("\n".join([header, *path.read_text().splitlines()[1:]]) + "\n")
+    assert "files.columns" in {one.rule for one in validate_run(root)}
 
 
 @pytest.mark.timeout(3600)

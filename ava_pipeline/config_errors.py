@@ -94,7 +94,8 @@ def nearest(given: str, known: Iterable[str]) -> str:
     """Name the known key that `given` most likely means, and all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(given, names, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"Known here: {', '.join(names)}"
+    listed = f"nown here: {', '.join(names)}"
+    return f"did you mean {close[0]!r}? K{listed}" if close else f"k{listed}"
 
 
 def _keys_beside(model: type[BaseModel], place: Sequence[str | int]) -> Iterable[str]:

@@ -207,6 +207,5 @@ def check_column_name(name: str) -> None:
 
 def _row_problem(detail: Any) -> RowProblem:
     row, *place = detail["loc"]
-    return RowProblem(
-        row=row, column=str(place[0]) if place else "", value=repr(detail["input"]), message=str(detail["msg"])
-    )
+    message = str(detail["msg"]).removeprefix("Value error, ")  # pydantic's own words in front of a rule's
+    return RowProblem(row=row, column=str(place[0]) if place else "", value=repr(detail["input"]), message=message)

@@ -9,7 +9,7 @@ from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.inspected import Part
 from ava_pipeline.read.prediction_files import PredictionFile
-from ava_pipeline.read.rules.files import UNREADABLE, Take, fitted, relative
+from ava_pipeline.read.rules.files import UNREADABLE, Take, fitted, relative, told
 
 _INTEGER_IDS = RunTable.of(PREDICTIONS)
 _TEXT_IDS = RunTable.of(
@@ -25,7 +25,7 @@ def read_predictions(layout: RunLayout, file: PredictionFile, take: Take) -> Par
     try:
         rows = read_parquet(file.path)
     except DamagedFileError as error:
-        take(UNREADABLE.found(name, str(error)))
+        take(UNREADABLE.found(name, told(error, file.path)))
         return None
     declaration = _TEXT_IDS if _has_text_ids(rows) else _INTEGER_IDS
     usable = fitted(rows, predictions_schema(integer_ids=declaration is _INTEGER_IDS), name, take)

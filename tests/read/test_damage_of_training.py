@@ -9,7 +9,7 @@ import pytest
 from ava_pipeline.read.validate import validate_run
 from tests.read.building import NOW, RunBuilder
 from tests.read.damaging import cut, edit_manifest
-from tests.read.test_damage import EVENTS, NORMS, Damage
+from tests.read.test_damage import EVENTS, NORMS, Damage, is_well_said
 
 CONFIG = """
 output_dir: run
@@ -118,6 +118,7 @@ def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: 
     run = shutil.copytree(sound_run, tmp_path / "run")
     damage.do(run)
     findings = validate_run(run)
+    assert [found.message for found in findings if not is_well_said(found, run)] == []
     places = {(found.rule, found.file, found.row, found.column) for found in findings}
     assert (damage.rule, damage.file, damage.row, damage.column) in places, places
     assert {found.rule for found in findings} == {damage.rule}, places

@@ -47,7 +47,7 @@ def relative(layout: RunLayout, path: Path) -> str:
 
 def told(error: object, path: Path) -> str:
     """What is wrong with a file, without its path, which stands in front of a finding already."""
-    return str(error).removeprefix(str(path)).removeprefix(":").lstrip()
+    return str(error).removeprefix(str(path)).removeprefix(":").lstrip().rstrip(".") + "."
 
 
 def fitted(rows: pa.Table, schema: pa.Schema, file: str, take: Take) -> pa.Table | None:
@@ -63,7 +63,7 @@ def fitted(rows: pa.Table, schema: pa.Schema, file: str, take: Take) -> pa.Table
     try:
         return rows.cast(pa.schema([field.with_nullable(nullable=True) for field in schema]))
     except pa.ArrowException as error:
-        take(UNREADABLE.found(file, f"the values have not the declared types: {error}."))
+        take(UNREADABLE.found(file, f"the values have not the declared types: {str(error).rstrip('.')}."))
         return None
 
 
@@ -82,7 +82,7 @@ def read_csv_rows(
     try:
         return read_csv(path, declaration)
     except DamagedFileError as error:
-        for breach in _csv_breaches(path, data, declaration, file) or [UNREADABLE.found(file, str(error))]:
+        for breach in _csv_breaches(path, data, declaration, file) or [UNREADABLE.found(file, told(error, path))]:
             take(breach)
         return None
 
@@ -101,7 +101,7 @@ def _csv_breaches(path: Path, data: bytes, declaration: RunTable, file: str) -> 
     try:
         check_header(path, data, declaration)
     except DamagedFileError as error:
-        return [COLUMNS.found(file, str(error))]
+        return [COLUMNS.found(file, told(error, path))]
     return csv_breaches(data, file, declaration)
 
 
@@ -111,7 +111,7 @@ def _read_stored(layout: RunLayout, declaration: RunTable, take: Take) -> pa.Tab
     try:
         stored = read_stored(layout.parquet(name), layout.journal(name), declaration.arrow_schema)
     except (DamagedFileError, pa.ArrowException) as error:
-        take(UNREADABLE.found(file, str(error)))
+        take(UNREADABLE.found(file, told(error, layout.parquet(name))))
         return None
     if stored is None:
         return None

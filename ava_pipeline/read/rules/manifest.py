@@ -9,7 +9,7 @@ from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Inspected
 from ava_pipeline.read.rules.counters import MANIFEST
-from ava_pipeline.read.rules.files import Take
+from ava_pipeline.read.rules.files import Take, told
 
 STALE_AFTER = timedelta(minutes=2)
 
@@ -31,7 +31,7 @@ def load(layout: RunLayout, take: Take) -> Manifest | None:
         if layout.telemetry.is_dir():
             take(MISSING.found(MANIFEST, "there is none, so that what the tables should hold is not known."))
     except (DamagedFileError, OSError) as error:
-        take(INVALID.found(MANIFEST, str(error)))
+        take(INVALID.found(MANIFEST, told(error, layout.manifest)))
     return None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import csv
 
+from ava_pipeline.contract.declared_size import MAX_BYTES
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 
@@ -15,7 +16,9 @@ def whole_lines(path: Path) -> bytes:
 
     Raises:
         OSError: the file cannot be opened.
+        DamagedFileError: the file is larger than any table.
     """
+    _check_size(path)
     data = path.read_bytes()
     return data[: data.rfind(b"\n") + 1]
 
@@ -25,9 +28,20 @@ def num_rows(path: Path) -> int:
 
     Raises:
         OSError: the file cannot be opened.
+        DamagedFileError: the file is larger than any table.
     """
+    _check_size(path)
     with path.open("rb") as file:
         return max(0, sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b"")) - 1)
+
+
+def _check_size(path: Path) -> None:
+    """Look before reading: a sparse file may claim any size."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise DamagedFileError(
+            f"{path} is {size} bytes; at most {MAX_BYTES} are read into memory. Read it in parts with pyarrow.csv."
+        )
 
 
 def read_csv(path: Path, declaration: RunTable) -> pa.Table:

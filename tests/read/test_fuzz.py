@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ava_pipeline.contract.events import Event
-from ava_pipeline.errors import AvaPipelineError
+from ava_pipeline.errors import AvaPipelineError, DamagedFileError
 from ava_pipeline.evaluate import evaluate
 from ava_pipeline.read.run import open_run
 from ava_pipeline.read.validate import validate_run
@@ -104,6 +104,15 @@ def test_a_stray_quote_in_a_header_is_no_header(header: str, tmp_path: Path) -> 
     path = root / "telemetry/steps.csv"
     path.write_text("\n".join([header, *path.read_text().splitlines()[1:]]) + "\n")
     assert "files.columns" in {one.rule for one in validate_run(root)}
+
+
+def test_a_csv_of_ten_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    """A sparse file claims any size at no cost."""
+    root = RunBuilder(root=tmp_path / "run", formats=("csv",)).write()
+    os.truncate(root / "telemetry/steps.csv", 10 * 2**30)
+    with pytest.raises(DamagedFileError, match=r"steps\.csv is 10737418240 bytes"):
+        open_run(root).steps()
+    assert "files.unreadable" in {one.rule for one in validate_run(root)}
 
 
 @pytest.mark.timeout(3600)

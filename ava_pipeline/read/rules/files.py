@@ -71,7 +71,12 @@ def read_csv_rows(
     layout: RunLayout, path: Path, declaration: RunTable, *, is_open: bool, take: Take
 ) -> pa.Table | None:
     """Read a CSV file; None where it cannot be used, which is told to `take`."""
-    data, file = whole_lines(path), relative(layout, path)
+    file = relative(layout, path)
+    try:
+        data = whole_lines(path)
+    except DamagedFileError as error:
+        take(UNREADABLE.found(file, str(error)))
+        return None
     torn = path.stat().st_size - len(data)
     if torn and not is_open:
         message = f"the last line has no line feed at its end: {torn} bytes of a row that was never finished."

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from rich.logging import RichHandler
 
 from ava_pipeline import __version__
 from ava_pipeline.bench.command import bench_command
-from ava_pipeline.config import load_config
+from ava_pipeline.config import RunConfig, load_config
 from ava_pipeline.errors import AvaPipelineError, ConfigError, MisuseError, NotARunError, RunExistsError
 from ava_pipeline.evaluate import Evaluated, evaluate, is_generated
 from ava_pipeline.printed import add_metrics, metrics_table
@@ -24,6 +25,7 @@ from ava_pipeline.write.recover import recover_run
 WELL, PROBLEMS, WRONG_USAGE, OUR_ERROR = 0, 1, 2, 3
 TRACEBACK = "AVA_PIPELINE_TRACEBACK"
 _BY_SIGNAL = 128
+_BEFORE_TRAINING = "Ended by Ctrl-C before training began. Begin, or go on from an earlier checkpoint, with the same command and --resume."
 
 app = typer.Typer(
     name="ava-pipeline",
@@ -81,15 +83,26 @@ def train_command(
     overrides = [*(settings or []), *([] if output_dir is None else [f"output_dir={json.dumps(str(output_dir))}"])]
     logging.getLogger("ava_pipeline").setLevel(logging.WARNING if quiet else logging.INFO)
     loaded = load_config(config, overrides)
+    try:
+        stopped_by = _train(loaded, resume=resume, restart=restart, quiet=quiet)
+    except KeyboardInterrupt as error:
+        # While batches are trained, Ctrl-C asks and does not interrupt.
+        _console(err=True).print(_BEFORE_TRAINING, highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(_BY_SIGNAL + signal.SIGINT) from error
+    if stopped_by is not None:
+        raise typer.Exit(_BY_SIGNAL + stopped_by)
+
+
+def _train(config: RunConfig, *, resume: bool, restart: bool, quiet: bool) -> int | None:
+    """Train and show what came of it; return the signal that asked for an end, if one did."""
     _need_torch()
     from ava_pipeline.train.display import Display  # noqa: PLC0415  # the other commands work without torch.
     from ava_pipeline.train.job import train  # noqa: PLC0415
     from ava_pipeline.train.summary import show_summary  # noqa: PLC0415
 
-    outcome = train(loaded, Display(_console(err=True, quiet=quiet)), resume=resume, restart=restart)
+    outcome = train(config, Display(_console(err=True, quiet=quiet)), resume=resume, restart=restart)
     show_summary(outcome, _console(quiet=quiet))
-    if outcome.stopped_by is not None:
-        raise typer.Exit(_BY_SIGNAL + outcome.stopped_by)
+    return outcome.stopped_by
 
 
 @app.command("evaluate")

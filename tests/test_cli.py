@@ -214,6 +214,23 @@ def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("place", ["prepare.scan_images", "job.build_model"])
+def test_ctrl_c_before_training_is_one_sentence(place: str, tmp_path: Path) -> None:
+    """While images are looked at or weights are loaded: status 130, and no traceback."""
+    script = (
+        "import os, signal\n"
+        f"from ava_pipeline.train import {place.partition('.')[0]} as room\n"
+        "from ava_pipeline.cli import main\n"
+        f"room.{place.partition('.')[2]} = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "train", str(config_file(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr.startswith("Ended by Ctrl-C before training began.")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_quiet_run_prints_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For jobs whose output nobody reads; warnings still come."""
     run(tmp_path, "train.epochs=1")

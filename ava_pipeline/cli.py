@@ -25,7 +25,7 @@ from ava_pipeline.write.recover import recover_run
 WELL, PROBLEMS, WRONG_USAGE, OUR_ERROR = 0, 1, 2, 3
 TRACEBACK = "AVA_PIPELINE_TRACEBACK"
 _BY_SIGNAL = 128
-_BEFORE_TRAINING = "Ended by Ctrl-C before training began. Begin, or go on from an earlier checkpoint, with the same command and --resume."
+_BEFORE_TRAINING = "Ended by Ctrl-C before training began. Begin, or go on, with the same command and --resume."
 
 app = typer.Typer(
     name="ava-pipeline",

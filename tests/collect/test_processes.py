@@ -87,30 +87,6 @@ def test_forked_dataloader_workers_leave_telemetry_alone(tmp_path: Path) -> None
     assert ended(LOADERS, tmp_path) == list(range(1, 10))
 
 
-FORKS = """
-model, telemetry = collector(flush_interval_s=0.001)
-for batch in range(1, 41):
-    backward(model)
-    telemetry.step()
-    child = os.fork()  # the worker is writing the row, or is about to
-    if child == 0:
-        faulthandler.dump_traceback_later(30, exit=True)  # a fork does not inherit its parent's
-        if telemetry.step() or telemetry.stats().collected:
-            os._exit(5)
-        if batch % 2:
-            telemetry.close()
-        sys.exit(0)  # runs what atexit holds
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status == 0, (batch, status)
-telemetry.close()
-"""
-
-
-def test_a_fork_in_the_middle_of_a_flush_ends_like_any_process(tmp_path: Path) -> None:
-    """Forty times, whatever the worker held then: the child's exit neither waits for a thread nor flushes."""
-    assert ended(FORKS, tmp_path) == list(range(1, 41))
-
-
 ORPHAN = """
 model, telemetry = collector()
 backward(model)

@@ -1,10 +1,8 @@
 """From the first collected step on: measures, staging, channel and worker."""
 
 import os
-import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -25,8 +23,6 @@ from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.rows import PendingRow
 from ava_pipeline.write.run_files import RunFiles
 from ava_pipeline.write.worker import Worker
-
-_TOLD_VERSIONS = ("ava-pipeline", "torch", "torchvision", "pyarrow", "pandas", "pydantic")
 
 
 class Recorder:
@@ -73,7 +69,6 @@ class Recorder:
             resumed_from=resumed_from,
             run_info=run_info,
             device=_device_name(watched.device),
-            versions=_versions(),
         )
         files = RunFiles(output_dir, self._measures, facts, log, formats=config.formats, fsync=config.fsync)
         self._worker = Worker(self._channel, files, log, flush_interval_s=config.flush_interval_s)
@@ -134,13 +129,3 @@ class Recorder:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _TOLD_VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

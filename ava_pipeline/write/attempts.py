@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,8 @@ from ava_pipeline.write.older_rows import Mended, count_rows, make_whole, set_as
 
 _log = logging.getLogger("ava_pipeline")
 
+_TOLD_VERSIONS = ("ava-pipeline", "torch", "torchvision", "pyarrow", "pandas", "pydantic")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
@@ -33,7 +36,6 @@ class RunFacts:
         resumed_from: the last batch of the checkpoint; 0 for a fresh start.
         run_info: the user's own facts.
         device: that the gradients lie on.
-        versions: of the libraries that matter.
     """
 
     groups: Mapping[str, Group]
@@ -41,7 +43,6 @@ class RunFacts:
     resumed_from: int = 0
     run_info: Mapping[str, JsonValue] = field(default_factory=dict)
     device: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def begin_attempt(
@@ -127,7 +128,7 @@ def _attempt(number: int, facts: RunFacts, moved: dict[str, int]) -> Attempt:
         host=platform.node(),
         git_commit=_git_commit(),
         device=facts.device,
-        versions=dict(facts.versions),
+        versions=_versions(),
     )
 
 
@@ -156,3 +157,13 @@ def _damage_event(message: str, first_batch_idx: int, last_batch_idx: int) -> Ev
         batch_idx_end=last_batch_idx,
         epoch=0,
     )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _TOLD_VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -3,11 +3,9 @@
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from ava_pipeline.bench.comparison import Compared
 from ava_pipeline.bench.figures import Figure
 from ava_pipeline.bench.options import Options
 from ava_pipeline.contract.files import written_aside
+from ava_pipeline.which_code import ask_git, versions
 from ava_pipeline.write.channel import TelemetryStats
 
 _TOLD = ("ava-pipeline", "torch", "torchvision", "pyarrow", "pydantic", "numpy", "lightning", "tensorboard", "wandb")
@@ -49,7 +48,7 @@ class Report:
             "commit": self.commit,
             "machine": self.machine,
             "measured_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
+            "versions": versions(_TOLD),
             "options": asdict(self.options),
             "figures": [figure.to_json() for figure in self.figures],
             "peers": [one.to_json() for one in self.compared],
@@ -78,23 +77,7 @@ def machine(device: torch.device) -> str:
 
 def commit() -> str | None:
     """The commit of this code; marked `-dirty` where files differ from it, None outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603  # fixed words and a folder
-    except (OSError, subprocess.TimeoutExpired):
-        return None  # no git, or one that does not answer
-    return found.stdout.strip() or None
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the libraries that matter."""
-    found = {"python": platform.python_version()}
-    for name in _TOLD:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return ask_git(Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", timeout_s=30)
 
 
 def _cpu_info(key: str) -> str:

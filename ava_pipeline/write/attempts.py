@@ -3,11 +3,9 @@
 import logging
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +15,7 @@ from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, Group, Manifest, TableEntry, read_manifest, utc_now
 from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.which_code import ask_git, versions
 from ava_pipeline.write.accounts import missing_rows, rows_of_last
 from ava_pipeline.write.continued import change_events, continue_tables, groups_of
 from ava_pipeline.write.older_rows import Mended, count_rows, make_whole, set_aside
@@ -128,24 +127,14 @@ def _attempt(number: int, facts: RunFacts, moved: dict[str, int]) -> Attempt:
         host=platform.node(),
         git_commit=_git_commit(),
         device=facts.device,
-        versions=_versions(),
+        versions=versions(_TOLD_VERSIONS),
     )
 
 
 def _git_commit() -> str | None:
     """The commit of the code that trains, where it lies in a git checkout."""
     folder = Path(sys.argv[0]).resolve().parent if sys.argv and sys.argv[0] else Path.cwd()
-    try:
-        found = subprocess.run(  # noqa: S603  # fixed words and a folder
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],  # noqa: S607  # the user's own git
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None  # no git, or one that does not answer: the commit is not known
-    return found.stdout.strip() or None
+    return ask_git(folder, "rev-parse", "HEAD")
 
 
 def _damage_event(message: str, first_batch_idx: int, last_batch_idx: int) -> Event:
@@ -157,13 +146,3 @@ def _damage_event(message: str, first_batch_idx: int, last_batch_idx: int) -> Ev
         batch_idx_end=last_batch_idx,
         epoch=0,
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _TOLD_VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -78,7 +78,8 @@ for epoch in range(2):
     for images in loader:
         backward(model)
         telemetry.step(epoch)
-telemetry.close()
+stats = telemetry.close()
+assert stats.written == 9, stats
 """
 
 

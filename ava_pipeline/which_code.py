@@ -1,0 +1,53 @@
+"""Which code ran: its commit and the versions of its libraries."""
+
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def ask_git(folder: Path, *words: str, timeout_s: float = 5.0) -> str | None:
+    """One line from git about the checkout that a folder lies in.
+
+    The answer comes through a file, and the child is spawned rather than forked: a process that another thread forks
+    meanwhile, a DataLoader worker say, would hold a pipe open for as long as it lives, and reading it would not end.
+
+    Returns:
+        None where there is no git, no checkout, or no answer in time.
+    """
+    git = shutil.which("git")
+    if git is None:
+        return None
+    with tempfile.TemporaryFile() as answer:
+        try:
+            asked = subprocess.Popen(  # noqa: S603  # the user's own git, fixed words and a folder
+                [git, "-C", str(folder), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=answer,
+                stderr=subprocess.DEVNULL,
+                close_fds=False,  # lets Python spawn; its own descriptors are not inherited either way
+            )
+        except OSError:
+            return None
+        try:
+            asked.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            asked.kill()
+            asked.wait()
+            return None
+        answer.seek(0)
+        return answer.read().decode(errors="replace").strip() or None
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Of Python, and of those of these distributions that are installed."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

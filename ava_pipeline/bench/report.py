@@ -48,7 +48,7 @@ class Report:
             "commit": self.commit,
             "machine": self.machine,
             "measured_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(_TOLD),
+            "versions": told_versions(),
             "options": asdict(self.options),
             "figures": [figure.to_json() for figure in self.figures],
             "peers": [one.to_json() for one in self.compared],
@@ -78,6 +78,11 @@ def machine(device: torch.device) -> str:
 def commit() -> str | None:
     """The commit of this code; marked `-dirty` where files differ from it, None outside a git checkout."""
     return ask_git(Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", timeout_s=30)
+
+
+def told_versions() -> dict[str, str]:
+    """Of Python and the libraries that matter."""
+    return versions(_TOLD)
 
 
 def _cpu_info(key: str) -> str:

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from ava_pipeline.bench.comparison import Compared
 from ava_pipeline.bench.figures import TIMES, Figure, Target, shown
-from ava_pipeline.bench.report import Report, versions
+from ava_pipeline.bench.report import Report, told_versions
 from ava_pipeline.printed import plain_table
 
 _INFORMATIONAL = "informational"
@@ -18,7 +18,7 @@ def show(report: Report, console: Console) -> None:
     if report.compared:
         console.print()
         console.print(_peers(report))
-    told = ", ".join(f"{name} {number}" for name, number in versions().items())
+    told = ", ".join(f"{name} {number}" for name, number in told_versions().items())
     where = f"{report.machine}; {told}; commit {report.commit or 'unknown'}\n{report.options.command()}"
     console.print(f"\n{escape(where)}", highlight=False, soft_wrap=True)
 

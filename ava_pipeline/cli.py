@@ -148,7 +148,7 @@ def validate_command(
 
     Example: ava-pipeline validate outputs/ava/demo --ignore files.leftover
 
-    Each finding is a line: file:row column: what is wrong \[rule].
+    Each violation is a line: file:row column: what is wrong \[rule].
     What a running run has not finished is none.
     Exit status: 0 clean, 1 problems found, 2 no run or wrong usage,
     3 could not tell.

@@ -48,6 +48,6 @@ def _same_values(one: Column, other: Column) -> Bools:
 
 
 def text(rows: pa.Table, name: str, position: int) -> str:
-    """One value as a finding shows it; null is "null"."""
+    """One value as a violation shows it; null is "null"."""
     value = rows.column(name)[position].as_py()
     return "null" if value is None else str(value)

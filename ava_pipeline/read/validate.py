@@ -10,7 +10,6 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest, utc_now
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import MisuseError
-from ava_pipeline.read.findings import Breach, Finding, Listing, Rule
 from ava_pipeline.read.inspected import Inspected
 from ava_pipeline.read.rules import (
     counters,
@@ -29,6 +28,7 @@ from ava_pipeline.read.rules import (
 )
 from ava_pipeline.read.run import open_run
 from ava_pipeline.read.spans import spans_of_missing_rows
+from ava_pipeline.read.violations import Breach, Listing, Rule, Violation
 
 RULES: tuple[Rule, ...] = tuple(
     sorted(
@@ -72,10 +72,10 @@ _CHECKS: tuple[Callable[[Inspected], Iterator[Breach]], ...] = (
 
 def validate_run(
     path: str | PathLike[str], *, ignore: Sequence[str] = (), now: datetime | None = None
-) -> list[Finding]:
+) -> list[Violation]:
     """Check a run directory: its manifest, its tables, its predictions and its metrics.
 
-    What is still being written is no finding; files that cannot be read are.
+    What is still being written is no violation; files that cannot be read are.
 
     Args:
         path: the run directory.
@@ -83,7 +83,7 @@ def validate_run(
         now: the time that heartbeats are compared with; left out, the time of day.
 
     Returns:
-        At most 20 findings a rule and file, and one that counts the others; empty where all is well.
+        At most 20 violations a rule and file, and one that counts the others; empty where all is well.
 
     Raises:
         NotARunError: there is no run.
@@ -99,7 +99,7 @@ def validate_run(
         listing.take(check(run))
     epochs.check(layout, listing.add)
     metrics.check(layout, listing.add, is_open=run.is_open)
-    return listing.findings()
+    return listing.violations()
 
 
 def _inspect(layout: RunLayout, found: Manifest | None, listing: Listing) -> Inspected:

@@ -5,39 +5,43 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ava_pipeline.read.findings import Finding, Rule
+from ava_pipeline.read.violations import Rule, Violation
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The findings of one run directory.
+    """The violations of one run directory.
 
     Attributes:
         run: the directory, as it was given.
-        findings: in the order they were made.
+        violations: in the order they were made.
         strict: warnings count as problems.
     """
 
     run: str
-    findings: Sequence[Finding]
+    violations: Sequence[Violation]
     strict: bool = False
 
     @property
     def is_clean(self) -> bool:
         """Whether nothing was found that counts."""
         counting = {"error", "warning"} if self.strict else {"error"}
-        return counting.isdisjoint(finding.severity for finding in self.findings)
+        return counting.isdisjoint(violation.severity for violation in self.violations)
 
     def to_text(self) -> str:
-        """A line a finding, then one that sums up."""
-        return "\n".join([*map(str, self.findings), self._summary()])
+        """A line a violation, then one that sums up."""
+        return "\n".join([*map(str, self.violations), self._summary()])
 
     def to_json(self) -> dict[str, Any]:
-        """The findings, and whether the run is clean."""
-        return {"run": self.run, "clean": self.is_clean, "findings": [asdict(finding) for finding in self.findings]}
+        """The violations, and whether the run is clean."""
+        return {
+            "run": self.run,
+            "clean": self.is_clean,
+            "violations": [asdict(violation) for violation in self.violations],
+        }
 
     def _summary(self) -> str:
-        num = Counter(finding.severity for finding in self.findings)
+        num = Counter(violation.severity for violation in self.violations)
         told = ", ".join(
             f"{num[kind]} {kind}{'s' * (num[kind] != 1)}" for kind in ("error", "warning", "info") if num[kind]
         )

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from ava_pipeline.contract.events import Event
-from ava_pipeline.read.findings import Finding
 from ava_pipeline.read.validate import RULES, validate_run
+from ava_pipeline.read.violations import Violation
 from tests.read.building import RunBuilder
 from tests.read.damaging import cut, delete_line, edit_lines, edit_manifest, edit_parquet, set_cell, set_field
 
@@ -252,7 +252,7 @@ DAMAGES = [
 ]
 
 
-def is_well_said(found: Finding, run: Path) -> bool:
+def is_well_said(found: Violation, run: Path) -> bool:
     """The path is said once, below the run; a sentence ends once; and it is ours."""
     ends = found.message.endswith(".") and not found.message.endswith("..") and ".. " not in found.message
     return ends and str(run) not in found.message and "Value error" not in found.message
@@ -271,14 +271,14 @@ def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
 def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: Path) -> None:
-    """One finding names the rule, the file, the row and the column; no unrelated rule speaks up."""
+    """One violation names the rule, the file, the row and the column; no unrelated rule speaks up."""
     run = shutil.copytree(sound_run, tmp_path / "run")
     damage.do(run)
-    findings = validate_run(run)
-    assert [found.message for found in findings if not is_well_said(found, run)] == []
-    places = {(found.rule, found.file, found.row, found.column) for found in findings}
+    violations = validate_run(run)
+    assert [found.message for found in violations if not is_well_said(found, run)] == []
+    places = {(found.rule, found.file, found.row, found.column) for found in violations}
     assert (damage.rule, damage.file, damage.row, damage.column) in places, places
-    assert {found.rule for found in findings} == {damage.rule} | damage.also, places
+    assert {found.rule for found in violations} == {damage.rule} | damage.also, places
 
 
 def test_every_rule_is_shown_to_find_something() -> None:

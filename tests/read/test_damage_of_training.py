@@ -114,14 +114,14 @@ def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
 def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: Path) -> None:
-    """One finding names the rule, the file, the row and the column; no unrelated rule speaks up."""
+    """One violation names the rule, the file, the row and the column; no unrelated rule speaks up."""
     run = shutil.copytree(sound_run, tmp_path / "run")
     damage.do(run)
-    findings = validate_run(run)
-    assert [found.message for found in findings if not is_well_said(found, run)] == []
-    places = {(found.rule, found.file, found.row, found.column) for found in findings}
+    violations = validate_run(run)
+    assert [found.message for found in violations if not is_well_said(found, run)] == []
+    places = {(found.rule, found.file, found.row, found.column) for found in violations}
     assert (damage.rule, damage.file, damage.row, damage.column) in places, places
-    assert {found.rule for found in findings} == {damage.rule}, places
+    assert {found.rule for found in violations} == {damage.rule}, places
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_running_run_has_not_kept_its_promises_yet(tmp_path: Path) -> None:
 
 
 def test_a_foreign_loop_promises_nothing(sound_run: Path, tmp_path: Path) -> None:
-    """Its telemetry, its own metrics.csv and a checkpoint of another format: no config, no finding."""
+    """Its telemetry, its own metrics.csv and a checkpoint of another format: no config, no violation."""
     run = shutil.copytree(sound_run, tmp_path / "run")
     (run / "config.yaml").unlink()
     (run / "split.csv").unlink()

@@ -12,8 +12,8 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, StepCounters
 from ava_pipeline.contract.stored import write_parquet
 from ava_pipeline.errors import MisuseError, NotARunError
-from ava_pipeline.read.findings import MAX_LISTED
 from ava_pipeline.read.validate import RULES, validate_run
+from ava_pipeline.read.violations import MAX_LISTED
 from tests.read.building import GROUPS, NOW, Format, Row, RunBuilder, prediction_rows
 from tests.read.damaging import cut, edit_lines, edit_manifest, set_field
 
@@ -32,7 +32,7 @@ def told(name: EventName, first: int, last: int) -> Event:
 
 def rules_broken(root: Path) -> set[str]:
     """The ids of the rules that a run breaks."""
-    return {finding.rule for finding in validate_run(root, now=NOW)}
+    return {violation.rule for violation in validate_run(root, now=NOW)}
 
 
 @pytest.mark.parametrize("formats", [("csv", "parquet"), ("csv",), ("parquet",)], ids=str)
@@ -136,20 +136,20 @@ def test_damage_before_the_open_tail_is_found(tmp_path: Path) -> None:
 def test_a_killed_run_gets_an_info_and_nothing_else(tmp_path: Path) -> None:
     """A running run without a sign of life was killed, which is worth a word, and no failure."""
     run = RunBuilder(root=tmp_path / "run", status="running").write()
-    findings = validate_run(run, now=NOW + timedelta(hours=3))
-    assert [(found.rule, found.severity) for found in findings] == [("run.killed", "info")]
+    violations = validate_run(run, now=NOW + timedelta(hours=3))
+    assert [(found.rule, found.severity) for found in violations] == [("run.killed", "info")]
 
 
 def test_a_damaged_journal_is_found(tmp_path: Path) -> None:
-    """A flipped byte costs the rows of its frame, and the finding says so."""
+    """A flipped byte costs the rows of its frame, and the violation says so."""
     run = RunBuilder(root=tmp_path / "run", status="running", formats=("parquet",)).write()
     journal = run / "telemetry/gradient_norms.journal"
     data = bytearray(journal.read_bytes())
     second_frame = data.find(b"AVAjrnR1")
     data[second_frame + 100] ^= 1
     journal.write_bytes(data)
-    found = [finding for finding in validate_run(run, now=NOW) if finding.rule == "files.journal"]
-    assert [finding.file for finding in found] == ["telemetry/gradient_norms.journal"]
+    found = [violation for violation in validate_run(run, now=NOW) if violation.rule == "files.journal"]
+    assert [violation.file for violation in found] == ["telemetry/gradient_norms.journal"]
 
 
 def test_a_journal_beside_a_finished_run_is_a_warning(tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def test_a_journal_beside_a_finished_run_is_a_warning(tmp_path: Path) -> None:
     edit_manifest(
         run, lambda manifest: [manifest.update(status="failed"), manifest["attempts"][0].update(status="failed")]
     )
-    findings = validate_run(run)
-    assert {(found.rule, found.severity) for found in findings} == {("files.leftover", "warning")}
+    violations = validate_run(run)
+    assert {(found.rule, found.severity) for found in violations} == {("files.leftover", "warning")}
 
 
 def test_a_partition_other_than_the_head_is_checked(tmp_path: Path) -> None:
@@ -167,19 +167,19 @@ def test_a_partition_other_than_the_head_is_checked(tmp_path: Path) -> None:
     run = RunBuilder(root=tmp_path / "run").write()
     both = [*GROUPS["backbone_layer4"].parameters, *GROUPS["mlp_head"].parameters]
     edit_manifest(run, lambda manifest: manifest["groups"]["overall"].update(parameters=both))
-    found = [finding for finding in validate_run(run) if finding.file.endswith(".csv")]
-    assert {(finding.rule, finding.column) for finding in found} == {("norms.partition", "overall")}
+    found = [violation for violation in validate_run(run) if violation.file.endswith(".csv")]
+    assert {(violation.rule, violation.column) for violation in found} == {("norms.partition", "overall")}
 
 
-def test_at_most_twenty_findings_a_rule_and_file_are_listed(tmp_path: Path) -> None:
+def test_at_most_twenty_violations_a_rule_and_file_are_listed(tmp_path: Path) -> None:
     """The rest is counted, so that one broken column does not bury everything else."""
     run = RunBuilder(root=tmp_path / "run", batches=tuple(range(10, 1001, 10)), formats=("csv",)).write()
     spoil = lambda lines: [lines[0], *(f"{line.rpartition(',')[0]},-1" for line in lines[1:])]  # noqa: E731  # used once
     edit_lines(run / "telemetry/learning_rates.csv", spoil)
-    findings = [found for found in validate_run(run) if found.rule == "values.range"]
-    assert len(findings) == MAX_LISTED + 1
-    assert findings[-1].message.startswith("80 more")
-    assert findings[-1].row is None
+    violations = [found for found in validate_run(run) if found.rule == "values.range"]
+    assert len(violations) == MAX_LISTED + 1
+    assert violations[-1].message.startswith("80 more")
+    assert violations[-1].row is None
 
 
 @pytest.mark.parametrize("ignore", [["files.csv-parquet"], ["files"]], ids=str)
@@ -199,7 +199,7 @@ def test_ignoring_an_unknown_rule_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    """An empty directory is a wrong path, not a run with findings."""
+    """An empty directory is a wrong path, not a run with violations."""
     with pytest.raises(NotARunError, match=r"manifest\.json"):
         validate_run(tmp_path)
 

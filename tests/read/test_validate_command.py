@@ -39,24 +39,24 @@ def test_a_clean_run_says_so(run: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{run}: clean.\n")
 
 
-def test_each_finding_is_a_line(broken_run: Path) -> None:
+def test_each_violation_is_a_line(broken_run: Path) -> None:
     """`file:row column: message [rule]`, then a summary, and exit status 1."""
     result = validate(broken_run)
-    finding, summary = result.stdout.splitlines()
-    assert finding.startswith("telemetry/steps.csv:3 loss: 0.5 here, 0.01 in row 3 of steps.parquet.")
-    assert finding.endswith("[files.csv-parquet]")
+    violation, summary = result.stdout.splitlines()
+    assert violation.startswith("telemetry/steps.csv:3 loss: 0.5 here, 0.01 in row 3 of steps.parquet.")
+    assert violation.endswith("[files.csv-parquet]")
     assert summary == f"{broken_run}: not clean (1 error)."
     assert result.exit_code == 1
 
 
 def test_json_is_for_programs(broken_run: Path) -> None:
-    """Each field of a finding under its own name."""
+    """Each field of a violation under its own name."""
     result = validate(broken_run, "--json")
     told = json.loads(result.stdout)
     assert (told["clean"], result.exit_code) == (False, 1)
-    (finding,) = told["findings"]
-    assert finding.pop("message")
-    assert finding == {
+    (violation,) = told["violations"]
+    assert violation.pop("message")
+    assert violation == {
         "rule": "files.csv-parquet",
         "severity": "error",
         "file": "telemetry/steps.csv",

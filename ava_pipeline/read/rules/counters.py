@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from ava_pipeline.contract.manifest import Attempt, Manifest
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Inspected, Part
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 MANIFEST = "telemetry/manifest.json"
 

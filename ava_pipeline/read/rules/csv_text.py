@@ -12,7 +12,7 @@ from pyarrow import csv
 
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.read.csv import ONE_THREAD, convert_options, parse_options
-from ava_pipeline.read.findings import Breach, Cell, Rule
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 LINE = Rule("files.line", "A CSV line has a field for each column.")
 VALUE = Rule("values.dtype", "A CSV field reads as its column's type.")

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 
 from ava_pipeline.contract.layout import PARTIAL_SUFFIX, RunLayout
 from ava_pipeline.contract.manifest import Manifest
-from ava_pipeline.read.findings import Breach, Rule
 from ava_pipeline.read.inspected import Inspected
 from ava_pipeline.read.prediction_files import prediction_files
 from ava_pipeline.read.rules.files import relative
+from ava_pipeline.read.violations import Breach, Rule
 
 MISSING = Rule("files.missing", "Every format of a table that the manifest counts rows in has its file.")
 LEFTOVER = Rule("files.leftover", "Nothing half-written or unfinished is left over.", "warning")

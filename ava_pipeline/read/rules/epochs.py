@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.predictions import GT_COLUMNS
 from ava_pipeline.read.arrays import differing, text
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Part
 from ava_pipeline.read.prediction_files import PredictionFile, prediction_files
 from ava_pipeline.read.prediction_rows import read_predictions
 from ava_pipeline.read.rules import predictions
 from ava_pipeline.read.rules.files import Take, relative
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 IDS = Rule("predictions.ids", "Every epoch of a set predicts the same images.")
 TRUTH = Rule("predictions.truth", "An image's true votes are the same every epoch.")

@@ -10,10 +10,10 @@ from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.csv import check_header, read_csv, whole_lines
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Part, TableParts
 from ava_pipeline.read.rules.csv_text import LINE, VALUE, csv_breaches
 from ava_pipeline.read.tables import lasting_damage
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 UNREADABLE = Rule("files.unreadable", "Every file can be read.")
 COLUMNS = Rule("files.columns", "A file's columns are those that the manifest declares, in order.")
@@ -41,12 +41,12 @@ def read_parts(layout: RunLayout, declaration: RunTable, *, is_open: bool, take:
 
 
 def relative(layout: RunLayout, path: Path) -> str:
-    """A path below the run directory, as findings name it."""
+    """A path below the run directory, as violations name it."""
     return path.relative_to(layout.root).as_posix()
 
 
 def told(error: object, path: Path) -> str:
-    """What is wrong with a file, without its path, which stands in front of a finding already."""
+    """What is wrong with a file, without its path, which stands in front of a violation already."""
     return str(error).removeprefix(str(path)).removeprefix(":").lstrip().rstrip(".") + "."
 
 

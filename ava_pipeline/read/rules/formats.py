@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ava_pipeline.read.arrays import differing, text
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Inspected, Part
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 SAME = Rule("files.csv-parquet", "CSV and Parquet hold the same rows: floats bit for bit, nan and null kept apart.")
 

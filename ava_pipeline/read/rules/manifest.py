@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest, read_manifest
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Inspected
 from ava_pipeline.read.rules.counters import MANIFEST
 from ava_pipeline.read.rules.files import Take, told
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 STALE_AFTER = timedelta(minutes=2)
 

@@ -12,12 +12,12 @@ from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.metrics import prediction_metrics
 from ava_pipeline.read.arrays import floats, integers
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Part
 from ava_pipeline.read.prediction_files import PredictionFile, prediction_files
 from ava_pipeline.read.prediction_rows import read_predictions
 from ava_pipeline.read.rules.files import Take, read_csv_rows, relative
 from ava_pipeline.read.rules.values import column_breaches
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 RELATIVE = 1e-6
 # A correlation of about nothing has no digits to compare.

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from ava_pipeline.contract.manifest import Group, Manifest, partitions
 from ava_pipeline.read.arrays import Bools, floats, nulls
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Inspected, Part
 from ava_pipeline.read.stretches import stretches
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 RELATIVE = 1e-5
 # Below the least normal float32, its digits run out.

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS, SCORES
 from ava_pipeline.read.arrays import Bools, floats, text
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Part
 from ava_pipeline.read.rules.values import column_breaches
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 # What ten float32 shares, and shares rounded to four digits, are off by.
 TOLERANCE = 1e-4

@@ -6,9 +6,9 @@ from functools import reduce
 import numpy as np
 
 from ava_pipeline.read.arrays import Bools, integers
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Inspected, Part
 from ava_pipeline.read.spans import Batches
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 ORDER = Rule("rows.order", "batch_idx rises from row to row.")
 EPOCH = Rule("rows.epoch", "epoch never falls from row to row.")

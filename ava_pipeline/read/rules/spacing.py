@@ -6,10 +6,10 @@ import numpy as np
 
 from ava_pipeline.contract.manifest import Attempt
 from ava_pipeline.read.arrays import Bools
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Inspected, Part
 from ava_pipeline.read.spans import Batches
 from ava_pipeline.read.stretches import Stretch, stretches
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 SPACING = Rule(
     "rows.spacing",

@@ -16,11 +16,11 @@ from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import ConfigError, DamagedFileError
 from ava_pipeline.read.arrays import integers, nulls
 from ava_pipeline.read.csv import read_csv
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Inspected
 from ava_pipeline.read.prediction_files import prediction_files
 from ava_pipeline.read.rules import manifest, metrics
 from ava_pipeline.read.rules.files import relative, told
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 JOB = "ava-pipeline train"
 

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 
 from ava_pipeline.contract.tables import Column, RunTable
 from ava_pipeline.read.arrays import Bools, floats, nulls, text
-from ava_pipeline.read.findings import Breach, Cell, Rule
 from ava_pipeline.read.inspected import Inspected, Part
+from ava_pipeline.read.violations import Breach, Cell, Rule
 
 NULL = Rule("values.null", "A value is only missing where its column allows it.")
 RANGE = Rule("values.range", "A number is not below the least that its column allows.")

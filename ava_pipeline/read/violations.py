@@ -1,4 +1,4 @@
-"""What validation finds: rules, findings, and how many of them are listed."""
+"""What validation finds: rules, how a run breaks them, and how many violations are listed."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ MAX_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Violation:
     """One place where a run directory breaks a rule.
 
     Attributes:
@@ -58,7 +58,7 @@ class Breach:
     rule: "Rule"
     file: str
     num: int
-    finding: Callable[[int], Finding]
+    violation: Callable[[int], Violation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ class Rule:
 
     def found(self, file: str, cell: Cell | str, *, row: int | None = None) -> Breach:
         """One breach, of a whole file or at one 1-based row."""
-        finding = self._finding(file, Cell(cell) if isinstance(cell, str) else cell, row)
-        return Breach(self, file, 1, lambda _: finding)
+        violation = self._violation(file, Cell(cell) if isinstance(cell, str) else cell, row)
+        return Breach(self, file, 1, lambda _: violation)
 
     def at(self, file: str, positions: Positions, explain: Callable[[int], Cell]) -> Breach:
         """Breaches at 0-based row positions; `explain` is asked only for those that are listed."""
@@ -85,15 +85,15 @@ class Rule:
             self,
             file,
             len(positions),
-            lambda index: self._finding(file, explain(int(positions[index])), int(positions[index]) + 1),
+            lambda index: self._violation(file, explain(int(positions[index])), int(positions[index]) + 1),
         )
 
-    def _finding(self, file: str, cell: Cell, row: int | None) -> Finding:
-        return Finding(rule=self.id, severity=self.severity, file=file, row=row, **cell._asdict())
+    def _violation(self, file: str, cell: Cell, row: int | None) -> Violation:
+        return Violation(rule=self.id, severity=self.severity, file=file, row=row, **cell._asdict())
 
 
 class Listing:
-    """Findings in the order they were made, at most `MAX_LISTED` a rule and file.
+    """Violations in the order they were made, at most `MAX_LISTED` a rule and file.
 
     Args:
         ignore: rule ids, or families such as `norms`, to leave out.
@@ -101,26 +101,26 @@ class Listing:
 
     def __init__(self, ignore: Sequence[str] = ()) -> None:
         self._ignore = set(ignore)
-        self._findings: list[Finding] = []
+        self._violations: list[Violation] = []
         self._num: Counter[tuple[Rule, str]] = Counter()
 
     def add(self, breach: Breach) -> None:
-        """Add findings of one rule and file."""
+        """Add violations of one rule and file."""
         if not self._ignore.isdisjoint({breach.rule.id, breach.rule.id.partition(".")[0]}):
             return
         room = max(0, MAX_LISTED - self._num[breach.rule, breach.file])
-        self._findings += [breach.finding(index) for index in range(min(room, breach.num))]
+        self._violations += [breach.violation(index) for index in range(min(room, breach.num))]
         self._num[breach.rule, breach.file] += breach.num
 
     def take(self, breaches: Iterable[Breach]) -> None:
-        """Add findings."""
+        """Add violations."""
         for breach in breaches:
             self.add(breach)
 
-    def findings(self) -> list[Finding]:
-        """Every finding listed; where there were more, a closing one counts the rest."""
-        return self._findings + [
-            Finding(
+    def violations(self) -> list[Violation]:
+        """Every violation listed; where there were more, a closing one counts the rest."""
+        return self._violations + [
+            Violation(
                 rule=rule.id,
                 severity=rule.severity,
                 file=file,

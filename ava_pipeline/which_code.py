@@ -4,9 +4,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO
 
 
 def ask_git(folder: Path, *words: str, timeout_s: float = 5.0) -> str | None:
@@ -21,25 +22,29 @@ def ask_git(folder: Path, *words: str, timeout_s: float = 5.0) -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
-    with tempfile.TemporaryFile() as answer:
-        try:
-            asked = subprocess.Popen(  # noqa: S603  # the user's own git, fixed words and a folder
-                [git, "-C", str(folder), *words],
-                stdin=subprocess.DEVNULL,
-                stdout=answer,
-                stderr=subprocess.DEVNULL,
-                close_fds=False,  # lets Python spawn; its own descriptors are not inherited either way
-            )
-        except OSError:
-            return None
-        try:
-            asked.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            asked.kill()
-            asked.wait()
-            return None
-        answer.seek(0)
-        return answer.read().decode(errors="replace").strip() or None
+    try:
+        with tempfile.TemporaryFile() as answer:
+            return _answer([git, "-C", str(folder), *words], answer, timeout_s)
+    except OSError:
+        return None  # no room for the answer, or git cannot be started
+
+
+def _answer(command: Sequence[str], file: IO[bytes], timeout_s: float) -> str | None:
+    asked = subprocess.Popen(  # noqa: S603  # the user's own git, fixed words and a folder
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=file,
+        stderr=subprocess.DEVNULL,
+        close_fds=False,  # lets Python spawn; its own descriptors are not inherited either way
+    )
+    try:
+        asked.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        asked.kill()
+        asked.wait()
+        return None
+    file.seek(0)
+    return file.read().decode(errors="replace").strip() or None
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:

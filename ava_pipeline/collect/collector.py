@@ -189,9 +189,14 @@ class TelemetryCollector:
         return self._clipping.clip(max_norm)
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until every row so far is in the files; False when the time is up first."""
+        """Wait until every row so far is in the files, or was refused and told; False when the time is up first.
+
+        Raises:
+            WriteError: rows could not be written, and `on_error="raise"`; raised once.
+        """
+        is_done = self._recorder is None or self._is_child or self._recorder.flush(timeout_s)
         self._raise_trouble()
-        return self._recorder is None or self._is_child or self._recorder.flush(timeout_s)
+        return is_done
 
     def stats(self) -> TelemetryStats:
         """What became of every collected step."""
@@ -237,6 +242,8 @@ class TelemetryCollector:
     def close(self, timeout_s: float | None = CLOSE_TIMEOUT_S) -> TelemetryStats:
         """Write what waits, finish the files and stop. Closing twice is closing once.
 
+        Where a slow disk left steps pending, closing again waits for them again.
+
         Args:
             timeout_s: how long to wait for a slow disk; None waits for ever.
 
@@ -244,7 +251,7 @@ class TelemetryCollector:
             The counters; steps that could not be written in time are still pending.
 
         Raises:
-            WriteError: rows could not be written, and `on_error="raise"`.
+            WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
         return self._end("finished", None, timeout_s)
 
@@ -379,7 +386,7 @@ class TelemetryCollector:
             raise trouble
 
     def _end(self, status: Status, error: str | None, timeout_s: float | None) -> TelemetryStats:
-        if self._is_child or self._closed is not None:
+        if self._is_child or (self._closed is not None and not self._closed.pending):
             return self.stats()
         self._notices.close()
         stats = TelemetryStats() if self._recorder is None else self._recorder.close(timeout_s, status, error)

@@ -104,6 +104,8 @@ def append_whole(descriptor: int, data: bytes, end: int) -> int:
         OSError: the system did not take the bytes; the file ends at `end` again.
     """
     try:
+        if os.lseek(descriptor, 0, os.SEEK_END) > end:  # half a write, by a disk that refused to cut it too
+            os.ftruncate(descriptor, end)
         left = memoryview(data)
         while left:
             left = left[os.pwrite(descriptor, left, end + len(data) - len(left)) :]

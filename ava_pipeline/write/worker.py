@@ -45,9 +45,14 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="ava-telemetry", daemon=True)
 
     def start(self) -> None:
-        """Start the thread; from now on a normal exit waits for it."""
+        """Start the thread; from now on a normal exit waits for it. Without one, every row is dropped."""
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system gives no more threads, or the interpreter is ending
+            self._channel.close()
+            self._log.fail(error, "telemetry has no thread to write in")
+            return
         atexit.register(self._close_at_exit)
-        self._thread.start()
 
     def close(self, timeout_s: float | None, status: Status, error: str | None = None) -> TelemetryStats:
         """Write what waits, finish the files and end the thread.
@@ -63,7 +68,8 @@ class Worker:
         atexit.unregister(self._close_at_exit)
         self._ending = (status, error)
         self._channel.close()
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
         stats = self._channel.stats()
         if self._thread.is_alive():
             _log.warning(

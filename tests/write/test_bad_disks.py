@@ -1,0 +1,211 @@
+"""Disks that refuse, for a while or once: what is lost is told, the rest is written, and memory stays bounded."""
+
+import errno
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ava_pipeline.contract.manifest import read_manifest
+from ava_pipeline.errors import ChannelClosedError
+from ava_pipeline.write.channel import TelemetryStats
+from tests.scripts import run_script
+from tests.write.feeding import Room, csv_batches, event_rows, parquet_batches, step
+
+pytestmark = pytest.mark.timeout(90)
+
+SOON_S = 25.0
+
+NO_ROOM = """
+import gc, resource, sys, tracemalloc
+from pathlib import Path
+from ava_pipeline.errors import ChannelClosedError
+from ava_pipeline.write.channel import TelemetryStats
+from tests.write.feeding import Room, csv_batches, event_rows, parquet_batches, step
+
+room = Room(Path(sys.argv[1]), flush_interval_s=0.001)
+room.worker.start()
+
+def feed(first, last):
+    for batch in range(first, last):
+        room.offer(step(batch))
+        if batch % 64 == 0:
+            assert room.channel.flush(30)
+    assert room.channel.flush(30)
+
+feed(1, 2)
+_, unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8, unlimited))
+feed(2, 1000)
+gc.collect()
+tracemalloc.start()
+feed(1000, 5000)
+gc.collect()
+num_bytes, _ = tracemalloc.get_traced_memory()
+tracemalloc.stop()
+assert num_bytes < 100_000, num_bytes
+resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
+feed(5000, 5003)
+stats = room.worker.close(30, "finished")
+assert stats == TelemetryStats(collected=5002, written=4, failed=4998), stats
+assert csv_batches(room.root) == parquet_batches(room.root) == [1, 5000, 5001, 5002]
+told = [(row["column"], row["batch_idx"], row["batch_idx_end"], row["value"])
+        for row in event_rows(room.root, "failed_write")]
+assert told == [(name, 2, 4999, 4998) for name in ("norms.csv", "norms.parquet")], told
+"""
+
+
+def test_no_room_for_thousands_of_rows_fills_no_memory(tmp_path: Path) -> None:
+    """The rows are counted, one event a file says which, one warning a file is logged, and 4,000 rows leave nothing."""
+    warnings = run_script(NO_ROOM, tmp_path).stderr.splitlines()
+    named = [line.partition("run: ")[2] or line for line in warnings]
+    assert len(named) == 3, named
+    for name in ("norms.csv", "norms.parquet", "events.csv"):
+        assert len([line for line in named if name in line]) == 1
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+from ava_pipeline.contract.manifest import read_manifest
+from ava_pipeline.errors import ChannelClosedError
+from ava_pipeline.write.channel import TelemetryStats
+from tests.write.feeding import Room, csv_batches, parquet_batches, step
+
+root = Path(sys.argv[1])
+whole = Room(root / "whole")  # imports all there is, which root's own Python may keep from others
+whole.write([1])
+whole.close()
+if os.geteuid() == 0:  # whom no permission keeps out
+    os.chown(root, 65534, 65534)
+    os.setgid(65534)
+    os.setuid(65534)
+room = Room(root / "run", flush_interval_s=0.001)
+
+def offer(batches):
+    for batch in batches:
+        room.offer(step(batch))
+    assert room.channel.flush(30)
+
+root.chmod(0o555)
+room.worker.start()
+offer([1, 2])
+assert room.channel.stats() == TelemetryStats(collected=2, failed=2)
+root.chmod(0o755)
+offer([3, 4])
+room.layout.telemetry.chmod(0o555)
+offer(range(5, 21))
+stats = room.worker.close(30, "finished")
+assert stats == TelemetryStats(collected=20, written=18, failed=2), stats
+assert csv_batches(room.root) == parquet_batches(room.root) == list(range(3, 21))
+assert room.layout.journal("norms").exists()
+room.layout.telemetry.chmod(0o755)
+again = Room(room.root, resumed_from=20)
+again.write([21])
+again.close()
+assert csv_batches(room.root) == parquet_batches(room.root) == list(range(3, 22))
+assert not room.layout.journal("norms").exists()
+attempts = read_manifest(room.layout.manifest).attempts
+assert [(one.status, one.rows["norms.parquet"]) for one in attempts] == [("killed", 18), ("finished", 1)], attempts
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that others can be given, which pytest's own cannot."""
+    with tempfile.TemporaryDirectory(prefix="ava-pipeline-") as folder:
+        yield Path(folder)
+
+
+def test_a_directory_that_turns_read_only_costs_nothing_that_was_open(open_folder: Path) -> None:
+    """By a user whom permissions bind: rows go on into open files, and stay in the journal until names can be made.
+
+    What needs a new name, the Parquet file and the manifest's end, is told once each.
+    """
+    warnings = run_script(READ_ONLY, open_folder).stderr.splitlines()
+    assert len([line for line in warnings if "norms.parquet could not be finished" in line]) == 1
+    assert len([line for line in warnings if "manifest.json could not be written" in line]) == 1
+    assert len([line for line in warnings if "did not take" in line]) == 1
+    assert len(warnings) == 3, warnings
+
+
+@pytest.mark.parametrize(("broken_call", "file"), [(1, "norms.csv"), (2, "norms.parquet")])
+def test_an_error_that_comes_once_is_one_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_call: int, file: str
+) -> None:
+    """In the middle of a write: from batch, to batch, how many and why; the rows behind it follow whole."""
+    room = Room(tmp_path)
+    room.worker.start()
+    room.offer(step(1))
+    assert room.channel.flush(SOON_S)
+    pwrite, num_calls = os.pwrite, 0
+
+    def break_once(descriptor: int, data: memoryview, offset: int) -> int:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == broken_call:
+            pwrite(descriptor, data[: len(data) // 2], offset)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(descriptor, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", break_once)
+        for batch in (2, 3, 4):
+            room.offer(step(batch))
+            assert room.channel.flush(SOON_S)
+    assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=4, written=3, failed=1)
+    batches = {"norms.csv": csv_batches(tmp_path), "norms.parquet": parquet_batches(tmp_path)}
+    assert batches.pop(file) == [1, 3, 4]
+    assert list(batches.values()) == [[1, 2, 3, 4]]
+    (told,) = event_rows(tmp_path, "failed_write")
+    assert (told["batch_idx"], told["batch_idx_end"], told["value"], told["column"]) == (2, 2, 1, file)
+    assert os.strerror(errno.EIO) in str(told["message"])
+    counters = read_manifest(room.layout.manifest).attempt.counters
+    assert counters.model_dump() == {"collected": 4, "written": 3, "dropped": 0, "failed": 1, "pending": 0}
+
+
+def test_half_a_write_that_could_not_be_cut_is_cut_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that refuses both leaves a piece of a row: a shorter row behind it must not let its end stand."""
+    room = Room(tmp_path)
+    room.write([1])
+    pwrite = os.pwrite
+
+    def write_half(descriptor: int, data: memoryview, offset: int) -> int:
+        pwrite(descriptor, data[:-1], offset)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def refuse(descriptor: int, length: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", write_half)
+        patch.setattr(os, "ftruncate", refuse)
+        assert room.files.write([step(batch, 0.1234567, 0.1234567) for batch in range(2, 9)]) == 7
+    assert room.files.write([step(9)]) == 0
+    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 9]
+    room.close()
+    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 9]
+
+
+def test_a_system_that_gives_no_thread_costs_telemetry_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where a user's processes are limited: told once, counted, and neither flush nor close waits."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    room = Room(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        room.worker.start()
+    for batch in (1, 2):
+        with pytest.raises(ChannelClosedError):
+            room.offer(step(batch))
+    assert room.channel.flush(SOON_S)
+    assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=2, dropped=2)
+    assert len(caplog.messages) == 1
+    assert "can't start new thread" in caplog.text

@@ -1,10 +1,14 @@
 """Clipping that shares the pass over the gradients that `step` makes anyway."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+# Asked of every gradient twice a step: in C, not in a loop of Python's. `_version` is torch's only name for it.
+_grad, _dtype, _device, _version = map(attrgetter, ("grad", "dtype", "device", "_version"))
 
 
 class ClipFacts(NamedTuple):
@@ -35,7 +39,7 @@ class Clipping:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self._max_norm: float | None = None
-        self._measured: tuple[list[tuple[int, int]], Tensor] | None = None
+        self._measured: tuple[tuple[list[int], list[int]], Tensor] | None = None
         self._num_shortened: Tensor | None = None
         self._num_clips = 0
 
@@ -77,9 +81,11 @@ class Clipping:
         if self._max_norm is None or norms is None:
             return ClipFacts()
         total = torch.linalg.vector_norm(norms)
-        kinds = {(one.dtype, one.device) for one in gradients if one is not None}
-        is_torchs = scale is None and kinds == {(torch.float32, norms.device)}
-        self._measured = (_marks(gradients), total) if is_torchs else None
+        there = [one for one in gradients if one is not None]
+        is_torchs = (
+            scale is None and set(map(_dtype, there)) == {torch.float32} and set(map(_device, there)) == {norms.device}
+        )
+        self._measured = (_marks(there), total) if is_torchs else None
         coefficient = _coefficient(total if scale is None else total / scale.to(total.device), self._max_norm)
         num_shortened = 0.0 if self._num_shortened is None else self._num_shortened
         facts = ClipFacts(coefficient, num_shortened, self._num_clips)
@@ -94,7 +100,9 @@ class Clipping:
         """
         self._max_norm = float(max_norm)
         measured, self._measured = self._measured, None
-        if measured is not None and measured[0] == _marks([parameter.grad for parameter in self._parameters]):
+        if measured is not None and measured[0] == _marks(
+            [one for one in map(_grad, self._parameters) if one is not None]
+        ):
             total = measured[1]
             nn.utils.clip_grads_with_norm_(self._parameters, max_norm, total)
         else:
@@ -115,6 +123,6 @@ def _coefficient(total: Tensor, max_norm: float) -> Tensor:
     return torch.clamp(max_norm / (total + 1e-6), max=1.0)
 
 
-def _marks(gradients: Sequence[Tensor | None]) -> list[tuple[int, int]]:
+def _marks(gradients: Sequence[Tensor]) -> tuple[list[int], list[int]]:
     """Which tensors these are and how often each was changed in place, without holding them."""
-    return [(id(one), -1 if one is None else one._version) for one in gradients]  # noqa: SLF001  # torch's only name for it
+    return [*map(id, gradients)], [*map(_version, gradients)]

@@ -14,7 +14,7 @@ from torchvision.models import resnet50
 
 from ava_pipeline import TelemetryCollector
 from ava_pipeline.collect.groups import find_groups
-from ava_pipeline.collect.norms import PIECE_LENGTH, piece_norms, piece_owners
+from ava_pipeline.collect.norms import ROW_LENGTH, SHORT_LENGTH, piece_norms, piece_owners
 from ava_pipeline.collect.watched import named_parameters
 from tests.collect.models import ava_resnet18, tiny
 
@@ -114,11 +114,11 @@ def test_resnet50_is_within_1e5_of_float64(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("build", [ava_resnet18, resnet50])
-def test_constant_gradients_are_within_1e4(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+def test_constant_gradients_are_within_2e5(build: Callable[[], nn.Module], tmp_path: Path) -> None:
     """The worst case for sums in float32."""
     model = build()
     constant(model)
-    assert_norms(model, tmp_path, rel=1e-4)
+    assert_norms(model, tmp_path, rel=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -183,7 +183,9 @@ def test_gradients_of_every_kind_are_measured(tmp_path: Path, clips: bool) -> No
     assert row["overall"] == pytest.approx((dense + sparse) ** 0.5, rel=1e-5)
 
 
-@pytest.mark.parametrize("numel", [1, PIECE_LENGTH - 1, PIECE_LENGTH, PIECE_LENGTH + 1, 3 * PIECE_LENGTH])
+@pytest.mark.parametrize(
+    "numel", [1, ROW_LENGTH + 1, SHORT_LENGTH, SHORT_LENGTH + 1, 5 * ROW_LENGTH - 1, 5 * ROW_LENGTH]
+)
 def test_pieces_cover_every_number_once(numel: int) -> None:
     """Whatever its length, no number of a gradient is left out or counted twice."""
     gradients: list[Tensor] = [torch.ones(numel), torch.ones(3)]

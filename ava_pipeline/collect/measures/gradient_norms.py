@@ -53,7 +53,7 @@ class GradientNorms(Measure):
         key = (
             moment.is_whole,
             tuple(moment.scaler.of_optimizer.values()),
-            tuple([gradient is not None for gradient in moment.gradients]),
+            tuple([position for position, gradient in enumerate(moment.gradients) if gradient is None]),
         )
         # One object for steps whose numbers mean the same: they are made rows of together.
         layout = self._layouts.get(key) or self._layouts.setdefault(key, self._layout(moment))

@@ -65,9 +65,10 @@ class Channel(Generic[Item]):
         self._wake_at = max(1, min(MAX_ROWS_PER_WAKE, max_pending // 2))
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
-        self._stats = TelemetryStats()
         self._num_accepted = 0
-        self._num_settled = 0
+        self._num_written = 0
+        self._num_failed = 0
+        self._num_dropped = 0
         self._flush_up_to = 0
         self._gaps: dict[str, Gap] = {}
         self._closed = False
@@ -75,7 +76,13 @@ class Channel(Generic[Item]):
     def stats(self) -> TelemetryStats:
         """The counters at one instant."""
         with self._changed:
-            return self._stats
+            return TelemetryStats(
+                collected=self._num_accepted + self._num_dropped,
+                written=self._num_written,
+                dropped=self._num_dropped,
+                failed=self._num_failed,
+                pending=self._num_pending,
+            )
 
     def reserve(self, batch_idx: int, epoch: int) -> None:
         """Make sure there is room for the item of this batch, before anything is spent on it.
@@ -108,7 +115,6 @@ class Channel(Generic[Item]):
             self.reserve(batch_idx, epoch)
             self._items.append(item)
             self._num_accepted += 1
-            self._count(collected=1, pending=1)
             if len(self._items) >= self._wake_at:
                 self._changed.notify_all()
 
@@ -140,8 +146,8 @@ class Channel(Generic[Item]):
     def settle(self, *, written: int = 0, failed: int = 0) -> None:
         """Say what became of items taken: they are pending no longer."""
         with self._changed:
-            self._num_settled += written + failed
-            self._count(written=written, failed=failed, pending=-written - failed)
+            self._num_written += written
+            self._num_failed += failed
             self._changed.notify_all()
 
     def flush(self, timeout_s: float | None = None) -> bool:
@@ -168,7 +174,7 @@ class Channel(Generic[Item]):
             items = list(self._items)
             self._items.clear()
             self.close()
-            self.settle(failed=self._stats.pending)
+            self.settle(failed=self._num_pending)
             return items
 
     @property
@@ -176,8 +182,16 @@ class Channel(Generic[Item]):
         """Whether `close` was called."""
         return self._closed
 
+    @property
+    def _num_settled(self) -> int:
+        return self._num_written + self._num_failed
+
+    @property
+    def _num_pending(self) -> int:
+        return self._num_accepted - self._num_settled
+
     def _has_room(self) -> bool:
-        return self._stats.pending < self._max_pending
+        return self._num_pending < self._max_pending
 
     def _has_room_or_is_closed(self) -> bool:
         return self._closed or self._has_room()
@@ -186,22 +200,10 @@ class Channel(Generic[Item]):
         return self._closed or len(self._items) >= self._wake_at or self._num_settled < self._flush_up_to
 
     def _drop(self, batch_idx: int, epoch: int, reason: str) -> None:
-        self._count(collected=1, dropped=1)
+        self._num_dropped += 1
         gap = self._gaps.get(reason, Gap(batch_idx, batch_idx, epoch, 0, reason))
         self._gaps[reason] = gap._replace(
             first_batch_idx=min(gap.first_batch_idx, batch_idx),
             last_batch_idx=max(gap.last_batch_idx, batch_idx),
             num_steps=gap.num_steps + 1,
-        )
-
-    def _count(
-        self, *, collected: int = 0, written: int = 0, dropped: int = 0, failed: int = 0, pending: int = 0
-    ) -> None:
-        old = self._stats
-        self._stats = TelemetryStats(
-            old.collected + collected,
-            old.written + written,
-            old.dropped + dropped,
-            old.failed + failed,
-            old.pending + pending,
         )

@@ -1,10 +1,10 @@
 """SIGKILL at every step of turning a journal into Parquet: the old state or the new one, never less."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.scripts import ROOT, run_script
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -17,7 +17,9 @@ from types import FrameType
 import pyarrow as pa
 
 from ava_pipeline.contract.journal import JournalWriter
-from ava_pipeline.contract.stored import read_stored, same_bits, write_parquet
+from ava_pipeline.contract.parquet_file import write_parquet
+from ava_pipeline.contract.row_stream import same_bits
+from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.write.recover import recover_run
 
 FIELDS = {"batch_idx": pa.int64(), "norm": pa.float32()}
@@ -97,12 +99,5 @@ def test_a_kill_at_any_line_of_recovery_leaves_the_old_or_the_new_state(tmp_path
     After each, every row is read once and to the bit, and no whole line of the CSV file is touched; recovering what
     the kill left ends in the new state.
     """
-    ended = subprocess.run(
-        [sys.executable, "-c", CRASHING, str(tmp_path), str(Path(__file__).parents[2] / "ava_pipeline")],
-        check=False,
-        timeout=100,
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
+    ended = run_script(CRASHING, tmp_path, ROOT / "ava_pipeline", deadline_s=100)
     assert int(ended.stdout) > 100

@@ -1,5 +1,6 @@
 """How processes end: normally without close, by an exception, by sys.exit, by SIGKILL."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.contract.stored import read_parquet
+from tests.scripts import run_script, with_deadline
 from tests.write.feeding import Room, csv_batches, csv_rows, event_rows, parquet_batches
 
 pytestmark = pytest.mark.timeout(120)
@@ -39,16 +41,91 @@ def test_a_process_that_forgets_to_close_writes_every_row(
     ending: str, status: str, error: str | None, code: int, tmp_path: Path
 ) -> None:
     """The interpreter's exit waits for the rows, and the manifest tells how the run ended."""
-    ended = subprocess.run(
-        [sys.executable, "-c", ENDING + ending, str(tmp_path)], check=False, timeout=60, capture_output=True
-    )
-    assert ended.returncode == code
+    run_script(ENDING + ending, tmp_path, code=code)
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == list(range(1, 31))
     layout = RunLayout(tmp_path)
     assert not layout.journal("norms").exists()
     manifest = read_manifest(layout.manifest)
     assert (manifest.status, manifest.attempt.error) == (status, error)
     assert manifest.attempt.counters.written == 30
+
+
+LATE = """
+import atexit, threading
+from ava_pipeline.errors import ChannelClosedError, ChannelFullError
+
+def feed():
+    for batch in range(31, 10**9):
+        try:
+            room.offer(step(batch))
+        except ChannelFullError:
+            pass
+        except ChannelClosedError:
+            assert room.channel.flush(20)
+            ended.set()
+            return
+
+def step_on():
+    ended.wait(20)
+    try:
+        room.offer(step(10**9))
+    except ChannelClosedError:
+        room.worker.close(20, "finished")
+        print("refused")
+
+ended = threading.Event()
+atexit.unregister(room.worker._close_at_exit)
+atexit.register(step_on)  # so that it is called behind telemetry's own
+atexit.register(room.worker._close_at_exit)
+threading.Thread(target=feed, daemon=True).start()
+assert room.channel.flush(20)
+"""
+
+
+def test_steps_during_the_interpreters_shutdown_are_dropped_and_hold_nothing_up(tmp_path: Path) -> None:
+    """By a daemon thread that goes on, and by an exit handler that comes after telemetry's own."""
+    assert run_script(ENDING + LATE, tmp_path).stdout == "refused\n"
+    manifest = read_manifest(RunLayout(tmp_path).manifest)
+    assert manifest.status == "finished"
+    batches = csv_batches(tmp_path)
+    assert batches[:30] == list(range(1, 31))
+    assert batches == parquet_batches(tmp_path)
+    assert len(batches) == manifest.attempt.counters.written
+
+
+STUCK = """
+import threading
+from ava_pipeline.write.csv import CsvWriter
+
+assert room.channel.flush(20)
+CsvWriter.write = lambda *_: threading.Event().wait()
+room.worker._exit_timeout_s = 0.1
+room.offer(step(31))
+"""
+
+
+def test_a_stuck_disk_does_not_hold_up_the_interpreters_exit(tmp_path: Path) -> None:
+    """The process says what is unwritten and ends; what was flushed is readable."""
+    ended = run_script(ENDING + STUCK, tmp_path)
+    assert "1 collected steps are not written yet" in ended.stderr
+    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == list(range(1, 31))
+
+
+SIGNALS = """
+import os, signal
+
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+assert room.channel.flush(20)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_signals_are_left_as_they_are(tmp_path: Path) -> None:
+    """A process with telemetry ends by SIGTERM as any other does; what was flushed is readable."""
+    run_script(ENDING + SIGNALS, tmp_path, code=-signal.SIGTERM)
+    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == list(range(1, 31))
+    assert read_manifest(RunLayout(tmp_path).manifest).status == "running"
 
 
 FEEDING = """
@@ -96,7 +173,10 @@ def test_rows_flushed_before_sigkill_are_readable_every_time(tmp_path: Path) -> 
     """
     last, num_kills = 0, 200
     with subprocess.Popen(
-        [sys.executable, "-c", FEEDING, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", with_deadline(FEEDING, 100), str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -2,8 +2,6 @@
 
 import math
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,9 +17,10 @@ from ava_pipeline.write.csv import CsvWriter
 from ava_pipeline.write.memory import MemoryWriter
 from ava_pipeline.write.parquet import ParquetWriter
 from ava_pipeline.write.writer import Writer
+from tests.scripts import run_script
 from tests.write.feeding import batch_of
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(90)
 
 BOTH_WIDTHS = RunTable.of(
     Table(
@@ -203,7 +202,7 @@ assert [one["batch_idx"] for one in rows_of(writer, folder, SCHEMA)] == [*taken,
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_full_disk_leaves_whole_rows_and_writing_goes_on_when_there_is_room(kind: str, tmp_path: Path) -> None:
     """The system refuses to let the file grow: a batch is taken in full or not at all."""
-    subprocess.run([sys.executable, "-c", FULL_DISK, kind, str(tmp_path)], check=True, timeout=50)
+    run_script(FULL_DISK, kind, tmp_path)
 
 
 NO_ROOM_AT_ALL = """
@@ -232,4 +231,4 @@ opening(folder, SCHEMA).close()
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_file_that_cannot_be_begun_leaks_nothing_and_can_be_begun_later(kind: str, tmp_path: Path) -> None:
     """Opening is tried again for as long as a run lasts: no descriptor and no stump may be left each time."""
-    subprocess.run([sys.executable, "-c", NO_ROOM_AT_ALL, kind, str(tmp_path)], check=True, timeout=50)
+    run_script(NO_ROOM_AT_ALL, kind, tmp_path)

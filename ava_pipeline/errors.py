@@ -108,3 +108,14 @@ class NotARunError(RunError, FileNotFoundError):
 
 class DamagedFileError(RunError, ValueError):
     """A file of the run cannot be read back."""
+
+
+def in_words(error: BaseException) -> str:
+    """What an error says as a sentence: a system's error without its number, any other foreign one behind its type."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    elif isinstance(error, AvaPipelineError):
+        text = str(error)
+    else:
+        text = ": ".join(part for part in (type(error).__name__, str(error)) if part)
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ava_pipeline.contract.events import EVENTS, Event
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.errors import WriteError
+from ava_pipeline.errors import WriteError, in_words
 from ava_pipeline.write.csv import CsvWriter
 from ava_pipeline.write.event_queue import EventQueue
 from ava_pipeline.write.table_files import TableFiles
@@ -65,8 +65,8 @@ class EventLog:
 
     def fail(self, error: BaseException, what: str) -> None:
         """Log once a kind that `what` went wrong, and keep the first error for `on_error="raise"`."""
-        self._warn(f"{what} {type(error).__name__}", f"{what}: {_sentence(error)} Training goes on without it.")
-        self._remember(f"{what}: {_sentence(error)}")
+        self._warn(f"{what} {type(error).__name__}", f"{what}: {in_words(error)} Training goes on without it.")
+        self._remember(f"{what}: {in_words(error)}")
 
     def write(self, *, is_last: bool = False) -> None:
         """Bring what is due to the file; what it does not take waits on. Called by the worker only."""
@@ -114,9 +114,3 @@ class EventLog:
         if kind not in self._warned:
             self._warned.add(kind)
             _log.warning("telemetry of %s: %s", self._root, message)
-
-
-def _sentence(error: BaseException) -> str:
-    """What an error says, ending in a full stop; its type where it says nothing."""
-    text = str(error) or type(error).__name__
-    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from ava_pipeline.errors import in_words
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.losses import lost_event, refused_row_event, unmade_row_event, with_samples
 from ava_pipeline.write.rows import Numbers, PendingRow, RowSource, rows_of_each
@@ -67,4 +68,4 @@ class MeasuredTable:
         for problem in outcome.problems:
             self._log.add(refused_row_event(steps[problem.row], self._name, problem))
         for file, error in outcome.errors.items():
-            self._log.add(lost_event(steps, error, file=file))
+            self._log.add(lost_event(steps, in_words(error), file=file))

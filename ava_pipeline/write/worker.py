@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from ava_pipeline.contract.manifest import Status
+from ava_pipeline.errors import in_words
 from ava_pipeline.write.channel import MAX_ROWS_PER_WAKE, Channel, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.losses import gap_event, lost_event
@@ -115,7 +116,7 @@ class Worker:
             self._files.open(self._channel.stats())
             num_failed = self._files.write(steps)
         except Exception as error:  # noqa: BLE001  # whatever it is, it costs these rows and not the thread
-            self._log.add(lost_event(steps, f"{type(error).__name__}: {error}"))
+            self._log.add(lost_event(steps, in_words(error)))
         finally:
             self._channel.settle(written=len(steps) - num_failed, failed=num_failed)
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ava_pipeline import config_errors, yaml_text
 from ava_pipeline.errors import ConfigError
+from ava_pipeline.signs.thresholds import Thresholds
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -43,6 +44,7 @@ class TelemetryConfig(_Settings):
         default="warn", description="Trouble with disk or data: warn once and train on, or raise."
     )
     fsync: bool = Field(default=False, description="Sync files to the disk at every flush: survives power loss.")
+    signs: Thresholds = Field(default=Thresholds(), description="When a warning sign counts as seen.")
 
 
 class SampleConfig(_Settings):
@@ -196,6 +198,12 @@ class RunConfig(_Settings):
     train: TrainConfig = Field(default=TrainConfig(), description="Epochs, batches and precision.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Saving for --resume.")
     telemetry: TelemetryConfig = Field(default=TelemetryConfig(), description="What the collector records.")
+
+    def with_head_above(self) -> TelemetryConfig:
+        """The telemetry's settings, the head's rate held above the backbone's where `optim` puts it there."""
+        is_above = self.telemetry.signs.head_rate_above or self.optim.head_lr_mult > 1
+        signs = self.telemetry.signs.model_copy(update={"head_rate_above": is_above})
+        return self.telemetry.model_copy(update={"signs": signs})
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -21,7 +21,7 @@ LEAVES = CONTRACT | CONFIG | {"signs", "metrics"}
 ALLOWED = {
     "errors": set(),
     "contract": {"errors"},
-    **dict.fromkeys(CONFIG, CONTRACT | CONFIG),
+    **dict.fromkeys(CONFIG, CONTRACT | CONFIG | {"signs"}),
     "signs": CONTRACT,
     "metrics": CONTRACT,
     "printed": CONTRACT | {"metrics"},

@@ -5,7 +5,7 @@ import math
 import os
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +24,7 @@ from ava_pipeline.collect.notices import Notices
 from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.collect.recorder import Recorder
 from ava_pipeline.collect.step_call import StepCall
+from ava_pipeline.collect.told_findings import ToldFindings
 from ava_pipeline.collect.watched import Watched, named_parameters, optimizers_by_name
 from ava_pipeline.config import TelemetryConfig
 from ava_pipeline.contract.events import Event
@@ -31,6 +32,7 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.errors import AvaPipelineError, MisuseError
+from ava_pipeline.signs.finding import Finding
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.event_log import EventLog
 
@@ -106,7 +108,10 @@ class TelemetryCollector:
         self._batch_idx = self._resumed_from = 0
         self._num_accumulating = 0
         self._has_own_count = True
-        self._due: float = self._config.collect_every_n if self._is_collecting else math.inf
+        self._next_row: float = self._config.collect_every_n if self._is_collecting else math.inf
+        self._due = self._next_row  # where step() has more to do than count: the next row, or a finding to tell
+        wake = weakref.WeakMethod(self._wake)  # the background thread must not keep a forgotten collector alive
+        self._findings = ToldFindings(wake)
         _alive.add(self)
 
     def step(
@@ -147,7 +152,25 @@ class TelemetryCollector:
             return False
         if self._batch_idx < self._due:
             return False
-        return self._collect(values or {}, sample_ids)
+        is_due = self._batch_idx >= self._next_row
+        if is_due:
+            self._collect(values or {}, sample_ids)
+        # First the mark, then the look: a finding that arrives between them sets it again.
+        self._due = self._next_row
+        self._findings.deliver()
+        return is_due
+
+    def on_finding(self, callback: Callable[[Finding], object]) -> None:
+        """Have a function called with every warning sign that appears.
+
+        It is called in the training thread, at the next `step` that does not only accumulate; what it raises comes
+        out of that `step`, so that it can end the training. Signs that are seen after the last `step` are in
+        `events.csv` and in the log only.
+
+        Args:
+            callback: is given the `Finding`; several may be registered, and each is called.
+        """
+        self._findings.register(callback)
 
     def val_predictions(self, epoch: int, *, name: str = "val") -> EpochPredictions:
         """Collect one epoch's predictions in a `with` block; the file appears complete on exit.
@@ -237,7 +260,7 @@ class TelemetryCollector:
         self._clipping.load_state_dict(state)
         self._resumed_from = self._batch_idx
         if self._is_collecting:
-            self._due = self._next_due()
+            self._due = self._next_row = self._next_due()
 
     def close(self, timeout_s: float | None = CLOSE_TIMEOUT_S) -> TelemetryStats:
         """Write what waits, finish the files and stop. Closing twice is closing once.
@@ -314,14 +337,14 @@ class TelemetryCollector:
         self._batch_idx += 1
         self._notices.tell("batch_idx", message, self._batch_idx, self._epoch)
 
-    def _collect(self, values: Mapping[str, Value], sample_ids: Sequence[object] | None) -> bool:
+    def _collect(self, values: Mapping[str, Value], sample_ids: Sequence[object] | None) -> None:
         if self._closed is not None:
             raise MisuseError("step() was called after close(): make a new collector, or close after the last step.")
         self._raise_trouble()
         check_values(values)
         self._epoch = whole_number("epoch", self._epoch, least=0)
-        is_deferred = self._batch_idx != self._due
-        self._due = self._next_due()
+        is_deferred = self._batch_idx != self._next_row
+        self._next_row = self._next_due()
         if self._recorder is None:
             self._recorder = self._start(values)
         self._recorder.record(
@@ -334,7 +357,10 @@ class TelemetryCollector:
                 num_calls=self._num_calls(),
             )
         )
-        return True
+
+    def _wake(self) -> None:
+        """Make the next `step` look for findings; called in the background thread."""
+        self._due = -1
 
     def _num_calls(self) -> int | None:
         """Calls of `step` in this process that did not only accumulate; None where the user's count has holes."""
@@ -361,6 +387,7 @@ class TelemetryCollector:
             notices=self._notices,
             resumed_from=self._resumed_from,
             run_info=self._run_info,
+            on_finding=self._findings.put,
         )
 
     def _tell_of_predictions(self, name: str, error: AvaPipelineError) -> None:
@@ -393,14 +420,14 @@ class TelemetryCollector:
         if not stats.pending:  # else the disk is stuck, and would hold up this thread too
             self._kept.write_again()
         self._closed = stats
-        self._due = 0
+        self._due = self._next_row = 0
         self._raise_trouble()
         return stats
 
     def _become_child(self) -> None:
         """After a fork: the files, the thread and the locks stay with the parent."""
         self._is_child = True
-        self._due = math.inf
+        self._due = self._next_row = math.inf
         if self._recorder is not None:
             self._recorder.forget()
 

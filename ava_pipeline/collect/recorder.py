@@ -1,7 +1,7 @@
 """From the first collected step on: measures, staging, channel and worker."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from ava_pipeline.collect.watched import Watched
 from ava_pipeline.config import TelemetryConfig
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError
+from ava_pipeline.signs.finding import Finding
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.rows import PendingRow
 from ava_pipeline.write.run_files import RunFiles
+from ava_pipeline.write.sign_watch import SignWatch
 from ava_pipeline.write.worker import Worker
 
 
@@ -37,6 +39,7 @@ class Recorder:
         log: where to tell what happens.
         resumed_from: last batch of the checkpoint; 0 for a fresh start.
         run_info: the user's own facts.
+        on_finding: told of every warning sign, in the background thread.
     """
 
     def __init__(  # noqa: PLR0913  # the one place where everything meets
@@ -50,6 +53,7 @@ class Recorder:
         notices: Notices,
         resumed_from: int,
         run_info: Mapping[str, JsonValue],
+        on_finding: Callable[[Finding], None],
     ) -> None:
         self._moments = moments
         self._notices = notices
@@ -64,13 +68,16 @@ class Recorder:
             config.max_pending_rows, on_full=config.on_full, block_timeout_s=config.block_timeout_s
         )
         facts = RunFacts(
-            groups=watched.groups,
+            groups=watched.described_groups(),
             collect_every_n=config.collect_every_n,
             resumed_from=resumed_from,
             run_info=run_info,
             device=_device_name(watched.device),
         )
-        files = RunFiles(output_dir, self._measures, facts, log, formats=config.formats, fsync=config.fsync)
+        watch = SignWatch(facts.groups, config.signs, log, on_finding) if config.signs.on_line else None
+        files = RunFiles(
+            output_dir, self._measures, facts, log, formats=config.formats, fsync=config.fsync, watch=watch
+        )
         self._worker = Worker(self._channel, files, log, flush_interval_s=config.flush_interval_s)
         self._worker.start()
 

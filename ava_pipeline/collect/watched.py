@@ -1,6 +1,6 @@
 """What the collector watches: parameters, groups of them, optimizers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,34 @@ class Watched:
             for parameter in group["params"]
         }
         return tuple(owners.get(id(parameter)) for parameter in self.parameters)
+
+    def described_groups(self) -> dict[str, Group]:
+        """The groups, with what is known of them now: whether anything in them is trained, and by which rates."""
+        parameters = dict(zip(self.names, self.parameters, strict=True))
+        rates = self._rates_of()
+        return {
+            column: group.model_copy(
+                update={
+                    "trainable": any(parameters[name].requires_grad for name in group.parameters),
+                    "learning_rates": _distinct(rates.get(id(parameters[name])) for name in group.parameters),
+                }
+            )
+            for column, group in self.groups.items()
+        }
+
+    def _rates_of(self) -> dict[int, int]:
+        """Place of each parameter's group among those of all optimizers, by the parameter's id."""
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        return {id(parameter): place for place, group in enumerate(groups) for parameter in group["params"]}
+
+
+def _distinct(places: Iterable[int | None]) -> tuple[str, ...]:
+    return tuple(rate_column(place) for place in sorted({place for place in places if place is not None}))
+
+
+def rate_column(place: int) -> str:
+    """The column of the learning rate of one optimizer group."""
+    return f"lr_group_{place}"
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -17,6 +17,22 @@ EventName = Literal[
     "skipped_step",  # optimizer steps that the GradScaler left out, because gradients were not finite
     "misuse",  # the collector was called in a way that cannot be right
     "failed_predictions",  # an epoch's predictions that were not written
+    # Warning signs, seen while training; severity info says that one is gone. docs/diagnosis.md explains each.
+    "backbone_not_learning",
+    "clipping_often",
+    "dead_layer",
+    "exploding",
+    "head_dominating",
+    "learning_rate_jump",
+    "learning_rate_order",
+    "learning_rate_zero",
+    "loss_negative",
+    "loss_rising",
+    "loss_scale_collapse",
+    "not_optimized",
+    "rising",
+    "spike",
+    "vanishing",
 ]
 Severity = Literal["info", "warning", "error"]
 

@@ -28,6 +28,12 @@ class Group(_Entry):
     role: Role
     parent: str | None = Field(default=None, description="The smallest group that holds all of this one.")
     parameters: tuple[str, ...] = Field(description="Names of the parameters in the model.")
+    trainable: bool | None = Field(
+        default=None, description="Whether any of them required gradients at the first collected step; null: not known."
+    )
+    learning_rates: tuple[str, ...] = Field(
+        default=(), description="Columns of learning_rates whose optimizer groups held any of them at that step."
+    )
 
 
 class StepCounters(_Entry):

@@ -1,13 +1,29 @@
 """A run's findings: the signs over all of its rows."""
 
-from dataclasses import asdict, dataclass
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any
 
+from ava_pipeline.config import load_config
+from ava_pipeline.contract.events import EVENTS
+from ava_pipeline.contract.samples import samples_in
+from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.errors import ConfigError
 from ava_pipeline.read.run import Run, open_run
-from ava_pipeline.signs.finding import Finding
+from ava_pipeline.read.tables import read_table
+from ava_pipeline.signs.figures import NOTHING, Evidence, Figures
+from ava_pipeline.signs.finding import Finding, Severity
+from ava_pipeline.signs.gaps import gap_findings
+from ava_pipeline.signs.healthy import healthy_signs
+from ava_pipeline.signs.rules import findings_of
+from ava_pipeline.signs.thresholds import Thresholds
 
-_GRAVITY = {"error": 0, "warning": 1, "info": 2}
+NAMES_SAMPLES = ("non_finite", "spike")
+_GRAVITY: Mapping[Severity, int] = {"error": 0, "warning": 1, "info": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +44,31 @@ class Diagnosis:
         return all(finding.severity == "info" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain dicts, lists, numbers and texts."""
+        """As plain dicts, lists, numbers and texts; a figure that is not finite is null."""
         return {
             "is_healthy": self.is_healthy,
-            "findings": [asdict(finding) for finding in self.findings],
-            "healthy": [asdict(finding) for finding in self.healthy],
+            "findings": [_plain(finding) for finding in self.findings],
+            "healthy": [_plain(finding) for finding in self.healthy],
         }
+
+    def to_text(self, run: str) -> str:
+        """For a person: two lines a finding, a line a healthy sign, and one that sums up.
+
+        Args:
+            run: the directory, as it was given.
+        """
+        lines = [line for finding in self.findings for line in _lines(finding)]
+        lines += [f"healthy  {finding.message} [{finding.sign}]" for finding in self.healthy]
+        num = Counter(finding.severity for finding in self.findings)
+        told = ", ".join(f"{num[kind]} {kind}{'s' * (num[kind] != 1)}" for kind in _GRAVITY if num[kind])
+        verdict = "healthy" if self.is_healthy else "not healthy"
+        return "\n".join([*lines, f"{run}: {verdict}{f' ({told})' if told else ''}."])
 
 
 def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
     """Look for the signs in all rows of a run, which may be alive, crashed or finished.
+
+    The thresholds are those of the run's config.yaml, where `ava-pipeline train` wrote one; else the usual ones.
 
     Args:
         run: an opened run, or its directory.
@@ -47,9 +78,62 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
         DamagedFileError: a file of it cannot be read.
     """
     opened = run if isinstance(run, Run) else open_run(run)
-    opened.manifest  # noqa: B018  # a run without telemetry says so
-    return Diagnosis(findings=_sorted(()), healthy=())
+    limits = _limits(opened)
+    evidence = _evidence(opened)
+    events = read_table(opened.layout, RunTable.of(EVENTS)).to_pylist()
+    found = (*findings_of(evidence, limits), *gap_findings(events))
+    findings = [_with_samples(one, events) for one in found]
+    return Diagnosis(
+        findings=tuple(sorted(findings, key=_gravity)),
+        healthy=tuple(healthy_signs(evidence, findings, limits)),
+    )
 
 
-def _sorted(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    return tuple(sorted(findings, key=lambda one: (_GRAVITY[one.severity], one.batch_idx, one.sign)))
+def _evidence(run: Run) -> Evidence:
+    manifest = run.manifest
+    declared = {name: entry.declaration for name, entry in manifest.tables.items()}
+    norms, rates, steps = (_figures(run, declared.get(name)) for name in ("gradient_norms", "learning_rates", "steps"))
+    return Evidence(norms=norms, rates=rates, steps=steps, groups=manifest.groups)
+
+
+def _figures(run: Run, declaration: RunTable | None) -> Figures:
+    return Figures(NOTHING if declaration is None else read_table(run.layout, declaration))
+
+
+def _limits(run: Run) -> Thresholds:
+    """Of the run's config; one that cannot be read is told by `validate`."""
+    if not run.layout.config.exists():
+        return Thresholds()
+    try:
+        return load_config(run.layout.config).with_head_above().signs
+    except ConfigError as error:
+        warnings.warn(f"the usual thresholds are taken, since the run's config cannot be used: {error}", stacklevel=2)
+        return Thresholds()
+
+
+def _gravity(finding: Finding) -> tuple[int, int, str]:
+    return _GRAVITY[finding.severity], finding.batch_idx, finding.sign
+
+
+def _with_samples(finding: Finding, events: Sequence[Mapping[str, Any]]) -> Finding:
+    """With the samples of its first batch, where an event names them."""
+    for event in events:
+        if event["batch_idx"] == finding.batch_idx and event["event"] in NAMES_SAMPLES:
+            ids = samples_in(event["message"])
+            if ids:
+                return replace(finding, sample_ids=ids)
+    return finding
+
+
+def _plain(finding: Finding) -> dict[str, Any]:
+    is_finite = finding.value is not None and math.isfinite(finding.value)
+    return asdict(finding) | {"value": finding.value if is_finite else None}
+
+
+def _lines(finding: Finding) -> Iterator[str]:
+    end = f" to {finding.batch_idx_end}" if finding.batch_idx_end != finding.batch_idx else ""
+    yield f"{finding.severity:8} batch {finding.batch_idx}{end}: {finding.message} [{finding.sign}]"
+    if finding.sample_ids:
+        yield f"{'':8} samples: {', '.join(finding.sample_ids)}"
+    if finding.advice:
+        yield f"{'':8} {finding.advice}"

@@ -33,3 +33,8 @@ class Finding:
     message: str
     advice: str
     sample_ids: tuple[str, ...] = ()
+
+    @property
+    def event(self) -> str:
+        """The sign's name among those of events: in snake case."""
+        return self.sign.replace("-", "_")

@@ -59,9 +59,15 @@ class EventLog:
         self._arriving.append(event)
         if event.severity != "info":
             where = f"batch {event.batch_idx}" if event.batch_idx else "before the first batch"
-            self._warn(f"{event.event} {event.column}", f"{where}: {event.message}")
+            self._warn(_kind(event), f"{where}: {event.message}")
         if event.severity == "error":
             self._remember(event.message)
+
+    def end(self, event: Event) -> None:
+        """Record that what events of this name and column told is over; it is logged, and the next will be too."""
+        self._arriving.append(event)
+        self._warned.discard(_kind(event))
+        _log.warning("telemetry of %s: batch %d: %s", self._root, event.batch_idx, event.message)
 
     def fail(self, error: BaseException, what: str) -> None:
         """Log once a kind that `what` went wrong, and keep the first error for `on_error="raise"`."""
@@ -114,3 +120,7 @@ class EventLog:
         if kind not in self._warned:
             self._warned.add(kind)
             _log.warning("telemetry of %s: %s", self._root, message)
+
+
+def _kind(event: Event) -> str:
+    return f"{event.event} {event.column}"

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.samples import name_samples
 from ava_pipeline.contract.tables import RowProblem
 from ava_pipeline.write.channel import Gap
 from ava_pipeline.write.rows import PendingRow
-
-MAX_TOLD_SAMPLES = 20
 
 
 def gap_event(gap: Gap) -> Event:
@@ -83,19 +82,16 @@ def with_samples(event: Event, steps: Mapping[int, PendingRow]) -> Event:
     ids = steps[event.batch_idx].sample_ids if event.batch_idx in steps else None
     if ids is None:
         return event
-    listed = _listed(ids)
-    more = f" and {len(listed) - MAX_TOLD_SAMPLES} more" if len(listed) > MAX_TOLD_SAMPLES else ""
-    samples = ", ".join(map(str, listed[:MAX_TOLD_SAMPLES]))
-    return replace(event, message=f"{event.message} Samples of batch {event.batch_idx}: {samples}{more}.")
+    return replace(event, message=name_samples(event.message, event.batch_idx, listed(ids)))
 
 
-def _listed(ids: object) -> list[object]:
+def listed(ids: object) -> list[object]:
     """The ids as a list; a tensor or an array knows how to make one of itself."""
     try:
-        listed = ids.tolist() if hasattr(ids, "tolist") else ids
+        found = ids.tolist() if hasattr(ids, "tolist") else ids
     except Exception as error:  # noqa: BLE001  # ids on a device that fails must not cost the rows beside them
         return [f"unknown ({type(error).__name__}: {error})"]
-    return list(listed) if isinstance(listed, Sequence) and not isinstance(listed, str) else [listed]
+    return list(found) if isinstance(found, Sequence) and not isinstance(found, str) else [found]
 
 
 def _failed_row(step: PendingRow, message: str, column: str | None) -> Event:

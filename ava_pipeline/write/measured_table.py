@@ -7,6 +7,7 @@ from ava_pipeline.errors import in_words
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.losses import lost_event, refused_row_event, unmade_row_event, with_samples
 from ava_pipeline.write.rows import Numbers, PendingRow, RowSource, rows_of_each
+from ava_pipeline.write.sign_watch import SignWatch
 from ava_pipeline.write.table_files import Outcome, TableFiles
 
 
@@ -18,13 +19,17 @@ class MeasuredTable:
         index: the measure's place in every step's numbers and layouts.
         files: take the rows.
         log: where to tell what happens.
+        watch: looks at the rows for warning signs.
     """
 
-    def __init__(self, source: RowSource, index: int, files: TableFiles, log: EventLog) -> None:
+    def __init__(
+        self, source: RowSource, index: int, files: TableFiles, log: EventLog, watch: SignWatch | None = None
+    ) -> None:
         self._source = source
         self._index = index
         self._files = files
         self._log = log
+        self._watch = watch
         self._name = source.run_table.table.name
 
     @property
@@ -43,6 +48,8 @@ class MeasuredTable:
             self._log.add(unmade_row_event(step, self._name, error))
         outcome = self._files.write(rows)
         self._tell(outcome, made)
+        if self._watch is not None and outcome.rows is not None:
+            self._watch.take(self._name, outcome.rows)
         by_batch = {step.batch_idx: step for step in made}
         for event in self._source.events(rows):
             self._log.add(with_samples(event, by_batch))

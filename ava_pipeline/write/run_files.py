@@ -24,6 +24,7 @@ from ava_pipeline.write.losses import moved_event, unread_step_event
 from ava_pipeline.write.measured_table import MeasuredTable
 from ava_pipeline.write.parquet import ParquetWriter
 from ava_pipeline.write.rows import PendingRow, RowSource, read_steps
+from ava_pipeline.write.sign_watch import SignWatch
 from ava_pipeline.write.table_files import TableFiles
 from ava_pipeline.write.writer import Writer
 
@@ -46,6 +47,7 @@ class RunFiles:
         formats: file formats of the tables; events are CSV whatever they are.
         fsync: sync every file after each write.
         retry_s: after an opening that failed, how long the disk is left alone.
+        watch: looks at the rows for warning signs; None does not look.
     """
 
     def __init__(  # noqa: PLR0913  # what is written, and how, each with its name
@@ -58,6 +60,7 @@ class RunFiles:
         formats: Sequence[Format] = ("csv", "parquet"),
         fsync: bool = False,
         retry_s: float = RETRY_S,
+        watch: SignWatch | None = None,
     ) -> None:
         self._layout = RunLayout(root)
         self._sources = sources
@@ -66,6 +69,7 @@ class RunFiles:
         self._formats = tuple(formats)
         self._fsync = fsync
         self._retry_s = retry_s
+        self._watch = watch
         self._refusal = ""
         self._closed_until = -math.inf
         self._lock: RunLock | None = None
@@ -123,13 +127,17 @@ class RunFiles:
         if self._manifest is not None:
             self._manifest.attempt.deferred += sum(step.is_deferred for step in steps)
         self._last_batch_idx = steps[-1].batch_idx
+        if self._watch is not None:
+            self._watch.remember(steps)
         self._log.write()
         if self._fsync:
             self._sync()
         return len(failed)
 
     def heartbeat(self, stats: TelemetryStats) -> None:
-        """Write what there is to tell, and now and then say in the manifest that the run lives."""
+        """Look for signs, write what there is to tell, and now and then say in the manifest that the run lives."""
+        if self._watch is not None:
+            self._watch.look()
         self._log.write()
         if self._manifest is not None and self._manifest.is_due():
             self._manifest.beat(stats, self._num_rows())
@@ -137,6 +145,8 @@ class RunFiles:
     def close(self, stats: TelemetryStats, status: Status, error: str | None) -> None:
         """End the attempt: finish every file, then say so in the manifest."""
         manifest, self._manifest = self._manifest, None
+        if self._watch is not None:
+            self._watch.look(is_last=True)
         if manifest is not None:
             for table in self._tables:
                 table.close()
@@ -156,7 +166,7 @@ class RunFiles:
             for index, source in enumerate(self._sources):
                 table = manifest.tables[source.run_table.table.name].declaration
                 files = TableFiles(table, self._writers(table, opened))
-                self._tables.append(MeasuredTable(source, index, files, self._log))
+                self._tables.append(MeasuredTable(source, index, files, self._log, self._watch))
             self._log.open(self._layout.csv("events"))
             opened.callback(self._log.abandon)
             self._manifest = KeptManifest(self._layout.manifest, manifest, self._log, before=self._before)

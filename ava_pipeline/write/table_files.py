@@ -20,11 +20,13 @@ class Outcome:
         failed: positions of rows that a rule or a writer refused.
         problems: values that broke a rule.
         errors: what writers raised, by file name.
+        rows: those that keep the table's rules, in Arrow.
     """
 
     failed: set[int] = field(default_factory=set)
     problems: list[RowProblem] = field(default_factory=list)
     errors: dict[str, Exception] = field(default_factory=dict)
+    rows: pa.RecordBatch | None = None
 
 
 # An integer beyond int64, a text that is no UTF-8: kept by the row model, and not to be stored.
@@ -54,7 +56,7 @@ class TableFiles:
         """Write the rows that keep the table's rules."""
         outcome = Outcome(problems=self.run_table.problems(rows))
         outcome.failed = {problem.row for problem in outcome.problems}
-        batch = self._batch(rows, outcome)
+        outcome.rows = batch = self._batch(rows, outcome)
         if batch.num_rows:
             self._hand_over(batch, outcome)
         if outcome.errors:

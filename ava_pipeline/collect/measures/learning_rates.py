@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ava_pipeline.collect.measure import Measure, Moment, Reading
-from ava_pipeline.collect.watched import Watched
+from ava_pipeline.collect.watched import Watched, rate_column
 from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.tables import Column, Table
 from ava_pipeline.write.rows import Numbers
@@ -34,7 +34,7 @@ class LearningRates(Measure):
     @property
     def run_columns(self) -> tuple[str, ...]:
         """`lr_group_0`, `lr_group_1`, ..."""
-        return tuple(f"lr_group_{index}" for index in range(self._num_groups))
+        return tuple(map(rate_column, range(self._num_groups)))
 
     def read(self, moment: Moment) -> Reading:  # noqa: ARG002  # rates stand in the optimizers
         """Take every group's rate."""

@@ -1,0 +1,115 @@
+"""What the rules read: one table's rows as arrays, and what is known of its columns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ava_pipeline.contract.keys import KEY_COLUMNS
+from ava_pipeline.contract.manifest import Group, Role
+
+Values = NDArray[np.float64]
+Positions = NDArray[np.intp]
+
+NUM_FIRST = 32
+_KEYS = {column.name for column in KEY_COLUMNS}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Rows of one table, in batch order.
+
+    Attributes:
+        rows: with `batch_idx`, `epoch` and the table's columns.
+    """
+
+    rows: pa.Table
+
+    def __len__(self) -> int:
+        return self.rows.num_rows
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The columns that hold numbers, the keys left out."""
+        schema = self.rows.schema
+        return tuple(field.name for field in schema if pa.types.is_floating(field.type) and field.name not in _KEYS)
+
+    @cached_property
+    def batch_idx(self) -> NDArray[np.int64]:
+        """1-based batch of each row."""
+        return self.rows.column("batch_idx").to_numpy()
+
+    @cached_property
+    def epoch(self) -> NDArray[np.int64]:
+        """0-based epoch of each row."""
+        return self.rows.column("epoch").to_numpy()
+
+    @cached_property
+    def _values(self) -> dict[str, Values]:
+        return {}
+
+    def values(self, name: str) -> Values:
+        """A column as float64: nan where it is null, and where nan was measured."""
+        if name not in self._values:
+            self._values[name] = np.asarray(self.rows.column(name).to_numpy(), dtype=np.float64)
+        return self._values[name]
+
+    def is_measured(self, name: str) -> NDArray[np.bool_]:
+        """Whether each row holds a number: nan and inf are such, null is none."""
+        column = self.rows.column(name)
+        if not column.null_count:
+            return np.ones(len(self), dtype=np.bool_)
+        return np.asarray(column.is_valid().to_numpy(), dtype=np.bool_)
+
+    def finite(self, name: str) -> Positions:
+        """Positions of the rows in which a column was measured and is finite."""
+        return np.flatnonzero(np.isfinite(self.values(name)))
+
+
+NOTHING = pa.schema([("batch_idx", pa.int64()), ("epoch", pa.int64())]).empty_table()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All that the rules know of a run, or of its last rows.
+
+    Attributes:
+        norms: of `gradient_norms`.
+        rates: of `learning_rates`.
+        steps: of `steps`.
+        groups: column of `norms` -> its role, its parent and its learning rates.
+        first: of `gradient_norms`, the run's first rows, which later ones are held against; None: those of `norms`.
+    """
+
+    norms: Figures
+    rates: Figures
+    steps: Figures
+    groups: Mapping[str, Group]
+    first: Figures | None = None
+
+    def of_role(self, *roles: Role) -> tuple[str, ...]:
+        """The columns of norms that play one of these roles."""
+        return tuple(name for name in self.norms.names if name in self.groups and self.groups[name].role in roles)
+
+    @property
+    def overall(self) -> str | None:
+        """The column of all gradients; None where the run has none."""
+        return next(iter(self.of_role("overall")), None)
+
+    @property
+    def reference(self) -> float:
+        """The overall norm at the beginning of the run: the median of its first rows; 0 where none is finite."""
+        rows = self.first or self.norms
+        norms = rows.values(self.overall)[:NUM_FIRST] if self.overall else np.array([])
+        finite = norms[np.isfinite(norms)]
+        return float(np.median(finite)) if len(finite) else 0.0
+
+    def share(self, column: str, of: str) -> Values:
+        """The ratio of two columns of norms; nan where it cannot be told."""
+        part, whole = self.norms.values(column), self.norms.values(of)
+        is_told = np.isfinite(part) & np.isfinite(whole) & (whole > 0)
+        share: Values = np.divide(part, whole, out=np.full(len(part), np.nan), where=is_told)
+        return share

@@ -1,0 +1,79 @@
+"""Learning rates that are odd."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ava_pipeline.signs.figures import Evidence, Figures
+from ava_pipeline.signs.finding import Finding
+from ava_pipeline.signs.stretches import Stretch, stretches
+from ava_pipeline.signs.thresholds import Thresholds
+
+ZERO, JUMP, ORDER = "learning-rate-zero", "learning-rate-jump", "learning-rate-order"
+_SCHEDULE = "Look at the schedule: its length in steps or epochs, its warm-up, and where it is stepped."
+_GROUPS = "Look at the optimizer's groups: which parameters stand in which, and with which rate."
+
+
+def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
+    """A group at 0, a rate that leaps up, a head that is not above its backbone."""
+    for column in run.rates.names:
+        rates = run.rates.values(column)
+        for stretch in stretches(rates == 0.0, least=limits.least_rows):
+            yield stretch.finding(
+                run.rates,
+                sign=ZERO,
+                column=column,
+                value=0.0,
+                message=f"{column} is 0{_holders(run, column)} over {stretch.length} collected steps: nothing changes.",
+                advice=_GROUPS,
+            )
+        yield from _jumps(run.rates, column, limits)
+    if limits.head_rate_above:
+        yield from _order(run, limits)
+
+
+def _jumps(rows: Figures, column: str, limits: Thresholds) -> Iterator[Finding]:
+    """A restart goes back to a rate that was there before; a jump goes beyond all of them."""
+    rates = rows.values(column)
+    highest = np.fmax.accumulate(rates)
+    before, after = rates[:-1], rates[1:]
+    is_jump = (before > 0) & (after > limits.rate_jump * before) & (after > limits.rate_jump * highest[:-1])
+    for index in np.flatnonzero(is_jump):
+        yield Stretch(int(index) + 1, int(index) + 1).finding(
+            rows,
+            sign=JUMP,
+            column=column,
+            value=float(after[index] / before[index]),
+            message=f"{column} leapt from {before[index]:.3g} to {after[index]:.3g}.",
+            advice=_SCHEDULE,
+        )
+
+
+def _order(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
+    heads, backbones = (_rates_of(run, role) for role in ("head", "backbone_last"))
+    for head in heads:
+        for backbone in backbones:
+            is_wrong = run.rates.values(head) <= run.rates.values(backbone)
+            for stretch in stretches(is_wrong, least=limits.least_rows):
+                ratio = run.rates.values(head)[stretch.rows] / run.rates.values(backbone)[stretch.rows]
+                value = float(np.median(ratio))
+                yield stretch.finding(
+                    run.rates,
+                    sign=ORDER,
+                    column=head,
+                    value=value,
+                    message=f"{head}, the head's, is {value:.3g} times {backbone}, the backbone's, and is meant to be "
+                    "above it.",
+                    advice=_GROUPS,
+                )
+
+
+def _rates_of(run: Evidence, role: str) -> list[str]:
+    groups = [group for group in run.groups.values() if group.role == role]
+    return [rate for group in groups for rate in group.learning_rates if rate in run.rates.names]
+
+
+def _holders(run: Evidence, column: str) -> str:
+    """The groups that this rate moves, the smallest ones."""
+    held = [name for name, group in run.groups.items() if column in group.learning_rates and group.role != "overall"]
+    return f" ({', '.join(held)})" if held else ""

@@ -1,0 +1,77 @@
+"""Every rule, and what they say of some rows."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from ava_pipeline.signs import (
+    backbone,
+    clipping,
+    dead_layer,
+    finite,
+    frozen,
+    gaps,
+    head,
+    loss,
+    magnitude,
+    not_optimized,
+    rates,
+    rising,
+    spikes,
+)
+from ava_pipeline.signs.figures import Evidence
+from ava_pipeline.signs.finding import Finding
+from ava_pipeline.signs.thresholds import Thresholds
+
+Rule = Callable[[Evidence, Thresholds], Iterator[Finding]]
+
+RULES: tuple[Rule, ...] = (
+    backbone.check,
+    clipping.check,
+    dead_layer.check,
+    finite.check,
+    frozen.check,
+    head.check,
+    loss.check,
+    magnitude.check,
+    not_optimized.check,
+    rates.check,
+    rising.check,
+    spikes.check,
+)
+# Signs of single batches, which come without ever going; the others are states that appear and go.
+MOMENTS = frozenset({spikes.SIGN, finite.SIGN, rates.JUMP, gaps.SIGN})
+# A sign that follows from another one over the same batches is not told beside it.
+_EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
+    head.SIGN: (backbone.SIGN,),
+    spikes.SIGN: (magnitude.EXPLODING,),
+    rising.SIGN: (magnitude.EXPLODING,),
+}
+MAX_LISTED = 20
+
+
+def findings_of(run: Evidence, limits: Thresholds) -> list[Finding]:
+    """What all rules find, at most 20 of a sign and column; what follows from another finding is left out."""
+    found = [finding for rule in RULES for finding in rule(run, limits)]
+    return _listed([one for one in found if not any(_explains(other, one) for other in found)])
+
+
+def _explains(other: Finding, one: Finding) -> bool:
+    overlaps = other.batch_idx <= one.batch_idx_end and one.batch_idx <= other.batch_idx_end
+    return overlaps and other.sign in _EXPLAINED_BY.get(one.sign, ())
+
+
+def _listed(found: list[Finding]) -> list[Finding]:
+    """The last of each kind that is listed says how many are not."""
+    total = Counter((one.sign, one.column, one.severity) for one in found)
+    seen: Counter[tuple[str, str | None, str]] = Counter()
+    listed = []
+    for one in found:
+        kind = (one.sign, one.column, one.severity)
+        seen[kind] += 1
+        if seen[kind] < MAX_LISTED or total[kind] == MAX_LISTED:
+            listed.append(one)
+        elif seen[kind] == MAX_LISTED:
+            more = f"{one.message} And {total[kind] - MAX_LISTED} more of these are not listed."
+            listed.append(replace(one, message=more))
+    return listed

@@ -1,0 +1,167 @@
+"""The warning signs on line: the rules over the last rows, and what they newly say."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+import pyarrow as pa
+
+from ava_pipeline.contract.events import Event, EventName
+from ava_pipeline.contract.manifest import Group
+from ava_pipeline.signs import finite
+from ava_pipeline.signs.figures import NOTHING, NUM_FIRST, Evidence, Figures
+from ava_pipeline.signs.finding import Finding
+from ava_pipeline.signs.rules import MOMENTS, findings_of
+from ava_pipeline.signs.thresholds import Thresholds
+from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.losses import listed, with_samples
+from ava_pipeline.write.rows import PendingRow
+
+_log = logging.getLogger("ava_pipeline")
+
+WINDOW_ROWS = 1024
+MAX_NEW_ROWS = 2048
+# The rules may take this share of the time, except where rows come so fast that some would leave the window unseen.
+_SHARE = 1 / 25
+# A sign that comes and goes all the time is logged this often, and in events.csv for ever.
+_MAX_LOGGED = 10
+
+Kind = tuple[str, str | None]
+_TABLES = ("gradient_norms", "learning_rates", "steps")
+
+
+class SignWatch:
+    """Looks at a run's last rows while they are written: 1,024, and those that came since the last look.
+
+    A state such as `vanishing` is told when it appears and when it is gone; a moment such as `spike` is told once.
+    Whatever goes wrong here costs the watching and no row.
+
+    Args:
+        groups: column of norms -> its role.
+        limits: when a sign counts as seen.
+        log: takes the events.
+        tell: is given every finding that is a warning or worse.
+        clock: seconds that only rise.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Group],
+        limits: Thresholds,
+        log: EventLog,
+        tell: Callable[[Finding], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._groups = groups
+        self._limits = limits
+        self._log = log
+        self._tell = tell
+        self._clock = clock
+        self._rows: dict[str, list[pa.RecordBatch]] = {name: [] for name in _TABLES}
+        self._first: pa.Table | None = None
+        self._steps: dict[int, PendingRow] = {}
+        self._num_new = 0
+        self._judged_up_to = 0
+        self._active: dict[Kind, Finding] = {}
+        self._num_told: Counter[Kind] = Counter()
+        self._rests_until = 0.0
+        self._is_broken = False
+
+    def take(self, table: str, rows: pa.RecordBatch) -> None:
+        """Take rows of a table; called before the `remember` of their steps."""
+        if table in self._rows and rows.num_rows and not self._is_broken:
+            self._rows[table].append(rows)
+
+    def remember(self, steps: Sequence[PendingRow]) -> None:
+        """Count steps, and keep what their batches consisted of until the next look."""
+        self._num_new += len(steps)
+        self._steps.update((step.batch_idx, step) for step in steps if step.sample_ids is not None)
+        if self._num_new >= MAX_NEW_ROWS:
+            self.look()
+
+    def look(self, *, is_last: bool = False) -> None:
+        """Judge what is new, unless it is too early for that."""
+        is_due = is_last or self._num_new >= MAX_NEW_ROWS or self._clock() >= self._rests_until
+        if self._is_broken or not self._num_new or not is_due:
+            return
+        begin = self._clock()
+        try:
+            self._judge()
+        except Exception:  # noqa: BLE001  # whatever a rule does, rows are what counts: it is logged, and ends here
+            self._is_broken = True
+            self._rows = {name: [] for name in _TABLES}
+            _log.exception("a rule failed: no more signs are looked for while training; rows are written as before")
+        self._num_new = 0
+        self._steps.clear()
+        now = self._clock()
+        self._rests_until = now + (now - begin) / _SHARE
+
+    def _judge(self) -> None:
+        rows = {name: pa.Table.from_batches(batches) if batches else NOTHING for name, batches in self._rows.items()}
+        norms, rates, steps = (Figures(rows[name]) for name in _TABLES)
+        if self._first is None and len(norms) >= NUM_FIRST:
+            self._first = norms.rows.slice(0, NUM_FIRST).combine_chunks()
+        first = None if self._first is None else Figures(self._first)
+        run = Evidence(norms=norms, rates=rates, steps=steps, groups=self._groups, first=first)
+        found = [finding for finding in findings_of(run, self._limits) if finding.severity != "info"]
+        if len(norms):
+            self._tell_new(found, norms)
+            self._judged_up_to = int(norms.batch_idx[-1])
+        for name, table in rows.items():
+            last = table.slice(max(0, table.num_rows - WINDOW_ROWS))
+            self._rows[name] = last.combine_chunks().to_batches()
+
+    def _tell_new(self, found: Sequence[Finding], norms: Figures) -> None:
+        moments = [one for one in found if one.sign in MOMENTS and one.batch_idx > self._judged_up_to]
+        recently = int(norms.batch_idx[-min(len(norms), self._limits.least_rows)])
+        states = {_kind(one): one for one in found if one.sign not in MOMENTS and one.batch_idx_end >= recently}
+        for finding in (*moments, *(one for kind, one in states.items() if kind not in self._active)):
+            self._appear(finding)
+        for kind in self._active.keys() - states.keys():
+            self._go(self._active[kind], norms)
+        self._active = states
+
+    def _appear(self, finding: Finding) -> None:
+        self._num_told[_kind(finding)] += 1
+        step = self._steps.get(finding.batch_idx)
+        # The measures tell by themselves what is not finite, row by row.
+        if finding.sign != finite.SIGN:
+            self._log.add(with_samples(_event(finding), self._steps))
+        if step is not None:
+            finding = replace(finding, sample_ids=tuple(map(str, listed(step.sample_ids))))
+        self._tell(finding)
+
+    def _go(self, finding: Finding, norms: Figures) -> None:
+        event = replace(
+            _event(finding),
+            severity="info",
+            message=f"gone, after {finding.message}",
+            batch_idx=int(norms.batch_idx[-1]),
+            batch_idx_end=int(norms.batch_idx[-1]),
+            epoch=int(norms.epoch[-1]),
+            value=None,
+        )
+        if self._num_told[_kind(finding)] < _MAX_LOGGED:
+            self._log.end(event)
+        else:
+            self._log.add(event)
+
+
+def _kind(finding: Finding) -> Kind:
+    return finding.sign, finding.column
+
+
+def _event(finding: Finding) -> Event:
+    return Event(
+        event=cast("EventName", finding.event),
+        severity=finding.severity,
+        column=finding.column,
+        batch_idx=finding.batch_idx,
+        batch_idx_end=finding.batch_idx_end,
+        epoch=finding.epoch,
+        value=finding.value,
+        message=f"{finding.message} {finding.advice}",
+    )

@@ -5,7 +5,7 @@ import torch
 
 from ava_pipeline.bench.workload import Workload
 from ava_pipeline.collect.measure import Reading
-from ava_pipeline.collect.norms import piece_norms
+from ava_pipeline.collect.norms import NormPlan
 from ava_pipeline.collect.staging import staging_for
 from benchmarks.judging import Bench
 
@@ -15,7 +15,8 @@ _NUM_STEPS = 100
 @pytest.mark.informational
 def test_staging_over_a_plain_copy(bench: Bench, workload: Workload) -> None:
     """The staging of the CPU, for a step's norms, rates and values."""
-    norms = piece_norms(workload.gradients())
+    gradients = workload.gradients()
+    norms = NormPlan.of(gradients).measure(gradients)
     readings = [Reading(norms), Reading([1e-4, 1e-3]), Reading([0.0, None, torch.tensor(0.5)])]
     staging = staging_for(workload.device)
 

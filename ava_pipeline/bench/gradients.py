@@ -9,7 +9,7 @@ from ava_pipeline.bench.options import Setting
 from ava_pipeline.bench.statistics import median, ratio
 from ava_pipeline.bench.timing import Samples, Work, interleaved
 from ava_pipeline.bench.workload import Workload, collector
-from ava_pipeline.collect.norms import piece_norms
+from ava_pipeline.collect.norms import NormPlan
 
 STEP_OF_TOTAL_NORM = Target(1.0)
 STEP_OF_READING = Target(2.0)
@@ -48,11 +48,12 @@ def measure_gradients(setting: Setting) -> list[Figure]:
 def references(workload: Workload) -> dict[str, Work]:
     """What the collected step is held against, on the gradients of the latest backward pass."""
     gradients = workload.gradients()
+    plan = NormPlan.of(gradients)
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     return {
         "read": flat.sum,
         "total_norm": lambda: nn.utils.get_total_norm(gradients),
-        "pass": lambda: piece_norms(gradients),
+        "pass": lambda: plan.measure(gradients),
     }
 
 

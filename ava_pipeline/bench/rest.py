@@ -13,7 +13,7 @@ from ava_pipeline.bench.options import Setting
 from ava_pipeline.bench.statistics import median
 from ava_pipeline.bench.timing import Work, interleaved
 from ava_pipeline.bench.workload import Workload, collector_of
-from ava_pipeline.collect.norms import piece_norms
+from ava_pipeline.collect.norms import NormPlan
 
 REST_US = Target(200.0)
 _ROUNDS_PER_STEP = 5
@@ -51,7 +51,8 @@ def works_of_short_gradients(
     for parameter in model:
         parameter.grad = torch.ones_like(parameter)
     gradients = [parameter.grad for parameter in model if parameter.grad is not None]
+    plan = NormPlan.of(gradients)
     groups = {"mlp_head": list(model)[-2:]}
     values = {"loss": torch.tensor(0.5, device=device)}
     with collector_of(model, torch.optim.AdamW(model.parameters()), folder, 1, groups=groups) as telemetry:
-        yield {"step": lambda: telemetry.step(0, values=values), "pass": lambda: piece_norms(gradients)}
+        yield {"step": lambda: telemetry.step(0, values=values), "pass": lambda: plan.measure(gradients)}

@@ -7,9 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Asked of every gradient twice a step: in C, not in a loop of Python's. `_version` is torch's only name for it.
-_grad, _dtype, _device, _version = map(attrgetter, ("grad", "dtype", "device", "_version"))
-
 
 class ClipFacts(NamedTuple):
     """What came of clipping.
@@ -70,22 +67,21 @@ class Clipping:
             self._num_clips = int(state["clip_num_clips"])
 
     @torch.no_grad()
-    def look(self, gradients: Sequence[Tensor | None], norms: Tensor | None, scale: Tensor | None) -> ClipFacts:
+    def look(
+        self, gradients: Sequence[Tensor | None], norms: Tensor | None, scale: Tensor | None, *, is_shared: bool
+    ) -> ClipFacts:
         """Take the norms of a step's pass for the clip that follows it, and tell what came of the clips so far.
 
         Args:
             gradients: the step's.
             norms: float32, of each tensor there is, in order.
             scale: what the gradients are still multiplied by; None where they are true-scale.
+            is_shared: whether torch's own clipping would compute the very same norms.
         """
         if self._max_norm is None or norms is None:
             return ClipFacts()
         total = torch.linalg.vector_norm(norms)
-        there = [one for one in gradients if one is not None]
-        is_torchs = (
-            scale is None and set(map(_dtype, there)) == {torch.float32} and set(map(_device, there)) == {norms.device}
-        )
-        self._measured = (_marks(there), total) if is_torchs else None
+        self._measured = (_marks(gradients), total) if is_shared else None
         coefficient = _coefficient(total if scale is None else total / scale.to(total.device), self._max_norm)
         num_shortened = 0.0 if self._num_shortened is None else self._num_shortened
         facts = ClipFacts(coefficient, num_shortened, self._num_clips)
@@ -100,9 +96,7 @@ class Clipping:
         """
         self._max_norm = float(max_norm)
         measured, self._measured = self._measured, None
-        if measured is not None and measured[0] == _marks(
-            [one for one in map(_grad, self._parameters) if one is not None]
-        ):
+        if measured is not None and measured[0] == _marks([parameter.grad for parameter in self._parameters]):
             total = measured[1]
             nn.utils.clip_grads_with_norm_(self._parameters, max_norm, total)
         else:
@@ -123,6 +117,7 @@ def _coefficient(total: Tensor, max_norm: float) -> Tensor:
     return torch.clamp(max_norm / (total + 1e-6), max=1.0)
 
 
-def _marks(gradients: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+def _marks(gradients: Sequence[Tensor | None]) -> tuple[list[int], list[int]]:
     """Which tensors these are and how often each was changed in place, without holding them."""
-    return [*map(id, gradients)], [*map(_version, gradients)]
+    # Asked of every gradient twice a step, so in C and not in a loop of Python's. torch has no other name for it.
+    return [*map(id, gradients)], [*map(attrgetter("_version"), (one for one in gradients if one is not None))]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ava_pipeline.collect import measures
 from ava_pipeline.collect.amp import ScalerState
 from ava_pipeline.collect.clipping import ClipFacts
+from ava_pipeline.collect.norms import NormPlan
 from ava_pipeline.collect.watched import Watched
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.tables import RunTable, Table
@@ -27,8 +28,8 @@ class Moment:
 
     Attributes:
         gradients: one a parameter of `Watched.parameters`; None where there is none.
-        norms: float32 vector on the device, `piece_norms` of the gradients there are; None where there is none.
-        is_whole: whether each of them is the norm of a whole tensor.
+        norms: float32 vector on the device, as `plan` measures the gradients there are; None where there is none.
+        plan: which gradient each of them is a norm of.
         scaler: what the gradients are multiplied by.
         clipping: what came of clipping.
         values: what the user gave to `step`.
@@ -37,7 +38,7 @@ class Moment:
 
     gradients: Sequence[Tensor | None]
     norms: Tensor | None
-    is_whole: bool
+    plan: NormPlan
     scaler: ScalerState
     clipping: ClipFacts
     values: Mapping[str, Value]

@@ -4,13 +4,16 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ava_pipeline.collect.amp import scaler_state
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.measure import Moment, Value
-from ava_pipeline.collect.norms import piece_norms
+from ava_pipeline.collect.norms import NormPlan
+
+# Of models that leave other parameters out at every step there is no end: plans are made anew then.
+MAX_PLANS = 64
 
 
 class Moments:
@@ -34,6 +37,7 @@ class Moments:
         self._optimizers = tuple(optimizers)
         self._grad_scaler = grad_scaler
         self._clipping = clipping
+        self._plans: dict[object, NormPlan] = {}
 
     def take(self, values: Mapping[str, Value]) -> Moment:
         """Look at the gradients as they are now.
@@ -42,16 +46,27 @@ class Moments:
             values: what the user gave to `step`.
         """
         gradients = [parameter.grad for parameter in self._parameters]
-        there = [gradient for gradient in gradients if gradient is not None]
-        is_whole = self._clipping.is_used
-        norms = piece_norms(there, whole=is_whole) if there else None
+        plan = self._plan(gradients)
+        norms = plan.measure(gradients) if plan.at_once or plan.in_rows else None
         scaler = scaler_state(self._grad_scaler, self._optimizers)
+        is_shared = plan.are_torchs and scaler.still_in_gradients is None
         return Moment(
             gradients=gradients,
             norms=norms,
-            is_whole=is_whole,
+            plan=plan,
             scaler=scaler,
-            clipping=self._clipping.look(gradients, norms, scaler.still_in_gradients),
+            clipping=self._clipping.look(gradients, norms, scaler.still_in_gradients, is_shared=is_shared),
             values=values,
             time_s=time.time(),
         )
+
+    def _plan(self, gradients: Sequence[Tensor | None]) -> NormPlan:
+        """The plan for gradients of these kinds: one object, so that rows of the same meaning are made together."""
+        is_whole = self._clipping.is_used
+        kinds = (is_whole, tuple([None if gradient is None else gradient.layout for gradient in gradients]))
+        plan = self._plans.get(kinds)
+        if plan is None:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            plan = self._plans[kinds] = NormPlan.of(gradients, whole=is_whole)
+        return plan

@@ -1,7 +1,8 @@
 """The L2 norm of every parameter's gradient, in one pass over the gradients.
 
 The pass yields float32 norms of pieces: of whole tensors on an accelerator, of rows of `ROW_LENGTH` numbers on a CPU.
-What each number is a norm of stands in a `NormLayout`; the pieces are combined in float64 off the training thread,
+A `NormPlan` says how, and is made once for gradients of the same kinds; what each number is a norm of stands in a
+`NormLayout`. The pieces are combined in float64 off the training thread,
 sqrt(Σ norm²), which no float32 square could overflow.
 
 On a CPU torch sums the norm of a tensor one number after the other in float32, in one thread. A sum of millions loses
@@ -11,9 +12,9 @@ shared among all cores, and stay within 1e-6 on random and 2e-5 on constant grad
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,6 +24,73 @@ from torch import Tensor
 ROW_LENGTH = 16_384
 # Up to here a call of its own costs more than it saves: short tensors are measured together.
 SHORT_LENGTH = 65_536
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class NormPlan:
+    """How gradients are measured, as long as each is there or not, dense or sparse, as when the plan was made.
+
+    Attributes:
+        at_once: which of the gradients there are, counted from 0, are measured as whole tensors in one call a device,
+            accelerators first, and the dtype they are summed in.
+        in_rows: which are measured row by row, each with its dtype.
+        owners: int64, the place of the gradient that each number of `measure` is a piece of, absent ones counted.
+        are_dense: whether every gradient is a dense tensor of real numbers.
+        are_torchs: whether the numbers are what torch's own clipping would compute of float32 gradients.
+    """
+
+    at_once: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    in_rows: tuple[tuple[int, torch.dtype], ...]
+    owners: NDArray[np.int64]
+    are_dense: bool
+    are_torchs: bool
+
+    @classmethod
+    def of(cls, gradients: Sequence[Tensor | None], *, whole: bool = False) -> Self:
+        """Plan the pass.
+
+        Args:
+            gradients: of any shape, dtype, layout and memory format, on any devices; None where there is none.
+            whole: on a CPU too one norm a tensor, in torch's own accuracy.
+        """
+        positions = [position for position, gradient in enumerate(gradients) if gradient is not None]
+        there = [gradient for gradient in gradients if gradient is not None]
+        together: dict[torch.device, list[int]] = defaultdict(list)
+        in_rows: list[int] = []
+        for index, gradient in enumerate(there):
+            is_short = gradient.is_sparse or gradient.numel() <= SHORT_LENGTH
+            is_at_once = whole or is_short or gradient.device.type != "cpu"
+            (together[gradient.device] if is_at_once else in_rows).append(index)
+        at_once = [together[device] for device in sorted(together, key=lambda device: device.type == "cpu")]
+        owners = [positions[index] for of_it in at_once for index in of_it]
+        owners += [positions[index] for index in in_rows for _ in range(_num_rows(there[index]))]
+        return cls(
+            at_once=tuple((tuple(of_it), _sum_dtype(there[index] for index in of_it)) for of_it in at_once),
+            in_rows=tuple((index, _sum_dtype([there[index]])) for index in in_rows),
+            owners=np.array(owners, dtype=np.int64),
+            are_dense=not any(gradient.is_sparse or gradient.is_complex() for gradient in there),
+            are_torchs=len(at_once) == 1 and not in_rows and {one.dtype for one in there} == {torch.float32},
+        )
+
+    @torch.no_grad()
+    def measure(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Read every gradient once.
+
+        Args:
+            gradients: as the plan was made for, at least one of them there; read, never kept.
+
+        Returns:
+            A new float32 vector, on an accelerator where any of them is; `owners` tells what its numbers are of.
+        """
+        there = [gradient for gradient in gradients if gradient is not None]
+        numbers = there if self.are_dense else [dense(gradient) for gradient in there]
+        norms = [_norms([numbers[index] for index in indices], dtype) for indices, dtype in self.at_once]
+        norms += [part for index, dtype in self.in_rows for part in _row_norms(numbers[index], dtype)]
+        if len(norms) == 1:
+            return norms[0]
+        if len(self.at_once) > 1:  # accelerators come first, so that nothing is brought home here
+            norms = [one.to(norms[0].device, non_blocking=True) for one in norms]
+        return torch.cat(norms)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,53 +109,6 @@ class NormLayout:
     is_scaled: NDArray[np.bool_]
 
 
-@torch.no_grad()
-def piece_norms(gradients: Sequence[Tensor], *, whole: bool = False) -> Tensor:
-    """Measure every gradient.
-
-    Args:
-        gradients: at least one, of any shape, dtype, layout and memory format, on any devices; read, never kept.
-        whole: on a CPU too one norm a tensor, in torch's own accuracy.
-
-    Returns:
-        A new float32 vector, on an accelerator where any of them is; `piece_owners` tells what its numbers are of.
-    """
-    norms = [part.measure(part.pieces) for part in _parts(gradients, whole=whole)]
-    # Accelerators come first, so that nothing is brought home here.
-    return norms[0] if len(norms) == 1 else torch.cat([one.to(norms[0].device, non_blocking=True) for one in norms])
-
-
-def piece_owners(gradients: Sequence[Tensor], *, whole: bool = False) -> NDArray[np.int64]:
-    """For each number of `piece_norms`, the position of the gradient it is a piece of."""
-    return np.array([owner for part in _parts(gradients, whole=whole) for owner in part.owners], dtype=np.int64)
-
-
-class _Part(NamedTuple):
-    """Pieces that are measured together, and the position of the gradient that each is a piece of."""
-
-    measure: Callable[[Sequence[Tensor]], Tensor]
-    pieces: list[Tensor]
-    owners: list[int]
-
-
-def _parts(gradients: Sequence[Tensor], *, whole: bool) -> Iterator[_Part]:
-    """All gradients: a device's whole tensors together, and the CPU's long ones as rows."""
-    together: dict[torch.device, _Part] = defaultdict(lambda: _Part(_norms, [], []))
-    rows = _Part(_norms_of_rows, [], [])
-    for position, gradient in enumerate(gradients):
-        numbers = dense(gradient)
-        part = together[numbers.device]
-        if not whole and numbers.numel() > SHORT_LENGTH and numbers.device.type == "cpu":
-            matrix, numbers = _rows(numbers)
-            rows.pieces.append(matrix)
-            rows.owners.extend([position] * len(matrix))
-        part.pieces.append(numbers)
-        part.owners.append(position)
-    yield from (together[device] for device in sorted(together, key=lambda device: device.type == "cpu"))
-    if rows.pieces:
-        yield rows
-
-
 def dense(gradient: Tensor) -> Tensor:
     """The numbers of a gradient as a dense real tensor: a view wherever it is one already."""
     if gradient.is_sparse:
@@ -95,37 +116,38 @@ def dense(gradient: Tensor) -> Tensor:
     return torch.view_as_real(gradient) if gradient.is_complex() else gradient
 
 
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
+def _norms(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
     # What torch.nn.utils.get_total_norm is built on: a few kernels for all tensors, and no public name for it.
-    norms = torch._foreach_norm(list(tensors), 2, dtype=_sum_dtype(tensors))  # noqa: SLF001
+    norms = torch._foreach_norm(tensors, 2, dtype=dtype)  # noqa: SLF001
     return torch.stack(norms).float()
 
 
-def _norms_of_rows(matrices: Sequence[Tensor]) -> Tensor:
-    dtype = _sum_dtype(matrices)
-    return torch.cat([torch.linalg.vector_norm(matrix, dim=1, dtype=dtype) for matrix in matrices]).float()
-
-
-def _sum_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    """Half precision is summed in float32, where squares neither overflow nor vanish as early."""
-    dtypes = {tensor.dtype for tensor in tensors}
-    return functools.reduce(torch.promote_types, dtypes, torch.float32)
-
-
-def _rows(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """As many whole rows as there are, and what is left: views wherever the numbers lie without gaps."""
-    flat = _flat(numbers)
-    num_in_rows = flat.numel() // ROW_LENGTH * ROW_LENGTH
-    return flat[:num_in_rows].view(-1, ROW_LENGTH), flat[num_in_rows:]
-
-
-def _flat(gradient: Tensor) -> Tensor:
-    """All numbers in one dimension, in the order they lie in memory where that avoids a copy."""
+def _row_norms(gradient: Tensor, dtype: torch.dtype) -> Iterable[Tensor]:
+    """Of every whole row, and of what is left: views wherever the numbers lie without gaps."""
     if not gradient.is_contiguous():
         # A norm knows no order, so any dimension order that makes the tensor contiguous will do.
-        order = sorted(range(gradient.dim()), key=gradient.stride, reverse=True)
-        gradient = gradient.permute(order)
-    return gradient.reshape(-1)
+        gradient = gradient.permute(sorted(range(gradient.dim()), key=gradient.stride, reverse=True))
+    num_left = gradient.numel() % ROW_LENGTH
+    if not num_left:
+        return (_norms_of_rows(gradient.reshape(-1, ROW_LENGTH), dtype),)
+    flat = gradient.reshape(-1)
+    rows, left = flat[:-num_left].view(-1, ROW_LENGTH), flat[-num_left:].view(1, -1)
+    return _norms_of_rows(rows, dtype), _norms_of_rows(left, dtype)
+
+
+def _norms_of_rows(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=dtype)
+    return norms.float()
+
+
+def _num_rows(gradient: Tensor) -> int:
+    return -(-dense(gradient).numel() // ROW_LENGTH)
+
+
+def _sum_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """Half precision is summed in float32, where squares neither overflow nor vanish as early."""
+    dtypes = {dense(tensor).dtype for tensor in tensors}
+    return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def combine(

@@ -14,7 +14,7 @@ from torchvision.models import resnet50
 
 from ava_pipeline import TelemetryCollector
 from ava_pipeline.collect.groups import find_groups
-from ava_pipeline.collect.norms import ROW_LENGTH, SHORT_LENGTH, piece_norms, piece_owners
+from ava_pipeline.collect.norms import ROW_LENGTH, SHORT_LENGTH, NormPlan
 from ava_pipeline.collect.watched import named_parameters
 from tests.collect.models import ava_resnet18, tiny
 
@@ -189,7 +189,8 @@ def test_gradients_of_every_kind_are_measured(tmp_path: Path, clips: bool) -> No
 def test_pieces_cover_every_number_once(numel: int) -> None:
     """Whatever its length, no number of a gradient is left out or counted twice."""
     gradients: list[Tensor] = [torch.ones(numel), torch.ones(3)]
-    squares = np.bincount(piece_owners(gradients), weights=piece_norms(gradients).double().square().numpy())
+    plan = NormPlan.of(gradients)
+    squares = np.bincount(plan.owners, weights=plan.measure(gradients).double().square().numpy())
     assert squares == pytest.approx([numel, 3], rel=1e-6)
 
 

@@ -18,7 +18,7 @@ from ava_pipeline.collect.amp import ScalerState, Scaling
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.collect.measure import Measure, Moment, Reading, find_measures
-from ava_pipeline.collect.norms import piece_norms
+from ava_pipeline.collect.norms import NormPlan
 from ava_pipeline.collect.staging import Parcel, Staging
 from ava_pipeline.collect.watched import Watched, named_parameters
 from ava_pipeline.write.rows import Numbers, StagedNumbers
@@ -109,13 +109,14 @@ def moment(model: nn.Module, optimizer: torch.optim.Optimizer, clipping: Clippin
     """A collected step with everything on the device: scale, loss, rates, clip."""
     gradients = [parameter.grad for parameter in model.parameters()]
     scale = torch.empty((), device="cuda")
-    norms = piece_norms([one for one in gradients if one is not None])
+    plan = NormPlan.of(gradients)
+    norms = plan.measure(gradients)
     return Moment(
         gradients=gradients,
         norms=norms,
-        is_whole=False,
+        plan=plan,
         scaler=ScalerState(scale, {id(optimizer): Scaling.SCALED}),
-        clipping=clipping.look(gradients, norms, scale),
+        clipping=clipping.look(gradients, norms, scale, is_shared=False),
         values={"loss": torch.empty((), device="cuda"), "half": torch.empty(1, device="cuda", dtype=torch.float16)},
         time_s=0.0,
     )

@@ -1,13 +1,14 @@
 """Gradient norms: the L2 norm of every group's gradients."""
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from ava_pipeline.collect.amp import Scaling
 from ava_pipeline.collect.measure import Measure, Moment, Reading
-from ava_pipeline.collect.norms import NormLayout, combine, piece_owners
+from ava_pipeline.collect.norms import NormLayout, NormPlan, combine
 from ava_pipeline.collect.watched import Watched
 from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.tables import Column, Table
@@ -37,7 +38,7 @@ class GradientNorms(Measure):
         super().__init__(watched)
         self._groups = [np.array(positions) for positions in watched.positions().values()]
         self._optimizers = [id(owner) for owner in watched.optimizer_of()]
-        self._layouts: dict[object, NormLayout] = {}
+        self._layouts: WeakKeyDictionary[NormPlan, dict[object, NormLayout]] = WeakKeyDictionary()
         nowhere = np.zeros(len(watched.parameters), dtype=np.bool_)
         self._nothing = NormLayout(np.array([], dtype=np.int64), present=nowhere, is_scaled=nowhere)
 
@@ -50,13 +51,10 @@ class GradientNorms(Measure):
         """Take every gradient's norm, and the loss scale where gradients are still multiplied by it."""
         if moment.norms is None:
             return Reading([], self._nothing)
-        key = (
-            moment.is_whole,
-            tuple(moment.scaler.of_optimizer.values()),
-            tuple([position for position, gradient in enumerate(moment.gradients) if gradient is None]),
-        )
         # One object for steps whose numbers mean the same: they are made rows of together.
-        layout = self._layouts.get(key) or self._layouts.setdefault(key, self._layout(moment))
+        layouts = self._layouts.setdefault(moment.plan, {})
+        scaling = tuple(moment.scaler.of_optimizer.values())
+        layout = layouts.get(scaling) or layouts.setdefault(scaling, self._layout(moment))
         if moment.scaler.scale is None:
             return Reading(moment.norms, layout)
         scale = moment.scaler.scale.reshape(1).to(moment.norms.device, torch.float32)
@@ -77,10 +75,9 @@ class GradientNorms(Measure):
         scaling = [moment.scaler.of_optimizer.get(owner, Scaling.NONE) for owner in self._optimizers]
         is_known = np.array([of_it is not Scaling.UNKNOWN for of_it in scaling])
         is_there = np.array([gradient is not None for gradient in moment.gradients])
-        owners = piece_owners([one for one in moment.gradients if one is not None], whole=moment.is_whole)
-        positions = np.flatnonzero(is_there)[owners]
+        owners = moment.plan.owners
         return NormLayout(
-            owners=np.where(is_known[positions], positions, -1),
+            owners=np.where(is_known[owners], owners, -1),
             present=is_there & is_known,
             is_scaled=np.array([of_it is Scaling.SCALED for of_it in scaling]),
         )

@@ -32,6 +32,11 @@ class RunLayout:
         return self.root / "checkpoints" / "last.pt"
 
     @property
+    def report(self) -> Path:
+        """The page that `ava-pipeline report` makes."""
+        return self.root / "report.html"
+
+    @property
     def telemetry(self) -> Path:
         """The folder that the collector writes into."""
         return self.root / "telemetry"

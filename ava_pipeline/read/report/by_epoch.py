@@ -1,0 +1,66 @@
+"""Figures over epochs: a small one for each validation metric."""
+
+from collections.abc import Iterator, Sequence
+
+from ava_pipeline.read.report.drawn import Drawn, TextTable, Trace, color, number, plain
+from ava_pipeline.read.report.seen import EpochMetrics, Seen
+
+_TITLES = {
+    "srcc": "SRCC (higher is better)",
+    "plcc": "PLCC (higher is better)",
+    "accuracy": "accuracy (higher is better)",
+}
+_HEIGHT = 240
+
+
+def figures_by_epoch(runs: Sequence[Seen]) -> Iterator[Drawn]:
+    """A figure a metric that some run has."""
+    given = {seen.name: seen.metrics for seen in runs if seen.metrics is not None and seen.metrics.epochs}
+    names = dict.fromkeys(name for metrics in given.values() for name in metrics.figures)
+    for name in names:
+        having = {run: metrics for run, metrics in given.items() if name in metrics.figures}
+        yield _figure(name, having, is_alone=len(runs) == 1)
+
+
+def _figure(name: str, given: dict[str, EpochMetrics], *, is_alone: bool) -> Drawn:
+    title = _TITLES.get(name, f"{name} (lower is better)")
+    words = " ".join(_in_words(name, run, metrics) for run, metrics in given.items())
+    traces: list[Trace] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": plain(run),
+            "x": metrics.epochs,
+            "y": metrics.figures[name],
+            "line": {"color": color(place), "width": 1.5},
+            "marker": {"size": 5},
+            "hovertemplate": "epoch %{x}: %{y:.4f}<extra>%{fullData.name}</extra>",
+        }
+        for place, (run, metrics) in enumerate(given.items())
+    ]
+    return Drawn(
+        name=f"metric-{name}",
+        title=title,
+        caption="",
+        label=f"{title}, line plot over epochs. {words}",
+        traces=traces,
+        layout={
+            "height": _HEIGHT,
+            "showlegend": not is_alone,
+            "xaxis": {"title": {"text": "epoch"}, "tickformat": "d"},
+        },
+        table=_table(name, given),
+    )
+
+
+def _in_words(name: str, run: str, metrics: EpochMetrics) -> str:
+    first, last = metrics.figures[name][0], metrics.figures[name][-1]
+    return f"{run}: {number(first)} in epoch {metrics.epochs[0]}, {number(last)} in epoch {metrics.epochs[-1]}."
+
+
+def _table(name: str, given: dict[str, EpochMetrics]) -> TextTable:
+    """A row an epoch, a column a run."""
+    values = {run: dict(zip(metrics.epochs, metrics.figures[name], strict=True)) for run, metrics in given.items()}
+    epochs = sorted({epoch for one in values.values() for epoch in one})
+    rows = [[str(epoch), *(number(one.get(epoch)) for one in values.values())] for epoch in epochs]
+    return TextTable(["epoch", *values], rows)

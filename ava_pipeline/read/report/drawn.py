@@ -1,0 +1,73 @@
+"""A figure of the page: what plotly draws, and what is there for those who do not see it."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Trace: TypeAlias = dict[str, Any]
+
+# Okabe and Ito's colours, which the colour-blind tell apart; each is to be seen on white and on black.
+# Source: https://jfly.uni-koeln.de/color/
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+DASHES = ("solid", "dash", "dot", "dashdot")
+_MAX_NAME = 60
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A table of text.
+
+    Attributes:
+        header: names of the columns.
+        rows: as many texts each.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """One figure.
+
+    Attributes:
+        name: its id in the page.
+        title: above it.
+        caption: what is to be seen and how it was made.
+        label: what is said to somebody who does not see it.
+        traces: as plotly takes them.
+        layout: as plotly takes it; colours of text and grid are the page's.
+        table: the same in numbers.
+        is_by_batch: its x axis is that of the batches, and zooms with the others'.
+    """
+
+    name: str
+    title: str
+    caption: str
+    label: str
+    traces: Sequence[Trace]
+    layout: dict[str, Any] = field(default_factory=dict)
+    table: TextTable | None = None
+    is_by_batch: bool = False
+
+
+def plain(text: object) -> str:
+    """Text that plotly, which knows some HTML, shows as it is; on one line, and cut where it is long."""
+    line = " ".join(str(text).split())
+    return html.escape(line if len(line) <= _MAX_NAME else f"{line[: _MAX_NAME - 1]}…", quote=False)
+
+
+def color(place: int) -> str:
+    """Of the line with this number."""
+    return COLORS[place % len(COLORS)]
+
+
+def dash(place: int) -> str:
+    """Lines beyond the colours are told apart by their dashes."""
+    return DASHES[place % len(DASHES)]
+
+
+def number(value: float | None) -> str:
+    """Four digits; a dash where there is none."""
+    return "–" if value is None else f"{value:.4g}"  # noqa: RUF001  # a dash, on purpose

@@ -1,0 +1,49 @@
+"""Run facts: who ran what, where, and how much of it was recorded."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import TypeAlias
+
+from ava_pipeline.contract.manifest import Attempt, Manifest
+from ava_pipeline.read.report.seen import Seen
+
+Facts: TypeAlias = Sequence[tuple[str, str]]
+
+
+def facts_of(seen: Seen) -> Facts:
+    """Name and value each, in words."""
+    told = [("directory", str(seen.layout.root))]
+    return [*told, *_of_manifest(seen.manifest)] if seen.manifest else told
+
+
+def _of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "status", manifest.status
+    yield "last sign of life", _time(manifest.heartbeat_utc)
+    for name, value in manifest.run_info.items():
+        yield name, str(value)
+    for attempt in manifest.attempts:
+        yield from ((f"attempt {attempt.number}: {name}", value) for name, value in _of_attempt(attempt) if value)
+
+
+def _of_attempt(attempt: Attempt) -> Iterator[tuple[str, str]]:
+    counters = attempt.counters
+    yield "status", f"{attempt.status}, {attempt.error}" if attempt.error else attempt.status
+    yield "began", _time(attempt.started_utc)
+    yield "ended", _time(attempt.ended_utc) if attempt.ended_utc else ""
+    yield "resumed behind batch", str(attempt.resumed_from or "")
+    yield "collected every", f"{attempt.collect_every_n} batches" if attempt.collect_every_n > 1 else "batch"
+    yield (
+        "steps",
+        (
+            f"{counters.collected} collected, {counters.written} written, {counters.dropped} dropped, "
+            f"{counters.failed} failed, {counters.pending} pending"
+        ),
+    )
+    yield "command", " ".join(attempt.argv)
+    yield "commit", attempt.git_commit or ""
+    yield "on", ", ".join(part for part in (attempt.host, attempt.device) if part)
+    yield "versions", ", ".join(f"{name} {version}" for name, version in attempt.versions.items())
+
+
+def _time(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC"

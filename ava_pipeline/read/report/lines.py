@@ -1,0 +1,94 @@
+"""Series as plotly's traces: the line, what is not finite, what is 0, and points that stand alone."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ava_pipeline.read.downsample import Points
+from ava_pipeline.read.report.drawn import Trace, plain
+from ava_pipeline.read.report.series import Series
+
+_HOVER = "%{y:.4g}<extra>%{fullData.name}</extra>"
+_FEW = 200
+_MOST_INT32 = np.iinfo(np.int32).max
+
+
+def traces_of(
+    series: Series,
+    num_slices: int,
+    *,
+    name: str,
+    line: dict[str, Any],
+    bounds: tuple[float, float],
+    axes: dict[str, str],
+) -> Iterator[Trace]:
+    """What is drawn of one series on a logarithmic scale.
+
+    Args:
+        series: what to draw.
+        num_slices: in so many slices.
+        name: in the legend.
+        line: plotly's style of the line.
+        bounds: the places below and above all values, where 0 and what is not finite are marked.
+        axes: plotly's names of the axes.
+    """
+    points = series.line(num_slices)
+    mode = "lines+markers" if len(points.values) <= _FEW else "lines"
+    shared = {"type": "scatter", "name": plain(name), "legendgroup": plain(name), **axes}
+    yield shared | {"mode": mode, "line": line, "marker": {"size": 3}, "hovertemplate": _HOVER} | _xy(points)
+    alone = _alone(points)
+    if mode == "lines" and len(alone.values):
+        marker = {"size": 3, "color": line["color"]}
+        yield shared | {"mode": "markers", "marker": marker, "showlegend": False, "hoverinfo": "skip"} | _xy(alone)
+    marks = (
+        ("not finite", series.not_finite(num_slices), bounds[1], "x"),
+        ("0", series.zeros(num_slices), bounds[0], "triangle-down-open"),
+    )
+    for what, marked, height, symbol in marks:
+        if len(marked.values):
+            yield shared | _marks(marked, height, symbol, line["color"], plain(f"{name}: {what}"))
+
+
+def bounds_of(series: Sequence[Series]) -> tuple[float, float]:
+    """Places below and above every positive value, a little apart on a logarithmic scale."""
+    parts = [one.values[np.isfinite(one.values) & (one.values > 0)] for one in series]
+    positive = np.concatenate([np.empty(0), *parts])
+    if not len(positive):
+        return 0.1, 1.0
+    return float(positive.min()) / 1.5, float(positive.max()) * 1.5
+
+
+def _marks(marked: Points, height: float, symbol: str, color: str, name: str) -> Trace:
+    return {
+        "mode": "markers",
+        "name": name,
+        "marker": {"symbol": symbol, "size": 9, "color": color, "line": {"width": 1.5}},
+        "text": [plain(value) for value in marked.values],
+        "hovertemplate": "%{text} at batch %{x}<extra>%{fullData.name}</extra>",
+        "x": _compact(marked.batches),
+        "y": np.full(len(marked.batches), height),
+    }
+
+
+def _xy(points: Points) -> Trace:
+    return {"x": _compact(points.batches), "y": _compact(points.values)}
+
+
+def _compact(values: NDArray[Any]) -> NDArray[Any]:
+    """In four bytes each, where no eye sees a difference; plotly.js knows no int64."""
+    if np.issubdtype(values.dtype, np.integer):
+        return values.astype(np.int32 if values.size == 0 or values.max() <= _MOST_INT32 else np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = values.astype(np.float32)
+    fits = np.isfinite(narrow) == np.isfinite(values)
+    return narrow if fits.all() and ((narrow == 0) == (values == 0)).all() else values
+
+
+def _alone(points: Points) -> Points:
+    """Points with nothing on either side, which no line shows."""
+    is_there = np.isfinite(points.values)
+    padded = np.pad(is_there, 1)
+    alone = is_there & ~padded[:-2] & ~padded[2:]
+    return Points(points.batches[alone], points.values[alone])

@@ -1,0 +1,73 @@
+"""The findings of a run, as the page lists them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ava_pipeline.read.report.marks import MAX_FINDINGS, place_of, shown_findings
+from ava_pipeline.read.report.seen import Seen
+from ava_pipeline.signs.finding import Finding
+
+_MAX_IDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFinding:
+    """A finding in words.
+
+    Attributes:
+        finding: itself.
+        place: the figure in which it lies; None where it is of no batch, or the figure is not drawn.
+    """
+
+    finding: Finding
+    place: str | None
+
+    @property
+    def where(self) -> str:
+        """Its batches and epoch."""
+        first, last = self.finding.batch_idx, self.finding.batch_idx_end
+        return f"batch {first}" if first == last else f"batches {first} to {last}"
+
+    @property
+    def samples(self) -> str:
+        """What its first batch consisted of."""
+        ids = self.finding.sample_ids
+        more = f" and {len(ids) - _MAX_IDS} more" if len(ids) > _MAX_IDS else ""
+        return ", ".join(ids[:_MAX_IDS]) + more
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the numbers of a run say.
+
+    Attributes:
+        name: of the run.
+        status: of the run, in words.
+        findings: those shown.
+        num_more: how many more there are.
+        healthy: what is as it should be.
+        is_judged: whether the run could be diagnosed at all.
+        troubles: what could not be read.
+    """
+
+    name: str
+    status: str
+    findings: Sequence[ListedFinding]
+    num_more: int
+    healthy: Sequence[Finding]
+    is_judged: bool
+    troubles: Sequence[str]
+
+
+def listed(seen: Seen) -> Listed:
+    """List a run's findings."""
+    findings = shown_findings(seen)
+    return Listed(
+        name=seen.name,
+        status=seen.manifest.status if seen.manifest else "no manifest",
+        findings=[ListedFinding(finding, place_of(finding)) for finding in findings],
+        num_more=max(0, len(seen.diagnosis.findings) - MAX_FINDINGS) if seen.diagnosis else 0,
+        healthy=seen.diagnosis.healthy if seen.diagnosis else (),
+        is_judged=seen.diagnosis is not None,
+        troubles=seen.troubles,
+    )

@@ -1,0 +1,89 @@
+"""What is marked in plots over batches: where epochs begin, and where findings lie."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ava_pipeline.read.report.seen import Seen
+from ava_pipeline.signs.finding import Finding, Severity
+
+MAX_FINDINGS = 200
+SEVERITY_COLORS: Mapping[Severity, str] = {"error": "#d6336c", "warning": "#e8890c", "info": "#4c8dd6"}
+
+_MAX_LINES = 60
+_MAX_NAMES = 10
+_RATES = "lr_"
+
+Shape = dict[str, Any]
+
+
+def place_of(finding: Finding) -> str | None:
+    """The figure in which a finding lies; None where it is of no batch."""
+    if not finding.batch_idx:
+        return None
+    return "rates" if (finding.column or "").startswith(_RATES) else "norms"
+
+
+def shown_findings(seen: Seen) -> Sequence[Finding]:
+    """The findings that the page lists; the most severe ones where there are too many."""
+    return seen.diagnosis.findings[:MAX_FINDINGS] if seen.diagnosis else ()
+
+
+def bands(findings: Iterable[Finding], axis_of: Mapping[str, str]) -> Iterator[Shape]:
+    """A band over each finding's batches.
+
+    Args:
+        findings: of one figure.
+        axis_of: column -> the y axis of its part of the figure; one that has none goes through the whole figure.
+    """
+    for finding in findings:
+        axis = axis_of.get(finding.column or "")
+        color = SEVERITY_COLORS[finding.severity]
+        yield {
+            "type": "rect",
+            "xref": "x",
+            "x0": finding.batch_idx,
+            "x1": finding.batch_idx_end,
+            "yref": f"{axis} domain" if axis else "paper",
+            "y0": 0,
+            "y1": 1,
+            "fillcolor": color,
+            "opacity": 0.18,
+            "layer": "below",
+            "line": {"width": 2, "color": color},  # so that one of a single batch can be seen
+        }
+
+
+def epoch_lines(starts: Mapping[int, int]) -> Iterator[Shape]:
+    """A line where an epoch begins; not each where there are many."""
+    for start in list(starts.values())[:: _step(starts, _MAX_LINES)]:
+        line = {"width": 1, "dash": "dot", "color": "#8c8c8c"}
+        yield {
+            "type": "line",
+            "xref": "x",
+            "x0": start,
+            "x1": start,
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "line": line,
+            "layer": "below",
+        }
+
+
+def epoch_names(starts: Mapping[int, int]) -> Iterator[dict[str, Any]]:
+    """The number of an epoch above its line; not each where there are many."""
+    for epoch, start in list(starts.items())[:: _step(starts, _MAX_NAMES)]:
+        yield {
+            "xref": "x",
+            "x": start,
+            "yref": "paper",
+            "y": 1,
+            "yanchor": "bottom",
+            "xanchor": "left",
+            "showarrow": False,
+            "text": str(epoch),
+        }
+
+
+def _step(starts: Mapping[int, int], most: int) -> int:
+    return max(1, -(-len(starts) // most))

@@ -19,8 +19,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
-demo: $(READY)  ## train a ResNet-18 on generated data with telemetry, into outputs/ava/demo
+demo: $(READY)  ## train a ResNet-18 on generated data with telemetry, into outputs/ava/demo, and write its report
 	$(BIN)/ava-pipeline train configs/demo.yaml --restart
+	@$(BIN)/ava-pipeline report outputs/ava/demo
 
 test: $(READY) lint types  ## lint, format check, strict types, tests
 	$(BIN)/python -m pytest

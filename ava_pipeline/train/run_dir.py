@@ -61,7 +61,7 @@ def begin_anew(layout: RunLayout, config_text: str) -> None:
     Raises:
         ConfigError: the directory cannot be written.
     """
-    _move([path for path in _own_files(layout) if path.exists()], _next_attempt(layout))
+    _move([path for path in (*_own_files(layout), layout.report) if path.exists()], _next_attempt(layout))
     _write_config(layout, config_text)
 
 

@@ -124,7 +124,7 @@ def _axes(parts: dict[str, str]) -> dict[str, Any]:
 
 def _part_names(parts: dict[str, str]) -> Iterator[dict[str, Any]]:
     for column, axis in parts.items():
-        place = {"xref": "paper", "x": 0, "yref": f"{axis} domain", "y": 1, "xanchor": "left", "yanchor": "bottom"}
+        place = {"xref": "paper", "x": 1, "yref": f"{axis} domain", "y": 1, "xanchor": "right", "yanchor": "bottom"}
         yield place | {"text": f"<b>{plain(column)}</b>", "showarrow": False}
 
 

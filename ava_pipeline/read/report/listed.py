@@ -43,6 +43,7 @@ class Listed:
     Attributes:
         name: of the run.
         status: of the run, in words.
+        is_generated: it was trained on generated data.
         findings: those shown.
         num_more: how many more there are.
         healthy: what is as it should be.
@@ -52,6 +53,7 @@ class Listed:
 
     name: str
     status: str
+    is_generated: bool
     findings: Sequence[ListedFinding]
     num_more: int
     healthy: Sequence[Finding]
@@ -65,6 +67,7 @@ def listed(seen: Seen) -> Listed:
     return Listed(
         name=seen.name,
         status=seen.manifest.status if seen.manifest else "no manifest",
+        is_generated=seen.is_generated,
         findings=[ListedFinding(finding, place_of(finding)) for finding in findings],
         num_more=max(0, len(seen.diagnosis.findings) - MAX_FINDINGS) if seen.diagnosis else 0,
         healthy=seen.diagnosis.healthy if seen.diagnosis else (),

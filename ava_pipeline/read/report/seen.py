@@ -16,6 +16,7 @@ from ava_pipeline.errors import RunError
 from ava_pipeline.metrics import Metrics
 from ava_pipeline.read.csv import read_csv
 from ava_pipeline.read.diagnose import Diagnosis, diagnose_run
+from ava_pipeline.read.generated import is_generated
 from ava_pipeline.read.predicted import Predicted, read_predicted
 from ava_pipeline.read.prediction_files import PredictionFile, prediction_files
 from ava_pipeline.read.run import Run, open_run
@@ -45,6 +46,7 @@ class Seen:
         metrics: of its epochs; None where there are none.
         predictions: of the last epoch, and which one it is.
         diagnosis: what the numbers say; None where they cannot be judged.
+        is_generated: it was trained on generated data.
         troubles: a sentence for everything that could not be read.
     """
 
@@ -55,6 +57,7 @@ class Seen:
     metrics: EpochMetrics | None = None
     predictions: tuple[PredictionFile, Predicted] | None = None
     diagnosis: Diagnosis | None = None
+    is_generated: bool = False
     troubles: list[str] = field(default_factory=list)
 
     def table(self, name: str) -> pa.Table | None:
@@ -84,6 +87,7 @@ def see(name: str, layout: RunLayout) -> Seen:
         for table in seen.manifest.tables:
             _add_table(seen, run, table)
         seen.diagnosis = seen.attempt(lambda: diagnose_run(run))
+    seen.is_generated = bool(seen.attempt(lambda: is_generated(layout.root)))
     events = seen.attempt(lambda: read_table(layout, RunTable.of(EVENTS)))
     if events is not None:
         seen.tables["events"] = events

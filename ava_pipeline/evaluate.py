@@ -12,8 +12,8 @@ import pyarrow as pa
 from ava_pipeline import yaml_text
 from ava_pipeline.contract.inside import check_inside
 from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.parquet_file import read_parquet
 from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
-from ava_pipeline.contract.stored import read_parquet
 from ava_pipeline.errors import DamagedFileError, NotARunError
 from ava_pipeline.metrics import Metrics, constant_predictor, prediction_metrics
 

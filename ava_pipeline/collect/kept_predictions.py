@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ava_pipeline.contract.stored import write_parquet
+from ava_pipeline.contract.parquet_file import write_parquet
 from ava_pipeline.errors import PredictionsError
 
 _log = logging.getLogger("ava_pipeline")

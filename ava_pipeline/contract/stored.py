@@ -1,18 +1,23 @@
 """A table as Parquet stores it: the Parquet file, and behind it the rows still in the journal."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ava_pipeline.contract.declared_size import check_declared_size
-from ava_pipeline.contract.files import written_aside
-from ava_pipeline.contract.journal import Damage, Journal, read_journal
+from ava_pipeline.contract.damaged import keep_damaged
+from ava_pipeline.contract.frames import Damage
+from ava_pipeline.contract.journal import Journal, JournalReader, read_journal
+from ava_pipeline.contract.parquet_file import (
+    check_parquet,
+    num_parquet_rows,
+    parquet_rows,
+    read_parquet,
+    write_parquet,
+)
+from ava_pipeline.contract.row_stream import RowStream, joined
 from ava_pipeline.errors import DamagedFileError
-
-ROWS_PER_GROUP = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Stored:
 
 
 def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> Stored | None:
-    """Read a table from its Parquet file and its journal, without changing either.
+    """Read a table from its Parquet file and its journal into memory, without changing either.
 
     The journal goes on behind the rows that the Parquet file held when it began; where it was turned into Parquet
     already and only its removal is missing, its rows are not read twice.
@@ -63,96 +68,82 @@ def _joined(parts: list[pa.Table], parquet: Path) -> pa.Table:
     try:
         return pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
-        raise DamagedFileError(f"{parquet} and the journal beside it hold other columns: {error}.") from error
+        raise _other_columns(parquet, error) from error
 
 
-def write_parquet(path: Path, rows: pa.Table) -> None:
-    """Write a Parquet file that appears complete or not at all, read back before it appears.
-
-    Raises:
-        OSError: it cannot be written.
-        DamagedFileError: what was read back is not what was written.
-    """
-    with written_aside(path) as file:
-        pq.write_table(rows, file, row_group_size=ROWS_PER_GROUP, compression="zstd", write_page_checksum=True)
-        file.flush()
-        with pq.ParquetFile(file.name, page_checksum_verification=True) as written:
-            if not same_bits(written.read(), rows):
-                raise DamagedFileError(f"{file.name} reads back other than it was written: check the disk.")
+def _other_columns(parquet: Path, error: Exception) -> DamagedFileError:
+    return DamagedFileError(f"{parquet} and the journal beside it hold other columns: {error}.")
 
 
-def same_bits(one: pa.Table, other: pa.Table) -> bool:
-    """Whether two tables hold the same values bit for bit; unlike `Table.equals`, nan is equal to nan."""
-    return bool(one.schema.equals(other.schema)) and bool(_bits(one).equals(_bits(other)))
-
-
-def _bits(rows: pa.Table) -> pa.Table:
-    for index, field in enumerate(rows.schema):
-        if pa.types.is_floating(field.type):
-            bits = pa.int32() if field.type.bit_width == 32 else pa.int64()  # noqa: PLR2004  # float32
-            chunks = [chunk.view(bits) for chunk in rows.column(index).chunks]
-            rows = rows.set_column(index, pa.field(field.name, bits), pa.chunked_array(chunks, type=bits))
-    return rows
-
-
-def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> Stored | None:
+def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> tuple[Damage, ...]:
     """Turn the journal into Parquet: after this the Parquet file holds every row and there is no journal.
 
-    A damaged journal is kept in the folder `damaged/` beside it.
+    Neither file is in memory as a whole at any time. A damaged journal is kept in the folder `damaged/` beside it.
+
+    Args:
+        parquet: need not exist.
+        journal: need not exist; then nothing is done.
+        schema: the table's, used where the journal's own is damaged.
+
+    Returns:
+        What of the journal could not be read.
 
     Raises:
         OSError: the Parquet file cannot be written; the journal still stands.
         DamagedFileError: the older Parquet file cannot be read; the journal still stands.
     """
-    stored = read_stored(parquet, journal, schema)
     if not journal.exists():
-        return stored
-    if stored is not None and stored.rows.num_columns:
-        write_parquet(parquet, stored.rows)
-    if stored is not None and stored.damage:
+        return ()
+    num_stored = num_parquet_rows(parquet) if parquet.exists() else 0
+    new = NewRows(journal, schema, num_stored)
+    is_more = next(new.read(), None) is not None
+    if new.schema is not None and (is_more or not parquet.exists()):
+        write_parquet(parquet, _all_rows(parquet, RowStream(new.schema, new.read)))
+    elif parquet.exists():
+        check_parquet(parquet)  # the rows are there already, if it can be read
+    if new.damage:
         keep_damaged(journal)
     else:
         journal.unlink()
-    return stored
+    return new.damage
 
 
-def keep_damaged(path: Path) -> None:
-    """Move a file that cannot be read, or not all of it, to the folder `damaged/` beside it."""
-    place = free_place(path)
-    place.parent.mkdir(exist_ok=True)
-    path.rename(place)
+class NewRows:
+    """The journal's rows that its Parquet file does not hold yet."""
+
+    def __init__(self, journal: Path, schema: pa.Schema | None, num_stored: int) -> None:
+        self._journal = journal
+        self._given_schema = schema
+        self._num_stored = num_stored
+        self._reader = JournalReader(journal, schema)
+
+    def read(self) -> Iterator[pa.RecordBatch]:
+        """From the first one on, each time."""
+        self._reader = JournalReader(self._journal, self._given_schema)
+        # Counted in rows that can be read: of a damaged journal no more than those went into the Parquet file.
+        num_read = 0
+        for _, batch in self._reader.batches():
+            start = max(0, self._num_stored - self._reader.rows_before - num_read)
+            num_read += batch.num_rows
+            if start < batch.num_rows:
+                yield batch.slice(start)
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """Of the rows, as the latest reading found it."""
+        return self._reader.schema
+
+    @property
+    def damage(self) -> tuple[Damage, ...]:
+        """What the latest reading could not read."""
+        return tuple(self._reader.damage)
 
 
-def keep_damaged_end(path: Path, end: bytes) -> None:
-    """Copy the end of a file, which is to be cut off, to the folder `damaged/` beside it."""
-    with written_aside(free_place(path.with_name(f"{path.name}.end"))) as file:
-        file.write(end)
-
-
-def free_place(path: Path) -> Path:
-    """Where in the folder `damaged/` beside it a file can be kept, behind those of the same name."""
-    folder = path.parent / "damaged"
-    names = chain([path.name], (f"{path.name}.{number}" for number in count(1)))
-    return next(folder / name for name in names if not (folder / name).exists())
-
-
-def read_parquet(path: Path) -> pa.Table:
-    """Read a complete Parquet file, its checksums verified.
-
-    Raises:
-        DamagedFileError: the file cannot be read, or would take more memory than such a file can need.
-    """
+def _all_rows(parquet: Path, new: RowStream) -> RowStream:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            check_declared_size(file.metadata, path.stat().st_size)
-            rows = file.read()
-        rows.validate(full=True)
-    except (pa.ArrowException, OSError, DamagedFileError) as error:
-        reason = str(error).partition("\n")[0].removesuffix(".")
-        raise DamagedFileError(
-            f"{path} cannot be read as Parquet: {reason}. Restore it from a backup, or move it away."
-        ) from error
-    return rows
+        return joined(parquet_rows(parquet), new) if parquet.exists() else new
+    except pa.ArrowException as error:
+        raise _other_columns(parquet, error) from error
 
 
 def _read_journal(path: Path, schema: pa.Schema | None) -> Journal | None:

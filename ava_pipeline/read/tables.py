@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ava_pipeline.contract.journal import Damage
+from ava_pipeline.contract.frames import Damage
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import RunTable

@@ -1,6 +1,6 @@
 """What an earlier attempt left in the run directory: made whole, and set aside where it is superseded."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ava_pipeline.contract.damaged import keep_damaged, keep_damaged_end
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
-from ava_pipeline.contract.stored import keep_damaged, keep_damaged_end, read_parquet, store_journal, write_parquet
+from ava_pipeline.contract.parquet_file import check_parquet, parquet_rows, write_parquet
+from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.write.csv import cut_torn_line, torn_line
@@ -50,8 +52,7 @@ def make_whole(layout: RunLayout) -> list[Mended]:
             mended.append(Mended(path.name, message, is_tail=True))
     for journal in sorted(layout.telemetry.glob("*.journal")):
         size = journal.stat().st_size
-        stored = store_journal(layout.parquet(journal.stem), journal, schemas.get(journal.stem))
-        for damage in stored.damage if stored else ():
+        for damage in store_journal(layout.parquet(journal.stem), journal, schemas.get(journal.stem)):
             message = f"{damage.num_bytes} bytes at {damage.offset} are lost: {damage.reason}"
             is_tail = damage.reason.startswith("a torn") and damage.offset + damage.num_bytes == size
             mended.append(Mended(journal.name, message, is_tail))
@@ -71,7 +72,7 @@ def _set_damaged_aside(layout: RunLayout) -> Iterator[Mended]:
     """Parquet files that cannot be read go to `damaged/`, so that the new rows can be written."""
     for path in sorted(layout.telemetry.glob("*.parquet")):
         try:
-            read_parquet(path)
+            check_parquet(path)
         except DamagedFileError as error:
             keep_damaged(path)
             yield Mended(path.name, f"{error} It is kept in {path.parent / 'damaged'}", is_tail=False)
@@ -134,15 +135,26 @@ def _free(path: Path) -> Path:
 
 def _split_csv(path: Path, folder: Path, after_batch: int) -> bool:
     """Lines behind `after_batch` to `folder`, the others stay; first the copy, then the cut."""
-    header, *lines = path.read_bytes().splitlines(keepends=True)
-    kept: list[bytes] = []
-    past: list[bytes] = []
-    for number, line in enumerate(lines, start=2):
-        (kept if _batch_of(line, path, number) <= after_batch else past).append(line)
-    for place, rows in ((_free(folder / path.name), past), (path, kept)) if past else ():
-        with written_aside(place) as file:
-            file.writelines([header, *rows])
-    return bool(past)
+    is_past = any(_lines(path, lambda batch: batch > after_batch))
+    if is_past:
+        _copy_lines(path, _free(folder / path.name), lambda batch: batch > after_batch)
+        _copy_lines(path, path, lambda batch: batch <= after_batch)
+    return is_past
+
+
+def _copy_lines(path: Path, place: Path, rule: Callable[[int], bool]) -> None:
+    with path.open("rb") as older, written_aside(place) as file:
+        file.write(older.readline())
+        file.writelines(_lines(path, rule))
+
+
+def _lines(path: Path, rule: Callable[[int], bool]) -> Iterator[bytes]:
+    """The lines below the header whose batch the rule picks, one in memory at a time."""
+    with path.open("rb") as file:
+        file.readline()
+        for number, line in enumerate(file, start=2):
+            if rule(_batch_of(line, path, number)):
+                yield line
 
 
 def _batch_of(line: bytes, path: Path, number: int) -> int:
@@ -156,10 +168,10 @@ def _batch_of(line: bytes, path: Path, number: int) -> int:
 
 
 def _split_parquet(path: Path, folder: Path, after_batch: int) -> bool:
-    rows = read_parquet(path)
-    is_kept = pc.less_equal(rows.column("batch_idx"), pa.scalar(after_batch))
-    past = rows.filter(pc.invert(is_kept))
-    if past.num_rows:
+    rows, last = parquet_rows(path), pa.scalar(after_batch)
+    past = rows.matching(lambda batch: pc.greater(batch.column("batch_idx"), last))
+    is_past = any(batch.num_rows for batch in past.read())
+    if is_past:
         write_parquet(_free(folder / path.name), past)
-        write_parquet(path, rows.filter(is_kept))
-    return bool(past.num_rows)
+        write_parquet(path, rows.matching(lambda batch: pc.less_equal(batch.column("batch_idx"), last)))
+    return is_past

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ava_pipeline.contract.damaged import free_place
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.inside import check_inside
-from ava_pipeline.contract.journal import Journal, read_journal
+from ava_pipeline.contract.journal import JournalReader
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest, read_manifest, write_manifest
-from ava_pipeline.contract.stored import free_place, read_parquet
+from ava_pipeline.contract.parquet_file import check_parquet, parquet_rows
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, WriteError
 from ava_pipeline.write.accounts import rows_of_last
 from ava_pipeline.write.csv import torn_line
@@ -92,29 +93,23 @@ def _look_at_csv(_: RunLayout, path: Path) -> tuple[int, list[str]]:
 
 def _look_at_parquet(_: RunLayout, path: Path) -> tuple[int, list[str]]:
     try:
-        return read_parquet(path).num_rows, []
+        return check_parquet(path), []
     except DamagedFileError as error:
         return 0, [str(error)]
 
 
 def _look_at_journal(layout: RunLayout, path: Path) -> tuple[int, list[str]]:
-    schema = declared_schemas(layout).get(path.stem)
-    journal = read_journal(path, schema=schema)
+    reader = JournalReader(path, declared_schemas(layout).get(path.stem))
+    num_read = end = 0
+    for before, batch in reader.batches():
+        num_read, end = num_read + batch.num_rows, before + batch.num_rows
     parquet = layout.parquet(path.stem)
-    before, _ = _look_at_parquet(layout, parquet) if parquet.exists() else (0, [])
-    num_rows = sum(batch.num_rows for _, batch in journal.batches)
-    num_stored = min(num_rows, max(0, before - journal.rows_before))
-    lost = [f"{one.num_bytes} bytes at {one.offset}: {one.reason}" for one in journal.damage]
-    num_lost = _num_lost_rows(journal)
-    return num_rows - num_stored, [*lost, *([f"{num_lost} rows between those that were read"] if num_lost else [])]
-
-
-def _num_lost_rows(journal: Journal) -> int:
-    """Rows between those that were read, as each frame counts the rows before it."""
-    if not journal.batches:
-        return 0
-    start, last = journal.batches[-1]
-    return start + last.num_rows - journal.rows_before - sum(batch.num_rows for _, batch in journal.batches)
+    num_older, _ = _look_at_parquet(layout, parquet) if parquet.exists() else (0, [])
+    num_stored = min(num_read, max(0, num_older - reader.rows_before))
+    lost = [f"{one.num_bytes} bytes at {one.offset}: {one.reason}" for one in reader.damage]
+    # Each frame counts the rows before it.
+    num_lost = end - reader.rows_before - num_read if num_read else 0
+    return num_read - num_stored, [*lost, *([f"{num_lost} rows between those that were read"] if num_lost else [])]
 
 
 def _manifest(layout: RunLayout) -> tuple[Manifest | None, tuple[str, ...]]:
@@ -160,7 +155,7 @@ def _last_batch(layout: RunLayout) -> int:
     """The last batch that any whole file holds a row of; 0 where there is none."""
     found = [0]
     for path in layout.telemetry.glob("*.parquet"):
-        rows = read_parquet(path)
-        if rows.num_rows and "batch_idx" in rows.column_names:
-            found.append(rows.column("batch_idx")[-1].as_py())
+        rows = parquet_rows(path)
+        if "batch_idx" in rows.schema.names:
+            found += [batch.column("batch_idx")[-1].as_py() for batch in rows.read() if batch.num_rows][-1:]
     return max(found)

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.journal import same_columns
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.stored import read_parquet, write_parquet
+from ava_pipeline.contract.parquet_file import parquet_rows, write_parquet
 from ava_pipeline.contract.tables import RunTable
 
 
@@ -61,8 +60,5 @@ def _widen_csv(path: Path, table: RunTable, num_lacking: int) -> None:
         file.writelines(line.rstrip(b"\n") + empty for line in older)
 
 
-def _widen_parquet(path: Path, table: RunTable, num_lacking: int) -> None:
-    rows = read_parquet(path)
-    for field in list(table.arrow_schema)[-num_lacking:]:
-        rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
-    write_parquet(path, rows.cast(table.arrow_schema))
+def _widen_parquet(path: Path, table: RunTable, _: int) -> None:
+    write_parquet(path, parquet_rows(path).as_columns(table.arrow_schema))

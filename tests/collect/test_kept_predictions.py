@@ -9,7 +9,7 @@ import torch
 
 from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.collect.kept_predictions import KeptPredictions
-from ava_pipeline.contract.stored import read_parquet
+from ava_pipeline.contract.parquet_file import read_parquet
 from ava_pipeline.errors import PredictionsError
 from tests.collect.models import tiny, train
 

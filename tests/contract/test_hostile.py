@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ava_pipeline.contract.journal import read_journal
-from ava_pipeline.contract.stored import read_parquet, read_stored
+from ava_pipeline.contract.parquet_file import read_parquet
+from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.errors import DamagedFileError
 
 pytestmark = pytest.mark.timeout(60)

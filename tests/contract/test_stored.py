@@ -7,7 +7,9 @@ import pytest
 
 from ava_pipeline.contract import stored
 from ava_pipeline.contract.journal import Journal, JournalWriter, read_journal
-from ava_pipeline.contract.stored import read_stored, same_bits, store_journal, write_parquet
+from ava_pipeline.contract.parquet_file import write_parquet
+from ava_pipeline.contract.row_stream import same_bits
+from ava_pipeline.contract.stored import read_stored, store_journal
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.arrays import integers
 
@@ -51,7 +53,8 @@ def files(tmp_path: Path) -> Files:
 def test_no_file_is_no_table(files: Files) -> None:
     """Not an empty one: the caller says what that means."""
     assert read_stored(files.parquet, files.journal) is None
-    assert store_journal(files.parquet, files.journal) is None
+    assert store_journal(files.parquet, files.journal) == ()
+    assert not files.parquet.exists()
 
 
 def test_journal_rows_follow_those_in_parquet(files: Files) -> None:
@@ -100,17 +103,48 @@ def test_a_journal_that_becomes_parquet_while_it_is_read_loses_no_row(
     assert files.read() == [1, 2]
 
 
-def test_a_kill_before_a_damaged_journal_is_put_away_doubles_no_row(files: Files) -> None:
+@pytest.mark.parametrize(("damaged", "left"), [(0, [2, 3, 4]), (1, [1, 3, 4])])
+def test_a_kill_before_a_damaged_journal_is_put_away_doubles_no_row(
+    damaged: int, left: list[int], files: Files
+) -> None:
     """Its readable rows are in the Parquet file, fewer than its frames count."""
     files.journaled(batch(1), batch(2), batch(3), batch(4))
     data = bytearray(files.journal.read_bytes())
-    second = data.index(b"AVAjrnR1", data.index(b"AVAjrnR1") + 1)
-    data[second + 40] ^= 1
+    starts = [at for at in range(len(data)) if data.startswith(b"AVAjrnR1", at)]
+    data[starts[damaged] + 40] ^= 1
     files.journal.write_bytes(data)
-    found = read_stored(files.parquet, files.journal)
-    assert found is not None
-    write_parquet(files.parquet, found.rows)
-    assert files.read() == [1, 3, 4]
+    store_journal(files.parquet, files.journal)
+    files.journal.write_bytes(data)  # as the kill left it
+    assert files.read() == left
+    store_journal(files.parquet, files.journal)
+    assert (files.read(), files.journal.exists()) == (left, False)
+
+
+def test_a_journal_is_not_given_up_for_a_parquet_file_that_cannot_be_read(files: Files) -> None:
+    """All of its rows were stored, and the Parquet file was damaged before the journal was removed."""
+    files.journaled(batch(*range(1000)))
+    journal = files.journal.read_bytes()
+    store_journal(files.parquet, files.journal)
+    files.journal.write_bytes(journal)
+    data = bytearray(files.parquet.read_bytes())
+    data[len(data) // 3] ^= 1
+    files.parquet.write_bytes(data)
+    with pytest.raises(DamagedFileError, match=r"norms\.parquet"):
+        store_journal(files.parquet, files.journal)
+    assert files.journal.read_bytes() == journal
+
+
+def test_columns_that_older_rows_lack_are_null_in_them(files: Files) -> None:
+    """A Parquet file from a backup, of before a column was added."""
+    write_parquet(files.parquet, pa.table({"batch_idx": [1, 2]}))
+    files.journaled(batch(3), rows_before=2)
+    before = read_stored(files.parquet, files.journal)
+    store_journal(files.parquet, files.journal)
+    after = read_stored(files.parquet, files.journal)
+    assert before is not None
+    assert after is not None
+    assert same_bits(before.rows, after.rows)
+    assert after.rows.column("norm").null_count == 2
 
 
 def test_a_damaged_journal_is_kept_when_its_rows_are_stored(files: Files) -> None:
@@ -119,9 +153,7 @@ def test_a_damaged_journal_is_kept_when_its_rows_are_stored(files: Files) -> Non
     data = bytearray(files.journal.read_bytes())
     data[-1] ^= 1
     files.journal.write_bytes(data)
-    found = store_journal(files.parquet, files.journal)
-    assert found is not None
-    assert len(found.damage) == 1
+    assert len(store_journal(files.parquet, files.journal)) == 1
     assert files.read() == [1]
     assert (files.journal.parent / "damaged" / "norms.journal").read_bytes() == data
 

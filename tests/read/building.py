@@ -21,8 +21,8 @@ from ava_pipeline.contract.manifest import (
     TableEntry,
     write_manifest,
 )
+from ava_pipeline.contract.parquet_file import write_parquet
 from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS, SCORES, predictions_schema
-from ava_pipeline.contract.stored import write_parquet
 from ava_pipeline.contract.tables import Column, RunTable, Table
 from ava_pipeline.metrics import prediction_metrics
 from ava_pipeline.write.csv import CsvWriter

@@ -10,7 +10,7 @@ import pytest
 from ava_pipeline.contract.events import Event, EventName
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, StepCounters
-from ava_pipeline.contract.stored import write_parquet
+from ava_pipeline.contract.parquet_file import write_parquet
 from ava_pipeline.errors import MisuseError, NotARunError
 from ava_pipeline.read.validate import RULES, validate_run
 from ava_pipeline.read.violations import MAX_LISTED

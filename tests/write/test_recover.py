@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from ava_pipeline.cli import app
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
-from ava_pipeline.contract.stored import read_parquet
+from ava_pipeline.contract.parquet_file import read_parquet
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
 from ava_pipeline.read.arrays import integers
 from ava_pipeline.read.validate import validate_run

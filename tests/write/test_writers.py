@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import csv
 
-from ava_pipeline.contract.stored import read_parquet, read_stored
+from ava_pipeline.contract.parquet_file import read_parquet
+from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import Column, RunTable, Table
 from ava_pipeline.write.csv import CsvWriter
 from ava_pipeline.write.memory import MemoryWriter

@@ -1,0 +1,109 @@
+"""Frames: the bytes of a journal, each frame whole or known to be damaged.
+
+A frame is a header (magic, payload length, rows before it, rows in it, CRC32 of header and payload) and a payload. The
+magic lets a reader find the next frame behind damaged bytes, the checksum tells it that they are damaged.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+SCHEMA_MAGIC = b"AVAjrnS1"
+ROWS_MAGIC = b"AVAjrnR1"
+_ANY_MAGIC = b"AVAjrn"
+_HEADER = struct.Struct("<8sIQII")  # magic, payload bytes, rows before, rows, CRC32
+_SEARCHED_BYTES = 2**20
+
+MAX_PAYLOAD_BYTES = 256 * 2**20
+
+
+class Damage(NamedTuple):
+    """Bytes of a journal that are no whole frame."""
+
+    offset: int
+    num_bytes: int
+    reason: str
+
+
+class Frame(NamedTuple):
+    """One whole frame; what its payload holds is not known yet."""
+
+    magic: bytes
+    rows_before: int
+    num_rows: int
+    payload: bytes
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """Where the next one begins."""
+        return self.offset + _HEADER.size + len(self.payload)
+
+
+def frame_bytes(magic: bytes, payload: memoryview, *, rows_before: int, num_rows: int) -> bytes:
+    """A frame as it lies in the file.
+
+    Raises:
+        OSError: the payload is too large for a frame.
+    """
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise OSError(f"{num_rows} rows take {len(payload)} bytes; a journal takes {MAX_PAYLOAD_BYTES} at once")
+    return _head(magic, len(payload), rows_before, num_rows, payload) + payload
+
+
+def read_frames(file: BinaryIO, damage: list[Damage]) -> Iterator[Frame]:
+    """Every whole frame up to where the file ends now; what is none is added to `damage`.
+
+    Plain reads and no memory map: a writer may cut the file at any time, and a map of what is cut kills its reader.
+    """
+    offset, size = 0, file.seek(0, os.SEEK_END)
+    while offset < size:
+        found = _frame_at(file, offset, size)
+        if isinstance(found, Frame):
+            yield found
+            offset = found.end
+            continue
+        end = _next_magic(file, offset + 1, size)
+        damage.append(Damage(offset, end - offset, found))
+        offset = end
+
+
+def _head(magic: bytes, num_bytes: int, rows_before: int, num_rows: int, payload: bytes | memoryview) -> bytes:
+    unsigned = _HEADER.pack(magic, num_bytes, rows_before, num_rows, 0)
+    checksum = zlib.crc32(payload, zlib.crc32(unsigned))
+    return _HEADER.pack(magic, num_bytes, rows_before, num_rows, checksum)
+
+
+def _frame_at(file: BinaryIO, offset: int, size: int) -> Frame | str:
+    """The frame at `offset`, or why there is none."""
+    file.seek(offset)
+    head = file.read(_HEADER.size)
+    if len(head) < _HEADER.size:
+        return "a torn header"
+    magic, num_bytes, rows_before, num_rows, _ = _HEADER.unpack(head)
+    if magic not in {SCHEMA_MAGIC, ROWS_MAGIC}:
+        return "no frame begins here"
+    if offset + _HEADER.size + num_bytes > size:
+        return "a torn frame"
+    if num_bytes > MAX_PAYLOAD_BYTES:
+        return "a frame that is larger than any"
+    payload = file.read(num_bytes)
+    if _head(magic, num_bytes, rows_before, num_rows, payload) != head:
+        return "a frame whose checksum is wrong"
+    return Frame(magic, rows_before, num_rows, payload, offset)
+
+
+def _next_magic(file: BinaryIO, start: int, size: int) -> int:
+    """Where the next frame may begin, at `start` or behind it; `size` where none does."""
+    while start < size:
+        file.seek(start)
+        found = file.read(_SEARCHED_BYTES)
+        at = found.find(_ANY_MAGIC)
+        if at >= 0:
+            return start + at
+        if len(found) < len(_ANY_MAGIC):
+            break
+        start += len(found) - len(_ANY_MAGIC) + 1
+    return size

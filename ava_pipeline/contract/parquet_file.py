@@ -1,0 +1,126 @@
+"""Parquet files: they appear complete, read back before they do, and are read with all that is in them checked."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ava_pipeline.contract.declared_size import check_declared_size
+from ava_pipeline.contract.files import written_aside
+from ava_pipeline.contract.row_stream import ROWS_PER_BLOCK, RowStream, num_rows, same_rows
+from ava_pipeline.errors import DamagedFileError
+
+ROWS_PER_GROUP = 2**14
+BYTES_PER_GROUP = 8 * 2**20
+# Measured numbers seldom repeat: a dictionary of them takes more memory and more of the file than it saves.
+_OPTIONS: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
+
+
+def write_parquet(path: Path, rows: pa.Table | RowStream) -> None:
+    """Write a Parquet file that appears complete or not at all, read back before it appears.
+
+    Args:
+        path: the file; one of that name is replaced.
+        rows: a stream is read twice, a row group of it in memory at a time.
+
+    Raises:
+        OSError: it cannot be written.
+        DamagedFileError: what was read back is not what was written, or the rows cannot be read.
+    """
+    stream = rows if isinstance(rows, RowStream) else RowStream.of(rows)
+    with written_aside(path) as file:
+        with pq.ParquetWriter(file, stream.schema, **_OPTIONS) as writer:
+            for group in _groups(stream):
+                writer.write_table(group, row_group_size=group.num_rows)
+        file.flush()
+        if not same_rows(parquet_rows(Path(file.name)), stream):
+            raise DamagedFileError(f"{file.name} reads back other than it was written: check the disk.")
+
+
+def _groups(stream: RowStream) -> Iterator[pa.Table]:
+    """Row groups, bounded in rows and, for tables of many columns, in bytes."""
+    waiting: list[pa.Table] = []
+    for block in stream.blocks():
+        waiting.append(block)
+        is_wide = sum(one.nbytes for one in waiting) >= BYTES_PER_GROUP
+        if is_wide or len(waiting) * ROWS_PER_BLOCK >= ROWS_PER_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read a complete Parquet file into memory, its checksums verified.
+
+    Raises:
+        DamagedFileError: the file cannot be read, or would take more memory than such a file can need.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            check_declared_size(file.metadata, path.stat().st_size)
+            rows = file.read()
+        rows.validate(full=True)
+    except (pa.ArrowException, OSError, DamagedFileError) as error:
+        raise _unreadable(path, error) from error
+    return rows
+
+
+def parquet_rows(path: Path, rows_per_batch: int = ROWS_PER_BLOCK) -> RowStream:
+    """The rows of a complete Parquet file, a part at a time, its checksums verified.
+
+    Args:
+        path: the file.
+        rows_per_batch: at most so many at a time.
+
+    Raises, also while being read:
+        DamagedFileError: the file cannot be read, or would take more memory than such a file can need.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+    return RowStream(schema, lambda: _batches(path, rows_per_batch))
+
+
+def num_parquet_rows(path: Path) -> int:
+    """How many rows a Parquet file says it holds.
+
+    Raises:
+        DamagedFileError: it does not say.
+    """
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def check_parquet(path: Path) -> int:
+    """Read all of a Parquet file, and keep none of it.
+
+    Returns:
+        How many rows it holds.
+
+    Raises:
+        DamagedFileError: the file cannot be read.
+    """
+    return num_rows(parquet_rows(path).read())
+
+
+def _batches(path: Path, rows_per_batch: int) -> Iterator[pa.RecordBatch]:
+    try:
+        # What is buffered ahead stays in memory until the file is closed.
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+            check_declared_size(file.metadata, path.stat().st_size)
+            for batch in file.iter_batches(rows_per_batch, use_threads=False):  # one thread, beside the training
+                batch.validate(full=True)
+                yield batch
+    except (pa.ArrowException, OSError, DamagedFileError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DamagedFileError:
+    reason = str(error).partition("\n")[0].removesuffix(".")
+    return DamagedFileError(f"{path} cannot be read as Parquet: {reason}. Restore it from a backup, or move it away.")

@@ -1,0 +1,73 @@
+"""Finishing files takes no more memory for a long run than for a short one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(120)
+
+MAX_GROWTH_MB = 3.0
+
+# In a process of its own: peaks never fall.
+FINISHING = """
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ava_pipeline.bench.writing import peak_bytes
+from ava_pipeline.contract.journal import JournalWriter
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.write.csv import CsvWriter
+from ava_pipeline.write.older_rows import set_aside
+from ava_pipeline.write.recover import recover_run
+from ava_pipeline.write.widened import widen
+from tests.write.feeding import NORMS
+
+TABLE, WIDER = RunTable.of(NORMS, "abcdef"), RunTable.of(NORMS, "abcdefgh")
+RNG = np.random.default_rng(0)
+
+def journal(layout, batches):
+    writer = JournalWriter(layout.journal("norms"), TABLE.arrow_schema, rows_before=batches.start - 1)
+    lines = CsvWriter(layout.csv("norms"), TABLE.arrow_schema)
+    for start in batches:
+        count = np.arange(start, start + batches.step)
+        norms = [pa.array(RNG.random(batches.step, dtype=np.float32)) for _ in "abcdef"]
+        rows = pa.RecordBatch.from_arrays([pa.array(count), pa.array(count * 0), *norms], schema=TABLE.arrow_schema)
+        writer.write(rows)
+        lines.write(rows)
+    writer.close()
+    lines.close()
+
+def finish(layout, num_rows):
+    layout.telemetry.mkdir(parents=True)
+    journal(layout, range(1, num_rows, 5000))
+    before = peak_bytes()
+    recover_run(layout.root)                                          # a killed run
+    journal(layout, range(num_rows + 1, num_rows + 5001, 5000))
+    recover_run(layout.root)                                          # older Parquet rows before new ones
+    assert set_aside(layout, after_batch=num_rows // 2, attempt=2)    # a resume
+    assert widen(layout, WIDER)                                       # with other columns
+    return (peak_bytes() - before) / 1e6
+
+finish(RunLayout(Path(sys.argv[1]) / "short"), 40_000)
+print(finish(RunLayout(Path(sys.argv[1]) / "long"), 300_000))
+"""
+
+
+def test_finishing_a_long_run_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
+    """Three hundred thousand rows, 10 MB: recovered, gone on behind, set aside and widened a part at a time."""
+    ended = subprocess.run(
+        [sys.executable, "-c", FINISHING, str(tmp_path)],
+        check=False,
+        timeout=100,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) < MAX_GROWTH_MB

@@ -18,7 +18,7 @@ def whole_lines(path: Path) -> bytes:
         OSError: the file cannot be opened.
         DamagedFileError: the file is larger than any table.
     """
-    _check_size(path)
+    check_size(path)
     data = path.read_bytes()
     return data[: data.rfind(b"\n") + 1]
 
@@ -30,12 +30,12 @@ def num_rows(path: Path) -> int:
         OSError: the file cannot be opened.
         DamagedFileError: the file is larger than any table.
     """
-    _check_size(path)
+    check_size(path)
     with path.open("rb") as file:
         return max(0, sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b"")) - 1)
 
 
-def _check_size(path: Path) -> None:
+def check_size(path: Path) -> None:
     """Look before reading: a sparse file may claim any size."""
     size = path.stat().st_size
     if size > MAX_BYTES:

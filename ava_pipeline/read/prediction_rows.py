@@ -3,13 +3,13 @@
 import pyarrow as pa
 
 from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.parquet_file import read_parquet
 from ava_pipeline.contract.predictions import PREDICTIONS, predictions_schema
-from ava_pipeline.contract.stored import read_parquet
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.read.inspected import Part
 from ava_pipeline.read.prediction_files import PredictionFile
 from ava_pipeline.read.rules.files import UNREADABLE, Take, fitted, relative, told
+from ava_pipeline.read.window import Window
 
 _INTEGER_IDS = RunTable.of(PREDICTIONS)
 _TEXT_IDS = RunTable.of(
@@ -19,7 +19,7 @@ _TEXT_IDS = RunTable.of(
 )
 
 
-def read_predictions(layout: RunLayout, file: PredictionFile, take: Take) -> Part | None:
+def read_predictions(layout: RunLayout, file: PredictionFile, take: Take) -> Window | None:
     """Read a file of predictions; what makes it unusable is told to `take`."""
     name = relative(layout, file.path)
     try:
@@ -29,7 +29,7 @@ def read_predictions(layout: RunLayout, file: PredictionFile, take: Take) -> Par
         return None
     declaration = _TEXT_IDS if _has_text_ids(rows) else _INTEGER_IDS
     usable = fitted(rows, predictions_schema(integer_ids=declaration is _INTEGER_IDS), name, take)
-    return None if usable is None else Part(name, declaration, usable)
+    return None if usable is None else Window(name, declaration, usable)
 
 
 def _has_text_ids(rows: pa.Table) -> bool:

@@ -1,7 +1,5 @@
 """Ranges of batches that events speak of."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -34,9 +32,20 @@ class Spans:
         return np.asarray((num_begun > 0) & (self._reach[np.maximum(num_begun - 1, 0)] >= first), dtype=np.bool_)
 
 
-def spans_of_missing_rows(events: pa.Table | None, names: Sequence[str] = _EXPLAIN_MISSING_ROWS) -> Spans:
-    """The batches whose rows may be missing, as events tell."""
-    if events is None:
-        return Spans(np.empty(0, np.int64), np.empty(0, np.int64))
-    told = events.filter(pa.compute.is_in(events.column("event"), pa.array(names)))
-    return Spans(integers(told, "batch_idx"), integers(told, "batch_idx_end"))
+class EventSpans:
+    """Gathers the batches whose rows may be missing, as events tell that are read some rows at a time."""
+
+    def __init__(self) -> None:
+        self._starts = [np.empty(0, np.int64)]
+        self._ends = [np.empty(0, np.int64)]
+
+    def add(self, events: pa.Table) -> None:
+        """Go on by some rows of events."""
+        told = events.filter(pa.compute.is_in(events.column("event"), pa.array(_EXPLAIN_MISSING_ROWS)))
+        told = told.select(["batch_idx", "batch_idx_end"]).drop_null()
+        self._starts.append(integers(told, "batch_idx"))
+        self._ends.append(integers(told, "batch_idx_end"))
+
+    def of_missing_rows(self) -> Spans:
+        """All of them so far."""
+        return Spans(np.concatenate(self._starts), np.concatenate(self._ends))

@@ -1,16 +1,17 @@
 """A run directory against its contract."""
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from os import PathLike
+from typing import Protocol
 
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest, utc_now
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import MisuseError
-from ava_pipeline.read.inspected import Inspected
+from ava_pipeline.read.inspected import Inspected, TableParts, is_open
 from ava_pipeline.read.rules import (
     counters,
     directory,
@@ -27,47 +28,34 @@ from ava_pipeline.read.rules import (
     values,
 )
 from ava_pipeline.read.run import open_run
-from ava_pipeline.read.spans import spans_of_missing_rows
+from ava_pipeline.read.spans import EventSpans
+from ava_pipeline.read.table_parts import Check, TableReader
 from ava_pipeline.read.violations import Breach, Listing, Rule, Violation
+from ava_pipeline.read.window import Window
+
+
+class _Family(Protocol):
+    """A module of rules."""
+
+    @property
+    def RULES(self) -> Sequence[Rule]: ...  # noqa: N802  # a module's constant
+
+
+class _OfRuns(_Family, Protocol):
+    """Rules that hold for a run as a whole."""
+
+    def check(self, run: Inspected) -> Iterator[Breach]: ...
+
+
+_OF_RUNS: Sequence[_OfRuns] = (manifest, directory, counters, rows, spacing, formats, training, epochs, metrics)
+_OF_ROWS_AND_FILES: Sequence[_Family] = (files, values, norms, predictions)
 
 RULES: tuple[Rule, ...] = tuple(
-    sorted(
-        (
-            rule
-            for family in (
-                counters,
-                directory,
-                epochs,
-                files,
-                formats,
-                manifest,
-                metrics,
-                norms,
-                predictions,
-                rows,
-                spacing,
-                training,
-                values,
-            )
-            for rule in family.RULES
-        ),
-        key=lambda rule: rule.id,
-    )
+    sorted((rule for family in (*_OF_RUNS, *_OF_ROWS_AND_FILES) for rule in family.RULES), key=lambda rule: rule.id)
 )
 
 # How alike a mistyped id must be to the one that it is taken for.
 _NEAR = 0.75
-
-_CHECKS: tuple[Callable[[Inspected], Iterator[Breach]], ...] = (
-    directory.check,
-    counters.check,
-    values.check,
-    rows.check,
-    spacing.check,
-    norms.check,
-    formats.check,
-    training.check,
-)
 
 
 def validate_run(
@@ -75,7 +63,8 @@ def validate_run(
 ) -> list[Violation]:
     """Check a run directory: its manifest, its tables, its predictions and its metrics.
 
-    What is still being written is no violation; files that cannot be read are.
+    What is still being written is no violation; files that cannot be read are. Tables are read some rows at a time, so
+    that memory hardly grows with their length.
 
     Args:
         path: the run directory.
@@ -89,31 +78,49 @@ def validate_run(
         NotARunError: there is no run.
         MisuseError: `ignore` names no rule.
     """
-    _check_ignored(ignore)
+    check_ignored(ignore)
     layout = open_run(path).layout
     listing = Listing(ignore)
-    found = manifest.load(layout, listing.add)
-    run = _inspect(layout, found, listing)
-    listing.take(manifest.check(run, now or utc_now()))
-    for check in _CHECKS:
-        listing.take(check(run))
-    epochs.check(layout, listing.add)
-    metrics.check(layout, listing.add, is_open=run.is_open)
+    run = _inspect(layout, manifest.load(layout, listing.add), listing, now or utc_now())
+    for family in _OF_RUNS:
+        listing.take(family.check(run))
     return listing.violations()
 
 
-def _inspect(layout: RunLayout, found: Manifest | None, listing: Listing) -> Inspected:
+def _inspect(layout: RunLayout, found: Manifest | None, listing: Listing, now: datetime) -> Inspected:
     declared = {name: entry.declaration for name, entry in found.tables.items()} if found else {}
-    is_open = found is not None and found.status == "running"
-    tables = {
-        name: files.read_parts(layout, declaration, is_open=is_open, take=listing.add)
-        for name, declaration in {**declared, "events": RunTable.of(EVENTS)}.items()
-    }
-    events = tables["events"].csv
-    return Inspected.of(layout, found, tables, spans_of_missing_rows(events.rows if events else None))
+    tables = {name: _read(layout, found, table, rules_of_rows(found), listing) for name, table in declared.items()}
+    spans = EventSpans()
+
+    def check(window: Window) -> Iterable[Breach]:
+        spans.add(window.rows)
+        return values.check_window(window)
+
+    events = _read(layout, found, RunTable.of(EVENTS), check, listing)
+    return Inspected(layout, found, tables, events, spans.of_missing_rows(), now)
 
 
-def _check_ignored(ignore: Sequence[str]) -> None:
+def _read(layout: RunLayout, found: Manifest | None, table: RunTable, check: Check, listing: Listing) -> TableParts:
+    return TableReader(layout, table, is_open=is_open(found), check=check, listing=listing).read()
+
+
+def rules_of_rows(found: Manifest | None) -> Check:
+    """What the rows of a measure's table must keep."""
+
+    def check(window: Window) -> Iterator[Breach]:
+        yield from values.check_window(window)
+        yield from rows.check_window(window)
+        yield from norms.check_window(window, found) if found is not None else ()
+
+    return check
+
+
+def check_ignored(ignore: Sequence[str]) -> None:
+    """Refuse an id that names no rule and no family.
+
+    Raises:
+        MisuseError: with the nearest id there is.
+    """
     known = {rule.id for rule in RULES} | {rule.id.partition(".")[0] for rule in RULES}
     for name in ignore:
         if name not in known:

@@ -1,7 +1,7 @@
 """What validation finds: rules, how a run breaks them, and how many violations are listed."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -79,37 +79,42 @@ class Rule:
         violation = self._violation(file, Cell(cell) if isinstance(cell, str) else cell, row)
         return Breach(self, file, 1, lambda _: violation)
 
-    def at(self, file: str, positions: Positions, explain: Callable[[int], Cell]) -> Breach:
-        """Breaches at 0-based row positions; `explain` is asked only for those that are listed."""
-        return Breach(
-            self,
-            file,
-            len(positions),
-            lambda index: self._violation(file, explain(int(positions[index])), int(positions[index]) + 1),
-        )
+    def at(self, file: str, positions: Positions, explain: Callable[[int], Cell], *, start: int = 0) -> Breach:
+        """Breaches at 0-based row positions behind `start`; `explain` is asked only for those that are listed."""
+
+        def violation(index: int) -> Violation:
+            position = int(positions[index])
+            return self._violation(file, explain(position), start + position + 1)
+
+        return Breach(self, file, len(positions), violation)
+
+    def some(self, file: str, cells: Sequence[tuple[int, Cell]], *, num: int) -> Breach:
+        """So many breaches, the first of them at 1-based rows; as many cells as are listed will do."""
+        return Breach(self, file, num, lambda index: self._violation(file, cells[index][1], cells[index][0]))
 
     def _violation(self, file: str, cell: Cell, row: int | None) -> Violation:
         return Violation(rule=self.id, severity=self.severity, file=file, row=row, **cell._asdict())
 
 
 class Listing:
-    """Violations in the order they were made, at most `MAX_LISTED` a rule and file.
+    """Violations by rule and file, in the order in which the first of each was found, at most `MAX_LISTED` of each.
 
     Args:
         ignore: rule ids, or families such as `norms`, to leave out.
     """
 
     def __init__(self, ignore: Sequence[str] = ()) -> None:
-        self._ignore = set(ignore)
-        self._violations: list[Violation] = []
+        self._ignore = frozenset(ignore)
+        self._listed: dict[tuple[Rule, str], list[Violation]] = {}
         self._num: Counter[tuple[Rule, str]] = Counter()
 
     def add(self, breach: Breach) -> None:
         """Add violations of one rule and file."""
         if not self._ignore.isdisjoint({breach.rule.id, breach.rule.id.partition(".")[0]}):
             return
+        listed = self._listed.setdefault((breach.rule, breach.file), [])
         room = max(0, MAX_LISTED - self._num[breach.rule, breach.file])
-        self._violations += [breach.violation(index) for index in range(min(room, breach.num))]
+        listed += [breach.violation(index) for index in range(min(room, breach.num))]
         self._num[breach.rule, breach.file] += breach.num
 
     def take(self, breaches: Iterable[Breach]) -> None:
@@ -117,9 +122,18 @@ class Listing:
         for breach in breaches:
             self.add(breach)
 
+    def aside(self) -> "Listing":
+        """An empty listing that ignores the same, for violations that may come to nothing."""
+        return Listing(tuple(self._ignore))
+
+    def breaches(self) -> Iterator[Breach]:
+        """All of it, for another listing to take."""
+        for (rule, file), listed in self._listed.items():
+            yield Breach(rule, file, self._num[rule, file], listed.__getitem__)
+
     def violations(self) -> list[Violation]:
         """Every violation listed; where there were more, a closing one counts the rest."""
-        return self._violations + [
+        return [one for listed in self._listed.values() for one in listed] + [
             Violation(
                 rule=rule.id,
                 severity=rule.severity,

@@ -47,7 +47,7 @@ def _of_file(run: Inspected, manifest: Manifest, part: Part) -> Iterator[Breach]
     attempts = manifest.attempts
     counted = [attempt.rows[part.name] for attempt in attempts if part.name in attempt.rows]
     expected = sum(counted) - sum(attempt.set_aside.get(part.name, 0) for attempt in attempts)
-    is_other = part.rows.num_rows < expected if run.is_open else part.rows.num_rows != expected
+    is_other = part.num_rows < expected if run.is_open else part.num_rows != expected
     if counted and is_other:
-        message = f"{part.rows.num_rows} rows; by the manifest's counters there are {expected}."
-        yield ROWS.found(part.file, Cell(message, value=str(part.rows.num_rows)))
+        message = f"{part.num_rows} rows; by the manifest's counters there are {expected}."
+        yield ROWS.found(part.file, Cell(message, value=str(part.num_rows)))

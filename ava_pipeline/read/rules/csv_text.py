@@ -20,13 +20,14 @@ VALUE = Rule("values.dtype", "A CSV field reads as its column's type.")
 Strings: TypeAlias = "pa.Array[Any]"
 
 
-def csv_breaches(data: bytes, file: str, declaration: RunTable) -> list[Breach]:
+def csv_breaches(data: bytes, file: str, declaration: RunTable, *, start: int = 0) -> list[Breach]:
     """Every line of a CSV file with too many or too few fields, and every field that is not of its type.
 
     Args:
-        data: whole lines, the header being right.
+        data: the header, which is right, and whole lines.
         file: path below the run directory.
         declaration: the columns.
+        start: how many rows of the file stand between the header and the lines.
     """
     torn: list[csv.InvalidRow] = []
     options = parse_options(declaration)
@@ -38,14 +39,14 @@ def csv_breaches(data: bytes, file: str, declaration: RunTable) -> list[Breach]:
         text = csv.read_csv(readable, ONE_THREAD, options, convert_options(types))
     except pa.ArrowInvalid:
         return []  # no text at all; the caller tells what Arrow said
-    breaches = [_line_breach(file, row) for row in torn]
+    breaches = [_line_breach(file, row, start) for row in torn]
     rows = _row_numbers(text.num_rows, [row.number - 1 for row in torn if row.number is not None])
-    return breaches + list(_value_breaches(text, file, declaration, rows))
+    return breaches + list(_value_breaches(text, file, declaration, rows, start))
 
 
-def _line_breach(file: str, row: csv.InvalidRow) -> Breach:
+def _line_breach(file: str, row: csv.InvalidRow, start: int) -> Breach:
     message = f"the line has {row.actual_columns} fields; the table has {row.expected_columns} columns."
-    return LINE.found(file, Cell(message, value=row.text), row=None if row.number is None else row.number - 1)
+    return LINE.found(file, Cell(message, value=row.text), row=None if row.number is None else start + row.number - 1)
 
 
 def _row_numbers(num_rows: int, left_out: list[int]) -> NDArray[np.intp]:
@@ -54,12 +55,17 @@ def _row_numbers(num_rows: int, left_out: list[int]) -> NDArray[np.intp]:
     return np.delete(every, np.asarray(left_out, dtype=np.intp) - 1)
 
 
-def _value_breaches(text: pa.Table, file: str, declaration: RunTable, rows: NDArray[np.intp]) -> Iterator[Breach]:
+def _value_breaches(
+    text: pa.Table, file: str, declaration: RunTable, rows: NDArray[np.intp], start: int
+) -> Iterator[Breach]:
     for field in declaration.arrow_schema:
         column = text.column(field.name).combine_chunks()
-        broken = np.asarray(list(_not_of(column, field.type, 0)), dtype=np.intp)
+        # Each text is tried once: what is wrong is often the same in many rows.
+        texts = column.dictionary_encode()
+        bad = np.asarray(list(_not_of(texts.dictionary, field.type, 0)), dtype=np.intp)
+        broken = np.flatnonzero(np.isin(texts.indices.fill_null(-1).to_numpy(), bad))
         if len(broken):
-            yield VALUE.at(file, rows[broken], _Explain(field.name, field.type, column, rows))
+            yield VALUE.at(file, rows[broken], _Explain(field.name, field.type, column, rows), start=start)
 
 
 @dataclass(frozen=True, slots=True)

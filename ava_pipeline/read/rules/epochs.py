@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.predictions import GT_COLUMNS
 from ava_pipeline.read.arrays import differing, text
-from ava_pipeline.read.inspected import Part
+from ava_pipeline.read.inspected import Inspected
 from ava_pipeline.read.prediction_files import PredictionFile, prediction_files
 from ava_pipeline.read.prediction_rows import read_predictions
 from ava_pipeline.read.rules import predictions
-from ava_pipeline.read.rules.files import Take, relative
+from ava_pipeline.read.rules.files import relative
 from ava_pipeline.read.violations import Breach, Cell, Rule
+from ava_pipeline.read.window import Window
 
 IDS = Rule("predictions.ids", "Every epoch of a set predicts the same images.")
 TRUTH = Rule("predictions.truth", "An image's true votes are the same every epoch.")
@@ -25,18 +26,19 @@ EPOCH = Rule("predictions.epoch", "A set's epochs follow each other without one 
 RULES = (IDS, TRUTH, EPOCH)
 
 
-def check(layout: RunLayout, take: Take) -> None:
+def check(run: Inspected) -> Iterator[Breach]:
     """Read every file of predictions once; each is compared with its set's first."""
-    for _, files in groupby(prediction_files(layout), key=lambda file: file.name):
-        for breach in _of_set(layout, list(files), take):
-            take(breach)
+    for _, files in groupby(prediction_files(run.layout), key=lambda file: file.name):
+        yield from _of_set(run.layout, list(files))
 
 
-def _of_set(layout: RunLayout, files: Sequence[PredictionFile], take: Take) -> Iterator[Breach]:
+def _of_set(layout: RunLayout, files: Sequence[PredictionFile]) -> Iterator[Breach]:
     yield from _left_out(layout, files)
-    first: Part | None = None
+    first: Window | None = None
     for file in files:
-        part = read_predictions(layout, file, take)
+        told: list[Breach] = []
+        part = read_predictions(layout, file, told.append)
+        yield from told
         if part is not None:
             yield from predictions.check(part)
             yield from _compared(part, first) if first is not None else ()
@@ -50,7 +52,7 @@ def _left_out(layout: RunLayout, files: Sequence[PredictionFile]) -> Iterator[Br
         yield EPOCH.found(relative(layout, path), "the file is not there, though a later epoch's is.")
 
 
-def _compared(part: Part, first: Part) -> Iterator[Breach]:
+def _compared(part: Window, first: Window) -> Iterator[Breach]:
     ids, first_ids = part.rows.column("image_id"), first.rows.column("image_id")
     if ids.type != first_ids.type:
         yield IDS.found(part.file, Cell(f"ids are {ids.type}, in {first.name} {first_ids.type}.", "image_id"))
@@ -64,7 +66,7 @@ def _compared(part: Part, first: Part) -> Iterator[Breach]:
     yield from _other_truth(part, first)
 
 
-def _strange(part: Part, first: Part) -> Iterator[Breach]:
+def _strange(part: Window, first: Window) -> Iterator[Breach]:
     known = np.asarray(pc.is_in(part.rows.column("image_id"), first.rows.column("image_id")))
     if not known.all():
         yield IDS.at(part.file, np.flatnonzero(~known), _Image(f"image {{}} is not in {first.name}.", part))
@@ -75,7 +77,7 @@ class _Image:
     """A sentence about a row's image."""
 
     message: str
-    part: Part
+    part: Window
     column: str = "image_id"
 
     def __call__(self, row: int) -> Cell:
@@ -83,7 +85,7 @@ class _Image:
         return Cell(self.message.format(text(self.part.rows, "image_id", row)), self.column, value)
 
 
-def _other_truth(part: Part, first: Part) -> Iterator[Breach]:
+def _other_truth(part: Window, first: Window) -> Iterator[Breach]:
     here, there = _shared(part, first)
     rows, others = part.rows.take(here), first.rows.take(there)
     for name in ("gt_mean", *GT_COLUMNS):
@@ -93,7 +95,7 @@ def _other_truth(part: Part, first: Part) -> Iterator[Breach]:
             yield TRUTH.at(part.file, here[other], _Image(message, part, name))
 
 
-def _shared(part: Part, first: Part) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _shared(part: Window, first: Window) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Positions of the images that both files hold."""
     found = pc.index_in(part.rows.column("image_id"), first.rows.column("image_id").combine_chunks())
     positions = np.asarray(found.fill_null(-1).to_numpy(), dtype=np.intp)

@@ -1,36 +1,86 @@
 """CSV and Parquet hold the same rows, to the bit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
+from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.arrays import differing, text
+from ava_pipeline.read.batch_numbers import Lookup
 from ava_pipeline.read.inspected import Inspected, Part
-from ava_pipeline.read.violations import Breach, Cell, Rule
+from ava_pipeline.read.row_cursor import RowCursor
+from ava_pipeline.read.violations import MAX_LISTED, Breach, Cell, Rule
+from ava_pipeline.read.window import Window
 
 SAME = Rule("files.csv-parquet", "CSV and Parquet hold the same rows: floats bit for bit, nan and null kept apart.")
 
 RULES = (SAME,)
 
 
-def check(run: Inspected) -> Iterator[Breach]:
-    """Every table that is written in both formats; its rows are matched by batch_idx."""
-    for name, table in run.tables.items():
-        csv, parquet = table.csv, table.parquet
-        if len(run.distinct[name]) == 2 and csv and parquet and csv.has_keys and parquet.has_keys:  # noqa: PLR2004  # both.
-            yield from _other_values(csv, parquet)
-            yield from _only_in(run, csv, parquet)
-            yield from _only_in(run, parquet, csv)
+class Twin:
+    """The Parquet file of a table, against which its CSV file is held, window by window.
 
+    Args:
+        parquet: reads the file through; None where it cannot be used. Asked for where something differs.
+        rows: of the file.
 
-def _other_values(csv: Part, parquet: Part) -> Iterator[Breach]:
-    _, here, there = np.intersect1d(csv.batches, parquet.batches, return_indices=True)
-    rows, others = csv.rows.take(here), parquet.rows.take(there)
-    for name in csv.declaration.column_names:
-        broken = np.flatnonzero(differing(rows.column(name), others.column(name)))
-        if len(broken):
-            yield SAME.at(csv.file, here[broken], _Other(name, csv, parquet))
+    Attributes:
+        is_same: whether all that was compared is the same, row by row.
+    """
+
+    def __init__(self, parquet: Callable[[], Part | None], rows: RowCursor) -> None:
+        self.is_same = True
+        self._parquet = parquet
+        self._rows = rows
+        self._lookup: Lookup | None = None
+
+    def check(self, window: Window) -> Iterator[Breach]:
+        """Values that are others in the Parquet file; rows are matched by place, from the first odd one on by batch."""
+        if self._lookup is None and self._has_rows_of(window):
+            return
+        self.is_same = False
+        parquet = self._parquet()
+        if parquet is not None and parquet.has_keys and window.has_keys:
+            self._lookup = self._lookup or Lookup(parquet.batches)
+            yield from self._other_values(window, parquet.name, self._lookup.rows_of(window.batches))
+
+    def has_more(self, num_rows: int) -> bool:
+        """Whether the file goes on behind so many rows.
+
+        Raises:
+            DamagedFileError: it cannot be read.
+        """
+        return self._rows.rows(num_rows, 1).num_rows > 0
+
+    def _has_rows_of(self, window: Window) -> bool:
+        try:
+            others = self._rows.rows(window.start, window.rows.num_rows)
+        except DamagedFileError:
+            return False  # told where the file is read through
+        names = window.declaration.column_names
+        return others.num_rows == window.rows.num_rows and not any(
+            np.any(differing(window.rows.column(name), others.column(name))) for name in names
+        )
+
+    def _other_values(self, window: Window, other: str, places: NDArray[np.intp]) -> Iterator[Breach]:
+        found = places[places >= 0]
+        if not len(found):
+            return
+        first = int(found.min())
+        held = self._rows.rows(first, int(found.max()) - first + 1)
+        # While rows come, the file may have grown since this reading of it began.
+        here = np.flatnonzero((places >= 0) & (places < first + held.num_rows))
+        there = places[here]
+        rows, others = window.rows.take(here), held.take(there - first)
+        for name in window.declaration.column_names:
+            broken = np.flatnonzero(differing(rows.column(name), others.column(name)))
+            explain = _Other(name, other, rows, others, there)
+            cells = [(window.start + int(here[at]) + 1, explain(int(at))) for at in broken[:MAX_LISTED]]
+            if cells:
+                yield SAME.some(window.file, cells, num=len(broken))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +88,39 @@ class _Other:
     """What a value is in the other file."""
 
     column: str
-    csv: Part
-    parquet: Part
+    name: str
+    rows: pa.Table
+    others: pa.Table
+    there: NDArray[np.intp]
 
-    def __call__(self, row: int) -> Cell:
-        there = int(np.flatnonzero(self.parquet.batches == self.csv.batches[row])[0])
-        value = text(self.csv.rows, self.column, row)
-        other = text(self.parquet.rows, self.column, there)
-        return Cell(f"{value} here, {other} in row {there + 1} of {self.parquet.name}.", self.column, value)
+    def __call__(self, at: int) -> Cell:
+        value, other = text(self.rows, self.column, at), text(self.others, self.column, at)
+        return Cell(f"{value} here, {other} in row {self.there[at] + 1} of {self.name}.", self.column, value)
+
+
+def check(run: Inspected) -> Iterator[Breach]:
+    """Rows that only one of a table's files has."""
+    for table in run.tables.values():
+        csv, parquet = table.csv, table.parquet
+        if csv and parquet and not table.is_same and csv.has_keys and parquet.has_keys:
+            yield from _only_in(run, csv, parquet)
+            yield from _only_in(run, parquet, csv)
 
 
 def _only_in(run: Inspected, part: Part, other: Part) -> Iterator[Breach]:
     """Rows that only one file has and no event explains; while rows come, the other file may lag behind."""
-    lost = part.batches[~np.isin(part.batches, other.batches)]
-    lost = lost[~run.missing.overlap(lost, lost)]
+    rows, lost = Lookup(other.batches).lost(part.batches)
+    told = ~run.missing.overlap(lost, lost)
     if run.is_open:
-        lost = lost[lost <= other.batches.max(initial=0)]
-    positions = np.flatnonzero(np.isin(part.batches, lost))
-
-    def explain(row: int) -> Cell:
-        batch = str(part.batches[row])
-        return Cell(f"the row of batch {batch} is not in {other.name}, and no event explains it.", "batch_idx", batch)
-
-    if len(positions):
-        yield SAME.at(part.file, positions, explain)
+        told &= lost <= other.batches.greatest
+    cells = [
+        (
+            row + 1,
+            Cell(
+                f"the row of batch {batch} is not in {other.name}, and no event explains it.", "batch_idx", str(batch)
+            ),
+        )
+        for row, batch in zip(rows[told][:MAX_LISTED].tolist(), lost[told][:MAX_LISTED].tolist(), strict=True)
+    ]
+    if cells:
+        yield SAME.some(part.file, cells, num=int(told.sum()))

@@ -35,12 +35,12 @@ def load(layout: RunLayout, take: Take) -> Manifest | None:
     return None
 
 
-def check(run: Inspected, now: datetime) -> Iterator[Breach]:
+def check(run: Inspected) -> Iterator[Breach]:
     """What can be told of the manifest by itself."""
     if run.manifest is not None:
         yield from _attempts(run.manifest)
         yield from _groups(run.manifest)
-        yield from _killed(run.manifest, now)
+        yield from _killed(run.manifest, run.now)
 
 
 def _attempts(manifest: Manifest) -> Iterator[Breach]:

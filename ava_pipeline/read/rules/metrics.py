@@ -12,12 +12,16 @@ from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.metrics import prediction_metrics
 from ava_pipeline.read.arrays import floats, integers
-from ava_pipeline.read.inspected import Part
+from ava_pipeline.read.inspected import Inspected
 from ava_pipeline.read.prediction_files import PredictionFile, prediction_files
 from ava_pipeline.read.prediction_rows import read_predictions
-from ava_pipeline.read.rules.files import Take, read_csv_rows, relative
+from ava_pipeline.read.rules.csv_file import read_csv_rows
+from ava_pipeline.read.rules.files import relative
 from ava_pipeline.read.rules.values import column_breaches
 from ava_pipeline.read.violations import Breach, Cell, Rule
+from ava_pipeline.read.window import Window
+
+METRICS = RunTable.of(EPOCH_METRICS)
 
 RELATIVE = 1e-6
 # A correlation of about nothing has no digits to compare.
@@ -30,19 +34,16 @@ PREDICTIONS = Rule("metrics.predictions", "Where predictions are saved, each epo
 RULES = (ORDER, MISMATCH, PREDICTIONS)
 
 
-def check(layout: RunLayout, take: Take, *, is_open: bool) -> None:
+def check(run: Inspected) -> Iterator[Breach]:
     """Compare metrics.csv with its declaration and with the predictions."""
-    declaration = RunTable.of(EPOCH_METRICS)
-    if not layout.metrics.exists():
-        return
-    rows = read_csv_rows(layout, layout.metrics, declaration, is_open=is_open, take=take)
-    if rows is not None:
-        part = Part(relative(layout, layout.metrics), declaration, rows)
-        for breach in _of_rows(layout, part):
-            take(breach)
+    if run.layout.metrics.exists():
+        told: list[Breach] = []
+        part = read_csv_rows(run.layout, run.layout.metrics, METRICS, is_open=run.is_open, take=told.append)
+        yield from told
+        yield from _of_rows(run.layout, part) if part is not None else ()
 
 
-def _of_rows(layout: RunLayout, part: Part) -> Iterator[Breach]:
+def _of_rows(layout: RunLayout, part: Window) -> Iterator[Breach]:
     yield from column_breaches(part)
     if part.rows.column("epoch").null_count:
         return
@@ -54,7 +55,7 @@ def _of_rows(layout: RunLayout, part: Part) -> Iterator[Breach]:
         yield from _of_epoch(layout, part, row, PredictionFile("val", epoch, layout.epoch_predictions(epoch)))
 
 
-def _of_epoch(layout: RunLayout, part: Part, row: int, file: PredictionFile) -> Iterator[Breach]:
+def _of_epoch(layout: RunLayout, part: Window, row: int, file: PredictionFile) -> Iterator[Breach]:
     if not file.path.exists():
         if any(other.name == file.name for other in prediction_files(layout)):
             message = f"{relative(layout, file.path)} is not there."

@@ -8,10 +8,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS, SCORES
-from ava_pipeline.read.arrays import Bools, floats, text
-from ava_pipeline.read.inspected import Part
+from ava_pipeline.read.arrays import floats, text
 from ava_pipeline.read.rules.values import column_breaches
 from ava_pipeline.read.violations import Breach, Cell, Rule
+from ava_pipeline.read.window import Window
 
 # What ten float32 shares, and shares rounded to four digits, are off by.
 TOLERANCE = 1e-4
@@ -26,25 +26,25 @@ RULES = (SUM, MEAN, BOUNDS, UNIQUE)
 Floats = NDArray[np.float64]
 
 
-def check(part: Part) -> Iterator[Breach]:
+def check(window: Window) -> Iterator[Breach]:
     """The values of one file."""
-    yield from column_breaches(part)
-    yield from _distribution(part, "pred_mean", PRED_COLUMNS)
-    yield from _distribution(part, "gt_mean", GT_COLUMNS)
-    yield from _twice(part)
+    yield from column_breaches(window)
+    yield from _distribution(window, "pred_mean", PRED_COLUMNS)
+    yield from _distribution(window, "gt_mean", GT_COLUMNS)
+    yield from _twice(window)
 
 
-def _distribution(part: Part, mean_name: str, columns: Sequence[str]) -> Iterator[Breach]:
-    shares = np.column_stack([floats(part.rows, name) for name in columns])
-    total, expected, mean = shares.sum(axis=1), shares @ np.asarray(SCORES, np.float64), floats(part.rows, mean_name)
+def _distribution(window: Window, mean_name: str, columns: Sequence[str]) -> Iterator[Breach]:
+    shares = np.column_stack([floats(window.rows, name) for name in columns])
+    total, expected, mean = shares.sum(axis=1), shares @ np.asarray(SCORES, np.float64), floats(window.rows, mean_name)
     not_one = ~(np.abs(total - 1) <= TOLERANCE)
     # Shares that do not add up to 1 have no mean to compare with.
     other_mean = ~not_one & ~(np.abs(mean - expected) <= TOLERANCE)
     whole = f"{columns[0]}..{columns[-1]}"
-    yield from _told(SUM, part, not_one, partial(_cell, "the shares add up to {:.9g}, not to 1.", whole, total))
-    yield from _told(MEAN, part, other_mean, partial(_mean_cell, mean_name, mean, expected))
+    yield from window.breaches(SUM, not_one, partial(_cell, "the shares add up to {:.9g}, not to 1.", whole, total))
+    yield from window.breaches(MEAN, other_mean, partial(_mean_cell, mean_name, mean, expected))
     outside = ~((mean >= SCORES[0]) & (mean <= SCORES[-1]))
-    yield from _told(BOUNDS, part, outside, partial(_cell, "{:.9g} is no score from 1 to 10.", mean_name, mean))
+    yield from window.breaches(BOUNDS, outside, partial(_cell, "{:.9g} is no score from 1 to 10.", mean_name, mean))
 
 
 def _cell(message: str, column: str, values: Floats, row: int) -> Cell:
@@ -56,17 +56,12 @@ def _mean_cell(column: str, means: Floats, expected: Floats, row: int) -> Cell:
     return Cell(message, column, f"{means[row]:.9g}")
 
 
-def _told(rule: Rule, part: Part, broken: Bools, explain: partial[Cell]) -> Iterator[Breach]:
-    if broken.any():
-        yield rule.at(part.file, np.flatnonzero(broken), explain)
-
-
-def _twice(part: Part) -> Iterator[Breach]:
-    codes = part.rows.column("image_id").combine_chunks().dictionary_encode().indices
+def _twice(window: Window) -> Iterator[Breach]:
+    codes = window.rows.column("image_id").combine_chunks().dictionary_encode().indices
     _, first = np.unique(np.asarray(codes.fill_null(-1)), return_index=True)
-    again = np.ones(part.rows.num_rows, dtype=np.bool_)
+    again = np.ones(window.rows.num_rows, dtype=np.bool_)
     again[first] = False
-    yield from _told(UNIQUE, part, again, partial(_again, part.rows))
+    yield from window.breaches(UNIQUE, again, partial(_again, window.rows))
 
 
 def _again(rows: pa.Table, row: int) -> Cell:

@@ -1,14 +1,15 @@
 """Rows: in order, and of the same batches in every table."""
 
 from collections.abc import Iterator, Sequence
-from functools import reduce
 
 import numpy as np
 
-from ava_pipeline.read.arrays import Bools, integers
+from ava_pipeline.read.arrays import integers
+from ava_pipeline.read.batch_numbers import Lookup
 from ava_pipeline.read.inspected import Inspected, Part
 from ava_pipeline.read.spans import Batches
-from ava_pipeline.read.violations import Breach, Cell, Rule
+from ava_pipeline.read.violations import MAX_LISTED, Breach, Cell, Rule
+from ava_pipeline.read.window import Window
 
 ORDER = Rule("rows.order", "batch_idx rises from row to row.")
 EPOCH = Rule("rows.epoch", "epoch never falls from row to row.")
@@ -17,61 +18,63 @@ TABLES = Rule("rows.tables", "A batch with a row in one table has one in every t
 RULES = (ORDER, EPOCH, TABLES)
 
 
+def check_window(window: Window) -> Iterator[Breach]:
+    """The order of the rows of a table that has a row a collected step."""
+    if window.has_keys and window.rows.num_rows:
+        batch_before, epoch_before = window.before or (None, None)
+        yield from _falling(window, ORDER, "batch_idx", batch_before, 1, "must be above the row before, which has")
+        yield from _falling(window, EPOCH, "epoch", epoch_before, 0, "must not be below the row before, which has")
+
+
+def _falling(window: Window, rule: Rule, column: str, before: int | None, least: int, what: str) -> Iterator[Breach]:
+    values = integers(window.rows, column)
+    befores = np.concatenate([values[:1] - least if before is None else [before], values[:-1]])
+    explain = lambda row: Cell(f"{values[row]} {what} {befores[row]}.", column, str(values[row]))  # noqa: E731  # used once
+    yield from window.breaches(rule, values - befores < least, explain)
+
+
 def check(run: Inspected) -> Iterator[Breach]:
-    """Every table that has a row a collected step."""
-    for part in run.keyed_parts():
-        yield from _order(part)
-    yield from _same_batches(run)
-
-
-def _order(part: Part) -> Iterator[Breach]:
-    batches, epochs = part.batches, integers(part.rows, "epoch")
-    yield from _told(ORDER, part, "batch_idx", np.diff(batches) <= 0, "must be above the row before, which has")
-    yield from _told(EPOCH, part, "epoch", np.diff(epochs) < 0, "must not be below the row before, which has")
-
-
-def _told(rule: Rule, part: Part, column: str, broken: Bools, what: str) -> Iterator[Breach]:
-    values = integers(part.rows, column)
-
-    def explain(row: int) -> Cell:
-        return Cell(f"{values[row]} {what} {values[row - 1]}.", column, str(values[row]))
-
-    if broken.any():
-        yield rule.at(part.file, np.flatnonzero(broken) + 1, explain)
-
-
-def _same_batches(run: Inspected) -> Iterator[Breach]:
+    """The same batches in every table."""
     parts = list(run.keyed_parts())
     if any(not table.parts for table in run.tables.values()) or _agree(parts):
         return
-    every = reduce(np.union1d, [part.batches for part in parts])
     # While rows come, one table is written before the next; a kill leaves them so.
-    end = min((part.batches.max(initial=0) for part in parts), default=0) if run.is_open else every.max(initial=0)
+    ends = [part.batches.greatest for part in parts]
+    end = min(ends, default=0) if run.is_open else max(ends, default=0)
     for part in parts:
-        lost = every[(every <= end) & ~np.isin(every, part.batches)]
-        lost = lost[~run.missing.overlap(lost, lost) & (lost > _set_aside_up_to(run, part))]
-        yield from (_lost(part, lost) if len(lost) else ())
+        lost = _lost(part, parts)
+        lost = lost[(lost <= end) & ~run.missing.overlap(lost, lost) & (lost > _set_aside_up_to(run, part))]
+        yield from (_told(part, lost) if len(lost) else ())
 
 
 def _agree(parts: Sequence[Part]) -> bool:
     """Whether every file has the same batches, as nearly always."""
-    return all(np.array_equal(part.batches, parts[0].batches) for part in parts)
+    first = parts[0].batches.to_numpy() if parts else ()
+    return all(np.array_equal(part.batches.to_numpy(), first) for part in parts[1:])
+
+
+def _lost(part: Part, parts: Sequence[Part]) -> Batches:
+    """Batches that another file has."""
+    own = Lookup(part.batches)
+    return np.unique(np.concatenate([own.lost(other.batches)[1] for other in parts if other is not part]))
 
 
 def _set_aside_up_to(run: Inspected, part: Part) -> int:
     """A file whose columns changed was set aside whole: it holds only later batches than the other tables."""
     attempts = run.manifest.attempts if run.manifest else []
     was_set_aside = any(part.name in attempt.set_aside for attempt in attempts)
-    return int(part.batches.min(initial=np.iinfo(np.int64).max)) if was_set_aside else 0
+    least = part.batches.least
+    return (np.iinfo(np.int64).max if least is None else least) if was_set_aside else 0
 
 
-def _lost(part: Part, lost: Batches) -> Iterator[Breach]:
+def _told(part: Part, lost: Batches) -> Iterator[Breach]:
     """Told at the first row behind each lost one, where it is to be looked for."""
-    behind = np.searchsorted(part.batches, lost)
-    batch_of = dict(zip(behind.tolist(), lost.tolist(), strict=True))
-
-    def explain(row: int) -> Cell:
-        message = f"no row of batch {batch_of[row]}, which other tables have and no event explains."
-        return Cell(message, "batch_idx", str(batch_of[row]))
-
-    yield TABLES.at(part.file, np.asarray(behind, dtype=np.intp), explain)
+    behind = np.searchsorted(part.batches.to_numpy(), lost[:MAX_LISTED])
+    cells = [
+        (
+            row + 1,
+            Cell(f"no row of batch {batch}, which other tables have and no event explains.", "batch_idx", str(batch)),
+        )
+        for row, batch in zip(behind.tolist(), lost.tolist(), strict=False)
+    ]
+    yield TABLES.some(part.file, cells, num=len(lost))

@@ -1,15 +1,14 @@
 """Rows lie `collect_every_n` batches apart, but for deferrals and what events explain."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from ava_pipeline.contract.manifest import Attempt
-from ava_pipeline.read.arrays import Bools
 from ava_pipeline.read.inspected import Inspected, Part
-from ava_pipeline.read.spans import Batches
+from ava_pipeline.read.spans import Batches, Spans
 from ava_pipeline.read.stretches import Stretch, stretches
-from ava_pipeline.read.violations import Breach, Cell, Rule
+from ava_pipeline.read.violations import MAX_LISTED, Breach, Cell, Rule
 
 SPACING = Rule(
     "rows.spacing",
@@ -21,45 +20,79 @@ RULES = (SPACING,)
 
 def check(run: Inspected) -> Iterator[Breach]:
     """Every table that has a row a collected step."""
-    found = stretches(run.manifest) if run.manifest else []
-    for part in run.keyed_parts():
-        if np.all(np.diff(part.batches) > 0):
-            for stretch in found:
-                yield from _irregular(run, part, stretch)
+    found = sorted(stretches(run.manifest), key=lambda stretch: stretch.begin) if run.manifest else []
+    for part in run.keyed_parts() if found else ():
+        if part.batches.is_rising:
+            yield from _irregular(run, part, found)
 
 
-def _irregular(run: Inspected, part: Part, stretch: Stretch) -> Iterator[Breach]:
-    positions = np.flatnonzero((part.batches > stretch.begin) & (part.batches <= stretch.end))
-    batches = part.batches[positions]
-    due = _due(batches, stretch)
-    broken = positions[(batches < due) | _not_explained(run, batches, due, stretch.attempt)]
-    due_at = dict(zip(positions.tolist(), due.tolist(), strict=True)) if len(broken) else {}
-
-    def explain(row: int) -> Cell:
-        every = stretch.attempt.collect_every_n
-        message = f"batch {due_at[row]} was due: every {every} in attempt {stretch.attempt.number}."
-        return Cell(message, "batch_idx", str(part.batches[row]))
-
-    if len(broken):
-        yield SPACING.at(part.file, broken, explain)
-
-
-def _due(batches: Batches, stretch: Stretch) -> Batches:
-    """The batch due after each row's predecessor: the next multiple of n."""
-    every = stretch.attempt.collect_every_n
-    before = np.concatenate([np.asarray([stretch.begin], np.int64), batches[:-1]])[: len(batches)]
-    return (before // every + 1) * every
+def _irregular(run: Inspected, part: Part, found: Sequence[Stretch]) -> Iterator[Breach]:
+    irregular = [_Irregular(stretch, run.missing) for stretch in found]
+    begins = [stretch.begin for stretch in found]
+    start, last = 0, 0
+    for batches in part.batches.stretches():
+        before = np.concatenate([[last], batches[:-1]])
+        which = np.searchsorted(begins, batches) - 1
+        for index in np.unique(which[which >= 0]).tolist():
+            of_it = slice(*np.searchsorted(which, [index, index + 1]).tolist())
+            irregular[index].add(start + of_it.start, before[of_it], batches[of_it])
+        start, last = start + len(batches), int(batches[-1])
+    for one in irregular:
+        yield from one.breaches(part.file)
 
 
-def _not_explained(run: Inspected, batches: Batches, due: Batches, attempt: Attempt) -> Bools:
-    """Late rows beyond those deferred; which ones were, nothing says, so the latest are told.
+class _Row(NamedTuple):
+    """A row that did not come when it was due; those that are told first are the least."""
 
-    A running attempt counts its deferrals late, a killed one lost some of its counts and events.
+    rank: int
+    due_after: int
+    row: int
+    due: int
+    batch: int
+
+
+class _Irregular:
+    """Rows of one attempt that came early or late.
+
+    Which of the late rows were deferred, nothing says, so the latest count as lost, those on the grid first.
     """
-    late = np.flatnonzero((batches > due) & ~run.missing.overlap(due, batches))
-    allowed = len(late) if attempt.status in {"running", "killed"} else attempt.deferred
-    on_grid = batches[late] % attempt.collect_every_n == 0
-    likeliest_lost = np.lexsort((-(batches - due)[late], ~on_grid))
-    told = np.zeros(len(batches), dtype=np.bool_)
-    told[late[likeliest_lost[: max(0, len(late) - allowed)]]] = True
-    return told
+
+    def __init__(self, stretch: Stretch, missing: Spans) -> None:
+        self._stretch = stretch
+        self._missing = missing
+        self._num_early = 0
+        self._num_late = 0
+        self._likeliest: list[_Row] = []
+
+    def add(self, start: int, before: Batches, batches: Batches) -> None:
+        """Go on by rows behind `start`; `before` are the batches of the rows before each."""
+        every = self._stretch.attempt.collect_every_n
+        due = (np.maximum(before, self._stretch.begin) // every + 1) * every
+        early, late = batches < due, batches > due
+        late[late] = ~self._missing.overlap(due[late], batches[late])
+        self._num_early += int(early.sum())
+        self._num_late += int(late.sum())
+        odd = np.flatnonzero(early | late)
+        ranks = np.where(early, 0, np.where(batches % every == 0, 1, 2))[odd]
+        due_after = np.where(early, 0, due - batches)[odd]
+        told = np.lexsort((due_after, ranks))[:MAX_LISTED]
+        columns = (ranks[told], due_after[told], odd[told] + start + 1, due[odd][told], batches[odd][told])
+        rows = [_Row(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        self._likeliest = sorted([*self._likeliest, *rows])[:MAX_LISTED]
+
+    def breaches(self, file: str) -> Iterator[Breach]:
+        """Early rows, and late ones beyond those deferred.
+
+        A running attempt counts its deferrals late, a killed one lost some of its counts and events.
+        """
+        attempt = self._stretch.attempt
+        allowed = self._num_late if attempt.status in {"running", "killed"} else attempt.deferred
+        num = self._num_early + max(0, self._num_late - allowed)
+        told = sorted(self._likeliest[:num], key=lambda one: one.row)
+        if told:
+            yield SPACING.some(file, [(one.row, self._cell(one)) for one in told], num=num)
+
+    def _cell(self, one: _Row) -> Cell:
+        attempt = self._stretch.attempt
+        message = f"batch {one.due} was due: every {attempt.collect_every_n} in attempt {attempt.number}."
+        return Cell(message, "batch_idx", str(one.batch))

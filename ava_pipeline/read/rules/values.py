@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.tables import Column, RunTable
 from ava_pipeline.read.arrays import Bools, floats, nulls, text
-from ava_pipeline.read.inspected import Inspected, Part
 from ava_pipeline.read.violations import Breach, Cell, Rule
+from ava_pipeline.read.window import Window
 
 NULL = Rule("values.null", "A value is only missing where its column allows it.")
 RANGE = Rule("values.range", "A number is not below the least that its column allows.")
@@ -21,24 +22,22 @@ ENDS = Rule("events.range", "An event ends at or behind the batch it begins at."
 RULES = (NULL, RANGE, CHOICE, FINITE, ENDS)
 
 
-def check(run: Inspected) -> Iterator[Breach]:
-    """Every value of every table, and of the events."""
-    for parts in run.distinct.values():
-        for part in parts:
-            yield from column_breaches(part)
-    for part in run.distinct.get("learning_rates", ()):
-        yield from _not_finite(part)
-    for part in run.events.parts:
-        yield from column_breaches(part)
-        yield from _backward_events(part)
+def check_window(window: Window) -> Iterator[Breach]:
+    """Every value of a table's rows, whichever table it is."""
+    yield from column_breaches(window)
+    name = window.declaration.table.name
+    if name == "learning_rates":
+        yield from _not_finite(window)
+    if name == EVENTS.name:
+        yield from _backward_events(window)
 
 
-def column_breaches(part: Part) -> Iterator[Breach]:
+def column_breaches(window: Window) -> Iterator[Breach]:
     """Values that break a rule of their column."""
-    for column in part.declaration.columns:
-        for rule, broken in _broken(column, part.rows):
-            if broken.any():
-                yield rule.at(part.file, np.flatnonzero(broken), _Explain(part.declaration, part.rows, column.name))
+    for column in window.declaration.columns:
+        explain = _Explain(window.declaration, window.rows, column.name)
+        for rule, broken in _broken(column, window.rows):
+            yield from window.breaches(rule, broken, explain)
 
 
 def _broken(column: Column, rows: pa.Table) -> Iterator[tuple[Rule, Bools]]:
@@ -70,20 +69,16 @@ class _Explain:
         )
 
 
-def _not_finite(part: Part) -> Iterator[Breach]:
-    for name in part.declaration.run_column_names:
-        broken = ~np.isfinite(floats(part.rows, name)) & ~nulls(part.rows.column(name))
-        yield from _told(FINITE, part, name, broken, "a learning rate must be finite.")
+def _not_finite(window: Window) -> Iterator[Breach]:
+    for name in window.declaration.run_column_names:
+        broken = ~np.isfinite(floats(window.rows, name)) & ~nulls(window.rows.column(name))
+        yield from _told(FINITE, window, name, broken, "a learning rate must be finite.")
 
 
-def _backward_events(part: Part) -> Iterator[Breach]:
-    broken = floats(part.rows, "batch_idx_end") < floats(part.rows, "batch_idx")
-    yield from _told(ENDS, part, "batch_idx_end", broken, "the last batch lies before batch_idx, the first one.")
+def _backward_events(window: Window) -> Iterator[Breach]:
+    broken = floats(window.rows, "batch_idx_end") < floats(window.rows, "batch_idx")
+    yield from _told(ENDS, window, "batch_idx_end", broken, "the last batch lies before batch_idx, the first one.")
 
 
-def _told(rule: Rule, part: Part, column: str, broken: Bools, message: str) -> Iterator[Breach]:
-    def explain(row: int) -> Cell:
-        return Cell(message, column, text(part.rows, column, row))
-
-    if broken.any():
-        yield rule.at(part.file, np.flatnonzero(broken), explain)
+def _told(rule: Rule, window: Window, column: str, broken: Bools, message: str) -> Iterator[Breach]:
+    return window.breaches(rule, broken, lambda row: Cell(message, column, text(window.rows, column, row)))

@@ -1,0 +1,83 @@
+"""A table's files, read through side by side."""
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.errors import DamagedFileError
+from ava_pipeline.read.inspected import Part, TableParts
+from ava_pipeline.read.row_cursor import RowCursor
+from ava_pipeline.read.rules.csv_file import csv_windows
+from ava_pipeline.read.rules.files import UNREADABLE, UnusableFileError, relative, told
+from ava_pipeline.read.rules.formats import Twin
+from ava_pipeline.read.rules.stored_file import open_stored
+from ava_pipeline.read.violations import Breach, Listing
+from ava_pipeline.read.window import Window, windows_of
+
+Check = Callable[[Window], Iterable[Breach]]
+
+
+class TableReader:
+    """Reads the files of one table through, each once where both hold the same.
+
+    Args:
+        layout: of the run.
+        declaration: of the table.
+        is_open: rows may still come.
+        check: the rules of rows.
+        listing: takes what is found; of a file that cannot be used, only why.
+    """
+
+    def __init__(
+        self, layout: RunLayout, declaration: RunTable, *, is_open: bool, check: Check, listing: Listing
+    ) -> None:
+        self._layout = layout
+        self._declaration = declaration
+        self._is_open = is_open
+        self._check = check
+        self._listing = listing
+        self._stored = open_stored(layout, declaration, listing.add)
+
+    def read(self) -> TableParts:
+        """What is known of the table then."""
+        csv, is_same = self._read_csv()
+        if csv is not None and is_same:
+            name = self._layout.parquet(self._declaration.table.name)
+            same = Part(relative(self._layout, name), self._declaration, csv.num_rows, csv.has_keys, csv.batches)
+            return TableParts(self._declaration, csv, same, is_same=True)
+        return TableParts(self._declaration, csv, self._parquet)
+
+    def _read_csv(self) -> tuple[Part | None, bool]:
+        """Also whether the Parquet file holds the same rows."""
+        path = self._layout.csv(self._declaration.table.name)
+        if not path.exists():
+            return None, False
+        file = relative(self._layout, path)
+        windows = csv_windows(file, path, self._declaration, is_open=self._is_open, take=self._listing.add)
+        if self._stored is None:
+            return self._read_through(file, windows, self._check), False
+        twin = Twin(lambda: self._parquet, RowCursor(self._stored.tables, self._stored.schema))
+        part = self._read_through(file, windows, lambda window: (*self._check(window), *twin.check(window)))
+        return part, part is not None and twin.is_same and not twin.has_more(part.num_rows)
+
+    @cached_property
+    def _parquet(self) -> Part | None:
+        if self._stored is None:
+            return None
+        windows = windows_of(self._stored.file, self._declaration, self._stored.tables())
+        return self._read_through(self._stored.file, windows, self._check)
+
+    def _read_through(self, file: str, windows: Iterable[Window], check: Check) -> Part | None:
+        part, found = Part(file, self._declaration), self._listing.aside()
+        try:
+            for window in windows:
+                found.take(check(window))
+                part.append(window)
+        except UnusableFileError:
+            return None
+        except DamagedFileError as error:
+            self._listing.add(UNREADABLE.found(file, told(error, self._layout.root / file)))
+            return None
+        self._listing.take(found.breaches())
+        return part

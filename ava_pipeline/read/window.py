@@ -1,0 +1,70 @@
+"""Rows of a file that validation looks at together."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.read.arrays import Bools, integers
+from ava_pipeline.read.spans import Batches
+from ava_pipeline.read.violations import Breach, Cell, Rule
+
+KEYS = ("batch_idx", "epoch")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some rows of one file, with the columns and types of its declaration.
+
+    Attributes:
+        file: path below the run directory; the rows of a journal count as its Parquet file's.
+        declaration: of the table.
+        rows: in file order.
+        start: how many rows of the file stand before them.
+        before: the keys of the row before them, where it has keys.
+    """
+
+    file: str
+    declaration: RunTable
+    rows: pa.Table
+    start: int = 0
+    before: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's own name, as the manifest counts it."""
+        return self.file.rpartition("/")[2]
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether every row says which batch and epoch it is of."""
+        return all(key in self.rows.column_names and not self.rows.column(key).null_count for key in KEYS)
+
+    @property
+    def batches(self) -> Batches:
+        """The `batch_idx` of every row."""
+        return integers(self.rows, "batch_idx")
+
+    @property
+    def last_keys(self) -> tuple[int, int] | None:
+        """The keys of the last row, where it has keys."""
+        batch, epoch = (self.rows.column(key)[-1].as_py() if self.has_keys else None for key in KEYS)
+        return None if batch is None or epoch is None else (batch, epoch)
+
+    def breaches(self, rule: Rule, broken: Bools, explain: Callable[[int], Cell]) -> Iterator[Breach]:
+        """The rows [rows] that break a rule; `explain` is given a position in this window."""
+        if broken.any():
+            yield rule.at(self.file, np.flatnonzero(broken), explain, start=self.start)
+
+
+def windows_of(file: str, declaration: RunTable, tables: Iterable[pa.Table]) -> Iterator[Window]:
+    """The rows of a file, each window knowing what stands before it."""
+    start, before = 0, None
+    for rows in tables:
+        window = Window(file, declaration, rows, start, before)
+        yield window
+        start += rows.num_rows
+        if rows.num_rows:
+            before = window.last_keys

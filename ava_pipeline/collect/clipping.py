@@ -12,13 +12,16 @@ class ClipFacts(NamedTuple):
     """What came of clipping.
 
     Attributes:
-        coefficient: scalar on the device: what this step's clip will multiply gradients by, if its `max_norm` is that
-            of the clip before; None where there was none before.
+        total: scalar on the device: the L2 norm of all gradients; None where no clip came before.
+        scale: scalar on the device: what `total` is still multiplied by; None where it is true-scale.
+        max_norm: of the clip before, which is taken to be that of this step's.
         num_shortened: scalar on the device: clips since the last collected step that shortened the gradients.
         num_clips: clips since the last collected step.
     """
 
-    coefficient: Tensor | None = None
+    total: Tensor | None = None
+    scale: Tensor | None = None
+    max_norm: float | None = None
     num_shortened: Tensor | float = 0.0
     num_clips: int = 0
 
@@ -36,7 +39,8 @@ class Clipping:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self._max_norm: float | None = None
-        self._measured: tuple[tuple[list[int], list[int]], Tensor] | None = None
+        self._marks: tuple[list[int], list[int]] | None = None
+        self._total: Tensor | None = None
         self._num_shortened: Tensor | None = None
         self._num_clips = 0
 
@@ -67,13 +71,14 @@ class Clipping:
             self._num_clips = int(state["clip_num_clips"])
 
     @torch.no_grad()
-    def look(
-        self, gradients: Sequence[Tensor | None], norms: Tensor | None, scale: Tensor | None, *, is_shared: bool
-    ) -> ClipFacts:
+    def mark(self, gradients: Sequence[Tensor | None]) -> None:
+        """Remember which gradients the step measures, before its pass takes the memory's caches for itself."""
+        self._marks = _marks(gradients) if self.is_used else None
+
+    def look(self, norms: Tensor | None, scale: Tensor | None, *, is_shared: bool) -> ClipFacts:
         """Take the norms of a step's pass for the clip that follows it, and tell what came of the clips so far.
 
         Args:
-            gradients: the step's.
             norms: float32, of each tensor there is, in order.
             scale: what the gradients are still multiplied by; None where they are true-scale.
             is_shared: whether torch's own clipping would compute the very same norms.
@@ -81,13 +86,13 @@ class Clipping:
         if self._max_norm is None or norms is None:
             return ClipFacts()
         total = torch.linalg.vector_norm(norms)
-        self._measured = (_marks(gradients), total) if is_shared else None
-        coefficient = _coefficient(total if scale is None else total / scale.to(total.device), self._max_norm)
+        self._total = total if is_shared else None
         num_shortened = 0.0 if self._num_shortened is None else self._num_shortened
-        facts = ClipFacts(coefficient, num_shortened, self._num_clips)
+        facts = ClipFacts(total, scale, self._max_norm, num_shortened, self._num_clips)
         self._num_shortened, self._num_clips = None, 0
         return facts
 
+    @torch.no_grad()
     def clip(self, max_norm: float) -> Tensor:
         """Clip the gradients as they are now.
 
@@ -95,20 +100,23 @@ class Clipping:
             Their L2 norm before, a scalar on their device.
         """
         self._max_norm = float(max_norm)
-        measured, self._measured = self._measured, None
-        if measured is not None and measured[0] == _marks([parameter.grad for parameter in self._parameters]):
-            total = measured[1]
-            nn.utils.clip_grads_with_norm_(self._parameters, max_norm, total)
+        gradients = [parameter.grad for parameter in self._parameters]
+        total, self._total = self._total, None
+        if total is not None and self._marks == _marks(gradients):
+            coefficient = _coefficient(total, self._max_norm)
+            # What clip_grads_with_norm_ comes to for gradients of one device and dtype, which it would look for again.
+            torch._foreach_mul_([one for one in gradients if one is not None], coefficient)
         else:
             total = nn.utils.clip_grad_norm_(self._parameters, max_norm)
-        self._count(total)
+            coefficient = _coefficient(total, self._max_norm)
+        self._count(coefficient < 1)
         return total
 
-    @torch.no_grad()
-    def _count(self, total: Tensor) -> None:
+    def _count(self, is_shortened: Tensor) -> None:
         """Count on the device, where nobody has to wait for the answer."""
-        shortened = _coefficient(total, self._max_norm or 0.0) < 1
-        self._num_shortened = shortened.float() if self._num_shortened is None else self._num_shortened + shortened
+        self._num_shortened = (
+            is_shortened.float() if self._num_shortened is None else self._num_shortened + is_shortened
+        )
         self._num_clips += 1
 
 

@@ -46,6 +46,7 @@ class Moments:
             values: what the user gave to `step`.
         """
         gradients = [parameter.grad for parameter in self._parameters]
+        self._clipping.mark(gradients)
         plan = self._plan(gradients)
         norms = plan.measure(gradients) if plan.at_once or plan.in_rows else None
         scaler = scaler_state(self._grad_scaler, self._optimizers)
@@ -55,7 +56,7 @@ class Moments:
             norms=norms,
             plan=plan,
             scaler=scaler,
-            clipping=self._clipping.look(gradients, norms, scaler.still_in_gradients, is_shared=is_shared),
+            clipping=self._clipping.look(norms, scaler.still_in_gradients, is_shared=is_shared),
             values=values,
             time_s=time.time(),
         )

@@ -116,7 +116,7 @@ def moment(model: nn.Module, optimizer: torch.optim.Optimizer, clipping: Clippin
         norms=norms,
         plan=plan,
         scaler=ScalerState(scale, {id(optimizer): Scaling.SCALED}),
-        clipping=clipping.look(gradients, norms, scale, is_shared=False),
+        clipping=clipping.look(norms, scale, is_shared=False),
         values={"loss": torch.empty((), device="cuda"), "half": torch.empty(1, device="cuda", dtype=torch.float16)},
         time_s=0.0,
     )
@@ -151,8 +151,8 @@ def test_a_collected_step_waits_for_nothing(fake_cuda: None) -> None:
     model, optimizer = on_fake_cuda()
     vector = collect(model, optimizer).parts[0]
     present = sum(parameter.grad is not None for parameter in model.parameters())
-    # Norms, scale, one rate, then of steps: scale, coefficient, number shortened, loss, half.
-    assert vector.shape == (present + 1 + 1 + 5,)
+    # Norms, scale, one rate, then of steps: scale, total and its scale, number shortened, loss, half.
+    assert vector.shape == (present + 1 + 1 + 6,)
     assert vector.is_cuda
     assert vector.dtype == torch.float32
 

@@ -1,5 +1,6 @@
 """Steps: when each collected step was, its loss scale, and what the user gave as values."""
 
+import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -68,7 +69,9 @@ class Steps(Measure):
         return Reading([
             moment.time_s,
             moment.scaler.scale,
-            moment.clipping.coefficient,
+            moment.clipping.total,
+            moment.clipping.scale,
+            moment.clipping.max_norm,
             moment.clipping.num_shortened,
             moment.clipping.num_clips,
             *(moment.values.get(name) for name in self.watched.value_names),
@@ -76,11 +79,13 @@ class Steps(Measure):
 
     def columns(self, numbers: Sequence[Numbers], layout: object) -> dict[str, Sequence[object]]:  # noqa: ARG002  # one layout
         """Values by name."""
-        times, scales, coefficients, num_shortened, num_clips, *values = map(list, zip(*numbers, strict=True))
+        times, scales, totals, of_totals, max_norms, num_shortened, num_clips, *values = map(
+            list, zip(*numbers, strict=True)
+        )
         return {
             "time_utc": [datetime.fromtimestamp(time_s, UTC) for time_s in times],
             "loss_scale": scales,
-            "clip_coefficient": coefficients,
+            "clip_coefficient": list(map(_coefficient, totals, of_totals, max_norms)),
             "clip_rate": [
                 short / clips if clips else None for short, clips in zip(num_shortened, num_clips, strict=True)
             ],
@@ -94,3 +99,11 @@ class Steps(Measure):
             yield from scale_drop_events(rows, self._scale)
             scales = [row["loss_scale"] for row in rows if isinstance(row["loss_scale"], float)]
             self._scale = float(scales[-1]) if scales else self._scale
+
+
+def _coefficient(total: float | None, scale: float | None, max_norm: float | None) -> float | None:
+    """What clipping multiplies gradients by, as in `torch.nn.utils.clip_grads_with_norm_`."""
+    if total is None or max_norm is None:
+        return None
+    length = total if scale is None else total / scale
+    return length if math.isnan(length) else min(1.0, max_norm / (length + 1e-6))

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ava_pipeline.contract.inside import check_inside
+from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.parquet_file import write_parquet
-from ava_pipeline.errors import PredictionsError
+from ava_pipeline.errors import DamagedFileError, PredictionsError
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -29,6 +31,7 @@ class KeptPredictions:
 
         Raises:
             PredictionsError: the disk refused; says whether the rows are kept.
+            DamagedFileError: a name leads out of the run directory.
         """
         self._kept.pop(path, None)
         try:
@@ -47,7 +50,7 @@ class KeptPredictions:
         for path, rows in self._kept.items():
             try:
                 _replace(path, rows)
-            except OSError as error:
+            except (OSError, DamagedFileError) as error:
                 _log.warning("%s was not written at the end either, and is lost: %s.", path, error)
             else:
                 _log.info("%s, which the disk did not take before, is written now.", path)
@@ -55,6 +58,7 @@ class KeptPredictions:
 
 
 def _replace(path: Path, rows: pa.Table) -> None:
+    check_inside(RunLayout(path.parents[1]))
     if path.exists():
         folder = path.parent / "superseded"
         folder.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from ava_pipeline.contract.files import written_aside
+from ava_pipeline.contract.inside import check_inside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import ConfigError, RunExistsError
 from ava_pipeline.train.history import EpochResult, write_results
@@ -70,7 +71,9 @@ def go_on(layout: RunLayout, config_text: str, results: Sequence[EpochResult]) -
 
     Raises:
         ConfigError: the directory cannot be written.
+        DamagedFileError: a name leads out of the directory.
     """
+    check_inside(layout)
     kept = {layout.epoch_predictions(result.epoch).name for result in results}
     later = [path for path in sorted(layout.predictions.glob("val_epoch_*.parquet")) if path.name not in kept]
     folder = _next_attempt(layout)

@@ -21,8 +21,14 @@ class RunLock:
     two writers of one process apart, and closing any descriptor of the file lets go of them; so this process also
     remembers what it holds.
 
-    On a network file system a lock may not reach other hosts. A holder there is known by the lock file's content and
-    the manifest's heartbeat; where both begin within the same second, two hosts can still both hold it.
+    What is promised on network file systems (NFS, SMB, a cluster's): one writer among the processes of a host, as
+    anywhere, where the file system knows locks; where it knows none, opening fails and the run goes without telemetry.
+    Its locks need not reach other hosts. So a holder on another host is known by the lock file's content, and by the
+    heartbeat in the manifest, which is written every 10 s: one whose heartbeat is younger than a minute is watched
+    until the minute is over, and refused at the first sign of life; an older one is dead, and its lock is taken over.
+    Not promised: that two hosts which begin within the same second are kept apart, or two whose clocks are more than
+    a minute apart; and that a host which was cut off from the disk for more than a minute notices, when it comes
+    back, that another one has taken over.
 
     Args:
         path: the lock file; made if need be, never removed, so that two processes cannot lock two files of one name.
@@ -68,21 +74,49 @@ class RunLock:
                     os.close(self._descriptor)
 
     def _take(self) -> None:
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise self._refusal(read_holder(self._descriptor)) from error
-        elsewhere = lives_elsewhere(self._descriptor, self._manifest)
-        if elsewhere is not None:
-            raise self._refusal(elsewhere)
+        _ask(self._descriptor, fcntl.LOCK_EX, self._path, self._manifest)
         write_holder(self._descriptor, this_process())
 
-    def _refusal(self, holder: Holder | None) -> WriteError:
-        named = f"pid {holder.pid} on host {holder.host}, since {holder.start}" if holder else "which one is not known"
-        return WriteError(
-            f"{self._path.parent} is being written by another process ({named}). "
-            "End that one, or give this run an output directory of its own."
-        )
+
+def check_unlocked(path: Path) -> None:
+    """Refuse a run that somebody writes, and change nothing, not even in the lock file.
+
+    Args:
+        path: the lock file; where there is none, nobody writes.
+
+    Raises:
+        WriteError: another process holds it; the message names it.
+        BlockingIOError: a collector of this process holds it.
+        OSError: the file cannot be opened, or its file system knows no locks.
+    """
+    with _guard:
+        _refuse_second(path)
+        if not path.exists():
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _ask(descriptor, fcntl.LOCK_SH, path, path.with_name("manifest.json"))
+        finally:
+            os.close(descriptor)  # which lets go of it
+
+
+def _ask(descriptor: int, kind: int, path: Path, manifest: Path) -> None:
+    """Take the lock, unless another process or a living one on another host holds it."""
+    try:
+        fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise _refusal(path, read_holder(descriptor)) from error
+    elsewhere = lives_elsewhere(descriptor, manifest)
+    if elsewhere is not None:
+        raise _refusal(path, elsewhere)
+
+
+def _refusal(path: Path, holder: Holder | None) -> WriteError:
+    named = f"pid {holder.pid} on host {holder.host}, since {holder.start}" if holder else "which one is not known"
+    return WriteError(
+        f"{path.parent} is being written by another process ({named}). "
+        "End that one, or give this run an output directory of its own."
+    )
 
 
 def _refuse_second(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Bring a run that was killed, or damaged since, to files that any program reads."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from ava_pipeline.contract.damaged import free_place
@@ -15,7 +15,7 @@ from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, Wri
 from ava_pipeline.write.accounts import rows_of_last
 from ava_pipeline.write.csv import torn_line
 from ava_pipeline.write.event_log import EventLog
-from ava_pipeline.write.lock import RunLock
+from ava_pipeline.write.lock import RunLock, check_unlocked
 from ava_pipeline.write.older_rows import count_rows, declared_schemas, make_whole
 from ava_pipeline.write.recovery import RecoveredFile, Recovery
 
@@ -27,7 +27,7 @@ def recover_run(root: Path, *, dry_run: bool = False) -> Recovery:
 
     Args:
         root: the run directory.
-        dry_run: only say what there is to do; nothing is changed but the name of the holder in the lock file.
+        dry_run: only say what there is to do; nothing on the disk is changed.
 
     Raises:
         NotARunError: no table lies there.
@@ -40,7 +40,7 @@ def recover_run(root: Path, *, dry_run: bool = False) -> Recovery:
     if not names:
         raise NotARunError(f"{root} holds no telemetry/*.csv, .parquet or .journal: give the directory of a run.")
     check_inside(layout)
-    with _held(layout):
+    with _refusing(layout), _unlocked(layout) if dry_run else _held(layout):
         tables = {name: list(_files(layout, name)) for name in names}
         manifest, notes = _manifest(layout)
         found = Recovery(run=root, is_dry=dry_run, tables=tables, notes=notes)
@@ -54,18 +54,30 @@ def _tables(layout: RunLayout) -> list[str]:
 
 
 @contextmanager
-def _held(layout: RunLayout) -> Iterator[None]:
-    """Keep writers away, and say in one sentence what the disk refused."""
-    try:
-        lock = RunLock(layout.lock)
-    except (WriteError, BlockingIOError) as error:
-        raise MisuseError(f"{error} A run is recovered when its process has ended; open_run() reads it now.") from error
+def _refusing(layout: RunLayout) -> Iterator[None]:
+    """Say in one sentence who writes the run, or what the disk refused."""
     try:
         yield
+    except (WriteError, BlockingIOError) as error:
+        raise MisuseError(f"{error} A run is recovered when its process has ended; open_run() reads it now.") from error
     except OSError as error:
         raise WriteError(f"{layout.root} could not be recovered: {error}. Mend the cause and try again.") from error
+
+
+@contextmanager
+def _held(layout: RunLayout) -> Iterator[None]:
+    """Keep writers away."""
+    lock = RunLock(layout.lock)
+    try:
+        yield
     finally:
         lock.release()
+
+
+def _unlocked(layout: RunLayout) -> AbstractContextManager[None]:
+    """See that nobody writes now; one who begins meanwhile is not kept away."""
+    check_unlocked(layout.lock)
+    return nullcontext()
 
 
 def _files(layout: RunLayout, name: str) -> Iterator[RecoveredFile]:

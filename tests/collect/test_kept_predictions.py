@@ -78,3 +78,40 @@ def test_no_more_is_kept_than_memory_permits(tmp_path: Path) -> None:
         kept.write(tmp_path / "file" / "val_epoch_001.parquet", ROWS)
     with pytest.raises(PredictionsError, match="kept in memory"):
         kept.write(tmp_path / "file" / "val_epoch_000.parquet", ROWS)
+
+
+@pytest.mark.parametrize("name", ["predictions", "predictions/superseded", "predictions/val_epoch_000.parquet"])
+def test_no_predictions_are_written_outside_the_run(name: str, tmp_path: Path) -> None:
+    """A link out of it costs the epoch's predictions, and an event names it; training goes on."""
+    outside, root = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    link = root / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, root, collect_every_n=1) as telemetry:
+        train(telemetry, model, optimizer, 1)
+        validate(telemetry, 0, 7)
+        link.unlink()
+        validate(telemetry, 1, 8)
+    run = open_run(root)
+    assert list(outside.iterdir()) == []
+    assert run.val_predictions(1)["image_id"].tolist() == [8]
+    (message,) = run.events()["message"]
+    assert f"{link} is a link out of the run directory" in message
+
+
+def test_what_was_kept_is_not_written_outside_the_run_either(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A link that came meanwhile; close does not raise."""
+    folder = tmp_path / "run" / "predictions"
+    (tmp_path / "outside").mkdir()
+    folder.parent.mkdir()
+    folder.write_text("in the way")
+    kept = KeptPredictions()
+    with pytest.raises(PredictionsError, match="kept in memory"):
+        kept.write(folder / "val_epoch_000.parquet", ROWS)
+    folder.unlink()
+    folder.symlink_to(tmp_path / "outside")
+    kept.write_again()
+    assert [one for one in caplog.messages if "link out of the run directory" in one]
+    assert list((tmp_path / "outside").iterdir()) == []

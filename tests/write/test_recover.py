@@ -1,6 +1,7 @@
 """`recover`: a run that was killed or damaged becomes whole files, and what was lost is told."""
 
 import json
+import platform
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from ava_pipeline.cli import app
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.contract.parquet_file import read_parquet
-from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
+from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, WriteError
 from ava_pipeline.read.arrays import integers
 from ava_pipeline.read.validate import validate_run
+from ava_pipeline.write.lock import RunLock
 from ava_pipeline.write.recover import recover_run
 from ava_pipeline.write.recovery import RecoveredFile
 from tests.read.building import NOW, TABLES, RunBuilder
@@ -39,6 +41,13 @@ def content(layout: RunLayout) -> dict[str, bytes]:
     """Every file of the run but the lock."""
     files = (path for path in layout.root.rglob("*") if path.is_file() and path != layout.lock)
     return {str(path.relative_to(layout.root)): path.read_bytes() for path in files}
+
+
+def on_disk(layout: RunLayout) -> dict[Path, tuple[int, bytes]]:
+    """Every name in the run, the lock too: when it was changed, and what is in it."""
+    return {
+        path: (path.stat().st_mtime_ns, b"" if path.is_dir() else path.read_bytes()) for path in layout.root.rglob("*")
+    }
 
 
 def files_of(layout: RunLayout, table: str, *, dry_run: bool = False) -> dict[str, RecoveredFile]:
@@ -88,9 +97,9 @@ def test_a_dry_run_says_the_same_and_changes_nothing(killed: RunLayout) -> None:
     flip_in_second_batch(killed.journal("steps"))
     with killed.csv("steps").open("ab") as file:
         file.write(b"130,2,2026-")
-    before = content(killed)
+    before = on_disk(killed)
     told = json.loads(recover(killed, "--dry-run", "--json").stdout)
-    assert content(killed) == before
+    assert on_disk(killed) == before
     done = json.loads(recover(killed, "--json").stdout)
     assert (told.pop("dry_run"), done.pop("dry_run")) == (True, False)
     assert told == done
@@ -159,6 +168,17 @@ def test_an_older_damaged_file_is_not_written_over(killed: RunLayout) -> None:
     assert (killed.damaged / "gradient_norms.journal").read_bytes() == b"older"
 
 
+def test_a_dry_run_leaves_the_lock_file_of_a_killed_process_alone(killed: RunLayout) -> None:
+    """Who wrote last can still be read, and a lock file that was not there is not made."""
+    dead = json.dumps({"pid": 7, "host": platform.node(), "start": NOW.isoformat()})
+    for text in ("", dead):
+        if text:
+            killed.lock.write_text(text)
+        before = on_disk(killed)
+        assert recover(killed, "--dry-run").exit_code == 0
+        assert on_disk(killed) == before
+
+
 @pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["real", "dry"])
 def test_a_run_that_is_being_written_is_refused_and_the_writer_named(
     options: tuple[str, ...], killed: RunLayout
@@ -168,7 +188,9 @@ def test_a_run_that_is_being_written_is_refused_and_the_writer_named(
     with held_elsewhere(killed.lock) as holder:
         result = recover(killed, *options)
         with pytest.raises(MisuseError, match=rf"pid\W+{holder.pid}\b"):
-            recover_run(killed.root)
+            recover_run(killed.root, dry_run=bool(options))
+        with pytest.raises(WriteError):  # asking did not let go of the holder's lock
+            RunLock(killed.lock)
     assert result.exit_code == 2
     assert content(killed) == before
 

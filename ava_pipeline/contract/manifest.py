@@ -104,7 +104,13 @@ class Manifest(_Entry):
 
     @property
     def attempt(self) -> Attempt:
-        """The latest attempt."""
+        """The latest attempt.
+
+        Raises:
+            DamagedFileError: there is none, which nobody who writes a manifest leaves out.
+        """
+        if not self.attempts:
+            raise DamagedFileError("telemetry/manifest.json lists no attempt. Restore it from a backup.")
         return self.attempts[-1]
 
 
@@ -135,12 +141,18 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise DamagedFileError(
-            f"{path} is no manifest of schema version {SCHEMA_VERSION}: {place}: {first['msg']}. "
-            "Restore it from a backup; the tables beside it can be read with pandas as they are."
-        ) from error
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: ValidationError) -> DamagedFileError:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"])) or "the file"
+    is_newer = place == "schema_version" and isinstance(first["input"], int) and first["input"] > SCHEMA_VERSION
+    remedy = "Upgrade ava-pipeline, which wrote it in a newer version" if is_newer else "Restore it from a backup"
+    return DamagedFileError(
+        f"{path} is no manifest of schema version {SCHEMA_VERSION}: {place}: {first['msg']}. "
+        f"{remedy}; the tables beside it can be read with pandas as they are."
+    )
 
 
 def parameters_by_group(groups: Mapping[str, Group]) -> dict[str, frozenset[str]]:

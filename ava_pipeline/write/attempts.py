@@ -11,10 +11,12 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from ava_pipeline.contract.damaged import keep_damaged
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, Group, Manifest, TableEntry, read_manifest, utc_now
 from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.which_code import ask_git, versions
 from ava_pipeline.write.accounts import missing_rows, rows_of_last
 from ava_pipeline.write.continued import change_events, continue_tables, groups_of
@@ -63,8 +65,9 @@ def begin_attempt(
         DamagedFileError: an older file cannot be read.
     """
     mended = make_whole(layout)
-    before = _manifest_before(layout)
-    older = before.attempts if before else []
+    before, unreadable = _manifest_before(layout)
+    mended += unreadable
+    older = (before.attempts if before else []) or _unknown_attempt(layout, facts)
     number = len(older) + 1
     lacking = missing_rows(older, count_rows(layout))
     is_moved = set_aside(layout, after_batch=facts.resumed_from, attempt=number)
@@ -90,16 +93,31 @@ def begin_attempt(
     return manifest, [*_events(mended, lacking, older, facts), *changes]
 
 
-def _manifest_before(layout: RunLayout) -> Manifest | None:
-    """The manifest of earlier attempts; one that was killed outran its counts, which are taken from its files."""
-    if not layout.manifest.exists():
-        return None
-    manifest = read_manifest(layout.manifest)
+def _manifest_before(layout: RunLayout) -> tuple[Manifest | None, list[Mended]]:
+    """The manifest of earlier attempts; one that was killed outran its counts, which are taken from its files.
+
+    One that cannot be read is kept in `damaged/`: it costs what it said of the rows, and not the rows.
+    """
+    try:
+        manifest = read_manifest(layout.manifest)
+    except FileNotFoundError:
+        return None, []
+    except DamagedFileError as error:
+        place = keep_damaged(layout.manifest)
+        return None, [Mended(layout.manifest.name, f"{error} It is kept as {place}", is_tail=False)]
     attempts = manifest.attempts
     if attempts and attempts[-1].status == "running":
         attempts[-1].status = "killed"
         attempts[-1].rows = rows_of_last(attempts, count_rows(layout))
-    return manifest
+    return manifest, []
+
+
+def _unknown_attempt(layout: RunLayout, facts: RunFacts) -> list[Attempt]:
+    """Whoever wrote rows whose manifest is lost: nothing is known of it but how many there are."""
+    rows = {name: num_rows for name, num_rows in count_rows(layout).items() if num_rows}
+    if not rows.keys() - {layout.csv("events").name}:
+        return []
+    return [Attempt(number=1, status="killed", started_utc=utc_now(), collect_every_n=facts.collect_every_n, rows=rows)]
 
 
 def _events(

@@ -9,7 +9,7 @@ from ava_pipeline.bench.options import Options
 from ava_pipeline.bench.workload import Workload
 from benchmarks.judging import Bench, Sizes
 
-TINY = Sizes(is_tiny=True, model="resnet18", num_rounds=2, num_rows=1_000, num_labels=2_000)
+TINY = Sizes(is_tiny=True, model="resnet18", num_rounds=2, num_rows=1_000, num_validated_rows=2_000, num_labels=2_000)
 
 
 @pytest.fixture(scope="session")

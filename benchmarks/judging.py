@@ -24,6 +24,7 @@ class Sizes:
         model: whose gradients are measured.
         num_rounds: timed rounds.
         num_rows: rows a table that writers write.
+        num_validated_rows: rows of the table that is validated.
         num_labels: lines of AVA.txt.
     """
 
@@ -31,6 +32,7 @@ class Sizes:
     model: str = "resnet50"
     num_rounds: int = 50
     num_rows: int = 100_000
+    num_validated_rows: int = 10_000_000
     num_labels: int = AVA_ROWS
 
 

@@ -1,29 +1,52 @@
-"""Validating a run directory, beside only reading its tables."""
+"""Validating a run of millions of rows, beside only reading its table with pyarrow."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
-from ava_pipeline.bench.rows import TABLES, WrittenRun
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.bench.figures import Target
 from ava_pipeline.read.validate import validate_run
 from benchmarks.judging import Bench, Sizes
+from benchmarks.long_run import TABLE, Formats, write_long_run
 
-_ROUNDS = 7
+_ROUNDS = 3
+_OVER_READING = {"csv": Target(3.0), "parquet": Target(10.0)}
+_PEAK_MIB = Target(1024.0)
 
 
-@pytest.mark.informational
-def test_validating_over_reading(bench: Bench, sizes: Sizes, tmp_path: Path) -> None:
-    """Every rule on every row, over pyarrow reading CSV and Parquet."""
-    with WrittenRun(tmp_path) as run:
-        run.offer(range(1, sizes.num_rows + 1))
-    layout = RunLayout(tmp_path)
+def read(root: Path, formats: Formats) -> None:
+    """All that a reader must do: the columns in memory."""
+    for kind in formats:
+        path = root / "telemetry" / f"{TABLE.table.name}.{kind}"
+        csv.read_csv(path) if kind == "csv" else pq.read_table(path)
 
-    def read() -> None:
-        for table in TABLES:
-            csv.read_csv(layout.csv(table.table.name))
-            pq.read_table(layout.parquet(table.table.name))
 
-    bench.judge(bench.ratio(lambda: list(validate_run(tmp_path)), read, _ROUNDS))
+def peak_of_validating(root: Path) -> int:
+    """The most bytes that a process held which validated a run, and found nothing."""
+    script = (
+        "import sys\n"
+        "from ava_pipeline.bench.writing import peak_bytes\n"
+        "from ava_pipeline.read.validate import validate_run\n"
+        "assert validate_run(sys.argv[1]) == []\n"
+        "print(peak_bytes())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(root)], capture_output=True, text=True, check=True)  # noqa: S603  # the project's own code
+    return int(done.stdout)
+
+
+@pytest.mark.gate
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("formats", [("csv",), ("parquet",), ("csv", "parquet")], ids="+".join)
+def test_validating_over_reading(bench: Bench, sizes: Sizes, formats: Formats, tmp_path: Path) -> None:
+    """Every rule on every row, over pyarrow reading the same files; and the memory it takes in a process of its own."""
+    root = write_long_run(tmp_path, sizes.num_validated_rows, formats)
+    target = _OVER_READING[formats[0]] if len(formats) == 1 else None
+    ratio = bench.ratio(lambda: list(validate_run(root)), lambda: read(root, formats), _ROUNDS)
+    peak = peak_of_validating(root)
+    print(f"\n  {sizes.num_validated_rows:,} rows")
+    bench.judge(peak / 2**20, _PEAK_MIB, name="peak_mib")
+    bench.judge(ratio, target, name="over_reading")

@@ -10,23 +10,8 @@ from ava_pipeline.collect.amp import Scaling
 from ava_pipeline.collect.measure import Measure, Moment, Reading
 from ava_pipeline.collect.norms import NormLayout, NormPlan, combine
 from ava_pipeline.collect.watched import Watched
-from ava_pipeline.contract.keys import KEY_COLUMNS
-from ava_pipeline.contract.tables import Column, Table
+from ava_pipeline.contract.measured_tables import GRADIENT_NORMS
 from ava_pipeline.write.rows import Numbers
-
-GRADIENT_NORMS = Table(
-    name="gradient_norms",
-    description="L2 norm of every group's gradients taken as one vector: true scale, before clipping.",
-    columns=KEY_COLUMNS,
-    run_columns=Column(
-        name="<group>",
-        dtype="float32",
-        description="L2 norm of the group's gradients; null where it had none.",
-        nullable=True,
-        not_below=0,
-    ),
-    l2_of_groups=True,
-)
 
 
 class GradientNorms(Measure):

@@ -4,22 +4,8 @@ from collections.abc import Sequence
 
 from ava_pipeline.collect.measure import Measure, Moment, Reading
 from ava_pipeline.collect.watched import Watched, rate_column
-from ava_pipeline.contract.keys import KEY_COLUMNS
-from ava_pipeline.contract.tables import Column, Table
+from ava_pipeline.contract.measured_tables import LEARNING_RATES
 from ava_pipeline.write.rows import Numbers
-
-LEARNING_RATES = Table(
-    name="learning_rates",
-    description="The learning rate this step uses, in the optimizer's own group order, on through further optimizers.",
-    columns=KEY_COLUMNS,
-    run_columns=Column(
-        name="<lr_group>",
-        dtype="float64",
-        description="Rate of one parameter group; null where the group came later or is gone.",
-        nullable=True,
-        not_below=0,
-    ),
-)
 
 
 class LearningRates(Measure):

@@ -7,44 +7,9 @@ from datetime import UTC, datetime
 from ava_pipeline.collect.measure import Measure, Moment, Reading
 from ava_pipeline.collect.watched import Watched
 from ava_pipeline.contract.events import Event
-from ava_pipeline.contract.keys import KEY_COLUMNS
-from ava_pipeline.contract.tables import Column, Table
+from ava_pipeline.contract.measured_tables import STEPS
 from ava_pipeline.signs.scale_drops import scale_drop_events
 from ava_pipeline.write.rows import Numbers, Rows
-
-STEPS = Table(
-    name="steps",
-    description="When each collected step was, its loss scale, and what the user gave as values.",
-    columns=(
-        *KEY_COLUMNS,
-        Column(name="time_utc", dtype="timestamp", description="When the step was collected, UTC."),
-        Column(
-            name="loss_scale",
-            dtype="float64",
-            description="What the loss was multiplied by under AMP; null without a GradScaler.",
-            nullable=True,
-            not_below=0,
-        ),
-        Column(
-            name="clip_coefficient",
-            dtype="float64",
-            description="What clipping multiplies this step's gradients by, 1 where they are short enough; "
-            "by the max_norm of the clip before. Null without telemetry.clip_grad_norm_.",
-            nullable=True,
-            not_below=0,
-        ),
-        Column(
-            name="clip_rate",
-            dtype="float64",
-            description="Share of the clips since the last row, this step's not yet among them, that shortened.",
-            nullable=True,
-            not_below=0,
-        ),
-    ),
-    run_columns=Column(
-        name="<value>", dtype="float64", description="A value that the user gave to step().", nullable=True
-    ),
-)
 
 
 class Steps(Measure):

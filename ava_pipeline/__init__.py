@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ava_pipeline.collect.collector import TelemetryCollector
     from ava_pipeline.config import RunConfig, TelemetryConfig
     from ava_pipeline.read.run import Run, open_run
+    from ava_pipeline.read.runs.tables import Runs, runs
     from ava_pipeline.train.labels import read_ava_labels
     from ava_pipeline.write.channel import TelemetryStats
 
@@ -19,21 +20,25 @@ __version__ = "0.1.0"
 _HOMES = {
     "Run": "ava_pipeline.read.run",
     "RunConfig": "ava_pipeline.config",
+    "Runs": "ava_pipeline.read.runs.tables",
     "TelemetryCollector": "ava_pipeline.collect.collector",
     "TelemetryConfig": "ava_pipeline.config",
     "TelemetryStats": "ava_pipeline.write.channel",
     "open_run": "ava_pipeline.read.run",
     "read_ava_labels": "ava_pipeline.train.labels",
+    "runs": "ava_pipeline.read.runs.tables",
 }
 
 __all__ = [
     "Run",
     "RunConfig",
+    "Runs",
     "TelemetryCollector",
     "TelemetryConfig",
     "TelemetryStats",
     "open_run",
     "read_ava_labels",
+    "runs",
 ]
 
 

@@ -16,8 +16,10 @@ from ava_pipeline import __version__
 from ava_pipeline.bench.command import bench_command
 from ava_pipeline.config import RunConfig, load_config
 from ava_pipeline.errors import AvaPipelineError, ConfigError, MisuseError, NotARunError, RunExistsError
-from ava_pipeline.evaluate import Evaluated, evaluate, is_generated
-from ava_pipeline.printed import add_metrics, metrics_table
+from ava_pipeline.evaluate.command import evaluate_command
+from ava_pipeline.read.diagnose import diagnose_run
+from ava_pipeline.read.report.command import plot_command, report_command
+from ava_pipeline.read.runs.command import runs_command
 from ava_pipeline.read.validate import RULES, validate_run
 from ava_pipeline.read.validation import Validation, rules_text
 from ava_pipeline.write.recover import recover_run
@@ -105,24 +107,7 @@ def _train(config: RunConfig, *, resume: bool, restart: bool, quiet: bool) -> in
     return outcome.stopped_by
 
 
-@app.command("evaluate")
-def evaluate_command(
-    path: Annotated[Path, typer.Argument(metavar="RUN_OR_PARQUET", help="A run directory, or a file of predictions.")],
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs; null where a figure is not defined.")] = False,
-) -> None:
-    """Print the metrics of validation predictions, beside the constant predictor's.
-
-    Example: ava-pipeline evaluate outputs/ava/demo
-
-    Exit status: 0 well, 1 a file cannot be read or holds no predictions,
-    2 nothing there or wrong usage.
-    """
-    found, generated = evaluate(path), is_generated(path)
-    if as_json:
-        typer.echo(json.dumps({"generated": generated, "files": [one.to_json() for one in found]}, indent=1))
-    else:
-        _show(found, generated=generated)
+app.command("evaluate")(evaluate_command)
 
 
 def _list_rules(value: bool) -> None:  # noqa: FBT001  # typer hands the option over by place
@@ -161,6 +146,25 @@ def validate_command(
     raise typer.Exit(WELL if found.is_clean else PROBLEMS)
 
 
+@app.command("diagnose")
+def diagnose_command(
+    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what a run's numbers show: warning signs with what to try, and healthy signs.
+
+    Example: ava-pipeline diagnose outputs/ava/demo
+
+    Works while the run is being written, after a crash and afterwards.
+    Exit status: 0 healthy, 1 a warning or worse was found, 2 no run or wrong
+    usage.
+    """
+    found = diagnose_run(run)
+    typer.echo(json.dumps({"run": str(run), **found.to_json()}, indent=1) if as_json else found.to_text(str(run)))
+    raise typer.Exit(WELL if found.is_healthy else PROBLEMS)
+
+
 @app.command("recover")
 def recover_command(
     run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
@@ -186,6 +190,9 @@ def recover_command(
     raise typer.Exit(WELL if found.is_complete else PROBLEMS)
 
 
+app.command("runs")(runs_command)
+app.command("report")(report_command)
+app.command("plot")(plot_command)
 app.command("bench")(bench_command)
 
 
@@ -201,16 +208,6 @@ def main() -> None:
             raise
         console.print(_sentence(error), style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(_status(error))
-
-
-def _show(found: list[Evaluated], *, generated: bool) -> None:
-    table = metrics_table("Metrics of predictions", ["file", "images"], generated=generated)
-    for one in found:
-        add_metrics(table, [one.path.stem, str(one.num_images)], one.metrics)
-    add_metrics(table, ["constant", str(found[-1].num_images)], found[-1].constant)
-    table.caption = f"constant: predicts the mean true distribution of {found[-1].path.name} for every image."
-    table.caption_justify = "left"
-    _console().print(table)
 
 
 def _console(*, err: bool = False, quiet: bool = False) -> Console:

@@ -12,6 +12,7 @@ from ava_pipeline.errors import PredictionsError
 
 NUM_SCORES = 10
 GOOD_ABOVE = 5.0
+HIGHER_IS_BETTER = frozenset({"srcc", "plcc", "accuracy"})  # of the others, lower
 
 _Floats = npt.NDArray[np.float64]
 

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import astuple, fields
 
 from rich.table import Table
+from rich.text import Text
 
 from ava_pipeline.metrics import Metrics
 
 GENERATED = "generated, not AVA"
 _TITLES = {"srcc": "SRCC", "plcc": "PLCC"}
+_NARROW = {"accuracy": "acc."}  # where all metrics stand in a line of 80 characters
 _PERCENTAGES = {"accuracy"}
 _NAMES = [field.name for field in fields(Metrics)]
 
@@ -23,7 +25,7 @@ def metrics_table(title: str, leading: Sequence[str], *, generated: bool) -> Tab
         generated: the figures are of generated data, which the title then says.
     """
     table = plain_table(title, generated=generated)
-    for name in (*leading, *(_TITLES.get(name, name) for name in _NAMES)):
+    for name in (*leading, *(_NARROW.get(name, title_of(name)) for name in _NAMES)):
         # Where the terminal is narrow, the name in front gives way and no figure does.
         is_front = name == leading[0]
         table.add_column(name, justify="left" if is_front else "right", no_wrap=not is_front, overflow="fold")
@@ -41,15 +43,32 @@ def plain_table(title: str, *, generated: bool = False) -> Table:
     )
 
 
-def add_metrics(table: Table, leading: Sequence[str], metrics: Metrics) -> None:
-    """Add a row; a figure that is not defined is a dash."""
-    table.add_row(*leading, *(_shown(name, value) for name, value in zip(_NAMES, astuple(metrics), strict=True)))
+def add_metrics(table: Table, leading: Sequence[str], metrics: Metrics, *, style: str = "") -> None:
+    """Add a row; a figure that is not defined is a dash, and `leading` is text, whatever is in it."""
+    figures = (shown_metric(name, value) for name, value in zip(_NAMES, astuple(metrics), strict=True))
+    table.add_row(*(Text(plain(text)) for text in leading), *figures, style=style)
 
 
-def shown(value: float, digits: int = 4) -> str:
-    """A number rounded for reading, or a dash where there is none."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"  # noqa: RUF001  # a dash, on purpose.
+def title_of(name: str) -> str:
+    """A metric's name as the field writes it."""
+    return _TITLES.get(name, name)
 
 
-def _shown(name: str, value: float) -> str:
+def shown(value: float, digits: int = 4, *, sign: bool = False) -> str:
+    """A number rounded for reading, its sign also where it is +, or a dash where there is none."""
+    if not math.isfinite(value):
+        return "–"  # noqa: RUF001  # a dash, on purpose.
+    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+
+
+def shown_metric(name: str, value: float) -> str:
+    """A metric as it is read: shares in percent."""
     return f"{value:.1%}" if name in _PERCENTAGES and math.isfinite(value) else shown(value)
+
+
+def plain(text: str) -> str:
+    r"""Text from a file or a name, with every character escaped that a terminal would act upon, or that cannot be seen.
+
+    Colours, cursor movements, line feeds, and marks that turn the direction of text around: `\x1b` is what is seen.
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

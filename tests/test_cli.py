@@ -58,13 +58,15 @@ def test_the_help_of_validate_shows_the_rule_in_its_brackets() -> None:
 
 
 def test_a_file_is_evaluated(tmp_path: Path) -> None:
-    """A line, and the constant predictor's; of what it does not define there is a dash."""
+    """A line, its interval, and the constant predictor's line; of what that does not define there is a dash."""
     found = CliRunner().invoke(cli.app, ["evaluate", str(predictions(tmp_path / "val_epoch_000.parquet"))])
     assert found.exit_code == 0
     lines = found.stdout.splitlines()
-    assert lines[1].split() == ["file", "images", "emd_r1", "emd_r2", "SRCC", "PLCC", "accuracy", "mae", "rmse"]
-    assert lines[2].startswith("val_epoch_000")
-    assert lines[3].split()[4:6] == ["–", "–"]  # noqa: RUF001  # the dash that is printed.
+    assert lines[1].split() == ["file", "images", "emd_r1", "emd_r2", "SRCC", "PLCC", "acc.", "mae", "rmse"]
+    assert lines[2].startswith("val_epoch_000 ")
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split()[0] for line in lines[3:5]] == ["from", "to"]
+    assert lines[5].split()[4:6] == ["–", "–"]  # noqa: RUF001  # the dash that is printed.
     assert "generated" not in found.stdout
 
 
@@ -187,7 +189,7 @@ def test_an_error_of_ours_is_status_3_and_shows_where_on_request(
     def broken(_path: Path) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(cli, "evaluate", broken)
+    monkeypatch.setattr("ava_pipeline.evaluate.command.is_generated", broken)
     assert status_of(monkeypatch, ["evaluate", str(tmp_path)]) == 3
     assert "ZeroDivisionError: ours. Set AVA_PIPELINE_TRACEBACK=1" in capsys.readouterr().err
     monkeypatch.setenv("AVA_PIPELINE_TRACEBACK", "1")

@@ -1,5 +1,6 @@
 """Open a run: what lies in its directory, as data frames."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,10 +13,11 @@ from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.inside import check_inside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest, read_manifest
-from ava_pipeline.contract.stored import read_parquet
+from ava_pipeline.contract.parquet_file import read_parquet
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import MisuseError, NotARunError
 from ava_pipeline.read.csv import read_csv
+from ava_pipeline.read.dataset import dataset_of, read_selected, table_part
 from ava_pipeline.read.prediction_files import prediction_files
 from ava_pipeline.read.tables import read_table
 
@@ -90,19 +92,35 @@ class Run:
         """What happened beside the rows; no rows where nothing did."""
         return frame(read_table(self.layout, RunTable.of(EVENTS)))
 
-    def table(self, name: str) -> pd.DataFrame:
-        """Any table that the manifest declares.
+    def table(
+        self, name: str, *, columns: Sequence[str] | None = None, batches: tuple[int, int | None] | None = None
+    ) -> pd.DataFrame:
+        """Any table that the manifest declares; see `arrow`, which has the same arguments."""
+        return frame(self.arrow(name, columns=columns, batches=batches))
+
+    def arrow(
+        self, name: str, *, columns: Sequence[str] | None = None, batches: tuple[int, int | None] | None = None
+    ) -> pa.Table:
+        """Any table that the manifest declares, as Arrow.
+
+        Args:
+            name: of the table.
+            columns: the ones to read, in this order; left out, all.
+            batches: the first and the last `batch_idx` to read, both included; None for the last reads to the end.
+                Of a Parquet file only the row groups and columns asked for are read.
 
         Raises:
-            MisuseError: the run has no such table.
+            MisuseError: the run has no such table, or the table no such column.
             NotARunError: there is no manifest.
             DamagedFileError: a file cannot be read.
         """
-        tables = self.manifest.tables
-        if name not in tables:
-            known = ", ".join(sorted(tables)) or "none"
+        manifest = self.manifest
+        if name not in manifest.tables:
+            known = ", ".join(sorted(manifest.tables)) or "none"
             raise MisuseError(f"{self.layout.root} has no table {name!r}; its tables: {known}.")
-        return frame(read_table(self.layout, tables[name].declaration))
+        if columns is None and batches is None:
+            return read_table(self.layout, manifest.tables[name].declaration)
+        return read_selected(dataset_of([table_part(self.layout, manifest, name)]), columns, batches)
 
     def val_predictions(self, epoch: int, *, name: str = "val") -> pd.DataFrame:
         """One epoch's predictions of the set `name`, a row an image.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ava_pipeline.contract.events import Event
 from ava_pipeline.errors import AvaPipelineError, DamagedFileError
-from ava_pipeline.evaluate import evaluate
+from ava_pipeline.evaluate.evaluated import evaluate
 from ava_pipeline.read.run import open_run
 from ava_pipeline.read.validate import validate_run
 from ava_pipeline.write.recover import recover_run

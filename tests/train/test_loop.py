@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ava_pipeline.config import load_config
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import AvaPipelineError, ConfigError, NonFiniteLossError
-from ava_pipeline.evaluate import evaluate
+from ava_pipeline.evaluate.evaluated import evaluate
 from ava_pipeline.read.validate import validate_run
 from ava_pipeline.train.batch_step import BatchStep
 from ava_pipeline.train.model import AvaModel

@@ -5,19 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
 from ava_pipeline import yaml_text
 from ava_pipeline.contract.inside import check_inside
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.parquet_file import read_parquet
-from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.errors import DamagedFileError, NotARunError
-from ava_pipeline.metrics import Metrics, constant_predictor, prediction_metrics
+from ava_pipeline.evaluate.bootstrap import Interval, interval, resampled
+from ava_pipeline.metrics import Metrics, constant_predictor
+from ava_pipeline.read.predicted import Predicted, read_predicted
 
-_COLUMNS = (*PRED_COLUMNS, *GT_COLUMNS, "pred_mean", "gt_mean")
+NUM_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +25,14 @@ class Evaluated:
         num_images: rows in it.
         metrics: of its predictions.
         constant: what predicting its own mean true distribution for every image would reach.
+        interval: how far the metrics would vary with other images of the same kind; None where it was not asked for.
     """
 
     path: Path
     num_images: int
     metrics: Metrics
     constant: Metrics
+    interval: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; null where a figure is not defined."""
@@ -42,15 +40,17 @@ class Evaluated:
             "file": str(self.path),
             "num_images": self.num_images,
             **self.metrics.to_json(),
+            "interval": self.interval.to_json() if self.interval else None,
             "constant_predictor": self.constant.to_json(),
         }
 
 
-def evaluate(path: Path) -> list[Evaluated]:
+def evaluate(path: Path, *, num_resamples: int = 0) -> list[Evaluated]:
     """Evaluate a file of predictions, or every one of a run.
 
     Args:
         path: a run directory, its predictions folder or a Parquet file.
+        num_resamples: of the bootstrap behind each interval; 0: no intervals.
 
     Returns:
         One entry a file, by name and so by epoch.
@@ -59,7 +59,27 @@ def evaluate(path: Path) -> list[Evaluated]:
         NotARunError: there are no predictions at `path`.
         DamagedFileError: a file is no Parquet, holds no predictions, or lies outside of the run.
     """
-    return [_evaluate_file(file) for file in _files(path)]
+    return [_evaluated(read_predicted(file), num_resamples) for file in prediction_paths(path)]
+
+
+def prediction_paths(path: Path) -> Sequence[Path]:
+    """The files of predictions that a path means, by name; see `evaluate`.
+
+    Raises:
+        NotARunError: there are none.
+        DamagedFileError: one lies outside of the run.
+    """
+    if path.is_file():
+        return [path]
+    layout = RunLayout(path.parent if path.name == "predictions" else path)
+    check_inside(layout)
+    files = sorted(layout.predictions.glob("*.parquet"))
+    if not files:
+        raise NotARunError(
+            f"{path}: no predictions there. Give a run directory whose config has save_val_predictions: true and that "
+            "has finished an epoch, or a Parquet file with pred_dist_1..10, gt_dist_1..10, pred_mean and gt_mean."
+        )
+    return files
 
 
 def is_generated(path: Path) -> bool:
@@ -80,43 +100,11 @@ def is_generated(path: Path) -> bool:
     return isinstance(data, dict) and data.get("sample") is not None
 
 
-def _files(path: Path) -> Sequence[Path]:
-    if path.is_file():
-        return [path]
-    layout = RunLayout(path.parent if path.name == "predictions" else path)
-    check_inside(layout)
-    files = sorted(layout.predictions.glob("*.parquet"))
-    if not files:
-        raise NotARunError(
-            f"{path}: no predictions there. Give a run directory whose config has save_val_predictions: true and that "
-            "has finished an epoch, or a Parquet file with pred_dist_1..10, gt_dist_1..10, pred_mean and gt_mean."
-        )
-    return files
-
-
-def _evaluate_file(path: Path) -> Evaluated:
-    table = _read(path)
-    pred, truth = _matrix(table, PRED_COLUMNS), _matrix(table, GT_COLUMNS)
-    pred_mean, gt_mean = (_column(table, name) for name in ("pred_mean", "gt_mean"))
+def _evaluated(predicted: Predicted, num_resamples: int) -> Evaluated:
     return Evaluated(
-        path=path,
-        num_images=table.num_rows,
-        metrics=prediction_metrics(pred, truth, pred_mean, gt_mean),
-        constant=constant_predictor(truth, truth, gt_mean),
+        path=predicted.path,
+        num_images=predicted.num_images,
+        metrics=predicted.metrics(),
+        constant=constant_predictor(predicted.truth, predicted.truth, predicted.gt_mean),
+        interval=interval(resampled([predicted], num_resamples)[0]) if num_resamples else None,
     )
-
-
-def _read(path: Path) -> pa.Table:
-    rows = read_parquet(path)
-    missing = [name for name in _COLUMNS if name not in rows.column_names]
-    if missing:
-        raise DamagedFileError(f"{path}: no predictions; it has no columns {', '.join(missing)}.")
-    return rows
-
-
-def _matrix(table: pa.Table, names: Sequence[str]) -> npt.NDArray[np.float64]:
-    return np.column_stack([_column(table, name) for name in names])
-
-
-def _column(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
-    return table[name].to_numpy().astype(np.float64)

@@ -1,0 +1,1 @@
+"""Many runs at once: as tables, and as a line each."""

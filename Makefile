@@ -4,8 +4,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 COUNT ?= 5000
+DURATION ?= 600
 
-.PHONY: help setup demo test fuzz bench lint types fmt schemas lock clean
+.PHONY: help setup demo test fuzz soak bench lint types fmt schemas lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -28,6 +29,9 @@ test: $(READY) lint types  ## lint, format check, strict types, tests
 
 fuzz: $(READY)  ## give the readers COUNT files that were changed at random
 	AVA_FUZZ_EXAMPLES=$(COUNT) $(BIN)/python -m pytest tests/read/test_fuzz.py
+
+soak: $(READY)  ## feed runs for DURATION seconds while disks fail and processes are killed
+	$(BIN)/python -m tests.soak --duration-s $(DURATION) $(if $(SEED),--seed $(SEED))
 
 # Takes minutes, on a machine that does nothing else. The gates come last, so that one missed leaves everything measured.
 bench: $(READY)  ## measure what telemetry costs, into outputs/bench

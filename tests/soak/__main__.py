@@ -1,0 +1,94 @@
+"""`python -m tests.soak --duration-s 600`: exit status 0 where nothing broke, 1 with what did."""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ava_pipeline.read.validate import validate_run
+from tests.soak.checks import broken_files
+from tests.soak.faults import KINDS
+from tests.soak.feeder import Life, begin
+
+# A run that is resumed must find its rows where they were, so that its directory does not vanish.
+_KINDS_OF_RESUMED = tuple(kind for kind in KINDS if kind != "vanished")
+_SHARE_KILLED = 0.7
+
+
+def soak(folder: Path, duration_s: float, seed: int) -> tuple[list[str], Counter[str]]:
+    """Feed a run in one long life, and beside it another one in many short lives, most of them killed.
+
+    Args:
+        folder: for the two runs; new.
+        duration_s: how long.
+        seed: decides what happens when; not how quickly a machine comes to it.
+
+    Returns:
+        What broke, and how often each thing happened.
+    """
+    moments = random.Random(seed)  # noqa: S311  # it hides nothing
+    counts: Counter[str] = Counter()
+    ends_s = time.monotonic() + duration_s
+    steady = Life(folder / "steady", 0, duration_s, moments.getrandbits(32), KINDS)
+    pid, reading = begin(steady)
+    broken = _short_lives(folder / "killed", ends_s, moments, counts)
+    told = _told(pid, reading)
+    broken += [f"steady: {one}" for one in told.get("broken", ["it ended without a word"])]
+    counts.update(told.get("faults", {}))
+    counts["batches"] += told.get("last", 0)
+    broken += broken_files(sorted(folder.glob("steady*")), told.get("last", 0))
+    broken += [str(one) for one in validate_run(steady.root)]
+    return broken, counts
+
+
+def _short_lives(root: Path, ends_s: float, moments: random.Random, counts: Counter[str]) -> list[str]:
+    last, broken = 0, []
+    while time.monotonic() < ends_s and not broken:
+        life = Life(root, last, moments.uniform(0.2, 4), moments.getrandbits(32), _KINDS_OF_RESUMED)
+        pid, reading = begin(life)
+        if moments.random() < _SHARE_KILLED:
+            time.sleep(life.life_s * moments.random())
+            os.kill(pid, signal.SIGKILL)
+            counts["killed"] += 1
+        told = _told(pid, reading)
+        last = told.get("last", told.get("flushed", last))
+        counts.update(lives=1, **told.get("faults", {}))
+        broken += [f"killed, seed {life.seed}: {one}" for one in told.get("broken", [])] + broken_files([root], last)
+    told = _told(*begin(Life(root, last, 0.0, 0, ())))
+    counts["batches"] += told.get("last", 0)
+    return [*broken, *told.get("broken", ["the last life ended without a word"]), *map(str, validate_run(root))]
+
+
+def _told(pid: int, reading: int) -> dict[str, Any]:
+    """Wait for a process to end; all that it told, the latest of each."""
+    with os.fdopen(reading) as lines:
+        told = [json.loads(line) for line in lines if line.endswith("\n")]
+    os.waitpid(pid, 0)
+    return {key: value for one in told for key, value in one.items()}
+
+
+def main() -> None:
+    """Soak for as long as asked."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--duration-s", type=float, default=600.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
+    options = parser.parse_args()
+    print(f"seed {options.seed}, {options.duration_s:g} s", flush=True)  # noqa: T201  # a command prints
+    folder = Path(tempfile.mkdtemp(prefix="ava-soak-"))
+    broken, counts = soak(folder, options.duration_s, options.seed)
+    print(", ".join(f"{name} {number}" for name, number in sorted(counts.items())))  # noqa: T201  # a command prints
+    for one in broken:
+        print(f"broken: {one}")  # noqa: T201  # a command prints
+    print(f"the runs are kept in {folder}")  # noqa: T201  # a command prints
+    sys.exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -88,7 +88,7 @@ def test_a_line_a_run_with_what_tells_them_apart(folder: Path) -> None:
     found = listed(f"{folder}/*")
     assert found.exit_code == 0
     head, titles, *lines = found.stdout.splitlines()
-    assert head == "3 runs, the best of each metric"
+    assert head == "3 runs, the best of each metric (generated, not AVA)"
     assert titles.split()[:6] == ["run", "status", "age", "batch", "SRCC", "emd_r1"]
     assert [line.split()[0] for line in lines] == ["low", "mid", "top"]
     assert "finished" in lines[0]
@@ -96,6 +96,10 @@ def test_a_line_a_run_with_what_tells_them_apart(folder: Path) -> None:
     assert lines[2].endswith("hidden_sizes=[128] base_lr=0.01")
     assert "seed" not in found.stdout
     assert "output_dir" not in found.stdout
+    (folder / "top/config.yaml").write_text(DEMO.replace("sample: {num", "# {num"))
+    head = listed(f"{folder}/*", "--quick").stdout.splitlines()[0]
+    assert head == "3 runs, the best of each metric (2 of them generated, not AVA)"
+    assert [one["is_generated"] for one in told(f"{folder}/*", "--quick")] == [True, True, False]
 
 
 def test_programs_get_everything(folder: Path) -> None:

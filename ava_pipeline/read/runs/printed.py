@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ava_pipeline.printed import plain, plain_table, shown_metric, title_of
+from ava_pipeline.printed import GENERATED, plain, plain_table, shown_metric, title_of
 from ava_pipeline.read.runs.settings import Value, differing, short_names
 from ava_pipeline.read.runs.summary import UNREADABLE, Summary
 
@@ -31,7 +31,7 @@ def show_runs(summaries: Sequence[Summary], console: Console) -> None:
 
 
 def _table(summaries: Sequence[Summary], known: Sequence[str], *, fills_line: bool) -> Table:
-    table = plain_table(f"{len(summaries)} run{'s' * (len(summaries) != 1)}, the best of each metric")
+    table = plain_table(_title(summaries))
     table.expand = fills_line
     metrics = [name for name in known if any(name in one.best for one in summaries)]
     names = short_names(differing([one.settings for one in summaries]))
@@ -42,6 +42,13 @@ def _table(summaries: Sequence[Summary], known: Sequence[str], *, fills_line: bo
     for one in summaries:
         table.add_row(*_cells(one, metrics, names))
     return table
+
+
+def _title(summaries: Sequence[Summary]) -> str:
+    title = f"{len(summaries)} run{'s' * (len(summaries) != 1)}, the best of each metric"
+    num = sum(one.is_generated for one in summaries)
+    which = "" if num == len(summaries) else f"{num} of them "
+    return f"{title} ({which}{GENERATED})" if num else title
 
 
 def _cells(one: Summary, metrics: Sequence[str], names: Mapping[str, str]) -> Iterator[Text]:

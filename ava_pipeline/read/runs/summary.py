@@ -67,6 +67,11 @@ class Summary:
     finding: Finding | None = None
     num_findings: int | None = None
 
+    @property
+    def is_generated(self) -> bool:
+        """Whether it was trained on generated data, as its config says."""
+        return any(name.startswith("data.sample.") for name in self.settings)
+
     def values(self) -> dict[str, Value]:
         """What runs are chosen and sorted by; a figure of its own goes before a setting of that name."""
         own = {
@@ -85,6 +90,7 @@ class Summary:
         told = {one.name: getattr(self, one.name) for one in fields(self)}
         finding = None if self.finding is None else _finite(asdict(self.finding))
         best = {name: best._asdict() for name, best in self.best.items()}
+        told["is_generated"] = self.is_generated
         return {**told, "path": str(self.path), "best": best, "settings": _finite(self.settings), "finding": finding}
 
 

@@ -73,6 +73,7 @@ class Recorder:
             resumed_from=resumed_from,
             run_info=run_info,
             device=_device_name(watched.device),
+            thresholds=config.signs.model_dump(exclude_defaults=True),
         )
         watch = SignWatch(facts.groups, config.signs, log, on_finding) if config.signs.on_line else None
         files = RunFiles(

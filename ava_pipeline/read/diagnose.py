@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any
 
-from ava_pipeline.config import load_config
+from pydantic import ValidationError
+
 from ava_pipeline.contract.events import EVENTS
+from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.samples import samples_in
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.errors import ConfigError
 from ava_pipeline.read.run import Run, open_run
 from ava_pipeline.read.tables import read_table
 from ava_pipeline.signs.figures import NOTHING, Evidence, Figures
@@ -68,7 +69,7 @@ class Diagnosis:
 def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
     """Look for the signs in all rows of a run, which may be alive, crashed or finished.
 
-    The thresholds are those of the run's config.yaml, where `ava-pipeline train` wrote one; else the usual ones.
+    The thresholds are those that the run was written with.
 
     Args:
         run: an opened run, or its directory.
@@ -78,7 +79,7 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
         DamagedFileError: a file of it cannot be read.
     """
     opened = run if isinstance(run, Run) else open_run(run)
-    limits = _limits(opened)
+    limits = _limits(opened.manifest)
     evidence = _evidence(opened)
     events = read_table(opened.layout, RunTable.of(EVENTS)).to_pylist()
     found = (*findings_of(evidence, limits), *gap_findings(events))
@@ -100,14 +101,14 @@ def _figures(run: Run, declaration: RunTable | None) -> Figures:
     return Figures(NOTHING if declaration is None else read_table(run.layout, declaration))
 
 
-def _limits(run: Run) -> Thresholds:
-    """Of the run's config; one that cannot be read is told by `validate`."""
-    if not run.layout.config.exists():
+def _limits(manifest: Manifest) -> Thresholds:
+    """The usual ones, but for what the latest attempt set."""
+    if not manifest.attempts:
         return Thresholds()
     try:
-        return load_config(run.layout.config).with_head_above().signs
-    except ConfigError as error:
-        warnings.warn(f"the usual thresholds are taken, since the run's config cannot be used: {error}", stacklevel=2)
+        return Thresholds.model_validate(manifest.attempt.thresholds)
+    except ValidationError as error:
+        warnings.warn(f"the usual thresholds are taken, since the manifest's cannot be used: {error}", stacklevel=3)
         return Thresholds()
 
 

@@ -95,6 +95,11 @@ class Evidence:
         return tuple(name for name in self.norms.names if name in self.groups and self.groups[name].role in roles)
 
     @property
+    def losses(self) -> tuple[str, ...]:
+        """The columns of steps that are losses, by their name."""
+        return tuple(name for name in self.steps.names if "loss" in name.lower() and name != "loss_scale")
+
+    @property
     def overall(self) -> str | None:
         """The column of all gradients; None where the run has none."""
         return next(iter(self.of_role("overall")), None)

@@ -71,17 +71,22 @@ def _told(run: Evidence) -> Iterator[_Told]:
         yield from _norms(run, run.overall)
     if run.rates.names:
         yield _Told("rates-in-order", run.rates, None, None, "no learning rate stays at 0 or leaps.")
-    yield from _steps(run.steps)
+    yield from _steps(run)
 
 
 def _norms(run: Evidence, overall: str) -> Iterator[_Told]:
-    low, high = np.nanquantile(run.norms.values(overall), (0.05, 0.95))
+    norms = run.norms.values(overall)[run.norms.finite(overall)]
+    if not len(norms):
+        return
+    low, high = np.quantile(norms, (0.05, 0.95))
     steady = f"{overall} stays between {low:.3g} and {high:.3g} in 9 of 10 collected steps."
     yield _Told("norms-steady", run.norms, overall, float(high), steady)
     for column in run.of_role("backbone_last"):
-        share = float(np.nanmedian(run.share(column, overall))) if run.norms.is_measured(column).any() else 0.0
-        message = f"{column} learns: its norm is {share:.2g} of the overall norm (median)."
-        yield _Told("backbone-learning", run.norms, column, share, message)
+        shares = run.share(column, overall)
+        if np.isfinite(shares).any():
+            share = float(np.nanmedian(shares))
+            message = f"{column} learns: its norm is {share:.2g} of the overall norm (median)."
+            yield _Told("backbone-learning", run.norms, column, share, message)
     layers = run.of_role("head_layer") or run.of_role("head")
     if layers:
         yield _Told(
@@ -89,9 +94,10 @@ def _norms(run: Evidence, overall: str) -> Iterator[_Told]:
         )
 
 
-def _steps(steps: Figures) -> Iterator[_Told]:
-    for column in steps.names:
-        if "loss" not in column.lower() or column == "loss_scale" or not len(steps.finite(column)):
+def _steps(run: Evidence) -> Iterator[_Told]:
+    steps = run.steps
+    for column in run.losses:
+        if not len(steps.finite(column)):
             continue
         losses = steps.values(column)[steps.finite(column)]
         first, last = (float(np.median(part)) for part in (losses[: len(losses) // 4 + 1], losses[-len(losses) // 4 :]))

@@ -17,11 +17,10 @@ _DIVERGES = "Lower the learning rate, and look at the loss's sign: it is to be m
 
 def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     """Of every recorded value whose name holds `loss`: below its floor, or steadily rising."""
-    for column in run.steps.names:
-        if "loss" in column.lower() and column != "loss_scale":
-            losses = run.steps.values(column)
-            yield from _negative(run, column, losses, limits)
-            yield from _rising(run, column, losses, limits)
+    for column in run.losses:
+        losses = run.steps.values(column)
+        yield from _negative(run, column, losses, limits)
+        yield from _rising(run, column, losses, limits)
 
 
 def _negative(run: Evidence, column: str, losses: Values, limits: Thresholds) -> Iterator[Finding]:

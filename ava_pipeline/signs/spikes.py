@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.ndimage import median_filter
 
-from ava_pipeline.signs.figures import Evidence, Values
+from ava_pipeline.signs.figures import Evidence, Figures, Values
 from ava_pipeline.signs.finding import Finding
 from ava_pipeline.signs.stretches import stretches
 from ava_pipeline.signs.thresholds import Thresholds
@@ -23,22 +23,30 @@ _LEAST_DEVIATION = 0.02
 
 
 def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    """The norm's logarithm is far above the median of the rows before it, in their median absolute deviations."""
-    if run.overall is None:
-        return
-    norms = run.norms.values(run.overall)
-    positions = np.flatnonzero(np.isfinite(norms) & (norms > 0))
-    factors = np.ones(len(norms))
-    factors[positions] = _factors(np.log10(norms[positions]), limits)
+    """The overall norm or a loss is far above the median of the rows before it, in their median absolute deviations.
+
+    Of the logarithm, since both vary by factors.
+    """
+    if run.overall is not None:
+        yield from _spikes(run.norms, run.overall, limits)
+    for column in run.losses:
+        yield from _spikes(run.steps, column, limits)
+
+
+def _spikes(rows: Figures, column: str, limits: Thresholds) -> Iterator[Finding]:
+    values = rows.values(column)
+    positions = np.flatnonzero(np.isfinite(values) & (values > 0))
+    factors = np.ones(len(values))
+    factors[positions] = _factors(np.log10(values[positions]), limits)
     for stretch in stretches(factors > 1.0):
-        highest = float(factors[stretch.rows].max())
+        highest, factor = (float(figures[stretch.rows].max()) for figures in (values, factors))
         yield stretch.finding(
-            run.norms,
+            rows,
             sign=SIGN,
-            column=run.overall,
-            value=float(norms[stretch.rows].max()),
-            message=f"{run.overall} spiked to {norms[stretch.rows].max():.3g}, {highest:.3g} times the median of the "
-            f"{limits.spike_window} collected steps before.",
+            column=column,
+            value=highest,
+            message=f"{column} spiked to {highest:.3g}, {factor:.3g} times the median of the {limits.spike_window} "
+            "collected steps before.",
             advice=_ADVICE,
         )
 

@@ -37,6 +37,7 @@ class RunFacts:
         resumed_from: the last batch of the checkpoint; 0 for a fresh start.
         run_info: the user's own facts.
         device: that the gradients lie on.
+        thresholds: what signs are judged by, where it is not the usual.
     """
 
     groups: Mapping[str, Group]
@@ -44,6 +45,7 @@ class RunFacts:
     resumed_from: int = 0
     run_info: Mapping[str, JsonValue] = field(default_factory=dict)
     device: str | None = None
+    thresholds: Mapping[str, float | bool | None] = field(default_factory=dict)
 
 
 def begin_attempt(
@@ -140,6 +142,7 @@ def _attempt(number: int, facts: RunFacts, moved: dict[str, int]) -> Attempt:
         resumed_from=facts.resumed_from,
         collect_every_n=facts.collect_every_n,
         set_aside=moved,
+        thresholds=dict(facts.thresholds),
         argv=tuple(sys.argv),
         pid=os.getpid(),
         host=platform.node(),

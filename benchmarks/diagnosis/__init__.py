@@ -1,0 +1,1 @@
+"""How much of what goes wrong is found: labelled trainings, and the table made of them."""

@@ -1,0 +1,37 @@
+"""The labelled set: which trainings there are, and how they are run."""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+
+from benchmarks.diagnosis.faults import FAULTS, HEALTHY, HEALTHY_HALF, Fault
+from benchmarks.diagnosis.judged import Judged, judge
+
+ALL = (*FAULTS, HEALTHY, HEALTHY_HALF)
+SEEDS_A_FAULT = 4
+SEEDS_HEALTHY = 36
+SEEDS_HEALTHY_HALF = 4
+
+
+def labelled() -> list[tuple[Fault, int]]:
+    """Every training of the set: fault and seed; odd seeds are held out."""
+    return [
+        *((fault, seed) for fault in FAULTS for seed in range(SEEDS_A_FAULT)),
+        *((HEALTHY, seed) for seed in range(SEEDS_HEALTHY)),
+        *((HEALTHY_HALF, seed) for seed in range(SEEDS_HEALTHY_HALF)),
+    ]
+
+
+def run(trainings: Sequence[tuple[Fault, int]], folder: Path, *, num_steps: int, num_processes: int) -> list[Judged]:
+    """Train and judge, each in a process of its own pool."""
+    faults, seeds = zip(*trainings, strict=True)
+    # A fault is made of functions, which are sent by name.
+    places = [ALL.index(fault) for fault in faults]
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_judge, places, seeds, repeat(folder), repeat(num_steps)))
+
+
+def _judge(place: int, seed: int, folder: Path, num_steps: int) -> Judged:
+    return judge(ALL[place], seed, folder, num_steps)

@@ -49,7 +49,8 @@ def soak(folder: Path, duration_s: float, seed: int) -> tuple[list[str], Counter
 
 
 def _short_lives(root: Path, ends_s: float, moments: random.Random, counts: Counter[str]) -> list[str]:
-    last, broken = 0, []
+    last = 0
+    broken: list[str] = []
     while time.monotonic() < ends_s and not broken:
         life = Life(root, last, moments.uniform(0.2, 4), moments.getrandbits(32), _KINDS_OF_RESUMED)
         pid, reading = begin(life)

@@ -46,7 +46,7 @@ def _csv_batches(root: Path) -> list[int]:
 
 def _parquet_batches(root: Path) -> list[int]:
     stored = read_stored(RunLayout(root).parquet("norms"), RunLayout(root).journal("norms"))
-    return [] if stored is None else stored.rows.column("batch_idx").to_pylist()
+    return [] if stored is None else [int(str(one)) for one in stored.rows.column("batch_idx").to_pylist()]
 
 
 def _told(root: Path, file: str) -> set[int]:

@@ -34,7 +34,7 @@ class Faults:
         self._pwrite = os.pwrite
         self.counts: Counter[str] = Counter()
         self.active: str | None = None
-        os.pwrite = self._write
+        os.pwrite = self._write  # type: ignore[assignment]  # telemetry writes from memory views only
 
     def turn(self) -> None:
         """End what has lasted long enough, or begin something."""

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 from datetime import timedelta
@@ -55,16 +56,23 @@ def set_metrics(root: Path, srcc: list[float]) -> None:
     (root / "metrics.csv").write_text("\n".join([header, *lines]) + "\n")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three finished runs that differ in two settings."""
+    parent = tmp_path_factory.mktemp("three")
     for name, lr, hidden, srcc in (
         ("low", "1e-4", 64, [0.1, 0.5, 0.4]),
         ("mid", "1e-3", 64, [0.2, 0.6]),
         ("top", "1e-2", 128, [float("nan"), 0.3]),
     ):
-        set_metrics(run_directory(tmp_path / name, lr=lr, hidden=hidden), srcc)
-    return tmp_path
+        set_metrics(run_directory(parent / name, lr=lr, hidden=hidden), srcc)
+    return parent
+
+
+@pytest.fixture
+def folder(three_runs: Path, tmp_path: Path) -> Path:
+    """Three runs of a test's own, to be changed."""
+    return Path(shutil.copytree(three_runs, tmp_path / "runs"))
 
 
 def listed(*arguments: str) -> Result:
@@ -157,7 +165,8 @@ def test_runs_without_the_value_come_last(folder: Path) -> None:
 )
 def test_conditions_choose(condition: str, chosen: list[str], folder: Path) -> None:
     """On settings, metrics and what else is told of a run; a setting's last part is enough of its name."""
-    assert [one["name"] for one in told(f"{folder}/*", "--where", condition)] == chosen
+    arguments = [f"{folder}/*", "--where", condition]
+    assert (names(*arguments) if "findings" not in condition else [one["name"] for one in told(*arguments)]) == chosen
 
 
 @pytest.mark.parametrize(
@@ -191,7 +200,7 @@ def test_what_is_no_condition_is_refused(condition: str, sentence: str) -> None:
 def test_unknown_names_name_the_near_ones(arguments: list[str], sentence: str, folder: Path) -> None:
     """Status 2, as for all wrong usage."""
     (folder / "low/config.yaml").write_text("one: {b: 1}\ntwo: {b: 2}\n")
-    found = listed(f"{folder}/*", *arguments)
+    found = listed(f"{folder}/*", "--quick", *arguments)
     assert found.exit_code == 2
     assert sentence in " ".join(found.stderr.replace("│", " ").split())
 

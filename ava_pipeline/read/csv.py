@@ -75,13 +75,21 @@ def check_header(path: Path, data: bytes, declaration: RunTable) -> None:
     Raises:
         DamagedFileError: the columns are other ones.
     """
-    found = data[: data.find(b"\n")].decode(errors="replace").rstrip("\r")
-    expected = ",".join(declaration.column_names)
-    names = [name[1:-1] if name.startswith('"') and name.endswith('"') else name for name in found.split(",")]
-    if names != list(declaration.column_names):
+    if header_names(data) != list(declaration.column_names):
+        found, expected = _first_line(data), ",".join(declaration.column_names)
         raise DamagedFileError(
             f"{path} begins with {found!r}; its columns must be {expected!r}. Restore the file from a backup."
         )
+
+
+def header_names(data: bytes) -> list[str]:
+    """The columns that the first line names."""
+    names = _first_line(data).split(",")
+    return [name[1:-1] if name.startswith('"') and name.endswith('"') else name for name in names]
+
+
+def _first_line(data: bytes) -> str:
+    return data.partition(b"\n")[0].decode(errors="replace").rstrip("\r")
 
 
 # The row number stands in Arrow's error messages only where one thread reads.

@@ -18,14 +18,12 @@ class Part:
 
     Attributes:
         file: path below the run directory; the rows of a journal count as its Parquet file's.
-        declaration: of the table.
         num_rows: in it.
         has_keys: whether every row says which batch and epoch it is of.
         batches: of the rows, where it has keys.
     """
 
     file: str
-    declaration: RunTable
     num_rows: int = 0
     has_keys: bool = True
     batches: BatchNumbers = field(default_factory=BatchNumbers)

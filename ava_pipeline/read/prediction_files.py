@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ava_pipeline.contract.layout import RunLayout
 
-_NAME = re.compile(r"(?P<name>.+)_epoch_(?P<epoch>\d{3,})\.parquet")
+PREDICTION_NAME = re.compile(r"(?P<name>.+)_epoch_(?P<epoch>\d{3,})\.parquet")
 
 
 class PredictionFile(NamedTuple):
@@ -19,5 +19,5 @@ class PredictionFile(NamedTuple):
 
 def prediction_files(layout: RunLayout) -> list[PredictionFile]:
     """Every file of predictions, by set and epoch; other files are left out."""
-    named = ((_NAME.fullmatch(path.name), path) for path in layout.predictions.glob("*.parquet"))
+    named = ((PREDICTION_NAME.fullmatch(path.name), path) for path in layout.predictions.glob("*.parquet"))
     return sorted(PredictionFile(match["name"], int(match["epoch"]), path) for match, path in named if match)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from pathlib import Path
 
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.tables import RunTable
@@ -44,7 +45,7 @@ class TableReader:
         csv, is_same = self._read_csv()
         if csv is not None and is_same:
             name = self._layout.parquet(self._declaration.table.name)
-            same = Part(relative(self._layout, name), self._declaration, csv.num_rows, csv.has_keys, csv.batches)
+            same = Part(relative(self._layout, name), csv.num_rows, csv.has_keys, csv.batches)
             return TableParts(self._declaration, csv, same, is_same=True)
         return TableParts(self._declaration, csv, self._parquet)
 
@@ -56,9 +57,10 @@ class TableReader:
         file = relative(self._layout, path)
         windows = csv_windows(file, path, self._declaration, is_open=self._is_open, take=self._listing.add)
         if self._stored is None:
-            return self._read_through(file, windows, self._check), False
+            return read_through(file, path, windows, self._check, self._listing), False
         twin = Twin(lambda: self._parquet, RowCursor(self._stored.tables, self._stored.schema))
-        part = self._read_through(file, windows, lambda window: (*self._check(window), *twin.check(window)))
+        check = lambda window: (*self._check(window), *twin.check(window))  # noqa: E731  # used once
+        part = read_through(file, path, windows, check, self._listing)
         return part, part is not None and twin.is_same and not twin.has_more(part.num_rows)
 
     @cached_property
@@ -66,18 +68,29 @@ class TableReader:
         if self._stored is None:
             return None
         windows = windows_of(self._stored.file, self._declaration, self._stored.tables())
-        return self._read_through(self._stored.file, windows, self._check)
+        path = self._layout.parquet(self._declaration.table.name)
+        return read_through(self._stored.file, path, windows, self._check, self._listing)
 
-    def _read_through(self, file: str, windows: Iterable[Window], check: Check) -> Part | None:
-        part, found = Part(file, self._declaration), self._listing.aside()
-        try:
-            for window in windows:
-                found.take(check(window))
-                part.append(window)
-        except UnusableFileError:
-            return None
-        except DamagedFileError as error:
-            self._listing.add(UNREADABLE.found(file, told(error, self._layout.root / file)))
-            return None
-        self._listing.take(found.breaches())
-        return part
+
+def read_through(file: str, path: Path, windows: Iterable[Window], check: Check, listing: Listing) -> Part | None:
+    """Look at every row of a file; None where it cannot be used, of which only the reason is told.
+
+    Args:
+        file: the file, as violations name it.
+        path: the file.
+        windows: of its rows, in order.
+        check: the rules of rows.
+        listing: takes what is found.
+    """
+    part, found = Part(file), listing.aside()
+    try:
+        for window in windows:
+            found.take(check(window))
+            part.append(window)
+    except UnusableFileError:
+        return None
+    except DamagedFileError as error:
+        listing.add(UNREADABLE.found(file, told(error, path)))
+        return None
+    listing.take(found.breaches())
+    return part

@@ -10,15 +10,15 @@ from ava_pipeline.read.violations import Rule, Violation
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The violations of one run directory.
+    """The violations of one run directory or file.
 
     Attributes:
-        run: the directory, as it was given.
+        path: as it was given.
         violations: in the order they were made.
         strict: warnings count as problems.
     """
 
-    run: str
+    path: str
     violations: Sequence[Violation]
     strict: bool = False
 
@@ -33,9 +33,8 @@ class Validation:
         return "\n".join([*map(str, self.violations), self._summary()])
 
     def to_json(self) -> dict[str, Any]:
-        """The violations, and whether the run is clean."""
+        """Whether it is clean, and the violations."""
         return {
-            "run": self.run,
             "clean": self.is_clean,
             "violations": [asdict(violation) for violation in self.violations],
         }
@@ -46,7 +45,7 @@ class Validation:
             f"{num[kind]} {kind}{'s' * (num[kind] != 1)}" for kind in ("error", "warning", "info") if num[kind]
         )
         verdict = "clean" if self.is_clean else "not clean"
-        return f"{self.run}: {verdict}{f' ({told})' if told else ''}."
+        return f"{self.path}: {verdict}{f' ({told})' if told else ''}."
 
 
 def rules_text(rules: Sequence[Rule]) -> str:

@@ -50,9 +50,9 @@ def test_each_violation_is_a_line(broken_run: Path) -> None:
 
 
 def test_json_is_for_programs(broken_run: Path) -> None:
-    """Each field of a violation under its own name."""
+    """By path; each field of a violation under its own name."""
     result = validate(broken_run, "--json")
-    told = json.loads(result.stdout)
+    told = json.loads(result.stdout)[str(broken_run)]
     assert (told["clean"], result.exit_code) == (False, 1)
     (violation,) = told["violations"]
     assert violation.pop("message")
@@ -64,6 +64,32 @@ def test_json_is_for_programs(broken_run: Path) -> None:
         "column": "loss",
         "value": "0.5",
     }
+
+
+def test_many_runs_and_files_in_one_call(broken_run: Path, tmp_path: Path) -> None:
+    """Each is told under its path; one that is not clean fails them all."""
+    clean = RunBuilder(root=tmp_path / "clean").write()
+    file = clean / "telemetry/steps.csv"
+    result = validate(clean, broken_run, file, "--json")
+    told = json.loads(result.stdout)
+    assert {path: one["clean"] for path, one in told.items()} == {
+        str(clean): True,
+        str(broken_run): False,
+        str(file): True,
+    }
+    assert result.exit_code == 1
+    assert validate(clean, file).stdout.splitlines() == [f"{clean}: clean.", f"{file}: clean."]
+
+
+def test_a_file_of_no_table_asks_for_its_name(tmp_path: Path) -> None:
+    """Wrong usage, with what to say and the names there are."""
+    path = tmp_path / "x.csv"
+    path.write_text("batch_idx,epoch,a\n1,0,2.5\n")
+    result = validate(path)
+    assert result.exit_code == 2
+    assert "--table" in result.stderr
+    assert validate(path, "--table", "gradient_norms").exit_code == 0
+    assert "gradient_norms" in validate(path, "--table", "norms").stderr
 
 
 def test_ignored_rules_may_be_broken(broken_run: Path) -> None:

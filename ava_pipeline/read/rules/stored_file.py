@@ -1,6 +1,7 @@
 """A Parquet file of a table and the journal behind it, window by window."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -18,7 +19,11 @@ def open_stored(layout: RunLayout, declaration: RunTable, take: Take) -> "Stored
     parquet, journal = layout.parquet(name), layout.journal(name)
     if not parquet.exists() and not journal.exists():
         return None
-    file = relative(layout, parquet)
+    return open_stored_file(relative(layout, parquet), parquet, journal, declaration, take)
+
+
+def open_stored_file(file: str, parquet: Path, journal: Path, declaration: RunTable, take: Take) -> "StoredFile | None":
+    """Open a Parquet file, which violations name `file`, and the journal beside it; None where they cannot be used."""
     try:
         stored = StoredRows(parquet, journal, declaration.arrow_schema)
     except (DamagedFileError, pa.ArrowException) as error:
@@ -26,7 +31,7 @@ def open_stored(layout: RunLayout, declaration: RunTable, take: Take) -> "Stored
         return None
     for damage in lasting_damage(stored.damage):
         message = f"{damage.num_bytes} bytes at {damage.offset}: {damage.reason}; the rows they held are lost."
-        take(JOURNAL.found(relative(layout, journal), message))
+        take(JOURNAL.found(file.replace(parquet.name, journal.name), message))
     is_usable = check_columns(stored.schema, declaration.arrow_schema, file, take)
     return StoredFile(file, declaration, stored) if is_usable else None
 

@@ -5,7 +5,9 @@ from torch import nn
 
 
 class AutocastWatch:
-    """Looks at the first training forward pass, from a hook that then removes itself.
+    """Looks at one training forward pass, from a hook that then removes itself.
+
+    There is no hook before `begin`: `torch.jit.script` refuses a model that has one.
 
     Args:
         model: whose forward pass to look at.
@@ -17,12 +19,22 @@ class AutocastWatch:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.saw_float16 = False
+        self._model: nn.Module | None = model
         self._device_type = device.type
-        self._hook = model.register_forward_pre_hook(self._look)
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+
+    def begin(self) -> None:
+        """Look at the next training forward pass; only once, however often this is called."""
+        if self._model is not None:
+            self._hook = self._model.register_forward_pre_hook(self._look)
+            self._model = None
 
     def close(self) -> None:
         """Stop looking."""
-        self._hook.remove()
+        self._model = None
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     def _look(self, module: nn.Module, _: object) -> None:
         if torch.compiler.is_compiling() or not module.training:

@@ -52,6 +52,8 @@ class Notices:
                 "that scales this loss, and call step() after scaler.scale(loss).backward()."
             )
             self.tell("unknown scale", message, batch_idx, epoch, event="unknown_scale")
+        if not moment.scaler.is_given:
+            self._autocast.begin()
         if self._autocast.saw_float16 and not moment.scaler.is_given:
             message = (
                 "the model runs under float16 autocast and the collector was given no grad_scaler, so norms are those "

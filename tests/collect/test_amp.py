@@ -153,12 +153,29 @@ def test_float16_without_a_scaler_warns_once(
 
 
 def test_the_look_at_autocast_leaves_no_hook(tmp_path: Path) -> None:
-    """The model is as it was after its first training pass, and after close without one."""
-    for runs in (True, False):
+    """The model is as it was from the second training pass on, and after close without one."""
+    for passes in (True, False):
         model, optimizer = tiny()
-        with TelemetryCollector(model, optimizer, tmp_path, enabled=False):
+        with TelemetryCollector(model, optimizer, tmp_path / str(passes), collect_every_n=1) as telemetry:
+            assert not model._forward_pre_hooks
+            backward(model)
+            telemetry.step()
             assert len(model._forward_pre_hooks) == 1
-            if runs:
+            if passes:
                 backward(model)
                 assert not model._forward_pre_hooks
         assert not model._forward_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # by torch; users still do
+@pytest.mark.parametrize("gives_scaler", [False, True])
+def test_a_model_that_is_watched_can_be_scripted(tmp_path: Path, gives_scaler: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Before training, and while it goes on; with a scaler, or telemetry off, at any time."""
+    model, optimizer = tiny()
+    scaler = torch.amp.GradScaler("cpu") if gives_scaler else None
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
+        torch.jit.script(model)
+        for _ in range(2 - gives_scaler):
+            backward(model, scaler=scaler)
+            telemetry.step()
+        torch.jit.script(model)

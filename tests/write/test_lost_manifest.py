@@ -1,4 +1,4 @@
-"""A manifest that is damaged, newer or gone costs what it said, and no row; readers are told the file and the remedy."""
+"""A manifest that is damaged, newer or gone costs what it said, and no row; readers are told file and remedy."""
 
 import json
 from collections.abc import Callable

@@ -274,7 +274,7 @@ def test_a_journal_that_does_not_become_parquet_is_kept_and_told(
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as full, caplog.at_level(logging.WARNING, "ava_pipeline"):
-        full.setattr("ava_pipeline.contract.stored.written_aside", refuse)
+        full.setattr("ava_pipeline.contract.parquet_file.written_aside", refuse)
         room.close()
     assert any("norms.parquet could not be finished" in message for message in caplog.messages)
     assert parquet_batches(tmp_path) == [1, 2]

@@ -1,7 +1,8 @@
 """The commands `ava-pipeline report` and `ava-pipeline plot`."""
 
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.errors import ConfigError
+from ava_pipeline.errors import ConfigError, RunError
 from ava_pipeline.read.report.live import serve
 from ava_pipeline.read.report.page import need_extra
 from ava_pipeline.read.report.picture import need_matplotlib, write_picture
@@ -77,10 +78,8 @@ def plot_command(
     """
     need_matplotlib()
     seen = see(run.resolve().name, RunLayout(run))
-    try:
+    with _writing(output):
         write_picture(seen, output)
-    except OSError as error:
-        raise _unwritable(output, error) from error
     typer.echo(f"Picture: {output}")
 
 
@@ -93,14 +92,18 @@ def _default_path(layouts: Sequence[RunLayout]) -> Path:
 def _write(found: Mapping[str, RunLayout], path: Path) -> None:
     if path.is_dir():
         raise typer.BadParameter(f"-o {path} is a folder; give the name of a file in it.")
-    try:
+    with _writing(path):
         write_report(found, path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RunError:
+        raise  # of what is read
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"{path} cannot be written: {error.strerror}. Say where with -o.")
+        raise ConfigError(f"{path} cannot be written: {error.strerror}. Say where with -o.") from error
 
 
 def _tell(url: str, *, open_it: bool) -> None:

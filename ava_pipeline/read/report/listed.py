@@ -1,7 +1,7 @@
 """The findings of a run, as the page lists them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ava_pipeline.read.report.marks import MAX_FINDINGS, place_of, shown_findings
 from ava_pipeline.read.report.seen import Seen
@@ -16,11 +16,13 @@ class ListedFinding:
 
     Attributes:
         finding: itself.
-        place: the figure in which it lies; None where it is of no batch, or the figure is not drawn.
+        place: the figure in which it lies; None where it is of no batch.
+        again: where else the same sign shows in the same column.
     """
 
     finding: Finding
     place: str | None
+    again: Sequence["ListedFinding"] = ()
 
     @property
     def where(self) -> str:
@@ -44,7 +46,8 @@ class Listed:
         name: of the run.
         status: of the run, in words.
         is_generated: it was trained on generated data.
-        findings: those shown.
+        findings: those shown, a sign in a column once.
+        num_findings: how many there are.
         num_more: how many more there are.
         healthy: what is as it should be.
         is_judged: whether the run could be diagnosed at all.
@@ -55,6 +58,7 @@ class Listed:
     status: str
     is_generated: bool
     findings: Sequence[ListedFinding]
+    num_findings: int
     num_more: int
     healthy: Sequence[Finding]
     is_judged: bool
@@ -68,9 +72,19 @@ def listed(seen: Seen) -> Listed:
         name=seen.name,
         status=seen.manifest.status if seen.manifest else "no manifest",
         is_generated=seen.is_generated,
-        findings=[ListedFinding(finding, place_of(finding)) for finding in findings],
+        findings=_listed_once(findings),
+        num_findings=len(seen.diagnosis.findings) if seen.diagnosis else 0,
         num_more=max(0, len(seen.diagnosis.findings) - MAX_FINDINGS) if seen.diagnosis else 0,
         healthy=seen.diagnosis.healthy if seen.diagnosis else (),
         is_judged=seen.diagnosis is not None,
         troubles=seen.troubles,
     )
+
+
+def _listed_once(findings: Sequence[Finding]) -> list[ListedFinding]:
+    """The first of each sign in a column, with its severity, and the others behind it."""
+    alike: dict[tuple[str, str | None, str], list[ListedFinding]] = {}
+    for finding in findings:
+        key = (finding.sign, finding.column, finding.severity)
+        alike.setdefault(key, []).append(ListedFinding(finding, place_of(finding)))
+    return [replace(first, again=again) for first, *again in alike.values()]

@@ -81,14 +81,21 @@ def serve(layouts: Mapping[str, RunLayout], port: int, *, tell: Callable[[str], 
         ConfigError: the port cannot be had.
         RunError: a run cannot be read.
     """
-    runs = LiveRuns(layouts)
-    try:
-        server = ThreadingHTTPServer((HOST, port), partial(_Answer, runs))
-    except OSError as error:
-        raise ConfigError(f"Port {port} of {HOST} cannot be had: {error.strerror}. Give another one, or 0.") from error
-    with server, suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), server_of(LiveRuns(layouts), port) as server:
         tell(f"http://{HOST}:{server.server_port}/")
         server.serve_forever()
+
+
+def server_of(runs: LiveRuns, port: int) -> ThreadingHTTPServer:
+    """Take the port.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    try:
+        return ThreadingHTTPServer((HOST, port), partial(_Answer, runs))
+    except OSError as error:
+        raise ConfigError(f"Port {port} of {HOST} cannot be had: {error.strerror}. Give another one, or 0.") from error
 
 
 class _Answer(BaseHTTPRequestHandler):

@@ -12,6 +12,7 @@ SEVERITY_COLORS: Mapping[Severity, str] = {"error": "#d6336c", "warning": "#e889
 _MAX_LINES = 60
 _MAX_NAMES = 10
 _RATES = "lr_"
+_BARELY = "2e"  # opacity, in hexadecimal
 
 Shape = dict[str, Any]
 
@@ -46,8 +47,7 @@ def bands(findings: Iterable[Finding], axis_of: Mapping[str, str]) -> Iterator[S
             "yref": f"{axis} domain" if axis else "paper",
             "y0": 0,
             "y1": 1,
-            "fillcolor": color,
-            "opacity": 0.18,
+            "fillcolor": f"{color}{_BARELY}",
             "layer": "below",
             "line": {"width": 2, "color": color},  # so that one of a single batch can be seen
         }

@@ -2,8 +2,15 @@
 (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const isTouched = matchMedia("(pointer: coarse)").matches;
-  const bar = [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]]; // none that sends anything
-  const config = { responsive: true, displaylogo: false, displayModeBar: isTouched ? false : "hover", modeBarButtons: bar };
+  // No button that sends anything; plots over batches have larger ones of their own.
+  const ownBar = ["zoom2d", "pan2d", "toImage"];
+  const wholeBar = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"];
+  const configOf = (figure) => ({
+    responsive: true,
+    displaylogo: false,
+    displayModeBar: isTouched ? false : "hover",
+    modeBarButtons: [figure.hasAttribute("data-by-batch") ? ownBar : wholeBar],
+  });
   const plotOf = (figure) => figure.querySelector(".plot");
   const plotsByBatch = () => [...document.querySelectorAll("figure[data-by-batch] .plot")].filter((plot) => plot.layout);
 
@@ -23,7 +30,7 @@
   function draw(figure) {
     const { data, layout } = specOf(figure);
     const plot = plotOf(figure);
-    Plotly.newPlot(plot, data, themed(layout), config);
+    Plotly.newPlot(plot, data, themed(layout), configOf(figure));
     if (figure.hasAttribute("data-by-batch")) plot.on("plotly_relayout", (change) => follow(plot, change));
   }
 
@@ -116,7 +123,7 @@
     const x = plot.layout.xaxis;
     const wanted = themed(layout);
     if (x && x.autorange === false) wanted.xaxis = { ...wanted.xaxis, range: [...x.range], autorange: false };
-    Plotly.react(plot, data, wanted, config);
+    Plotly.react(plot, data, wanted, configOf(old));
     plot.setAttribute("aria-label", plotOf(figure).getAttribute("aria-label"));
     for (const part of ["h3", "figcaption", "details tbody"]) old.querySelector(part)?.replaceChildren(...(figure.querySelector(part)?.childNodes ?? []));
   }

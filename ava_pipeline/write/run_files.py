@@ -98,8 +98,7 @@ class RunFiles:
             WriteError: another process writes this run, or it is too early to try again.
             DamagedFileError: an older file cannot be read.
         """
-        if self.is_open and self._lock is not None and not self._lock.is_in_place():
-            self._leave(stats)
+        self._leave_where_moved(stats)
         if self.is_open:
             return
         if time.monotonic() < self._closed_until:
@@ -136,6 +135,7 @@ class RunFiles:
 
     def heartbeat(self, stats: TelemetryStats) -> None:
         """Look for signs, write what there is to tell, and now and then say in the manifest that the run lives."""
+        self._leave_where_moved(stats)
         if self._watch is not None:
             self._watch.look()
         self._log.write()
@@ -143,7 +143,11 @@ class RunFiles:
             self._manifest.beat(stats, self._num_rows())
 
     def close(self, stats: TelemetryStats, status: Status, error: str | None) -> None:
-        """End the attempt: finish every file, then say so in the manifest."""
+        """End the attempt: finish every file, then say so in the manifest.
+
+        A run that was moved away is left as it lies: finishing it here would make a directory that holds no row.
+        """
+        self._leave_where_moved(stats)
         manifest, self._manifest = self._manifest, None
         if self._watch is not None:
             self._watch.look(is_last=True)
@@ -187,8 +191,10 @@ class RunFiles:
             return CsvWriter(self._layout.csv(name), table.arrow_schema)
         return ParquetWriter(self._layout.parquet(name), self._layout.journal(name), table.arrow_schema)
 
-    def _leave(self, stats: TelemetryStats) -> None:
+    def _leave_where_moved(self, stats: TelemetryStats) -> None:
         """Let go of files that are no longer in the run directory; what follows is another attempt."""
+        if not self.is_open or self._lock is None or self._lock.is_in_place():
+            return
         for table in self._tables:
             table.abandon()
         self._log.abandon()

@@ -212,6 +212,21 @@ def test_a_run_directory_that_vanishes_is_made_again(tmp_path: Path, caplog: pyt
     assert len([message for message in caplog.messages if "moved or removed" in message]) == 1
 
 
+def test_a_run_directory_that_vanishes_before_the_end_is_left_as_it_lies(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No directory is made that holds a manifest and no row; where the rows went, they can be recovered."""
+    root, away = tmp_path / "run", tmp_path / "away"
+    room = Room(root)
+    room.write([1, 2])
+    root.rename(away)
+    room.files.heartbeat(TelemetryStats(collected=2, written=2))
+    room.files.close(TelemetryStats(collected=2, written=2), "finished", None)
+    assert not root.exists()
+    assert csv_batches(away) == parquet_batches(away) == [1, 2]
+    assert len([message for message in caplog.messages if "moved or removed" in message]) == 1
+
+
 def test_a_run_directory_that_comes_back_goes_on(tmp_path: Path) -> None:
     """A disk that was away for a while holds every row in the end, none set aside, none twice."""
     root, away = tmp_path / "run", tmp_path / "away"

@@ -1,11 +1,15 @@
 """Forked and spawned children: they never write, hold no lock, and end at once; the parent's rows are all there.
 
-Each test is a process of its own that dumps all stacks and ends where it takes too long, its children with it.
+Each test is a process of its own. Where one takes too long, the test asks it and its children for all their stacks, and
+kills them. It does not use faulthandler's own deadline: a forked child waits at its end, for ever, for the thread that
+watches it, which stayed with the parent.
 """
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +19,11 @@ from ava_pipeline.read.validate import validate_run
 
 pytestmark = pytest.mark.timeout(150)
 
+DEADLINE_S = 100
+
 BEGIN = """
-import faulthandler, multiprocessing, os, sys
-faulthandler.dump_traceback_later(100, exit=True)
+import faulthandler, multiprocessing, os, signal, sys
+faulthandler.register(signal.SIGUSR1)  # children inherit it
 import torch
 torch.set_num_threads(1)
 from ava_pipeline import TelemetryCollector
@@ -45,16 +51,30 @@ def run_script(script: str, tmp_path: Path) -> Path:
     """Run a script as a file, as spawned children need it; returns its run directory."""
     path, root = tmp_path / "script.py", tmp_path / "run"
     path.write_text(BEGIN + script)
-    done = subprocess.run(
-        [sys.executable, str(path), str(root)],
-        check=False,
-        timeout=120,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == 0, done.stderr
+    with (tmp_path / "output").open("w+b") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(path), str(root)],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            start_new_session=True,
+        )
+        status = wait(process)
+        output.seek(0)
+        assert status == 0, output.read().decode()
     return root
+
+
+def wait(process: "subprocess.Popen[bytes]") -> int | str:
+    """The exit status; a process that takes too long dumps its stacks and is killed, and its children with it."""
+    try:
+        return process.wait(DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGUSR1)
+        time.sleep(2)  # for the stacks to be written, where the test has failed already
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return "it took too long"
 
 
 LOADERS = """
@@ -149,3 +169,77 @@ if __name__ == "__main__":
 def test_a_spawned_child_gets_the_model_and_never_the_collector(method: str, tmp_path: Path) -> None:
     """The model that telemetry watches can be handed on; the collector is refused with what to do instead."""
     assert ended(OTHERS.replace("METHOD", method), tmp_path) == [1, 2, 3]
+
+
+FORKING = """
+import threading
+
+writing, forked = threading.Event(), threading.Event()
+pwrite = os.pwrite
+
+def write_half(descriptor, data, offset):
+    if os.getpid() == parent and not writing.is_set():
+        done = pwrite(descriptor, data[: len(data) // 2], offset)
+        writing.set()
+        forked.wait()
+        return done
+    return pwrite(descriptor, data, offset)
+
+parent = os.getpid()
+model, telemetry = collector(flush_interval_s=0.001, fsync=True)
+backward(model)
+telemetry.step()
+telemetry.flush()
+os.pwrite = write_half
+telemetry.step()
+writing.wait()
+child = os.fork()
+if child == 0:
+    os.pwrite = None  # whoever writes now, raises
+    backward(model)
+    assert not telemetry.step(batch_idx=1)
+    assert telemetry.flush()
+    with telemetry.val_predictions(0) as predictions:
+        predictions.add([1], torch.full((1, 10), 0.1), torch.ones(1, 10))
+    telemetry.state_dict()
+    assert telemetry.close().collected == 0
+    sys.exit(7)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 7, status
+forked.set()
+telemetry.step()
+stats = telemetry.close()
+assert stats.written == 3, stats
+"""
+
+
+def test_a_fork_in_the_middle_of_a_write_leaves_the_file_to_the_parent(tmp_path: Path) -> None:
+    """Half a row is on the disk. The child's calls do nothing and it ends by itself; then the parent writes on."""
+    assert ended(FORKING, tmp_path) == [1, 2, 3]
+    assert not (tmp_path / "run" / "predictions").exists()
+
+
+FORKING_OFTEN = """
+model, telemetry = collector(flush_interval_s=0.0001, fsync=True)
+backward(model)
+children = []
+for _ in range(12):
+    for _ in range(5):
+        telemetry.step()
+    child = os.fork()
+    if child == 0:
+        telemetry.step()
+        telemetry.flush()
+        telemetry.close()
+        os._exit(0)  # torch takes a second to end as programs do; the child above does
+    children.append(child)
+for child in children:
+    assert os.waitpid(child, 0)[1] == 0
+stats = telemetry.close()
+assert stats.written == 60, stats
+"""
+
+
+def test_forks_at_any_moment_of_writing_end_and_cost_no_row(tmp_path: Path) -> None:
+    """While the worker begins the run, writes, syncs and tells of itself: no lock that a child needs is left held."""
+    assert ended(FORKING_OFTEN, tmp_path) == list(range(1, 61))

@@ -110,6 +110,20 @@ def test_what_is_not_defined_has_no_interval(tmp_path: Path) -> None:
     assert found.to_json()["low"] == {**dict.fromkeys(found.to_json()["low"]), "accuracy": found.low.accuracy}
 
 
+def test_one_image_drawn_again_and_again_has_no_correlation(tmp_path: Path) -> None:
+    """Nor have constants: whatever is left of a variance by rounding is none."""
+    whole = predicted(tmp_path)
+    for score in np.linspace(4, 6, 30):
+        constant = replace(whole, pred_mean=np.full(whole.num_images, score))
+        assert np.isnan(resampled([constant], 20)[0]["plcc"]).all()
+    one = predicted(tmp_path, num_images=3)
+    found = resampled([one], 300)[0]
+    is_one_image = (np.concatenate(list(_draws(3, 300, 0))) == 3).any(axis=1)
+    assert 10 < is_one_image.sum() < 60
+    for name in ("srcc", "plcc"):
+        assert (np.isnan(found[name]) == is_one_image).all()
+
+
 def test_a_single_image_has_an_interval_of_no_width(tmp_path: Path) -> None:
     """There is nothing else to draw."""
     one = predicted(tmp_path, num_images=1)

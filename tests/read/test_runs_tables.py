@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 import ava_pipeline
 from ava_pipeline import TelemetryCollector, open_run, runs
 from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.journal import JournalWriter
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
 from ava_pipeline.read.run import frame
 from tests.read.building import RATES, RunBuilder
@@ -79,6 +81,21 @@ def test_a_run_is_read_while_it_is_being_written(tmp_path: Path) -> None:
                 dataset = runs(tmp_path / "live").gradient_norms()
             assert dataset.to_table()["batch_idx"].to_pylist() == list(range(1, batch + 1))
     assert runs(tmp_path / "live").gradient_norms().count_rows() == 3
+
+
+def test_a_resumed_run_has_the_rows_behind_its_parquet_file(tmp_path: Path) -> None:
+    """Those of earlier attempts lie in Parquet, those of this one in the journal beside it."""
+    builder = RunBuilder(root=tmp_path / "run", formats=("parquet",))
+    builder.write()
+    batch = pa.RecordBatch.from_pylist([{"batch_idx": 130, "epoch": 3}], schema=RATES.arrow_schema)
+    writer = JournalWriter(builder.layout.journal("learning_rates"), RATES.arrow_schema, rows_before=12)
+    writer.write(batch)
+    writer.close()
+    for batches in (
+        runs(tmp_path / "run").learning_rates().to_table(),
+        open_run(tmp_path / "run").arrow("learning_rates"),
+    ):
+        assert batches["batch_idx"].to_pylist() == list(range(10, 131, 10))
 
 
 def test_columns_that_a_run_has_not_are_null(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ava_pipeline.evaluate.bootstrap import _draws, interval, resampled
+from ava_pipeline.evaluate.bootstrap import _draws, _variance, interval, resampled
 from ava_pipeline.metrics import mean_scores, prediction_metrics
 from ava_pipeline.read.predicted import Predicted, read_predicted
 from tests.evaluating import predictions_file
@@ -111,7 +111,7 @@ def test_what_is_not_defined_has_no_interval(tmp_path: Path) -> None:
 
 
 def test_one_image_drawn_again_and_again_has_no_correlation(tmp_path: Path) -> None:
-    """Nor have constants: whatever is left of a variance by rounding is none."""
+    """Nor have constants."""
     whole = predicted(tmp_path)
     for score in np.linspace(4, 6, 30):
         constant = replace(whole, pred_mean=np.full(whole.num_images, score))
@@ -122,6 +122,13 @@ def test_one_image_drawn_again_and_again_has_no_correlation(tmp_path: Path) -> N
     assert 10 < is_one_image.sum() < 60
     for name in ("srcc", "plcc"):
         assert (np.isnan(found[name]) == is_one_image).all()
+
+
+def test_what_rounding_leaves_of_a_variance_is_none() -> None:
+    """How sums are rounded differs from machine to machine; predictions that hardly differ do differ."""
+    mean, square = np.array([0.3, 1e-9]), np.array([0.3 * 0.3 * (1 + 4e-16), 1e-14])
+    assert _variance(mean, square).tolist() == pytest.approx([0, 1e-14 - 1e-18], rel=1e-9)
+    assert _variance(mean, square)[0] == 0
 
 
 def test_a_single_image_has_an_interval_of_no_width(tmp_path: Path) -> None:

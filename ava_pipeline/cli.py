@@ -25,6 +25,7 @@ from ava_pipeline.read.validate import RULES, validate_run
 from ava_pipeline.read.validate_file import validate_file
 from ava_pipeline.read.validation import Validation, rules_text
 from ava_pipeline.read.violations import Violation
+from ava_pipeline.read.watch.command import watch_command
 from ava_pipeline.write.recover import recover_run
 
 WELL, PROBLEMS, WRONG_USAGE, OUR_ERROR = 0, 1, 2, 3
@@ -209,6 +210,7 @@ def recover_command(
 
 
 app.command("runs")(runs_command)
+app.command("watch")(watch_command)
 app.command("report")(report_command)
 app.command("plot")(plot_command)
 app.command("bench")(bench_command)

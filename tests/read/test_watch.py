@@ -1,0 +1,232 @@
+"""A running job followed in the terminal."""
+
+import fcntl
+import os
+import platform
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from select import select
+
+import numpy as np
+import pyte
+import pytest
+from rich.console import Console
+
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import read_manifest, utc_now, write_manifest
+from ava_pipeline.read.arrays import integers
+from ava_pipeline.read.pulse import status_now
+from ava_pipeline.read.run import open_run
+from ava_pipeline.read.watch.recent import NUM_KEPT
+from ava_pipeline.read.watch.sparkline import sparkline
+from ava_pipeline.read.watch.view import view
+from ava_pipeline.read.watch.watched import Watched
+from tests.read.building import NOW, RunBuilder
+from tests.read.reported import crashed, every_batch, faulty
+from tests.write.feeding import Room, leave_as_killed
+
+_COLUMNS, _LINES = 100, 40
+_DEADLINE_S = 60
+
+
+class Terminal:
+    """A pseudo-terminal with a process in it, and what can be read on its screen."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", descriptor: int) -> None:
+        self.process = process
+        self.descriptor = descriptor
+        self._screen = pyte.Screen(_COLUMNS, _LINES)
+        self._stream = pyte.ByteStream(self._screen)
+
+    @property
+    def text(self) -> str:
+        """All lines."""
+        return "\n".join(self._screen.display)
+
+    def read_until(self, is_so: Callable[[str], bool]) -> str:
+        """Read what the process writes until the screen shows it, or the process is gone."""
+        while not is_so(self.text):
+            ready, _, _ = select([self.descriptor], [], [], _DEADLINE_S)
+            assert ready, f"nothing new on the screen:\n{self.text}"
+            try:
+                self._stream.feed(os.read(self.descriptor, 65536))
+            except OSError:  # the process ended and its terminal is gone
+                assert is_so(self.text), self.text
+        return self.text
+
+
+@contextmanager
+def watching(root: Path) -> Iterator[Terminal]:
+    """`ava-pipeline watch` in a terminal of its own."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, _COLUMNS, 0, 0))
+    command = [sys.executable, "-m", "ava_pipeline", "watch", str(root), "--interval", "0.1"]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "", "LINES": ""}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        try:
+            yield Terminal(process, ours)
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def be_gone(root: Path) -> None:
+    """Let the manifest name a process of this host that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    path = RunLayout(root).manifest
+    manifest = read_manifest(path)
+    manifest.attempt.pid, manifest.attempt.host = ended.pid, platform.node()
+    write_manifest(path, manifest)
+
+
+def test_a_run_is_followed_through_a_crash_and_a_resume_to_its_end(tmp_path: Path) -> None:
+    """New rows appear, the crash and the resume are told, and the end ends it with status 0 and a last picture."""
+    root = tmp_path / "run"
+    first = Room(root)
+    first.write(range(1, 31))
+    with watching(root) as terminal:
+        text = terminal.read_until(lambda text: "batch 30" in text)
+        assert "running" in text
+        assert "overall" in text
+        first.write(range(31, 41))
+        terminal.read_until(lambda text: "batch 40" in text)
+        leave_as_killed(first)
+        be_gone(root)
+        assert "Waiting until it is resumed" in terminal.read_until(lambda text: "killed" in text)
+        second = Room(root, resumed_from=20)
+        second.write(range(21, 26))
+        assert "attempt 2" in terminal.read_until(lambda text: "running" in text and "batch 25" in text)
+        second.close()
+        text = terminal.read_until(lambda text: "Nothing more will come." in text)
+        terminal.process.wait(_DEADLINE_S)
+        assert terminal.process.returncode == 0
+        assert "batch 25" in text
+
+
+def test_ctrl_c_leaves_the_run_alone(tmp_path: Path) -> None:
+    """Status 0, the last picture stays, no traceback."""
+    room = Room(tmp_path / "run")
+    room.write(range(1, 6))
+    with watching(tmp_path / "run") as terminal:
+        terminal.read_until(lambda text: "batch 5" in text)
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.process.wait(_DEADLINE_S) == 0
+        assert "Traceback" not in terminal.read_until(lambda text: "latest events" in text)
+    room.close()
+
+
+def shown(watched: Watched) -> str:
+    """The view as text."""
+    console = Console(width=_COLUMNS, file=open(os.devnull, "w"), record=True)  # noqa: PTH123, SIM115  # closed below
+    console.print(view(watched, utc_now(), _COLUMNS))
+    console.file.close()
+    return console.export_text()
+
+
+def batches(watched: Watched, table: str = "norms") -> list[int]:
+    """The batches of the rows that are kept."""
+    rows = watched.tables[table].rows
+    return [] if rows is None else integers(rows, "batch_idx").tolist()
+
+
+def test_only_what_is_new_is_read(tmp_path: Path) -> None:
+    """Of a long table its end, and then whole lines as they come."""
+    room = Room(tmp_path / "run")
+    room.files.open(room.channel.stats())
+    path = RunLayout(tmp_path / "run").csv("norms")
+    with path.open("a") as file:
+        file.writelines(f"{batch},0,{batch}.0,0.5\n" for batch in range(1, 100_001))
+    watched = Watched(open_run(tmp_path / "run"))
+    watched.look(utc_now())
+    assert batches(watched) == list(range(100_001 - NUM_KEPT, 100_001))
+    with path.open("a") as file:
+        file.write("100001,0,1.0,0.5\n100002,0,1.")
+    tail = watched._tails["norms"]
+    assert tail.look().rows["batch_idx"].to_pylist() == [100_001]
+    with path.open("a") as file:
+        file.write("25,0.5\n")
+    assert tail.look().rows.to_pylist()[0]["overall"] == 1.25
+    assert tail.look().rows.num_rows == 0
+    room.close()
+
+
+def test_a_file_that_was_cut_and_written_on_is_read_anew(tmp_path: Path) -> None:
+    """Even where it is as long as before."""
+    room = Room(tmp_path / "run")
+    room.write(range(1, 9))
+    watched = Watched(open_run(tmp_path / "run"))
+    watched.look(utc_now())
+    path = RunLayout(tmp_path / "run").csv("norms")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:5], *(line.replace(",0.5", ",0.7") for line in lines[5:])]))
+    watched.look(utc_now())
+    rows = watched.tables["norms"].rows
+    assert rows is not None
+    assert rows["head"].to_pylist() == pytest.approx([0.5] * 4 + [0.7] * 4)
+    room.close()
+
+
+def test_a_run_without_csv_is_followed_in_its_journal(tmp_path: Path) -> None:
+    """And its rows are there once more rows are."""
+    RunBuilder(root=tmp_path / "run", batches=range(1, 61), status="running", formats=("parquet",)).write()
+    watched = Watched(open_run(tmp_path / "run"))
+    watched.look(utc_now())
+    watched.look(utc_now())
+    assert batches(watched, "gradient_norms") == list(range(1, 61))
+
+
+def test_a_crashed_run_is_called_killed(tmp_path: Path) -> None:
+    """At once where its process was of this host, else when it was silent for long."""
+    root = crashed(tmp_path / "run")
+    manifest = read_manifest(RunLayout(root).manifest)
+    assert status_now(manifest, NOW) == "running"
+    assert status_now(manifest, NOW + timedelta(minutes=3)) == "killed"
+    be_gone(root)
+    assert status_now(read_manifest(RunLayout(root).manifest), NOW) == "killed"
+
+
+def test_what_a_run_is_called_moves_no_cursor(tmp_path: Path) -> None:
+    """Names and messages come from anywhere; what a terminal would act upon is shown instead."""
+    root = RunBuilder(root=tmp_path / "\x1b[2Jrun\x07", batches=range(1, 6), attempts=every_batch()).write()
+    watched = Watched(open_run(root))
+    watched.look(utc_now())
+    assert "\\x1b[2Jrun\\x07" in shown(watched)
+    assert "\x1b" not in shown(watched)
+
+
+def test_what_cannot_be_read_is_told_and_tried_again(tmp_path: Path) -> None:
+    """As while a resumed run moves its files."""
+    root = faulty(tmp_path / "run")
+    watched = Watched(open_run(root))
+    path = RunLayout(root).manifest
+    path.rename(tmp_path / "manifest")
+    watched.look(utc_now())
+    assert "manifest.json does not exist" in shown(watched).replace("\n", "")
+    assert not watched.is_finished
+    (tmp_path / "manifest").rename(path)
+    watched.look(utc_now())
+    assert "not exist" not in shown(watched)
+    assert watched.is_finished
+
+
+def test_a_sparkline_tells_numbers_apart_from_what_is_none() -> None:
+    """Logarithmic, the greatest of each stretch; ! not finite, _ nought, empty where nothing was measured."""
+    none = np.zeros(8, dtype=bool)
+    values = np.array([1, 10, 100, 1000, np.nan, np.inf, 0, 0])
+    assert sparkline(values, none, 8) == "▁▃▆█!!__"
+    assert sparkline(values, none, 4) == "▃█!_"
+    assert sparkline(values, ~none, 3) == "   "
+    assert sparkline(np.array([2.0]), none[:1], 5) == "▅"
+    assert sparkline(np.array([]), none[:0], 5) == ""

@@ -18,7 +18,7 @@ from ava_pipeline.write.lock import RunLock
 from ava_pipeline.write.recover import recover_run
 from ava_pipeline.write.recovery import RecoveredFile
 from tests.read.building import NOW, TABLES, RunBuilder
-from tests.write.feeding import NO_STEPS, Room, csv_batches, event_rows
+from tests.write.feeding import Room, csv_batches, event_rows, leave_as_killed
 from tests.write.test_lock import held_elsewhere
 
 pytestmark = pytest.mark.timeout(60)
@@ -148,8 +148,8 @@ def test_a_damaged_parquet_file_is_kept_and_the_journal_behind_it_saved(tmp_path
     first.write([1, 2])
     first.close()
     second = Room(tmp_path, resumed_from=2)
-    second.write([3])  # and is killed: nothing is closed
-    second.files._leave(NO_STEPS)
+    second.write([3])
+    leave_as_killed(second)
     layout.parquet("norms").write_bytes(b"PAR1 no more")
     found = files_of(layout, "norms")
     assert (found["parquet"].num_rows, found["parquet"].kept_in) == (0, "damaged/norms.parquet")

@@ -40,11 +40,13 @@ def _negative(run: Evidence, column: str, losses: Values, limits: Thresholds) ->
 
 
 def _rising(run: Evidence, column: str, losses: Values, limits: Thresholds) -> Iterator[Finding]:
-    trend, positions = trend_of(losses), run.steps.finite(column)
-    if trend is None or trend.tau < limits.rising_tau:
+    positions = run.steps.finite(column)
+    if not len(positions):
         return
     begin = float(np.median(losses[positions[: limits.least_rows]]))
-    if trend.change < (limits.loss_rise - 1.0) * abs(begin):
+    least = (limits.loss_rise - 1.0) * abs(begin)
+    trend = trend_of(losses, least)
+    if trend is None or trend.tau < limits.rising_tau or trend.change < least:
         return
     yield Stretch(int(positions[0]), int(positions[-1])).finding(
         run.steps,

@@ -23,7 +23,7 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
         return
     norms = run.norms.values(run.overall)
     positions = np.flatnonzero(np.isfinite(norms) & (norms > 0))
-    trend = trend_of(np.log10(norms[positions]))
+    trend = trend_of(np.log10(norms[positions]), np.log10(limits.rising_factor))
     if trend is None or trend.tau < limits.rising_tau or 10**trend.change < limits.rising_factor:
         return
     value = float(10**trend.change)

@@ -16,6 +16,8 @@ _ADVICE = (
     "clip the gradients to blunt such batches."
 )
 _LEAST_BEFORE = 16
+# What stays saturated is told by other signs.
+_MAX_SATURATED = 3
 # MAD -> standard deviation of a normal distribution. Source: Rousseeuw & Croux (1993), doi:10.2307/2291267.
 _CONSISTENT = 1.4826
 # Norms vary by a few percent whatever the batch: a run that is steadier still is no reason for alarm.
@@ -25,21 +27,24 @@ _LEAST_DEVIATION = 0.02
 def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     """The overall norm or a loss is far above the median of the rows before it, in their median absolute deviations.
 
-    Of the logarithm, since both vary by factors.
+    Of the logarithm, since both vary by factors. Inputs beyond all bounds show the other way round too: the outputs
+    saturate, so that the loss is high and the gradients are next to nothing.
     """
     if run.overall is not None:
         yield from _spikes(run.norms, run.overall, limits)
     for column in run.losses:
         yield from _spikes(run.steps, column, limits)
+        yield from _saturated(run, column, limits)
 
 
 def _spikes(rows: Figures, column: str, limits: Thresholds) -> Iterator[Finding]:
     values = rows.values(column)
-    positions = np.flatnonzero(np.isfinite(values) & (values > 0))
-    factors = np.ones(len(values))
-    factors[positions] = _factors(np.log10(values[positions]), limits)
-    for stretch in stretches(factors > 1.0):
-        highest, factor = (float(figures[stretch.rows].max()) for figures in (values, factors))
+    factors = _times_before(values, limits.spike_window)
+    for index in np.flatnonzero(factors > limits.spike_factor):
+        if _deviations(values, int(index), limits.spike_window) < limits.spike_deviations:
+            factors[index] = 0.0
+    for stretch in stretches(factors > limits.spike_factor):
+        highest, factor = (float(np.nanmax(figures[stretch.rows])) for figures in (values, factors))
         yield stretch.finding(
             rows,
             sign=SIGN,
@@ -51,18 +56,45 @@ def _spikes(rows: Figures, column: str, limits: Thresholds) -> Iterator[Finding]
         )
 
 
-def _factors(logs: Values, limits: Thresholds) -> Values:
-    """How many times the median before it each spike is; 1 where there is none."""
-    factors, window = np.ones(len(logs)), limits.spike_window
-    if len(logs) <= _LEAST_BEFORE:
-        return factors
-    # Of each row and those before it; moved on by one, of those before it.
-    medians = median_filter(logs, window, origin=(window - 1) // 2, mode="nearest")
-    above = logs[_LEAST_BEFORE:] - medians[_LEAST_BEFORE - 1 : -1]
-    for index in np.flatnonzero(above > np.log10(limits.spike_factor)) + _LEAST_BEFORE:
-        before = logs[max(0, index - window) : index]
-        middle = np.median(before)
-        deviation = max(_CONSISTENT * np.median(np.abs(before - middle)), _LEAST_DEVIATION)
-        if logs[index] - middle > max(np.log10(limits.spike_factor), limits.spike_deviations * deviation):
-            factors[index] = 10 ** (logs[index] - middle)
-    return factors
+def _saturated(run: Evidence, column: str, limits: Thresholds) -> Iterator[Finding]:
+    if run.overall is None or not len(run.norms):
+        return
+    shares = _times_before(run.norms.values(run.overall), limits.spike_window)
+    losses = _times_before(run.steps.values(column), limits.spike_window)
+    low = run.norms.batch_idx[shares < limits.saturated_share]
+    is_saturated = (losses > limits.saturated_loss) & np.isin(run.steps.batch_idx, low)
+    for stretch in stretches(is_saturated):
+        if stretch.length <= _MAX_SATURATED:
+            value = float(run.steps.values(column)[stretch.rows].max())
+            yield stretch.finding(
+                run.steps,
+                sign=SIGN,
+                column=column,
+                value=value,
+                message=f"{column} rose to {value:.3g} while the gradients fell to next to nothing: the outputs are "
+                "saturated.",
+                advice=_ADVICE,
+            )
+
+
+def _times_before(values: Values, window: int) -> Values:
+    """Each value over the median of the positive ones before it, at most `window` of them; nan while they are few."""
+    positions = np.flatnonzero(np.isfinite(values) & (values > 0))
+    ratios = np.full(len(values), np.nan)
+    if len(positions) <= _LEAST_BEFORE:
+        return ratios
+    # Of each positive value and those before it.
+    medians = median_filter(values[positions], window, origin=(window - 1) // 2, mode="nearest")
+    num_before = np.searchsorted(positions, np.arange(len(values)))
+    is_told = (num_before >= _LEAST_BEFORE) & np.isfinite(values)
+    ratios[is_told] = values[is_told] / medians[num_before[is_told] - 1]
+    return ratios
+
+
+def _deviations(values: Values, index: int, window: int) -> float:
+    """How many robust deviations a value's logarithm lies above the median of those before it."""
+    before = values[max(0, index - window) : index]
+    logs = np.log10(before[np.isfinite(before) & (before > 0)])
+    middle = np.median(logs)
+    deviation = max(_CONSISTENT * np.median(np.abs(logs - middle)), _LEAST_DEVIATION)
+    return float((np.log10(values[index]) - middle) / deviation)

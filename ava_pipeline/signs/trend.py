@@ -24,17 +24,23 @@ class Trend(NamedTuple):
     change: float
 
 
-def trend_of(values: Values) -> Trend | None:
-    """The trend of finite values; None where they are too few.
+def trend_of(values: Values, least_rise: float) -> Trend | None:
+    """The trend of finite values; None where they are too few, or do not rise.
 
     Medians of 32 blocks stand for the rows, so that single batches weigh little and a million rows cost little.
+
+    Args:
+        values: in the order of time.
+        least_rise: smaller rises are not looked at closely: half of it must lie between the first and last quarter.
     """
     finite = values[np.isfinite(values)]
     if len(finite) < _LEAST_ROWS:
         return None
-    blocks = np.array([np.median(block) for block in np.array_split(finite, _NUM_BLOCKS)])
+    length = len(finite) // _NUM_BLOCKS
+    blocks = np.median(finite[-length * _NUM_BLOCKS :].reshape(_NUM_BLOCKS, length), axis=1)
+    quarter = _NUM_BLOCKS // 4
+    if np.median(blocks[-quarter:]) - np.median(blocks[:quarter]) <= least_rise / 2:
+        return None
     time = np.arange(_NUM_BLOCKS, dtype=np.float64)
-    if np.ptp(blocks) == 0.0:
-        return Trend(0.0, 0.0)
     slope = float(theilslopes(blocks, time).slope)
     return Trend(float(kendalltau(time, blocks).statistic), slope * (_NUM_BLOCKS - 1))

@@ -117,7 +117,7 @@ def _nan_label(images: Tensor, truth: Tensor, step: int, setting: Setting) -> tu
 
 
 def _not_normalised(images: Tensor, truth: Tensor, step: int, setting: Setting) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    return images * 64 + 128, truth
+    return images * 8192 + 32768, truth  # 16-bit images as they are read
 
 
 def _noisy_labels(images: Tensor, truth: Tensor, step: int, setting: Setting) -> tuple[Tensor, Tensor]:

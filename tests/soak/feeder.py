@@ -81,12 +81,12 @@ def _live(life: Life, told: int) -> None:
             room.offer(step(batch))
         if batch % BATCHES_PER_FLUSH == 0 and faults.active is None and room.channel.flush(SOON_S):
             broken += _unbalanced(room.channel.stats())
+            if room.files.is_open and time.monotonic() >= ends_s:
+                break
             if room.files.is_open and not len(room.log._queue):  # else what failed is not told yet, and dies with us
                 _tell(told, flushed=batch)
-                if time.monotonic() >= ends_s:
-                    break
-                if before is None and time.monotonic() >= warm_s:
-                    before = _held()
+            if room.files.is_open and before is None and time.monotonic() >= warm_s:
+                before = _held()
         time.sleep(PACE_S)
     faults.end()
     stats = room.worker.close(SOON_S, "finished")

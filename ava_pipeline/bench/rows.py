@@ -10,13 +10,16 @@ import numpy as np
 
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.keys import KEY_COLUMNS
+from ava_pipeline.contract.manifest import Group
 from ava_pipeline.contract.tables import Column, RunTable, Table
 from ava_pipeline.signs.non_finite import non_finite_events
+from ava_pipeline.signs.thresholds import Thresholds
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.rows import Numbers, PendingRow, Rows
 from ava_pipeline.write.run_files import RunFiles
+from ava_pipeline.write.sign_watch import SignWatch
 from ava_pipeline.write.worker import Worker
 
 _NORM = Column(name="<group>", dtype="float32", description="A norm.", nullable=True, not_below=0)
@@ -39,6 +42,13 @@ TABLES = (
         ("loss_scale", "loss"),
     ),
 )
+GROUPS = {
+    "overall": Group(role="overall", parameters=("layer4.weight", "fc.0.weight", "fc.3.weight")),
+    "backbone_layer4": Group(role="backbone_last", parameters=("layer4.weight",), parent="overall"),
+    "mlp_head": Group(role="head", parameters=("fc.0.weight", "fc.3.weight"), parent="overall"),
+    "mlp_layer_0": Group(role="head_layer", parameters=("fc.0.weight",), parent="mlp_head"),
+    "mlp_layer_3": Group(role="head_layer", parameters=("fc.3.weight",), parent="mlp_head"),
+}
 _NUM_DIFFERENT = 1024
 _PATIENCE_S = 600.0
 
@@ -79,8 +89,9 @@ class WrittenRun:
 
     def __init__(self, root: Path, *, flush_interval_s: float = 1.0) -> None:
         log = EventLog(root)
-        facts = RunFacts(groups={}, collect_every_n=1)
-        files = RunFiles(root, [PlainSource(table) for table in TABLES], facts, log)
+        facts = RunFacts(groups=GROUPS, collect_every_n=1)
+        watch = SignWatch(GROUPS, Thresholds(), log, lambda _: None)
+        files = RunFiles(root, [PlainSource(table) for table in TABLES], facts, log, watch=watch)
         self._channel: Channel[PendingRow] = Channel(1024, on_full="block", block_timeout_s=_PATIENCE_S)
         self._worker = Worker(self._channel, files, log, flush_interval_s=flush_interval_s)
         self._worker.start()
@@ -111,5 +122,7 @@ class WrittenRun:
 
 
 def _numbers(drawn: "np.typing.NDArray[np.float64]") -> list[Numbers]:
-    norms = drawn[:5].astype(np.float32).tolist()
+    backbone, *layers = drawn[:3]
+    head = np.hypot(*layers)
+    norms = np.array([np.hypot(backbone, head), backbone, head, *layers], dtype=np.float32).tolist()
     return [norms, drawn[5:7].tolist(), [datetime.now(UTC), None, float(drawn[7])]]

@@ -3,8 +3,11 @@
 import base64
 import http.client
 import json
+import os
+import platform
 import re
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,11 +20,12 @@ from typer.testing import CliRunner
 
 from ava_pipeline import cli
 from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import Attempt, utc_now
 from ava_pipeline.errors import ConfigError
 from ava_pipeline.read.report.live import HOST, LiveRuns, server_of
 from ava_pipeline.read.validate import validate_run
 from ava_pipeline.train.run_dir import begin_anew
-from tests.read.building import RunBuilder
+from tests.read.building import NOW, RunBuilder
 from tests.read.reported import SPIKE, SPIKE_AT, empty, every_batch, faulty, healthy, long, report
 
 MOST_BYTES = 6_000_000
@@ -227,3 +231,21 @@ def test_a_live_page_survives_that_its_run_is_away(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").rename(root)
     assert "Gradient norms by group" in runs.contents()
     assert "Gradient norms by group" in runs.page()
+
+
+def test_a_live_page_tells_that_its_run_was_killed(tmp_path: Path) -> None:
+    """Without a word in any file: its process is gone. When it is resumed it runs again."""
+    builder = RunBuilder(root=tmp_path / "run", status="running", attempts=every_batch(), heartbeat_utc=utc_now())
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as training:
+        builder.attempts[0].pid, builder.attempts[0].host = training.pid, platform.node()
+        runs = LiveRuns({"run": RunLayout(builder.write())})
+        assert '<span class="badge running">' in runs.contents()
+        training.kill()
+    runs._due = 0.0
+    assert '<span class="badge killed">' in runs.contents()
+    builder.attempts.append(
+        Attempt(number=2, started_utc=NOW, collect_every_n=1, pid=os.getpid(), host=platform.node())
+    )
+    builder.write_manifest()
+    runs._due = 0.0
+    assert '<span class="badge running">' in runs.contents()

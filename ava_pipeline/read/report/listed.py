@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ava_pipeline.contract.manifest import utc_now
+from ava_pipeline.read.pulse import status_now
 from ava_pipeline.read.report.marks import MAX_FINDINGS, place_of, shown_findings
 from ava_pipeline.read.report.seen import Seen
 from ava_pipeline.signs.finding import Finding
@@ -70,7 +72,7 @@ def listed(seen: Seen) -> Listed:
     findings = shown_findings(seen)
     return Listed(
         name=seen.name,
-        status=seen.manifest.status if seen.manifest else "no manifest",
+        status=status_now(seen.manifest, utc_now()) if seen.manifest else "no manifest",
         is_generated=seen.is_generated,
         findings=_listed_once(findings),
         num_findings=len(seen.diagnosis.findings) if seen.diagnosis else 0,

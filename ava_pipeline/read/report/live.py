@@ -8,10 +8,12 @@ from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeAlias
 
 from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import utc_now
 from ava_pipeline.errors import ConfigError, RunError
+from ava_pipeline.read.pulse import status_now
 from ava_pipeline.read.report.page import render_contents, render_page
 from ava_pipeline.read.report.seen import Seen, see
 
@@ -19,7 +21,7 @@ HOST = "127.0.0.1"
 _REST = 9.0  # times as long as the last look took: a long run costs a tenth of a core, however often it is asked for
 _HTTP = 80
 
-Signature = tuple[tuple[str, int, int], ...]
+Signature: TypeAlias = tuple[object, ...]
 
 
 class LiveRuns:
@@ -58,8 +60,8 @@ class LiveRuns:
             return self._contents
 
     def _look(self) -> None:
-        """Read the runs, if a file changed since the last look began."""
-        signature = tuple(_signature(self._layouts.values()))
+        """Read the runs, if a file changed since the last look began, or a process went without a word."""
+        signature = (*_stamps(self._layouts.values()), *_statuses(self._runs))
         if signature == self._signature:
             return
         began = time.monotonic()
@@ -160,7 +162,7 @@ def _hosts(port: int) -> set[str]:
     return {f"{name}:{port}" for name in names} | (names if port == _HTTP else set())
 
 
-def _signature(layouts: Iterable[RunLayout]) -> Iterator[tuple[str, int, int]]:
+def _stamps(layouts: Iterable[RunLayout]) -> Iterator[tuple[str, int, int]]:
     """What changes when a file does: names, sizes, times."""
     for layout in layouts:
         for folder in (layout.root, layout.telemetry, layout.predictions):
@@ -168,3 +170,7 @@ def _signature(layouts: Iterable[RunLayout]) -> Iterator[tuple[str, int, int]]:
                 with suppress(OSError):  # renamed this moment: the next look sees it
                     found = path.stat()
                     yield str(path), found.st_size, found.st_mtime_ns
+
+
+def _statuses(runs: Iterable[Seen]) -> Iterator[str]:
+    return (status_now(seen.manifest, utc_now()) for seen in runs if seen.manifest is not None)

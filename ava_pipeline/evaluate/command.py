@@ -9,8 +9,9 @@ from rich.console import Console
 
 from ava_pipeline.errors import MisuseError
 from ava_pipeline.evaluate.against import Comparison, compare
-from ava_pipeline.evaluate.evaluated import NUM_RESAMPLES, evaluate, is_generated
+from ava_pipeline.evaluate.evaluated import NUM_RESAMPLES, evaluate
 from ava_pipeline.evaluate.tables import comparison_lines, comparison_table, evaluated_table, furthest_table
+from ava_pipeline.read.generated import is_generated
 
 
 def evaluate_command(

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ava_pipeline import yaml_text
 from ava_pipeline.contract.inside import check_inside
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.errors import DamagedFileError, NotARunError
+from ava_pipeline.errors import NotARunError
 from ava_pipeline.evaluate.bootstrap import Interval, interval, resampled
 from ava_pipeline.metrics import Metrics, constant_predictor
 from ava_pipeline.read.predicted import Predicted, read_predicted
@@ -80,24 +79,6 @@ def prediction_paths(path: Path) -> Sequence[Path]:
             "has finished an epoch, or a Parquet file with pred_dist_1..10, gt_dist_1..10, pred_mean and gt_mean."
         )
     return files
-
-
-def is_generated(path: Path) -> bool:
-    """Whether the run that `path` is or lies in was trained on generated data; no config, no claim.
-
-    Raises:
-        DamagedFileError: the config is none.
-    """
-    candidates = (folder / "config.yaml" for folder in (path, *path.resolve().parents[:2]))
-    config = next((file for file in candidates if file.is_file()), None)
-    if config is None:
-        return False
-    try:
-        values = yaml_text.parse(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{config} cannot be read: {error}. Restore it, or move it away.") from error
-    data = values.get("data") if isinstance(values, dict) else None
-    return isinstance(data, dict) and data.get("sample") is not None
 
 
 def _evaluated(predicted: Predicted, num_resamples: int) -> Evaluated:

@@ -14,7 +14,7 @@ from ava_pipeline.metrics import HIGHER_IS_BETTER, Metrics
 from ava_pipeline.read.diagnose import diagnose_run
 from ava_pipeline.read.predicted import read_predicted
 from ava_pipeline.read.prediction_files import prediction_files
-from ava_pipeline.read.rules.manifest import STALE_AFTER
+from ava_pipeline.read.pulse import status_now
 from ava_pipeline.read.run import Run, open_run
 from ava_pipeline.read.runs.settings import Value, settings_of
 from ava_pipeline.signs.finding import Finding
@@ -119,10 +119,9 @@ def _state(run: Run, *, now: datetime) -> dict[str, Any]:
         return {"status": UNKNOWN}
     manifest = run.manifest
     silent = now - manifest.heartbeat_utc
-    is_killed = manifest.status == "running" and silent > STALE_AFTER
     started = manifest.attempts[0].started_utc if manifest.attempts else manifest.heartbeat_utc
     return {
-        "status": "killed" if is_killed else manifest.status,
+        "status": status_now(manifest, now),
         "age_s": (now - started).total_seconds(),
         "silent_s": silent.total_seconds(),
     }

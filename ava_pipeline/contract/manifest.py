@@ -68,7 +68,7 @@ class Attempt(_Entry):
     columns: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="Of each table, the run's columns that this attempt measured."
     )
-    thresholds: dict[str, float | bool | None] = Field(
+    thresholds: dict[str, int | float | bool | None] = Field(
         default_factory=dict, description="What signs are judged by, where it is not the usual."
     )
     argv: tuple[str, ...] = ()

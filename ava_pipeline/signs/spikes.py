@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
 from ava_pipeline.signs.figures import Evidence, Figures, Values
@@ -30,16 +31,21 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     Of the logarithm, since both vary by factors. Inputs beyond all bounds show the other way round too: the outputs
     saturate, so that the loss is high and the gradients are next to nothing.
     """
+    low: NDArray[np.int64] = np.array([], dtype=np.int64)
     if run.overall is not None:
-        yield from _spikes(run.norms, run.overall, limits)
+        norms = _times_before(run.norms.values(run.overall), limits.spike_window)
+        low = run.norms.batch_idx[norms < limits.saturated_share]
+        yield from _spikes(run.norms, run.overall, norms, limits)
     for column in run.losses:
-        yield from _spikes(run.steps, column, limits)
-        yield from _saturated(run, column, limits)
+        losses = _times_before(run.steps.values(column), limits.spike_window)
+        if len(low):
+            is_saturated = (losses > limits.saturated_loss) & np.isin(run.steps.batch_idx, low)
+            yield from _saturated(run.steps, column, is_saturated)
+        yield from _spikes(run.steps, column, losses, limits)
 
 
-def _spikes(rows: Figures, column: str, limits: Thresholds) -> Iterator[Finding]:
+def _spikes(rows: Figures, column: str, factors: Values, limits: Thresholds) -> Iterator[Finding]:
     values = rows.values(column)
-    factors = _times_before(values, limits.spike_window)
     for index in np.flatnonzero(factors > limits.spike_factor):
         if _deviations(values, int(index), limits.spike_window) < limits.spike_deviations:
             factors[index] = 0.0
@@ -56,18 +62,12 @@ def _spikes(rows: Figures, column: str, limits: Thresholds) -> Iterator[Finding]
         )
 
 
-def _saturated(run: Evidence, column: str, limits: Thresholds) -> Iterator[Finding]:
-    if run.overall is None or not len(run.norms):
-        return
-    shares = _times_before(run.norms.values(run.overall), limits.spike_window)
-    losses = _times_before(run.steps.values(column), limits.spike_window)
-    low = run.norms.batch_idx[shares < limits.saturated_share]
-    is_saturated = (losses > limits.saturated_loss) & np.isin(run.steps.batch_idx, low)
+def _saturated(rows: Figures, column: str, is_saturated: NDArray[np.bool_]) -> Iterator[Finding]:
     for stretch in stretches(is_saturated):
         if stretch.length <= _MAX_SATURATED:
-            value = float(run.steps.values(column)[stretch.rows].max())
+            value = float(rows.values(column)[stretch.rows].max())
             yield stretch.finding(
-                run.steps,
+                rows,
                 sign=SIGN,
                 column=column,
                 value=value,

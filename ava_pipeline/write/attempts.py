@@ -45,7 +45,7 @@ class RunFacts:
     resumed_from: int = 0
     run_info: Mapping[str, JsonValue] = field(default_factory=dict)
     device: str | None = None
-    thresholds: Mapping[str, float | bool | None] = field(default_factory=dict)
+    thresholds: Mapping[str, int | float | bool | None] = field(default_factory=dict)
 
 
 def begin_attempt(

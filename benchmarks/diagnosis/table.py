@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.diagnosis.faults import FAULTS
 from benchmarks.diagnosis.judged import Judged
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -17,9 +18,27 @@ def table(found: Sequence[Judged]) -> str:
         lines.append(f"| {kind} | {_right(halves[0], kind)} | {_right(halves[1], kind)} | {', '.join(said) or '-'} |")
     lines += ["", "| | tuned on | held out |", "|---|---:|---:|"]
     lines.append(f"| faults found | {_share(halves[0], is_well=False)} | {_share(halves[1], is_well=False)} |")
+    lines.append(f"| faults found on line | {_found_on_line(halves[0])} | {_found_on_line(halves[1])} |")
     lines.append(f"| healthy runs warned of | {_warned(halves[0])} | {_warned(halves[1])} |")
     lines.append(f"| healthy runs warned of on line | {_warned_on_line(halves[0])} | {_warned_on_line(halves[1])} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_by_rule(halves[1])])
+
+
+def _by_rule(found: Sequence[Judged]) -> list[str]:
+    """Of the half held out: what each sign told, by the label of the training that it was told of.
+
+    A training that may show in several ways counts as missed only for what it alone would tell.
+    """
+    labels = {fault.name: fault.signs for fault in FAULTS}
+    lines = ["| sign, held out | found | missed | false: told of a healthy run | told beside another fault |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for sign in sorted({sign for signs in labels.values() for sign in signs} | {s for one in found for s in one.signs}):
+        told = [one for one in found if sign in one.signs]
+        num_found = sum(sign in labels.get(one.kind, ()) for one in told)
+        num_missed = sum(labels.get(one.kind) == (sign,) and sign not in one.signs for one in found)
+        num_false = sum(one.is_well for one in told)
+        lines.append(f"| `{sign}` | {num_found} | {num_missed} | {num_false} | {len(told) - num_found - num_false} |")
+    return lines
 
 
 def into_docs(path: Path, found: Sequence[Judged]) -> None:
@@ -42,6 +61,12 @@ def _share(found: Sequence[Judged], *, is_well: bool) -> str:
 def _warned(found: Sequence[Judged]) -> str:
     well = [one for one in found if one.is_well]
     return _percent(sum(bool(one.signs) for one in well), len(well))
+
+
+def _found_on_line(found: Sequence[Judged]) -> str:
+    labels = {fault.name: set(fault.signs) for fault in FAULTS}
+    faulty = [one for one in found if not one.is_well]
+    return _percent(sum(not labels[one.kind].isdisjoint(one.on_line) for one in faulty), len(faulty))
 
 
 def _warned_on_line(found: Sequence[Judged]) -> str:

@@ -1,0 +1,40 @@
+"""What looking for signs while training takes of the writer's time."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ava_pipeline.bench.figures import Target
+from ava_pipeline.bench.rows import TABLES, WrittenRun
+from ava_pipeline.write import sign_watch
+from benchmarks.judging import Bench, Sizes
+
+SHARE = Target(0.05)
+
+
+@pytest.mark.gate
+def test_signs_over_writing(bench: Bench, sizes: Sizes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processor time of the looks over that of the whole process, rows coming as fast as they are taken."""
+    looks_s: list[float] = []
+    judge = sign_watch.SignWatch._judge  # noqa: SLF001  # the looks by themselves, wherever they are called from
+
+    def timed(watch: sign_watch.SignWatch) -> None:
+        start_s = time.thread_time()
+        judge(watch)
+        looks_s.append(time.thread_time() - start_s)
+
+    monkeypatch.setattr(sign_watch.SignWatch, "_judge", timed)
+
+    def write() -> float:
+        looks_s.clear()
+        start_s = time.process_time()
+        with WrittenRun(tmp_path / f"run-{time.monotonic_ns()}") as run:
+            run.offer(range(1, sizes.num_rows + 1))
+        return time.process_time() - start_s
+
+    write()
+    spent_s = bench.show(write)
+    bench.note({"looks": len(looks_s), "rows": sizes.num_rows, "tables": len(TABLES), "look_s": float(np.sum(looks_s))})
+    bench.judge(float(np.sum(looks_s)) / spent_s, SHARE, name="share")

@@ -1,0 +1,164 @@
+"""Diagnosis of whole runs: finished, alive and crashed, from the command line and from Python."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from ava_pipeline import TelemetryCollector
+from ava_pipeline.cli import app
+from ava_pipeline.contract.events import Event
+from ava_pipeline.errors import NotARunError
+from ava_pipeline.read.diagnose import diagnose_run
+from ava_pipeline.read.run import open_run
+from tests.collect.models import backward, tiny
+from tests.read.building import RunBuilder
+
+# A process that is killed while it trains, its features detached.
+LOOP = """
+import os, signal, sys
+import torch
+from torch import nn
+from ava_pipeline import TelemetryCollector
+model = nn.Sequential()
+model.add_module("backbone", nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+model.add_module("head", nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+telemetry = TelemetryCollector(model, optimizer, sys.argv[1], collect_every_n=1, formats=["parquet"])
+for batch in range(1, 61):
+    optimizer.zero_grad()
+    model.head(model.backbone(torch.randn(8, 4)).detach()).square().mean().backward()
+    telemetry.step()
+telemetry.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def trained(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TelemetryCollector:
+    """A training that is still going on, 60 rows of it on the disk."""
+    telemetry = TelemetryCollector(model, optimizer, root, collect_every_n=1, formats=["parquet"])
+    for batch in range(1, 61):
+        optimizer.zero_grad()
+        loss = backward(model, seed=batch)
+        telemetry.step(0, values={"loss": loss})
+    telemetry.flush()
+    return telemetry
+
+
+def test_a_run_is_diagnosed_after_it_was_killed(tmp_path: Path) -> None:
+    """A backbone without gradients is told of what SIGKILL left."""
+    command = [sys.executable, "-c", LOOP, str(tmp_path / "run")]
+    done = subprocess.run(command, check=False)
+    assert done.returncode == -signal.SIGKILL
+    found = diagnose_run(tmp_path / "run")
+    (finding,) = [one for one in found.findings if one.sign == "backbone-not-learning"]
+    assert (finding.batch_idx, finding.batch_idx_end) == (1, 60)
+    assert not found.is_healthy
+
+
+def test_a_group_frozen_on_purpose_is_information(tmp_path: Path) -> None:
+    """As the manifest tells: its parameters required no gradients."""
+    model, optimizer = tiny()
+    model.backbone[2].requires_grad_(requires_grad=False)
+    trained(tmp_path / "run", model, optimizer).close()
+    found = diagnose_run(tmp_path / "run")
+    assert [(one.sign, one.severity, one.column) for one in found.findings] == [("frozen", "info", "backbone_2")]
+    assert found.is_healthy
+
+
+def test_a_run_that_goes_on_well_says_so(tmp_path: Path) -> None:
+    """With its figures, and exit status 0, while it is written and afterwards."""
+    run = tmp_path / "run"
+    with trained(run, *tiny()):
+        found = diagnose_run(open_run(run))
+        assert open_run(run).manifest.status == "running"
+    assert found.findings == ()
+    assert {"all-finite", "norms-steady", "rates-in-order", "rows-complete"} <= {one.sign for one in found.healthy}
+    done = CliRunner().invoke(app, ["diagnose", str(run)])
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith(f"{run}: healthy.\n")
+    assert "[backbone-learning]" in done.output
+
+
+def built(root: Path) -> Path:
+    """A run of 60 rows whose backbone is at a millionth from batch 210 on, with a gap and a spike's samples told."""
+    batches = tuple(range(10, 601, 10))
+    norms: dict[int, dict[str, object]] = {batch: {"backbone_layer4": 1e-9} for batch in batches[20:]}
+    events = [
+        Event(event="gap", severity="warning", message="3 steps.", batch_idx=11, batch_idx_end=19, epoch=0, value=3.0),
+        Event(
+            event="spike",
+            severity="warning",
+            message="It spiked. Samples of batch 500: a.jpg, b.jpg and 4 more.",
+            batch_idx=500,
+            batch_idx_end=500,
+            epoch=2,
+        ),
+    ]
+    norms[500] = {"backbone_layer4": 1e-9, "overall": 1e6}
+    return RunBuilder(root=root / "run", batches=batches, norms=norms, events=events).write()
+
+
+def test_findings_come_by_severity_and_batch_and_name_samples(tmp_path: Path) -> None:
+    """Of a run that shows three things."""
+    found = diagnose_run(built(tmp_path)).findings
+    assert [(one.sign, one.batch_idx) for one in found] == [
+        ("telemetry-gap", 11),
+        ("backbone-not-learning", 210),
+        ("spike", 500),
+    ]
+    assert found[2].sample_ids == ("a.jpg", "b.jpg")
+
+
+def test_json_holds_everything(tmp_path: Path) -> None:
+    """Exit status 1, and what a program needs of each finding."""
+    run = built(tmp_path)
+    done = CliRunner().invoke(app, ["diagnose", str(run), "--json"])
+    assert done.exit_code == 1
+    told = json.loads(done.output)
+    assert (told["run"], told["is_healthy"]) == (str(run), False)
+    first = told["findings"][1]
+    assert first["sign"] == "backbone-not-learning"
+    assert first["advice"]
+    assert set(first) == {
+        "sign", "severity", "column", "batch_idx", "batch_idx_end", "epoch", "value", "message", "advice", "sample_ids",
+    }  # fmt: skip
+
+
+def test_a_figure_that_is_not_finite_is_null_in_json(tmp_path: Path) -> None:
+    """JSON knows no nan."""
+    run = RunBuilder(root=tmp_path / "run", norms={50: {"overall": float("nan")}}).write()
+    (finding,) = diagnose_run(run).to_json()["findings"]
+    assert (finding["sign"], finding["value"]) == ("non-finite", None)
+
+
+def test_thresholds_are_those_of_the_run(tmp_path: Path) -> None:
+    """As its latest attempt was told; ones that cannot be used are said, and the usual ones taken."""
+    builder = RunBuilder(root=tmp_path / "run", norms={})
+    assert diagnose_run(builder.write()).findings == ()
+    builder.attempts[-1].thresholds = {"exploding_above": 1e-6, "least_rows": 4}
+    builder.write_manifest()
+    assert [one.sign for one in diagnose_run(builder.root).findings] == ["exploding"]
+    builder.attempts[-1].thresholds = {"no_such_threshold": 1.0}
+    builder.write_manifest()
+    with pytest.warns(UserWarning, match="usual thresholds"):
+        assert diagnose_run(builder.root).findings == ()
+
+
+def test_what_is_no_run_is_wrong_usage(tmp_path: Path) -> None:
+    """By its own exception."""
+    with pytest.raises(NotARunError, match="no run"):
+        diagnose_run(tmp_path)
+
+
+def test_help_gives_an_example() -> None:
+    """And the exit statuses."""
+    told = CliRunner().invoke(app, ["diagnose", "--help"]).output
+    assert "Example: ava-pipeline diagnose outputs/ava/demo" in told
+    assert "0 healthy" in told

@@ -239,8 +239,9 @@ def test_a_live_page_tells_that_its_run_was_killed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as training:
         builder.attempts[0].pid, builder.attempts[0].host = training.pid, platform.node()
         runs = LiveRuns({"run": RunLayout(builder.write())})
-        assert '<span class="badge running">' in runs.contents()
+        was_running = '<span class="badge running">' in runs.contents()
         training.kill()
+    assert was_running
     runs._due = 0.0
     assert '<span class="badge killed">' in runs.contents()
     builder.attempts.append(

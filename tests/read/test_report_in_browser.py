@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -184,6 +185,16 @@ def test_it_is_light_or_dark_as_the_system_is_and_fits_a_phone(browser: Browser,
     assert not opened.troubles
 
 
+@contextmanager
+def started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """A process that is gone afterwards, however the test ends."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def append(root: Path, first: int, last: int) -> None:
     """Write rows as a run that goes on does."""
     path = RunLayout(root).csv("gradient_norms")
@@ -201,7 +212,7 @@ def test_a_live_page_shows_new_rows_and_keeps_the_zoom(browser: Browser, tmp_pat
     builder.attempts = every_batch()
     root = builder.write()
     command = [sys.executable, "-m", "ava_pipeline", "report", str(root), "--live", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command) as process:
         assert process.stdout is not None
         opened = Opened(browser, process.stdout.readline().split()[1])
         expect(opened.page.locator("#live")).to_have_text("Live: new rows appear by themselves.")

@@ -31,7 +31,7 @@ from ava_pipeline.read.watch.view import view
 from ava_pipeline.read.watch.watched import Watched
 from tests.read.building import NOW, RunBuilder
 from tests.read.reported import crashed, every_batch, faulty
-from tests.write.feeding import Room, leave_as_killed
+from tests.write.feeding import PlainMeasure, Room, leave_as_killed
 
 _COLUMNS, _LINES = 100, 40
 _DEADLINE_S = 60
@@ -176,6 +176,36 @@ def test_a_file_that_was_cut_and_written_on_is_read_anew(tmp_path: Path) -> None
     assert rows is not None
     assert rows["head"].to_pylist() == pytest.approx([0.5] * 4 + [0.7] * 4)
     room.close()
+
+
+def test_a_resumed_run_may_measure_other_columns(tmp_path: Path) -> None:
+    """Those of the new attempt are shown."""
+    first = Room(tmp_path / "run")
+    first.write(range(1, 6))
+    watched = Watched(open_run(tmp_path / "run"))
+    watched.look(utc_now())
+    leave_as_killed(first)
+    second = Room(tmp_path / "run", resumed_from=5, measure=PlainMeasure(columns=("overall", "tail")))
+    second.write(range(6, 9))
+    watched.look(utc_now())
+    assert not watched.trouble
+    assert "tail" in shown(watched)
+    assert batches(watched) == list(range(1, 9))
+    second.close()
+
+
+def test_a_file_whose_header_is_being_written_has_no_rows(tmp_path: Path) -> None:
+    """They come with the rest of it."""
+    root = RunBuilder(root=tmp_path / "run", batches=range(1, 6), formats=("csv",)).write()
+    path = RunLayout(root).csv("gradient_norms")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:9])
+    watched = Watched(open_run(root))
+    watched.look(utc_now())
+    assert batches(watched, "gradient_norms") == []
+    path.write_bytes(whole)
+    watched.look(utc_now())
+    assert batches(watched, "gradient_norms") == [1, 2, 3, 4, 5]
 
 
 def test_a_run_without_csv_is_followed_in_its_journal(tmp_path: Path) -> None:

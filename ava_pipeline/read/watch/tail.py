@@ -80,11 +80,15 @@ class CsvTail:
             and found.st_size >= self._offset
         ):
             return False
-        self._file = found.st_ino
-        self._offset = max(len(file.readline()) if not file.seek(0) else 0, found.st_size - _FIRST_LOOK_BYTES)
+        file.seek(0)
+        header = file.readline()
+        self._file = found.st_ino if header.endswith(b"\n") else 0
+        self._offset = len(header) if self._file else 0
+        late = found.st_size - _FIRST_LOOK_BYTES
+        if late > self._offset:
+            file.seek(late)
+            self._offset = late + len(file.readline())  # from the next whole line on
         file.seek(self._offset)
-        if self._offset == found.st_size - _FIRST_LOOK_BYTES:
-            self._offset += len(file.readline())  # a part of a line
         self._before = b""
         return True
 

@@ -120,10 +120,7 @@
   function renewFigure(old, figure) {
     const plot = plotOf(old);
     const { data, layout } = specOf(figure);
-    const x = plot.layout.xaxis;
-    const wanted = themed(layout);
-    if (x && x.autorange === false) wanted.xaxis = { ...wanted.xaxis, range: [...x.range], autorange: false };
-    Plotly.react(plot, data, wanted, configOf(old));
+    Plotly.react(plot, data, themed(layout), configOf(old)); // its uirevision keeps the zoom
     plot.setAttribute("aria-label", plotOf(figure).getAttribute("aria-label"));
     for (const part of ["h3", "figcaption", "details tbody"]) old.querySelector(part)?.replaceChildren(...(figure.querySelector(part)?.childNodes ?? []));
   }

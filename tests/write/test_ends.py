@@ -32,7 +32,7 @@ for batch in range(1, 31):
     [
         ("", "finished", None, 0),
         ("raise ValueError('a bug in the loop')", "failed", "ValueError", 1),
-        ("raise KeyboardInterrupt", "interrupted", "KeyboardInterrupt", 1),
+        ("raise KeyboardInterrupt", "interrupted", "KeyboardInterrupt", -signal.SIGINT),
         ("sys.exit(3)", "finished", None, 3),
     ],
     ids=["normal", "exception", "ctrl-c", "sys.exit"],

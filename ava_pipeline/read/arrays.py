@@ -17,8 +17,9 @@ def floats(rows: pa.Table, name: str) -> NDArray[np.float64]:
 
 
 def integers(rows: pa.Table, name: str) -> NDArray[np.int64]:
-    """A whole-number column [rows] without nulls."""
-    return np.asarray(rows.column(name).to_numpy(), dtype=np.int64)
+    """A whole-number column [rows]; null becomes 0."""
+    column: Any = rows.column(name)
+    return np.asarray(column.fill_null(0).to_numpy(), dtype=np.int64)
 
 
 def nulls(column: Column) -> Bools:

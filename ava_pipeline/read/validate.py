@@ -97,7 +97,9 @@ def _inspect(layout: RunLayout, found: Manifest | None, listing: Listing, now: d
         return values.check_window(window)
 
     events = _read(layout, found, RunTable.of(EVENTS), check, listing)
-    return Inspected(layout, found, tables, events, spans.of_missing_rows(), now)
+    # Of a file that cannot be used nothing counts, however much of it was read.
+    missing = (spans if events.parts else EventSpans()).of_missing_rows()
+    return Inspected(layout, found, tables, events, missing, now)
 
 
 def _read(layout: RunLayout, found: Manifest | None, table: RunTable, check: Check, listing: Listing) -> TableParts:

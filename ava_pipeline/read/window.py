@@ -23,14 +23,14 @@ class Window:
         declaration: of the table.
         rows: in file order.
         start: how many rows of the file stand before them.
-        before: the keys of the row before them, where it has keys.
+        before: the keys of the row before them, each where it has one.
     """
 
     file: str
     declaration: RunTable
     rows: pa.Table
     start: int = 0
-    before: tuple[int, int] | None = None
+    before: tuple[int | None, int | None] = (None, None)
 
     @property
     def name(self) -> str:
@@ -38,20 +38,25 @@ class Window:
         return self.file.rpartition("/")[2]
 
     @property
+    def is_of_steps(self) -> bool:
+        """Whether its rows are to say which batch and epoch they are of."""
+        return set(KEYS) <= set(self.rows.column_names)
+
+    @property
     def has_keys(self) -> bool:
         """Whether every row says which batch and epoch it is of."""
-        return all(key in self.rows.column_names and not self.rows.column(key).null_count for key in KEYS)
+        return self.is_of_steps and not any(self.rows.column(key).null_count for key in KEYS)
 
     @property
     def batches(self) -> Batches:
-        """The `batch_idx` of every row."""
+        """The `batch_idx` of every row; 0, which no batch has, of a row that does not say."""
         return integers(self.rows, "batch_idx")
 
     @property
-    def last_keys(self) -> tuple[int, int] | None:
-        """The keys of the last row, where it has keys."""
-        batch, epoch = (self.rows.column(key)[-1].as_py() if self.has_keys else None for key in KEYS)
-        return None if batch is None or epoch is None else (batch, epoch)
+    def last_keys(self) -> tuple[int | None, int | None]:
+        """The keys of the last row, each where it has one."""
+        batch, epoch = (self.rows.column(key)[-1].as_py() if self.is_of_steps else None for key in KEYS)
+        return batch, epoch
 
     def breaches(self, rule: Rule, broken: Bools, explain: Callable[[int], Cell]) -> Iterator[Breach]:
         """The rows [rows] that break a rule; `explain` is given a position in this window."""
@@ -61,7 +66,8 @@ class Window:
 
 def windows_of(file: str, declaration: RunTable, tables: Iterable[pa.Table]) -> Iterator[Window]:
     """The rows of a file, each window knowing what stands before it."""
-    start, before = 0, None
+    start = 0
+    before: tuple[int | None, int | None] = (None, None)
     for rows in tables:
         window = Window(file, declaration, rows, start, before)
         yield window

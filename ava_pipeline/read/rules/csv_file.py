@@ -65,7 +65,7 @@ class _Lines:
         self._declaration = declaration
         self._is_open = is_open
         self._take = take
-        self._num_lines = 0
+        self._num_rows = 0
         self._has_crlf = False
         self._is_damaged = False
 
@@ -84,19 +84,19 @@ class _Lines:
         header = next(blocks)
         if self._is_torn(header):
             return
-        self._check_line_ends(header)
+        self._check_line_ends(header, 0)
         self._check_header(header)
-        self._num_lines = 1
         for block in parsed(blocks, self._declaration):
             if self._is_torn(block.data):
                 return
             if not self._has_text:
-                self._check_line_ends(block.data)
+                self._check_line_ends(block.data, self._num_rows + 1)
             if isinstance(block.rows, pa.ArrowInvalid):
-                self._tell(header, block, block.rows)
-            elif not self._is_damaged:
+                self._num_rows += self._tell(header, block, block.rows)
+                continue
+            if not self._is_damaged:
                 yield block.rows
-            self._num_lines += block.data.count(b"\n")
+            self._num_rows += block.rows.num_rows
 
     @property
     def _has_text(self) -> bool:
@@ -108,14 +108,14 @@ class _Lines:
             return False
         if data and not self._is_open:
             message = f"the last line has no line feed at its end: {len(data)} bytes of a row that was never finished."
-            self._take(TORN.found(self._file, message, row=max(1, self._num_lines)))
+            self._take(TORN.found(self._file, message, row=self._num_rows + 1))
         return True
 
-    def _check_line_ends(self, data: bytes) -> None:
-        """Told at the first such line."""
+    def _check_line_ends(self, data: bytes, row: int) -> None:
+        """Told at the first such line of the file; the first of `data` is a row, or 0, the header."""
         if _CRLF in data and not self._has_crlf:
             self._has_crlf = True
-            row = self._num_lines + data.partition(_CRLF)[0].count(b"\n")
+            row += data.partition(_CRLF)[0].count(b"\n")
             message = "a line ends in CRLF: another program rewrote the file. Turn CRLF into LF, or restore the file."
             self._take(LINE_END.found(self._file, message, row=row or None))
 
@@ -126,8 +126,10 @@ class _Lines:
             self._take(COLUMNS.found(self._file, told(error, self._path)))
             raise UnusableFileError from error
 
-    def _tell(self, header: bytes, block: CsvBlock, error: pa.ArrowInvalid) -> None:
+    def _tell(self, header: bytes, block: CsvBlock, error: pa.ArrowInvalid) -> int:
+        """What is wrong with the lines, and how many rows they are; of what is no text each line counts."""
         self._is_damaged = True
-        found = csv_breaches(header + block.data, self._file, self._declaration, start=self._num_lines - 1)
+        found, num_rows = csv_breaches(header + block.data, self._file, self._declaration, start=self._num_rows)
         for breach in found or [UNREADABLE.found(self._file, told(error, self._path))]:
             self._take(breach)
+        return num_rows or block.data.count(b"\n")

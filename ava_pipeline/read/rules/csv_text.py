@@ -20,7 +20,7 @@ VALUE = Rule("values.dtype", "A CSV field reads as its column's type.")
 Strings: TypeAlias = "pa.Array[Any]"
 
 
-def csv_breaches(data: bytes, file: str, declaration: RunTable, *, start: int = 0) -> list[Breach]:
+def csv_breaches(data: bytes, file: str, declaration: RunTable, *, start: int = 0) -> tuple[list[Breach], int]:
     """Every line of a CSV file with too many or too few fields, and every field that is not of its type.
 
     Args:
@@ -28,6 +28,9 @@ def csv_breaches(data: bytes, file: str, declaration: RunTable, *, start: int = 
         file: path below the run directory.
         declaration: the columns.
         start: how many rows of the file stand between the header and the lines.
+
+    Returns:
+        Also how many rows the lines are, which text with line feeds in it makes fewer.
     """
     torn: list[csv.InvalidRow] = []
     options = parse_options(declaration)
@@ -38,10 +41,10 @@ def csv_breaches(data: bytes, file: str, declaration: RunTable, *, start: int = 
         readable = BytesIO(data.decode(errors="replace").encode())
         text = csv.read_csv(readable, ONE_THREAD, options, convert_options(types))
     except pa.ArrowInvalid:
-        return []  # no text at all; the caller tells what Arrow said
+        return [], 0  # no text at all; the caller tells what Arrow said
     breaches = [_line_breach(file, row, start) for row in torn]
     rows = _row_numbers(text.num_rows, [row.number - 1 for row in torn if row.number is not None])
-    return breaches + list(_value_breaches(text, file, declaration, rows, start))
+    return breaches + list(_value_breaches(text, file, declaration, rows, start)), text.num_rows + len(torn)
 
 
 def _line_breach(file: str, row: csv.InvalidRow, start: int) -> Breach:

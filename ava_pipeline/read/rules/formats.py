@@ -39,31 +39,35 @@ class Twin:
 
     def check(self, window: Window) -> Iterator[Breach]:
         """Values that are others in the Parquet file; rows are matched by place, from the first odd one on by batch."""
-        if self._lookup is None and self._has_rows_of(window):
+        num_same = self._num_same(window) if self.is_same else 0
+        if num_same == window.rows.num_rows:
             return
         self.is_same = False
         parquet = self._parquet()
-        if parquet is not None and parquet.has_keys and window.has_keys:
+        if parquet is not None and parquet.has_keys and window.is_of_steps:
             self._lookup = self._lookup or Lookup(parquet.batches)
-            yield from self._other_values(window, parquet.name, self._lookup.rows_of(window.batches))
+            places = self._lookup.rows_of(window.batches)
+            places[:num_same] = -1
+            yield from self._other_values(window, parquet.name, places)
 
     def has_more(self, num_rows: int) -> bool:
-        """Whether the file goes on behind so many rows.
+        """Whether the file goes on behind so many rows, with what can be read or not."""
+        try:
+            return self._rows.rows(num_rows, 1).num_rows > 0
+        except DamagedFileError:
+            return True  # told where the file is read through
 
-        Raises:
-            DamagedFileError: it cannot be read.
-        """
-        return self._rows.rows(num_rows, 1).num_rows > 0
-
-    def _has_rows_of(self, window: Window) -> bool:
+    def _num_same(self, window: Window) -> int:
+        """How many rows, from the first on, the file has in the same place."""
         try:
             others = self._rows.rows(window.start, window.rows.num_rows)
         except DamagedFileError:
-            return False  # told where the file is read through
-        names = window.declaration.column_names
-        return others.num_rows == window.rows.num_rows and not any(
-            np.any(differing(window.rows.column(name), others.column(name))) for name in names
-        )
+            return 0  # told where the file is read through
+        rows, odd = window.rows.slice(0, others.num_rows), np.zeros(others.num_rows + 1, np.bool_)
+        odd[-1] = True
+        for name in window.declaration.column_names:
+            odd[:-1] |= differing(rows.column(name), others.column(name))
+        return int(odd.argmax())
 
     def _other_values(self, window: Window, other: str, places: NDArray[np.intp]) -> Iterator[Breach]:
         found = places[places >= 0]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ava_pipeline.read.arrays import integers
+from ava_pipeline.read.arrays import integers, nulls
 from ava_pipeline.read.batch_numbers import Lookup
 from ava_pipeline.read.inspected import Inspected, Part
 from ava_pipeline.read.spans import Batches
@@ -20,17 +20,19 @@ RULES = (ORDER, EPOCH, TABLES)
 
 def check_window(window: Window) -> Iterator[Breach]:
     """The order of the rows of a table that has a row a collected step."""
-    if window.has_keys and window.rows.num_rows:
-        batch_before, epoch_before = window.before or (None, None)
+    if window.is_of_steps and window.rows.num_rows:
+        batch_before, epoch_before = window.before
         yield from _falling(window, ORDER, "batch_idx", batch_before, 1, "must be above the row before, which has")
         yield from _falling(window, EPOCH, "epoch", epoch_before, 0, "must not be below the row before, which has")
 
 
 def _falling(window: Window, rule: Rule, column: str, before: int | None, least: int, what: str) -> Iterator[Breach]:
     values = integers(window.rows, column)
-    befores = np.concatenate([values[:1] - least if before is None else [before], values[:-1]])
+    is_known = ~nulls(window.rows.column(column))
+    befores = np.concatenate([[before or 0], values[:-1]])
+    is_told = is_known & np.concatenate([[before is not None], is_known[:-1]])
     explain = lambda row: Cell(f"{values[row]} {what} {befores[row]}.", column, str(values[row]))  # noqa: E731  # used once
-    yield from window.breaches(rule, values - befores < least, explain)
+    yield from window.breaches(rule, is_told & (values - befores < least), explain)
 
 
 def check(run: Inspected) -> Iterator[Breach]:

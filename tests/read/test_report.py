@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from ava_pipeline import cli
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import Attempt, utc_now
+from ava_pipeline.contract.manifest import Attempt, read_manifest, utc_now, write_manifest
 from ava_pipeline.errors import ConfigError
 from ava_pipeline.read.report.live import HOST, LiveRuns, server_of
 from ava_pipeline.read.validate import validate_run
@@ -84,6 +84,20 @@ def test_what_is_no_number_is_told_apart(tmp_path: Path) -> None:
     assert not np.isin(
         numbers(named["mlp_layer_0"]["x"])[~np.isnan(numbers(named["mlp_layer_0"]["y"]))], range(90, 100)
     ).any()
+
+
+def test_tables_and_facts_are_shown_and_stay_short(tmp_path: Path) -> None:
+    """The first rows of each table and of the predictions; a fact of megabytes is cut."""
+    root = healthy(tmp_path / "run")
+    manifest = read_manifest(RunLayout(root).manifest)
+    manifest.run_info["notes"] = "long " * 1_000_000
+    write_manifest(RunLayout(root).manifest, manifest)
+    page = report(tmp_path / "r.html", root).read_text()
+    for name in ("gradient_norms", "learning_rates", "steps", "events", "val_epoch_002.parquet"):
+        assert f"<summary>{name}</summary>" in page
+    assert "<td>953000</td>" in page
+    assert "<dt>notes</dt><dd>long long" in page
+    assert len(page) < MOST_BYTES
 
 
 def test_runs_lie_over_each_other(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from ava_pipeline.read.report.seen import Seen
 
 Facts: TypeAlias = Sequence[tuple[str, str]]
 
+_MAX_TEXT, _MAX_ATTEMPTS = 1000, 20
+
 
 def facts_of(seen: Seen) -> Facts:
-    """Name and value each, in words."""
-    told = [("directory", str(seen.layout.root))]
-    return [*told, *_of_manifest(seen.manifest)] if seen.manifest else told
+    """Name and value each, in words; of many attempts the latest."""
+    told = [("directory", str(seen.layout.root)), *(_of_manifest(seen.manifest) if seen.manifest else ())]
+    return [(name, value if len(value) <= _MAX_TEXT else f"{value[: _MAX_TEXT - 1]}…") for name, value in told]
 
 
 def _of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -21,7 +23,7 @@ def _of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "last sign of life", _time(manifest.heartbeat_utc)
     for name, value in manifest.run_info.items():
         yield name, str(value)
-    for attempt in manifest.attempts:
+    for attempt in manifest.attempts[-_MAX_ATTEMPTS:]:
         yield from ((f"attempt {attempt.number}: {name}", value) for name, value in _of_attempt(attempt) if value)
 
 

@@ -1,6 +1,7 @@
 """Tables of text: the same as a plot in numbers, and what stands in the run's tables."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,8 +57,14 @@ def _range(first: int, last: int) -> str:
 
 
 def first_rows(seen: Seen) -> dict[str, TextTable]:
-    """The first rows of each table, as its files have them; null is empty."""
-    return {name: _first(rows) for name, rows in seen.tables.items()}
+    """The first rows of each table, as its files have them, and of the predictions; null is empty."""
+    found = {name: _first(rows) for name, rows in seen.tables.items()}
+    if seen.predictions is not None:
+        file, predicted = seen.predictions
+        columns = {"image_id": predicted.image_ids, "pred_mean": predicted.pred_mean, "gt_mean": predicted.gt_mean}
+        given: dict[str, Any] = {name: values for name, values in columns.items() if values is not None}
+        found[file.path.name] = _first(pa.table(given))
+    return found
 
 
 def _first(rows: pa.Table) -> TextTable:

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 Trace: TypeAlias = dict[str, Any]
 
-# Okabe and Ito's colours, which the colour-blind tell apart; each is to be seen on white and on black.
+# Okabe and Ito's colours, which the colour-blind tell apart; the blue is lighter here, to be seen on a dark page too.
 # Source: https://jfly.uni-koeln.de/color/
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+COLORS = ("#2384c6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 DASHES = ("solid", "dash", "dot", "dashdot")
 _MAX_NAME = 60
 

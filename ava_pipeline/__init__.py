@@ -10,32 +10,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ava_pipeline.collect.collector import TelemetryCollector
     from ava_pipeline.config import RunConfig, TelemetryConfig
+    from ava_pipeline.read.diagnose import Diagnosis, diagnose_run
     from ava_pipeline.read.run import Run, open_run
     from ava_pipeline.read.runs.tables import Runs, runs
+    from ava_pipeline.signs.finding import Finding
     from ava_pipeline.train.labels import read_ava_labels
     from ava_pipeline.write.channel import TelemetryStats
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Diagnosis": "ava_pipeline.read.diagnose",
+    "Finding": "ava_pipeline.signs.finding",
     "Run": "ava_pipeline.read.run",
     "RunConfig": "ava_pipeline.config",
     "Runs": "ava_pipeline.read.runs.tables",
     "TelemetryCollector": "ava_pipeline.collect.collector",
     "TelemetryConfig": "ava_pipeline.config",
     "TelemetryStats": "ava_pipeline.write.channel",
+    "diagnose_run": "ava_pipeline.read.diagnose",
     "open_run": "ava_pipeline.read.run",
     "read_ava_labels": "ava_pipeline.train.labels",
     "runs": "ava_pipeline.read.runs.tables",
 }
 
 __all__ = [
+    "Diagnosis",
+    "Finding",
     "Run",
     "RunConfig",
     "Runs",
     "TelemetryCollector",
     "TelemetryConfig",
     "TelemetryStats",
+    "diagnose_run",
     "open_run",
     "read_ava_labels",
     "runs",

@@ -141,6 +141,11 @@ def blank_lines(run: Path) -> None:
     edit_lines(run / f"{RATES}.csv", lambda lines: [*lines[:3], "", "", *lines[3:10], f"{lines[10]},7", *lines[11:]])
 
 
+def blank_line_and_crlf(run: Path) -> None:
+    """Behind a line without anything, one with Windows' line end."""
+    edit_lines(run / f"{RATES}.csv", lambda lines: [*lines[:3], "", *lines[3:9], f"{lines[9]}\r", *lines[10:]])
+
+
 @pytest.mark.parametrize(
     ("damage", "rule", "row"),
     [
@@ -150,6 +155,7 @@ def blank_lines(run: Path) -> None:
         (torn_events, "files.torn-line", 7),
         (short_beside_damaged, "files.unreadable", None),
         (blank_lines, "files.line", 10),
+        (blank_line_and_crlf, "files.line-end", 9),
     ],
 )
 def test_damage_in_two_places(

@@ -115,7 +115,8 @@ class _Lines:
         """Told at the first such line of the file; the first of `data` is a row, or 0, the header."""
         if _CRLF in data and not self._has_crlf:
             self._has_crlf = True
-            row += data.partition(_CRLF)[0].count(b"\n")
+            # A blank line is no row.
+            row += sum(map(bool, data.partition(_CRLF)[0].split(b"\n")[:-1]))
             message = "a line ends in CRLF: another program rewrote the file. Turn CRLF into LF, or restore the file."
             self._take(LINE_END.found(self._file, message, row=row or None))
 

@@ -29,6 +29,13 @@ class ScalerState(NamedTuple):
     is_given: bool = True
 
     @property
+    def of_nobody(self) -> Scaling:
+        """What the gradients of parameters that no optimizer steps are: `unscale_` passes them by."""
+        if self.scale is not None:
+            return Scaling.SCALED
+        return Scaling.UNKNOWN if Scaling.UNKNOWN in self.of_optimizer.values() else Scaling.NONE
+
+    @property
     def still_in_gradients(self) -> Tensor | None:
         """The scale where any gradient is still multiplied by it."""
         return self.scale if Scaling.SCALED in self.of_optimizer.values() else None

@@ -43,6 +43,12 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def num_ranks() -> int:
+    """How many processes train together."""
+    is_several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_several else 1
+
+
 def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
     """The user's facts as JSON holds them.
 

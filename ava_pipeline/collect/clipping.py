@@ -29,8 +29,9 @@ class ClipFacts(NamedTuple):
 class Clipping:
     """Clips as `torch.nn.utils.clip_grad_norm_` does, to the bit.
 
-    Where `step` has just measured float32 gradients tensor by tensor, and they are the same since, the total is taken
-    from those norms by torch's own formula; everywhere else torch is called.
+    Where this batch's `step` has measured float32 gradients tensor by tensor, and they are the same since, the total is
+    taken from those norms by torch's own formula; everywhere else torch is called. Whether they are the same is told by
+    torch's count of changes in place, which changes through `.data` pass by.
 
     Args:
         parameters: whose gradients are clipped.
@@ -39,7 +40,7 @@ class Clipping:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self._max_norm: float | None = None
-        self._marks: tuple[list[int], list[int]] | None = None
+        self._marks: tuple[int, list[int], list[int]] | None = None
         self._total: Tensor | None = None
         self._num_shortened: Tensor | None = None
         self._num_clips = 0
@@ -71,9 +72,10 @@ class Clipping:
             self._num_clips = int(state["clip_num_clips"])
 
     @torch.no_grad()
-    def mark(self, gradients: Sequence[Tensor | None]) -> None:
+    def mark(self, gradients: Sequence[Tensor | None], batch_idx: int) -> None:
         """Remember which gradients the step measures, before its pass takes the memory's caches for itself."""
-        self._marks = _marks(gradients) if self.is_used else None
+        self._marks = _marks(gradients, batch_idx) if self.is_used else None
+        self._total = None
 
     def look(self, norms: Tensor | None, scale: Tensor | None, *, is_shared: bool) -> ClipFacts:
         """Take the norms of a step's pass for the clip that follows it, and tell what came of the clips so far.
@@ -93,8 +95,12 @@ class Clipping:
         return facts
 
     @torch.no_grad()
-    def clip(self, max_norm: float) -> Tensor:
+    def clip(self, max_norm: float, batch_idx: int) -> Tensor:
         """Clip the gradients as they are now.
+
+        Args:
+            max_norm: largest norm of all of them.
+            batch_idx: of the latest `step`; norms of an earlier one are of other gradients.
 
         Returns:
             Their L2 norm before, a scalar on their device.
@@ -102,7 +108,7 @@ class Clipping:
         self._max_norm = float(max_norm)
         gradients = [parameter.grad for parameter in self._parameters]
         total, self._total = self._total, None
-        if total is not None and self._marks == _marks(gradients):
+        if total is not None and self._marks == _marks(gradients, batch_idx):
             coefficient = _coefficient(total, self._max_norm)
             # What clip_grads_with_norm_ comes to for gradients of one device and dtype, which it would look for again.
             torch._foreach_mul_([one for one in gradients if one is not None], coefficient)
@@ -125,7 +131,11 @@ def _coefficient(total: Tensor, max_norm: float) -> Tensor:
     return torch.clamp(max_norm / (total + 1e-6), max=1.0)
 
 
-def _marks(gradients: Sequence[Tensor | None]) -> tuple[list[int], list[int]]:
+def _marks(gradients: Sequence[Tensor | None], batch_idx: int) -> tuple[int, list[int], list[int]]:
     """Which tensors these are and how often each was changed in place, without holding them."""
     # Asked of every gradient twice a step, so in C and not in a loop of Python's. torch has no other name for it.
-    return [*map(id, gradients)], [*map(attrgetter("_version"), (one for one in gradients if one is not None))]
+    return (
+        batch_idx,
+        [*map(id, gradients)],
+        [*map(attrgetter("_version"), (one for one in gradients if one is not None))],
+    )

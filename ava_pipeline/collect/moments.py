@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ava_pipeline.collect.amp import scaler_state
+from ava_pipeline.collect.arguments import num_ranks
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.measure import Moment, Value
 from ava_pipeline.collect.norms import NormPlan
@@ -24,6 +25,7 @@ class Moments:
         optimizers: whose gradients a scaler may have unscaled.
         grad_scaler: what scales the loss; None where nothing does.
         clipping: shares the pass.
+        is_reduced: whether gradients of several processes are brought together in the backward pass already.
     """
 
     def __init__(
@@ -32,25 +34,29 @@ class Moments:
         optimizers: Iterable[Optimizer],
         grad_scaler: Any,
         clipping: Clipping,
+        *,
+        is_reduced: bool,
     ) -> None:
         self._parameters = parameters
         self._optimizers = tuple(optimizers)
         self._grad_scaler = grad_scaler
         self._clipping = clipping
+        self._is_reduced = is_reduced
         self._plans: dict[object, NormPlan] = {}
 
-    def take(self, values: Mapping[str, Value]) -> Moment:
+    def take(self, values: Mapping[str, Value], batch_idx: int) -> Moment:
         """Look at the gradients as they are now.
 
         Args:
             values: what the user gave to `step`.
+            batch_idx: of that step.
         """
         gradients = [parameter.grad for parameter in self._parameters]
-        self._clipping.mark(gradients)
+        self._clipping.mark(gradients, batch_idx)
         plan = self._plan(gradients)
         norms = plan.measure(gradients) if plan.at_once or plan.in_rows else None
         scaler = scaler_state(self._grad_scaler, self._optimizers)
-        is_shared = plan.are_torchs and scaler.still_in_gradients is None
+        is_shared = self._may_share() and plan.are_torchs and scaler.still_in_gradients is None
         return Moment(
             gradients=gradients,
             norms=norms,
@@ -61,10 +67,17 @@ class Moments:
             time_s=time.time(),
         )
 
+    def _may_share(self) -> bool:
+        """Whether nobody else may add to the gradients before the clip, which torch would not count as a change."""
+        return self._is_reduced or num_ranks() == 1
+
     def _plan(self, gradients: Sequence[Tensor | None]) -> NormPlan:
         """The plan for gradients of these kinds: one object, so that rows of the same meaning are made together."""
         is_whole = self._clipping.is_used
-        kinds = (is_whole, tuple([None if gradient is None else gradient.layout for gradient in gradients]))
+        first = next((gradient for gradient in gradients if gradient is not None), None)
+        layouts = tuple([None if gradient is None else gradient.layout for gradient in gradients])
+        # Where one is of another dtype or device than before, all are: a model moves as a whole.
+        kinds = (is_whole, first is not None and (first.dtype, first.device), layouts)
         plan = self._plans.get(kinds)
         if plan is None:
             if len(self._plans) >= MAX_PLANS:

@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ROW_LENGTH = 16_384
-# Up to here a call of its own costs more than it saves: short tensors are measured together.
-SHORT_LENGTH = 65_536
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -58,7 +56,7 @@ class NormPlan:
         together: dict[torch.device, list[int]] = defaultdict(list)
         in_rows: list[int] = []
         for index, gradient in enumerate(there):
-            is_short = gradient.is_sparse or gradient.numel() <= SHORT_LENGTH
+            is_short = gradient.is_sparse or gradient.numel() <= ROW_LENGTH
             is_at_once = whole or is_short or gradient.device.type != "cpu"
             (together[gradient.device] if is_at_once else in_rows).append(index)
         at_once = [together[device] for device in sorted(together, key=lambda device: device.type == "cpu")]

@@ -102,7 +102,7 @@ class Recorder:
             self._channel.offer(row, call.batch_idx, call.epoch)
 
     def _measure(self, call: StepCall) -> PendingRow:
-        moment = self._moments.take(call.values)
+        moment = self._moments.take(call.values, call.batch_idx)
         self._notices.look(moment, call, value_names=self._value_names)
         readings = [measure.read(moment) for measure in self._measures]
         return PendingRow(

@@ -77,6 +77,8 @@ class SignWatch:
 
     def remember(self, steps: Sequence[PendingRow]) -> None:
         """Count steps, and keep what their batches consisted of until the next look."""
+        if self._is_broken:
+            return
         self._num_new += len(steps)
         self._steps.update((step.batch_idx, step) for step in steps if step.sample_ids is not None)
         if self._num_new >= MAX_NEW_ROWS:

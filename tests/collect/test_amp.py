@@ -42,6 +42,26 @@ def test_norms_are_true_scale_before_and_after_unscale(
     assert run.steps()["loss_scale"].tolist() == [1024.0] * 3
 
 
+@pytest.mark.parametrize("unscales", [False, True])
+def test_gradients_that_no_optimizer_steps_are_true_scale_too(
+    tmp_path: Path,
+    unscales: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    """Nobody unscales them, and their norms are not the scale's."""
+    model, _ = tiny()
+    optimizer = torch.optim.SGD(model.mlp_head.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
+        backward(model, 0, scaler=scaler)
+        if unscales:
+            scaler.unscale_(optimizer)
+        telemetry.step()
+    model.zero_grad()
+    backward(model, 0)
+    expected = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    assert open_run(tmp_path).gradient_norms()["overall"].tolist() == pytest.approx([float(expected)], rel=1e-5)
+
+
 def test_the_state_follows_the_scaler() -> None:
     """Scaled after scale(), unscaled after unscale_(), scaled again after update()."""
     model, optimizer = tiny()

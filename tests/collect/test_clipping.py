@@ -10,6 +10,7 @@ from torchvision.models import resnet50
 
 from ava_pipeline import TelemetryCollector, open_run
 from tests.collect.models import TinyNet, backward, tiny
+from tests.scripts import run_script
 
 MAX_NORM = 0.05
 
@@ -99,6 +100,57 @@ def test_the_pass_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             telemetry.step()
             telemetry.clip_grad_norm_(MAX_NORM)
     assert len(calls) == 1  # the first clip: until then nobody knew that the loop clips here
+
+
+def test_a_step_that_was_not_clipped_leaves_no_norm_for_another_batch(tmp_path: Path) -> None:
+    """A loop that clips only now and then: new gradients may lie where the old ones lay."""
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=2) as telemetry:
+        backward(model)
+        telemetry.step()
+        telemetry.clip_grad_norm_(1e9)
+        telemetry.step()
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad.data.mul_(3)  # torch counts no change: what it sees is the gradients of the step before
+        expected = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        telemetry.step()
+        assert torch.equal(telemetry.clip_grad_norm_(1e9), expected)
+
+
+RANKS = """
+import os, sys, torch
+from torch import distributed, nn
+from ava_pipeline import TelemetryCollector
+
+torch.set_num_threads(1)
+other = os.fork()
+rank = 1 if other == 0 else 0
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[1] + "/meet", rank=rank, world_size=2)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 1))
+telemetry = TelemetryCollector(model, torch.optim.SGD(model.parameters(), 0.1), sys.argv[1] + "/run", collect_every_n=1)
+for batch in range(3):
+    model.zero_grad()
+    (model(torch.ones(2, 8)) * (rank + 1)).square().mean().backward()
+    telemetry.step()
+    for parameter in model.parameters():
+        distributed.all_reduce(parameter.grad)
+    total = telemetry.clip_grad_norm_(1.0)
+    of_both = [torch.zeros(()), torch.zeros(())]
+    distributed.all_gather(of_both, total)
+    assert torch.equal(*of_both), of_both
+telemetry.close()
+distributed.destroy_process_group()
+if rank == 0:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
+"""
+
+
+def test_gradients_that_processes_bring_together_are_clipped_by_what_they_are_then(tmp_path: Path) -> None:
+    """Reducing changes gradients without being counted as a change, and replicas must not part."""
+    run_script(RANKS, tmp_path)
+    assert len(open_run(tmp_path / "run").gradient_norms()) == 3
 
 
 def test_rows_are_before_clipping_and_tell_of_it(tmp_path: Path) -> None:

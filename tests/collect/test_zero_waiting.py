@@ -142,7 +142,7 @@ def collect(model: nn.Module, optimizer: torch.optim.Optimizer) -> KeptStaging:
     for _ in range(2):
         now = moment(model, optimizer, clipping)
         staging.stage([measure.read(now) for measure in every])
-        clipping.clip(1.0)
+        clipping.clip(1.0, 1)
     return staging
 
 

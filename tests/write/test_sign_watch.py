@@ -176,10 +176,11 @@ def test_a_rule_that_fails_ends_the_watching_and_says_so(
     monkeypatch.setattr(rules, "RULES", (broken,))
     feed = Feed(columns(400))
     for _ in range(4):
-        feed.rows(100)
+        feed.rows(100, samples=True)
     assert [record.exc_info is not None for record in caplog.records] == [True]
     assert feed.told == []
     assert feed.watch._rows["gradient_norms"] == []
+    assert feed.watch._steps == {}
 
 
 def test_tables_that_signs_do_not_read_are_left_alone() -> None:

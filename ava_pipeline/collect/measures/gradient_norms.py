@@ -22,7 +22,6 @@ class GradientNorms(Measure):
     def __init__(self, watched: Watched) -> None:
         super().__init__(watched)
         self._groups = [np.array(positions) for positions in watched.positions().values()]
-        self._optimizers = [id(owner) for owner in watched.optimizer_of()]
         self._layouts: WeakKeyDictionary[NormPlan, dict[object, NormLayout]] = WeakKeyDictionary()
         nowhere = np.zeros(len(watched.parameters), dtype=np.bool_)
         self._nothing = NormLayout(np.array([], dtype=np.int64), present=nowhere, is_scaled=nowhere)
@@ -38,8 +37,9 @@ class GradientNorms(Measure):
             return Reading([], self._nothing)
         # One object for steps whose numbers mean the same: they are made rows of together.
         layouts = self._layouts.setdefault(moment.plan, {})
-        scaling = tuple(moment.scaler.of_optimizer.values())
-        layout = layouts.get(scaling) or layouts.setdefault(scaling, self._layout(moment))
+        num_groups = sum(len(optimizer.param_groups) for optimizer in self.watched.optimizers.values())
+        meaning = (*moment.scaler.of_optimizer.values(), num_groups)
+        layout = layouts.get(meaning) or layouts.setdefault(meaning, self._layout(moment))
         if moment.scaler.scale is None:
             return Reading(moment.norms, layout)
         scale = moment.scaler.scale.reshape(1).to(moment.norms.device, torch.float32)
@@ -57,7 +57,11 @@ class GradientNorms(Measure):
         }
 
     def _layout(self, moment: Moment) -> NormLayout:
-        scaling = [moment.scaler.of_optimizer.get(owner, Scaling.NONE) for owner in self._optimizers]
+        # Nobody unscales the gradients of what no optimizer steps.
+        scaling = [
+            moment.scaler.of_nobody if owner is None else moment.scaler.of_optimizer[id(owner)]
+            for owner in self.watched.optimizer_of()
+        ]
         is_known = np.array([of_it is not Scaling.UNKNOWN for of_it in scaling])
         is_there = np.array([gradient is not None for gradient in moment.gradients])
         owners = moment.plan.owners

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 
 from ava_pipeline.signs import (
     backbone,
@@ -47,18 +48,20 @@ _EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
     spikes.SIGN: (magnitude.EXPLODING,),
     rising.SIGN: (magnitude.EXPLODING,),
 }
+_REASONS = frozenset(chain.from_iterable(_EXPLAINED_BY.values()))
 MAX_LISTED = 20
 
 
 def findings_of(run: Evidence, limits: Thresholds) -> list[Finding]:
     """What all rules find, at most 20 of a sign and column; what follows from another finding is left out."""
     found = [finding for rule in RULES for finding in rule(run, limits)]
-    return _listed([one for one in found if not any(_explains(other, one) for other in found)])
+    reasons = [finding for finding in found if finding.sign in _REASONS]
+    return _listed([one for one in found if not any(_explains(reason, one) for reason in reasons)])
 
 
-def _explains(other: Finding, one: Finding) -> bool:
-    overlaps = other.batch_idx <= one.batch_idx_end and one.batch_idx <= other.batch_idx_end
-    return overlaps and other.sign in _EXPLAINED_BY.get(one.sign, ())
+def _explains(reason: Finding, one: Finding) -> bool:
+    overlaps = reason.batch_idx <= one.batch_idx_end and one.batch_idx <= reason.batch_idx_end
+    return overlaps and reason.sign in _EXPLAINED_BY.get(one.sign, ())
 
 
 def _listed(found: list[Finding]) -> list[Finding]:

@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from ava_pipeline.which_code import ask_git, versions
 from ava_pipeline.write.accounts import missing_rows, rows_of_last
 from ava_pipeline.write.continued import change_events, continue_tables, groups_of
 from ava_pipeline.write.older_rows import Mended, count_rows, make_whole, set_aside
+from ava_pipeline.write.own_tables import own_tables
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -66,16 +67,17 @@ def begin_attempt(
         OSError: the disk refused.
         DamagedFileError: an older file cannot be read.
     """
-    mended = make_whole(layout)
-    before, unreadable = _manifest_before(layout)
+    names = own_tables(layout, tables)
+    mended = make_whole(layout, names)
+    before, unreadable = _manifest_before(layout, names)
     mended += unreadable
-    older = (before.attempts if before else []) or _unknown_attempt(layout, facts)
+    older = (before.attempts if before else []) or _unknown_attempt(layout, facts, names)
     number = len(older) + 1
-    lacking = missing_rows(older, count_rows(layout))
-    is_moved = set_aside(layout, after_batch=facts.resumed_from, attempt=number)
+    lacking = missing_rows(older, count_rows(layout, names))
+    is_moved = set_aside(layout, names, after_batch=facts.resumed_from, attempt=number)
     behind = before if facts.resumed_from else None
     continued = continue_tables(layout, tables, facts.groups, behind, attempt=number)
-    attempt = _attempt(number, facts, missing_rows(older, count_rows(layout)))
+    attempt = _attempt(number, facts, missing_rows(older, count_rows(layout, names)))
     attempt.columns = {table.table.name: table.run_column_names for table in tables}
     manifest = Manifest(
         heartbeat_utc=attempt.started_utc,
@@ -95,7 +97,7 @@ def begin_attempt(
     return manifest, [*_events(mended, lacking, older, facts), *changes]
 
 
-def _manifest_before(layout: RunLayout) -> tuple[Manifest | None, list[Mended]]:
+def _manifest_before(layout: RunLayout, names: Collection[str]) -> tuple[Manifest | None, list[Mended]]:
     """The manifest of earlier attempts; one that was killed outran its counts, which are taken from its files.
 
     One that cannot be read is kept in `damaged/`: it costs what it said of the rows, and not the rows.
@@ -110,13 +112,13 @@ def _manifest_before(layout: RunLayout) -> tuple[Manifest | None, list[Mended]]:
     attempts = manifest.attempts
     if attempts and attempts[-1].status == "running":
         attempts[-1].status = "killed"
-        attempts[-1].rows = rows_of_last(attempts, count_rows(layout))
+        attempts[-1].rows = rows_of_last(attempts, count_rows(layout, names))
     return manifest, []
 
 
-def _unknown_attempt(layout: RunLayout, facts: RunFacts) -> list[Attempt]:
+def _unknown_attempt(layout: RunLayout, facts: RunFacts, names: Collection[str]) -> list[Attempt]:
     """Whoever wrote rows whose manifest is lost: nothing is known of it but how many there are."""
-    rows = {name: num_rows for name, num_rows in count_rows(layout).items() if num_rows}
+    rows = {name: num_rows for name, num_rows in count_rows(layout, names).items() if num_rows}
     if not rows.keys() - {layout.csv("events").name}:
         return []
     return [Attempt(number=1, status="killed", started_utc=utc_now(), collect_every_n=facts.collect_every_n, rows=rows)]

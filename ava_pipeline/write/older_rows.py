@@ -1,6 +1,6 @@
 """What an earlier attempt left in the run directory: made whole, and set aside where it is superseded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.write.csv import cut_torn_line, torn_line
+from ava_pipeline.write.own_tables import files_of
 
 
 class Mended(NamedTuple):
@@ -32,8 +33,12 @@ class Mended(NamedTuple):
     is_tail: bool
 
 
-def make_whole(layout: RunLayout) -> list[Mended]:
+def make_whole(layout: RunLayout, names: Collection[str]) -> list[Mended]:
     """Cut torn CSV lines and turn journals into Parquet, so that every file holds whole rows.
+
+    Args:
+        layout: of the run.
+        names: of its tables.
 
     Returns:
         What had to be cut, for events.
@@ -41,16 +46,16 @@ def make_whole(layout: RunLayout) -> list[Mended]:
     Raises:
         OSError: the disk refused.
     """
-    mended = [*_set_damaged_aside(layout)]
+    mended = [*_set_damaged_aside(layout, names)]
     schemas = declared_schemas(layout)
-    for path in sorted(layout.telemetry.glob("*.csv")):
+    for path in files_of(layout, names, "csv"):
         torn = torn_line(path)
         if torn:
             keep_damaged_end(path, torn)
             cut_torn_line(path)
             message = f"a last line of {len(torn)} bytes that was never finished was cut"
             mended.append(Mended(path.name, message, is_tail=True))
-    for journal in sorted(layout.telemetry.glob("*.journal")):
+    for journal in files_of(layout, names, "journal"):
         size = journal.stat().st_size
         for damage in store_journal(layout.parquet(journal.stem), journal, schemas.get(journal.stem)):
             message = f"{damage.num_bytes} bytes at {damage.offset} are lost: {damage.reason}"
@@ -68,9 +73,9 @@ def declared_schemas(layout: RunLayout) -> dict[str, pa.Schema]:
     return {name: entry.declaration.arrow_schema for name, entry in tables.items()}
 
 
-def _set_damaged_aside(layout: RunLayout) -> Iterator[Mended]:
+def _set_damaged_aside(layout: RunLayout, names: Collection[str]) -> Iterator[Mended]:
     """Parquet files that cannot be read go to `damaged/`, so that the new rows can be written."""
-    for path in sorted(layout.telemetry.glob("*.parquet")):
+    for path in files_of(layout, names, "parquet"):
         try:
             check_parquet(path)
         except DamagedFileError as error:
@@ -78,17 +83,17 @@ def _set_damaged_aside(layout: RunLayout) -> Iterator[Mended]:
             yield Mended(path.name, f"{error} It is kept in {path.parent / 'damaged'}", is_tail=False)
 
 
-def count_rows(layout: RunLayout) -> dict[str, int]:
-    """Rows in each file of tables that were made whole, by file name."""
-    counts = {path.name: pq.read_metadata(path).num_rows for path in layout.telemetry.glob("*.parquet")}
-    for path in layout.telemetry.glob("*.csv"):
+def count_rows(layout: RunLayout, names: Collection[str]) -> dict[str, int]:
+    """Rows in each file of the named tables that were made whole, by file name."""
+    counts = {path.name: pq.read_metadata(path).num_rows for path in files_of(layout, names, "parquet")}
+    for path in files_of(layout, names, "csv"):
         with path.open("rb") as file:
             counts[path.name] = max(0, sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b"")) - 1)
     return counts
 
 
-def set_aside(layout: RunLayout, *, after_batch: int, attempt: int) -> bool:
-    """Move rows behind `after_batch` to the attempt's folder under `superseded/`.
+def set_aside(layout: RunLayout, names: Collection[str], *, after_batch: int, attempt: int) -> bool:
+    """Move the named tables' rows behind `after_batch` to the attempt's folder under `superseded/`.
 
     Returns:
         Whether there were any.
@@ -98,7 +103,7 @@ def set_aside(layout: RunLayout, *, after_batch: int, attempt: int) -> bool:
         DamagedFileError: a line of a CSV file does not begin with a batch.
     """
     folder = layout.superseded(attempt)
-    paths = [layout.telemetry / name for name, rows in sorted(count_rows(layout).items()) if rows]
+    paths = [layout.telemetry / name for name, rows in sorted(count_rows(layout, names).items()) if rows]
     if after_batch == 0:
         for path in paths:
             _move(path, folder)

@@ -1,6 +1,6 @@
 """Bring a run that was killed, or damaged since, to files that any program reads."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ava_pipeline.write.csv import torn_line
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.lock import RunLock, check_unlocked
 from ava_pipeline.write.older_rows import count_rows, declared_schemas, make_whole
+from ava_pipeline.write.own_tables import files_of, own_tables
 from ava_pipeline.write.recovery import RecoveredFile, Recovery
 
 
@@ -38,19 +39,22 @@ def recover_run(root: Path, *, dry_run: bool = False) -> Recovery:
     layout = RunLayout(root)
     names = _tables(layout)
     if not names:
-        raise NotARunError(f"{root} holds no telemetry/*.csv, .parquet or .journal: give the directory of a run.")
+        raise NotARunError(
+            f"{root} holds no table as telemetry/*.csv, .parquet or .journal: give the directory of a run."
+        )
     check_inside(layout)
     with _refusing(layout), _unlocked(layout) if dry_run else _held(layout):
         tables = {name: list(_files(layout, name)) for name in names}
         manifest, notes = _manifest(layout)
         found = Recovery(run=root, is_dry=dry_run, tables=tables, notes=notes)
         if not dry_run:
-            _mend(layout, manifest, found)
+            _mend(layout, names, manifest, found)
     return found
 
 
 def _tables(layout: RunLayout) -> list[str]:
-    return sorted({path.stem for kind in ("csv", "parquet", "journal") for path in layout.telemetry.glob(f"*.{kind}")})
+    own = own_tables(layout)
+    return sorted({path.stem for kind in ("csv", "parquet", "journal") for path in files_of(layout, own, kind)})
 
 
 @contextmanager
@@ -133,20 +137,22 @@ def _manifest(layout: RunLayout) -> tuple[Manifest | None, tuple[str, ...]]:
         return None, (str(error),)
 
 
-def _mend(layout: RunLayout, manifest: Manifest | None, found: Recovery) -> None:
+def _mend(layout: RunLayout, names: Collection[str], manifest: Manifest | None, found: Recovery) -> None:
     """Make files whole, and leave word of what was lost and how the run ended."""
-    make_whole(layout)
-    _tell(layout, manifest, found.lost)
+    make_whole(layout, names)
+    _tell(layout, names, manifest, found.lost)
     if manifest is not None and manifest.status == "running" and manifest.attempts:
         manifest.status = manifest.attempt.status = "killed"
-        manifest.attempt.rows = rows_of_last(manifest.attempts, count_rows(layout))
+        manifest.attempt.rows = rows_of_last(manifest.attempts, count_rows(layout, names))
         write_manifest(layout.manifest, manifest)
 
 
-def _tell(layout: RunLayout, manifest: Manifest | None, lost: Iterable[tuple[str, str]]) -> None:
+def _tell(
+    layout: RunLayout, names: Collection[str], manifest: Manifest | None, lost: Iterable[tuple[str, str]]
+) -> None:
     """An event for each part that was lost, from the attempt's first batch to the last that is left."""
     first = manifest.attempt.resumed_from + 1 if manifest and manifest.attempts else 1
-    last = max(_last_batch(layout), first)
+    last = max(_last_batch(layout, names), first)
     events = [_event(f"{file}: {sentence}.", first, last) for file, sentence in lost]
     if not events:
         return
@@ -163,10 +169,10 @@ def _event(message: str, first: int, last: int) -> Event:
     )
 
 
-def _last_batch(layout: RunLayout) -> int:
+def _last_batch(layout: RunLayout, names: Collection[str]) -> int:
     """The last batch that any whole file holds a row of; 0 where there is none."""
     found = [0]
-    for path in layout.telemetry.glob("*.parquet"):
+    for path in files_of(layout, names, "parquet"):
         rows = parquet_rows(path)
         if "batch_idx" in rows.schema.names:
             found += [batch.column("batch_idx")[-1].as_py() for batch in rows.read() if batch.num_rows][-1:]

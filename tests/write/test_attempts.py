@@ -15,8 +15,11 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.write.older_rows import count_rows
+from ava_pipeline.write.own_tables import own_tables
 from tests.write.feeding import (
     NO_STEPS,
+    NORMS,
+    PlainMeasure,
     Room,
     csv_batches,
     csv_rows,
@@ -46,7 +49,8 @@ def assert_accounts_balance(root: Path) -> None:
     for one in read_manifest(layout.manifest).attempts:
         expected.update(one.rows)
         expected.subtract(one.set_aside)
-    assert {name: expected[name] for name in count_rows(layout)} == count_rows(layout)
+    counts = count_rows(layout, own_tables(layout))
+    assert {name: expected[name] for name in counts} == counts
 
 
 def superseded(root: Path) -> Iterator[object]:
@@ -197,6 +201,49 @@ def test_a_parquet_file_that_cannot_be_read_is_kept_and_does_not_end_telemetry(t
     told = event_rows(tmp_path, "damaged_file")
     assert any((row["batch_idx"], row["batch_idx_end"]) == (1, 3) for row in told)
     assert_accounts_balance(tmp_path)
+
+
+FOREIGN = {"summary.csv": b"epoch,loss\nfirst,0.5\nlast", "mine.parquet": b"no Parquet", "mine.csv": b"1,2\n3,4\n"}
+
+
+def lay_beside(root: Path) -> Callable[[], bool]:
+    """Files of the user's own in the telemetry folder; the answer is whether they lie there unchanged."""
+    paths = {RunLayout(root).telemetry / name: content for name, content in FOREIGN.items()}
+    for path, content in paths.items():
+        path.write_bytes(content)
+    return lambda: all(path.is_file() and path.read_bytes() == content for path, content in paths.items())
+
+
+@pytest.mark.parametrize("has_manifest", [True, False], ids=["manifest", "lost manifest"])
+@pytest.mark.parametrize("resumed_from", [0, 2])
+def test_files_that_are_no_table_of_the_run_are_left_alone(
+    resumed_from: int, *, has_manifest: bool, tmp_path: Path
+) -> None:
+    """What a user puts beside the tables neither ends telemetry nor is moved, cut or counted."""
+    attempt(tmp_path, range(1, 6))
+    layout = RunLayout(tmp_path)
+    is_unchanged = lay_beside(tmp_path)
+    if not has_manifest:
+        layout.manifest.unlink()
+    attempt(tmp_path, range(resumed_from + 1, 5), resumed_from=resumed_from)
+    assert is_unchanged()
+    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3, 4]
+    assert sorted(map(int, map(str, superseded(tmp_path)))) == list(range(resumed_from + 1, 6))
+    counted = {name for one in read_manifest(layout.manifest).attempts for name in {**one.rows, **one.set_aside}}
+    assert counted <= {"norms.csv", "norms.parquet", "events.csv"}
+    assert event_rows(tmp_path, "damaged_file") == []
+    assert_accounts_balance(tmp_path)
+
+
+def test_a_table_that_only_an_earlier_attempt_measured_is_the_runs_still(tmp_path: Path) -> None:
+    """Its rows behind the checkpoint are set aside, two attempts later too."""
+    rates = NORMS.model_copy(update={"name": "rates"})
+    first = Room(tmp_path, measure=PlainMeasure(rates))
+    first.write(range(1, 6))
+    first.close()
+    attempt(tmp_path, range(5, 7), resumed_from=4)
+    attempt(tmp_path, range(3, 4), resumed_from=2)
+    assert [row["batch_idx"] for row in csv_rows(RunLayout(tmp_path).csv("rates"))] == [1, 2]
 
 
 def test_rows_that_somebody_removed_are_told(tmp_path: Path) -> None:

@@ -54,23 +54,23 @@ def prepare(root):
     """Two rows in Parquet, two batches in a journal, and a torn CSV line."""
     folder = root / "telemetry"
     folder.mkdir(parents=True)
-    write_parquet(folder / "norms.parquet", pa.Table.from_batches([rows(1, 3)]))
-    journal = JournalWriter(folder / "norms.journal", pa.schema(FIELDS), rows_before=2)
+    write_parquet(folder / "steps.parquet", pa.Table.from_batches([rows(1, 3)]))
+    journal = JournalWriter(folder / "steps.journal", pa.schema(FIELDS), rows_before=2)
     journal.write(rows(3, 4))
     journal.write(rows(4, 6))
     journal.close()
-    (folder / "norms.csv").write_bytes(b"batch_idx,norm\\n" + b"".join(b"%d,nan\\n" % n for n in range(1, 6)) + b"6,n")
+    (folder / "steps.csv").write_bytes(b"batch_idx,norm\\n" + b"".join(b"%d,nan\\n" % n for n in range(1, 6)) + b"6,n")
 
 
 def check(root):
     folder = root / "telemetry"
-    found = read_stored(folder / "norms.parquet", folder / "norms.journal")
+    found = read_stored(folder / "steps.parquet", folder / "steps.journal")
     assert same_bits(found.rows, pa.Table.from_batches([rows(1, 6)])), found.rows
-    lines = (folder / "norms.csv").read_bytes().split(b"\\n")
+    lines = (folder / "steps.csv").read_bytes().split(b"\\n")
     assert lines[:6] == [b"batch_idx,norm", *(b"%d,nan" % n for n in range(1, 6))], lines
     assert len(lines) == 7 and lines[6] in {b"6,n", b""}, lines
     if not lines[6]:
-        assert (folder / "damaged" / "norms.csv.end").read_bytes() == b"6,n"
+        assert (folder / "damaged" / "steps.csv.end").read_bytes() == b"6,n"
 
 
 step, status = 0, 1
@@ -88,7 +88,7 @@ while status:
     check(root)
     if step % 7 == 0 or status == 0:
         recover_run(root)
-        assert not (root / "telemetry" / "norms.journal").exists()
+        assert not (root / "telemetry" / "steps.journal").exists()
         check(root)
 print(step)
 '''

@@ -168,6 +168,17 @@ def test_an_older_damaged_file_is_not_written_over(killed: RunLayout) -> None:
     assert (killed.damaged / "gradient_norms.journal").read_bytes() == b"older"
 
 
+def test_files_that_are_no_table_of_the_run_are_left_alone(killed: RunLayout) -> None:
+    """They are not listed, and neither cut nor kept as damaged."""
+    foreign = {"summary.csv": b"epoch,loss\n1,0.5", "mine.parquet": b"no Parquet"}
+    for name, data in foreign.items():
+        (killed.telemetry / name).write_bytes(data)
+    found = recover_run(killed.root)
+    assert set(found.tables) == {table.table.name for table in TABLES}
+    assert found.is_complete
+    assert {name: (killed.telemetry / name).read_bytes() for name in foreign} == foreign
+
+
 def test_a_dry_run_leaves_the_lock_file_of_a_killed_process_alone(killed: RunLayout) -> None:
     """Who wrote last can still be read, and a lock file that was not there is not made."""
     dead = json.dumps({"pid": 7, "host": platform.node(), "start": NOW.isoformat()})

@@ -13,7 +13,7 @@ from ava_pipeline.contract.inside import check_inside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.errors import AvaPipelineError, WriteError
+from ava_pipeline.errors import WriteError, in_words
 from ava_pipeline.write.attempts import RunFacts, begin_attempt
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.csv import CsvWriter
@@ -105,8 +105,8 @@ class RunFiles:
             raise WriteError(self._refusal)
         try:
             self._open()
-        except (OSError, AvaPipelineError) as error:
-            self._refusal = str(error)
+        except Exception as error:
+            self._refusal = in_words(error)
             is_final = isinstance(error, WriteError)
             self._closed_until = math.inf if is_final else time.monotonic() + self._retry_s
             raise

@@ -146,6 +146,18 @@ def test_opening_is_tried_again_when_the_trouble_is_gone(tmp_path: Path) -> None
     assert csv_batches(root) == [5]
 
 
+def test_whatever_an_opening_failed_of_the_next_waits(tmp_path: Path) -> None:
+    """A bug is no reason to make older files whole, and set rows aside, anew at every hand-over."""
+    room = Room(tmp_path, retry_s=math.inf)
+    table = room.measure.run_table
+    del room.measure.run_table
+    with pytest.raises(AttributeError, match="run_table"):
+        room.files.open(NO_STEPS)
+    room.measure.run_table = table
+    with pytest.raises(WriteError, match=r"AttributeError.*run_table"):
+        room.files.open(NO_STEPS)
+
+
 def test_a_manifest_that_cannot_be_written_is_no_open_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows without a manifest would belong to no attempt; what was set aside before is not lost."""
     first = Room(tmp_path)

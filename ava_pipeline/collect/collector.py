@@ -105,6 +105,7 @@ class TelemetryCollector:
         )
         self._recorder: Recorder | None = None
         self._closed: TelemetryStats | None = None
+        self._has_ended = False
         self._is_child = False
         self._epoch = 0
         self._batch_idx = self._resumed_from = 0
@@ -269,7 +270,7 @@ class TelemetryCollector:
     def close(self, timeout_s: float | None = CLOSE_TIMEOUT_S) -> TelemetryStats:
         """Write what waits, finish the files and stop. Closing twice is closing once.
 
-        Where a slow disk left steps pending, closing again waits for them again.
+        Where a slow disk left steps pending or files unfinished, closing again waits again.
 
         Args:
             timeout_s: how long to wait for a slow disk; None waits for ever.
@@ -417,11 +418,12 @@ class TelemetryCollector:
             raise trouble
 
     def _end(self, status: Status, error: str | None, timeout_s: float | None) -> TelemetryStats:
-        if self._is_child or (self._closed is not None and not self._closed.pending):
+        if self._is_child or self._has_ended:
             return self.stats()
         self._notices.close()
         stats = TelemetryStats() if self._recorder is None else self._recorder.close(timeout_s, status, error)
-        if not stats.pending:  # else the disk is stuck, and would hold up this thread too
+        self._has_ended = self._recorder is None or self._recorder.has_ended
+        if self._has_ended:  # else the disk is stuck, and would hold up this thread too
             self._kept.write_again()
         self._closed = stats
         self._due = self._next_row = 0

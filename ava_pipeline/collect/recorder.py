@@ -126,6 +126,11 @@ class Recorder:
         """Write what waits and end the worker."""
         return self._worker.close(timeout_s, status, error)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the worker has finished the files and is gone."""
+        return self._worker.has_ended
+
     def abandon(self) -> None:
         """Let the worker finish by itself: nobody waits for it."""
         self._channel.close()

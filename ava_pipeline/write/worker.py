@@ -42,7 +42,7 @@ class Worker:
         self._log = log
         self._flush_interval_s = flush_interval_s
         self._exit_timeout_s = exit_timeout_s
-        self._ending: tuple[Status, str | None] = ("finished", None)
+        self._ending: tuple[Status, str | None] | None = None  # as the first close says
         self._thread = threading.Thread(target=self._run, name="ava-telemetry", daemon=True)
 
     def start(self) -> None:
@@ -56,7 +56,7 @@ class Worker:
         atexit.register(self._close_at_exit)
 
     def close(self, timeout_s: float | None, status: Status, error: str | None = None) -> TelemetryStats:
-        """Write what waits, finish the files and end the thread.
+        """Write what waits, finish the files and end the thread; until it `has_ended`, closing again waits again.
 
         Args:
             timeout_s: how long to wait; None waits for ever.
@@ -66,24 +66,33 @@ class Worker:
         Returns:
             The counters; steps that could not be written in time are still pending.
         """
-        atexit.unregister(self._close_at_exit)
-        self._ending = (status, error)
+        self._ending = self._ending or (status, error)
         self._channel.close()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        stats = self._channel.stats()
-        if self._thread.is_alive():
-            _log.warning(
-                "telemetry did not finish within %s s: %d collected steps are not written yet. The disk may be stuck; "
-                "what is in the journal can be read with open_run().",
-                timeout_s,
-                stats.pending,
-            )
-        return stats
+        if self.has_ended:
+            atexit.unregister(self._close_at_exit)
+        else:
+            self._warn_of_unfinished(timeout_s)
+        return self._channel.stats()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread is gone: the files are finished, or there never was one."""
+        return not self._thread.is_alive()
 
     def forget(self) -> None:
         """In a forked child: the thread stayed behind, so nothing here will ever end it."""
         atexit.unregister(self._close_at_exit)
+
+    def _warn_of_unfinished(self, timeout_s: float | None) -> None:
+        num_pending = self._channel.stats().pending
+        _log.warning(
+            "telemetry did not finish within %s s: %sthe files are not finished yet. The disk may be stuck; "
+            "what is in the journal can be read with open_run().",
+            timeout_s,
+            f"{num_pending} collected steps are not written, and " if num_pending else "",
+        )
 
     def _close_at_exit(self) -> None:
         uncaught = getattr(sys, "last_type", None)
@@ -108,7 +117,7 @@ class Worker:
             if is_last:
                 break
             self._files.heartbeat(self._channel.stats())
-        self._files.close(self._channel.stats(), *self._ending)
+        self._files.close(self._channel.stats(), *(self._ending or ("finished", None)))
 
     def _write(self, steps: Sequence[PendingRow]) -> None:
         num_failed = len(steps)

@@ -107,8 +107,29 @@ room.offer(step(31))
 def test_a_stuck_disk_does_not_hold_up_the_interpreters_exit(tmp_path: Path) -> None:
     """The process says what is unwritten and ends; what was flushed is readable."""
     ended = run_script(ENDING + STUCK, tmp_path)
-    assert "1 collected steps are not written yet" in ended.stderr
+    assert "1 collected steps are not written, " in ended.stderr
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == list(range(1, 31))
+
+
+FREED = """
+import atexit, threading
+from ava_pipeline.write.parquet import ParquetWriter
+
+freed, close = threading.Event(), ParquetWriter.close
+ParquetWriter.close = lambda writer: freed.wait(20) and close(writer)
+room.worker.close(0.01, "failed", "ValueError")
+atexit.register(freed.set)
+"""
+
+
+def test_the_interpreters_exit_waits_again_for_files_that_close_left_unfinished(tmp_path: Path) -> None:
+    """A disk that was stuck for the time of `close` only; the manifest tells how the run ended."""
+    ended = run_script(ENDING + FREED, tmp_path)
+    assert "the files are not finished yet" in ended.stderr
+    layout = RunLayout(tmp_path)
+    manifest = read_manifest(layout.manifest)
+    assert (manifest.status, manifest.attempt.error) == ("failed", "ValueError")
+    assert not layout.journal("norms").exists()
 
 
 SIGNALS = """

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.csv import CsvWriter
+from ava_pipeline.write.parquet import ParquetWriter
 from tests.write.feeding import Room, csv_batches, event_rows, parquet_batches, step
 
 pytestmark = pytest.mark.timeout(30)
@@ -35,19 +35,19 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Room]]:
 
 
 class Gate:
-    """Holds up every CSV write until it is opened, as a disk that is stuck does."""
+    """Holds up what a kind of writer does, every CSV write if not told else, until it is opened: a stuck disk."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type = CsvWriter, name: str = "write") -> None:
         self.reached = threading.Event()
         self.opened = threading.Event()
-        write = CsvWriter.write
+        go_on = getattr(kind, name)
 
-        def wait_and_write(writer: CsvWriter, batch: pa.RecordBatch) -> None:
+        def wait_and_go_on(*given: object) -> object:
             self.reached.set()
             self.opened.wait(SOON_S)
-            write(writer, batch)
+            return go_on(*given)
 
-        monkeypatch.setattr(CsvWriter, "write", wait_and_write)
+        monkeypatch.setattr(kind, name, wait_and_go_on)
 
 
 def test_rows_are_written_without_flush_or_close(run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,10 +109,28 @@ def test_close_with_a_stuck_disk_returns_in_time_and_says_what_is_unwritten(
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
         stats = room.worker.close(0.01, "finished")
     assert stats == TelemetryStats(collected=2, pending=2)
-    assert "2 collected steps are not written yet" in caplog.text
+    assert "2 collected steps are not written, and the files are not finished yet" in caplog.text
     gate.opened.set()
     assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=2, written=2)
     assert csv_batches(room.root) == [1, 2]
+
+
+def test_close_waits_again_where_the_disk_was_stuck_while_files_were_finished(
+    run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every row is taken, which the warning does not deny; the manifest tells the end as the first close did."""
+    gate = Gate(monkeypatch, ParquetWriter, "close")
+    room = run()
+    room.offer(step(1))
+    assert room.channel.flush(SOON_S)
+    with caplog.at_level(logging.WARNING, "ava_pipeline"):
+        assert room.worker.close(0.01, "failed", "ValueError") == TelemetryStats(collected=1, written=1)
+    assert ": the files are not finished yet" in caplog.text
+    gate.opened.set()
+    room.worker.close(SOON_S, "finished")
+    assert not room.layout.journal("norms").exists()
+    attempt = read_manifest(room.layout.manifest).attempt
+    assert (attempt.status, attempt.error) == ("failed", "ValueError")
 
 
 def test_steps_dropped_while_the_disk_is_stuck_are_a_gap(

@@ -1,5 +1,6 @@
 """What cannot be read is kept: the folder `damaged/` beside it."""
 
+import shutil
 from itertools import chain, count
 from pathlib import Path
 
@@ -15,6 +16,12 @@ def keep_damaged(path: Path) -> Path:
     place = free_place(path)
     place.parent.mkdir(exist_ok=True)
     return path.rename(place)
+
+
+def keep_damaged_copy(path: Path) -> None:
+    """Copy a file, of which a part is to be cut out, to the folder `damaged/` beside it."""
+    with path.open("rb") as damaged, written_aside(free_place(path)) as file:
+        shutil.copyfileobj(damaged, file)
 
 
 def keep_damaged_end(path: Path, end: bytes) -> None:

@@ -18,6 +18,7 @@ from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.write.csv import cut_torn_line, torn_line
+from ava_pipeline.write.csv_damage import batch_of, mend_csv
 from ava_pipeline.write.own_tables import files_of
 
 
@@ -34,7 +35,7 @@ class Mended(NamedTuple):
 
 
 def make_whole(layout: RunLayout, names: Collection[str]) -> list[Mended]:
-    """Cut torn CSV lines and turn journals into Parquet, so that every file holds whole rows.
+    """Cut torn and damaged CSV lines and turn journals into Parquet, so that every file holds whole rows.
 
     Args:
         layout: of the run.
@@ -55,6 +56,9 @@ def make_whole(layout: RunLayout, names: Collection[str]) -> list[Mended]:
             cut_torn_line(path)
             message = f"a last line of {len(torn)} bytes that was never finished was cut"
             mended.append(Mended(path.name, message, is_tail=True))
+        changed = mend_csv(path)
+        if changed is not None:
+            mended.append(Mended(path.name, f"{changed.message}; the file is kept in damaged/", is_tail=False))
     for journal in files_of(layout, names, "journal"):
         size = journal.stat().st_size
         for damage in store_journal(layout.parquet(journal.stem), journal, schemas.get(journal.stem)):
@@ -100,7 +104,7 @@ def set_aside(layout: RunLayout, names: Collection[str], *, after_batch: int, at
 
     Raises:
         OSError: the disk refused; every row is still in one of the two places.
-        DamagedFileError: a line of a CSV file does not begin with a batch.
+        DamagedFileError: a file cannot be read; those that were made whole can.
     """
     folder = layout.superseded(attempt)
     paths = [layout.telemetry / name for name, rows in sorted(count_rows(layout, names).items()) if rows]
@@ -157,19 +161,9 @@ def _lines(path: Path, rule: Callable[[int], bool]) -> Iterator[bytes]:
     """The lines below the header whose batch the rule picks, one in memory at a time."""
     with path.open("rb") as file:
         file.readline()
-        for number, line in enumerate(file, start=2):
-            if rule(_batch_of(line, path, number)):
+        for line in file:
+            if rule(batch_of(line)):
                 yield line
-
-
-def _batch_of(line: bytes, path: Path, number: int) -> int:
-    first = line.split(b",", 1)[0]
-    try:
-        return int(first)
-    except ValueError as error:
-        raise DamagedFileError(
-            f"{path}, line {number}: {first[:40]!r} is no batch. Mend the line, or move the file away."
-        ) from error
 
 
 def _split_parquet(path: Path, folder: Path, after_batch: int) -> bool:

@@ -14,6 +14,7 @@ from ava_pipeline.contract.parquet_file import check_parquet, parquet_rows
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, WriteError
 from ava_pipeline.write.accounts import rows_of_last
 from ava_pipeline.write.csv import torn_line
+from ava_pipeline.write.csv_damage import csv_damage
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.lock import RunLock, check_unlocked
 from ava_pipeline.write.older_rows import count_rows, declared_schemas, make_whole
@@ -93,7 +94,8 @@ def _files(layout: RunLayout, name: str) -> Iterator[RecoveredFile]:
     for path, rows_and_losses in look:
         if path.exists():
             num_rows, lost = rows_and_losses(layout, path)
-            damaged = path.with_name(f"{path.name}.end") if path.suffix == ".csv" else path
+            is_end = path.suffix == ".csv" and csv_damage(path) is None
+            damaged = path.with_name(f"{path.name}.end") if is_end else path
             kept_in = free_place(damaged).relative_to(layout.telemetry).as_posix() if lost else None
             size = path.stat().st_size
             yield RecoveredFile(file=path.name, num_bytes=size, num_rows=num_rows, lost=tuple(lost), kept_in=kept_in)
@@ -104,7 +106,11 @@ def _look_at_csv(_: RunLayout, path: Path) -> tuple[int, list[str]]:
     with path.open("rb") as file:
         num_lines = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
     lost = [f"a last line of {len(torn)} bytes that was never finished"] if torn else []
-    return max(0, num_lines - 1), lost
+    damage = csv_damage(path)
+    if damage is None:
+        return max(0, num_lines - 1), lost
+    num_rows = 0 if damage.num_lines is None else num_lines - 1 - damage.num_lines
+    return num_rows, [*lost, damage.message]
 
 
 def _look_at_parquet(_: RunLayout, path: Path) -> tuple[int, list[str]]:

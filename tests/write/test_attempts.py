@@ -1,5 +1,6 @@
 """Attempts in one run directory: whatever was tried before, the tables hold the latest and nothing is deleted."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from ava_pipeline.contract.journal import read_journal
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
-from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.write.older_rows import count_rows
 from ava_pipeline.write.own_tables import own_tables
 from tests.write.feeding import (
@@ -26,6 +26,7 @@ from tests.write.feeding import (
     event_rows,
     leave_as_killed,
     parquet_batches,
+    step,
     steps,
 )
 
@@ -257,13 +258,41 @@ def test_rows_that_somebody_removed_are_told(tmp_path: Path) -> None:
     assert_accounts_balance(tmp_path)
 
 
-def test_a_line_that_begins_with_no_batch_is_refused_by_number(tmp_path: Path) -> None:
-    """Telemetry does not guess which rows a broken file should keep."""
+@pytest.mark.parametrize("resumed_from", [0, 3])
+def test_a_damaged_line_of_csv_is_kept_and_does_not_end_telemetry(resumed_from: int, tmp_path: Path) -> None:
+    """The rows around it stay, the file as it was lies in damaged/, and the line is told by its number."""
     attempt(tmp_path, range(1, 4))
-    with RunLayout(tmp_path).csv("norms").open("a") as file:
-        file.write("what is this\n")
-    with pytest.raises(DamagedFileError, match=r"norms\.csv, line 5: b'what is this.*Mend the line"):
-        Room(tmp_path, resumed_from=2).files.open(NO_STEPS)
+    layout = RunLayout(tmp_path)
+    lines = layout.csv("norms").read_bytes().splitlines(keepends=True)
+    content = b"".join([*lines[:2], b"what is this\n", *lines[2:]])
+    layout.csv("norms").write_bytes(content)
+    attempt(tmp_path, range(resumed_from + 1, 6), resumed_from=resumed_from)
+    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3, 4, 5]
+    assert (layout.damaged / "norms.csv").read_bytes() == content
+    (told,) = event_rows(tmp_path, "damaged_file")
+    assert "norms.csv: 1 lines begin with no batch, at first line 3: b'what is this" in str(told["message"])
+    assert_accounts_balance(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["norms", "events"])
+def test_a_csv_file_that_another_program_saved_anew_does_not_end_telemetry(name: str, tmp_path: Path) -> None:
+    """It is kept whole in damaged/, the file begins anew, its rows are told as missing, and Parquet lost none."""
+    room = Room(tmp_path)
+    room.files.open(NO_STEPS)
+    assert room.files.write([*steps([1, 2]), step(3, math.inf, 0.5)]) == 0  # which is an event
+    room.close()
+    path = room.layout.csv(name)
+    header, rows = path.read_bytes().split(b"\n", 1)
+    content = b'"' + header.replace(b",", b'","') + b'"\n' + rows
+    path.write_bytes(content)
+    attempt(tmp_path, range(4, 6), resumed_from=3)
+    assert parquet_batches(tmp_path) == [1, 2, 3, 4, 5]
+    assert csv_batches(tmp_path) == ([4, 5] if name == "norms" else [1, 2, 3, 4, 5])
+    assert (room.layout.damaged / f"{name}.csv").read_bytes() == content
+    first, second = event_rows(tmp_path, "damaged_file")
+    assert f"{name}.csv: its header is" in str(first["message"])
+    assert f"{name}.csv holds" in str(second["message"])
+    assert_accounts_balance(tmp_path)
 
 
 @pytest.mark.parametrize("resumed_from", [0, 2])

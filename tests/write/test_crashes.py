@@ -25,7 +25,7 @@ from ava_pipeline.write.recover import recover_run
 FIELDS = {"batch_idx": pa.int64(), "norm": pa.float32()}
 # What changes a file; the rest only reads.
 NAMES = ("contract/files", "contract/stored", "contract/parquet_file", "contract/row_stream", "contract/damaged",
-         "write/older_rows", "write/csv")
+         "write/older_rows", "write/csv.")
 ROOMS = tuple(str(Path(sys.argv[2]) / name) for name in NAMES)
 
 

@@ -119,6 +119,17 @@ def test_a_torn_line_is_cut_and_kept(killed: RunLayout) -> None:
     assert (killed.damaged / "steps.csv.end").read_bytes() == b"130,2,2026-"
 
 
+def test_a_dry_run_finds_damaged_lines_of_csv_too(killed: RunLayout) -> None:
+    """And counts the rows around them."""
+    whole = killed.csv("steps").read_bytes()
+    killed.csv("steps").write_bytes(whole + b"\0\0\n")
+    told = files_of(killed, "steps", dry_run=True)["csv"]
+    assert files_of(killed, "steps")["csv"] == told
+    assert (told.num_rows, told.kept_in) == (12, "damaged/steps.csv")
+    assert killed.csv("steps").read_bytes() == whole
+    assert (killed.damaged / "steps.csv").read_bytes() == whole + b"\0\0\n"
+
+
 def test_a_damaged_journal_loses_one_batch_and_is_kept(killed: RunLayout) -> None:
     """The rows of every other batch are saved; how many are lost is counted, and an event tells which."""
     data = flip_in_second_batch(killed.journal("gradient_norms"))

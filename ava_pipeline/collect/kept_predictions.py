@@ -1,12 +1,14 @@
 """Predictions that the disk did not take, kept until it does."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 
+from ava_pipeline.contract.files import sync_folder, written_aside
 from ava_pipeline.contract.inside import check_inside
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.layout import PARTIAL_SUFFIX, RunLayout
 from ava_pipeline.contract.parquet_file import write_parquet
 from ava_pipeline.errors import DamagedFileError, PredictionsError
 
@@ -27,23 +29,24 @@ class KeptPredictions:
         self._kept: dict[Path, pa.Table] = {}
 
     def write(self, path: Path, rows: pa.Table) -> None:
-        """Write one file; an older one of the name is moved to `superseded/` beside it.
+        """Write one file; an older one of the name is moved to `superseded/` beside it, once the new one is whole.
 
         Raises:
-            PredictionsError: the disk refused; says whether the rows are kept.
-            DamagedFileError: a name leads out of the run directory.
+            PredictionsError: the disk refused, gave back other bytes, or a name leads out of the run directory; says
+                whether the rows are kept.
         """
         self._kept.pop(path, None)
         try:
             _replace(path, rows)
-        except OSError as error:
+        except (OSError, DamagedFileError) as error:
+            reason = str(error).removesuffix(".")
             waiting = sum(table.nbytes for table in self._kept.values())
             if waiting + rows.nbytes > self._max_bytes:
                 raise PredictionsError(
-                    f"{error}. {waiting} bytes of others wait already, so these are gone."
+                    f"{reason}. {waiting} bytes of others wait already, so these are gone."
                 ) from error
             self._kept[path] = rows
-            raise PredictionsError(f"{error}. They are kept in memory, and close() tries again.") from error
+            raise PredictionsError(f"{reason}. They are kept in memory, and close() tries again.") from error
 
     def write_again(self) -> None:
         """Try once more what waits; what the disk does not take now is gone, and a warning names it."""
@@ -59,9 +62,21 @@ class KeptPredictions:
 
 def _replace(path: Path, rows: pa.Table) -> None:
     check_inside(RunLayout(path.parents[1]))
+    new = path.with_name(f"{path.name}.new{PARTIAL_SUFFIX}")
+    write_parquet(new, rows)
+    try:
+        _keep_older(path)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _keep_older(path: Path) -> None:
+    """A copy, so that there is a file of the name at any moment."""
     if path.exists():
         folder = path.parent / "superseded"
-        folder.mkdir(exist_ok=True)
-        number = sum(1 for _ in folder.glob(f"{path.stem}.*")) + 1
-        path.rename(folder / f"{path.stem}.{number}{path.suffix}")
-    write_parquet(path, rows)
+        number = sum(1 for _ in folder.glob(f"{path.stem}.*{path.suffix}")) + 1
+        with path.open("rb") as older, written_aside(folder / f"{path.stem}.{number}{path.suffix}") as copy:
+            shutil.copyfileobj(older, copy)

@@ -9,6 +9,7 @@ import torch
 
 from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.collect.kept_predictions import KeptPredictions
+from ava_pipeline.contract import parquet_file
 from ava_pipeline.contract.parquet_file import read_parquet
 from ava_pipeline.errors import PredictionsError
 from tests.collect.models import tiny, train
@@ -78,6 +79,40 @@ def test_no_more_is_kept_than_memory_permits(tmp_path: Path) -> None:
         kept.write(tmp_path / "file" / "val_epoch_001.parquet", ROWS)
     with pytest.raises(PredictionsError, match="kept in memory"):
         kept.write(tmp_path / "file" / "val_epoch_000.parquet", ROWS)
+
+
+def test_an_epoch_whose_new_predictions_the_disk_refuses_keeps_its_old_ones(tmp_path: Path) -> None:
+    """Whatever is refused, writing the file or setting the older one aside; the new ones follow when it works."""
+    path = tmp_path / "predictions" / "val_epoch_000.parquet"
+    kept, newer = KeptPredictions(), pa.table({"image_id": [4]})
+    kept.write(path, ROWS)
+    for in_the_way in (path.with_name(f"{path.name}.new.partial") / "inside", path.parent / "superseded"):
+        in_the_way.parent.mkdir(exist_ok=True)
+        in_the_way.touch()
+        with pytest.raises(PredictionsError, match="kept in memory"):
+            kept.write(path, newer)
+        assert read_parquet(path).equals(ROWS)
+        in_the_way.unlink()
+        if in_the_way.name == "inside":
+            in_the_way.parent.rmdir()
+    kept.write_again()
+    assert read_parquet(path).equals(newer)
+    assert read_parquet(path.parent / "superseded" / "val_epoch_000.1.parquet").equals(ROWS)
+    assert sorted(one.name for one in path.parent.iterdir()) == ["superseded", path.name]
+
+
+def test_predictions_that_read_back_other_than_written_wait_for_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that lies once is asked again."""
+    path = tmp_path / "predictions" / "val_epoch_000.parquet"
+    kept = KeptPredictions()
+    with monkeypatch.context() as lying:
+        lying.setattr(parquet_file, "same_rows", lambda *_: False)
+        with pytest.raises(PredictionsError, match=r"reads back other than .* kept in memory, and close"):
+            kept.write(path, ROWS)
+    kept.write_again()
+    assert read_parquet(path).equals(ROWS)
 
 
 @pytest.mark.parametrize("name", ["predictions", "predictions/superseded", "predictions/val_epoch_000.parquet"])

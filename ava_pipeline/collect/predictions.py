@@ -43,7 +43,7 @@ class EpochPredictions:
         self._is_written = is_written
         self._write_file = write
         self._on_trouble = on_trouble
-        self._ids: list[object] = []
+        self._ids: list[Tensor | list[int | str]] = []
         self._pred: list[Tensor] = []
         self._gt: list[Tensor] = []
 
@@ -51,14 +51,14 @@ class EpochPredictions:
         """Take one batch, without waiting for the device.
 
         Args:
-            image_ids: B integers or strings.
+            image_ids: B integers or strings; a tensor, on any device, is read when the block ends.
             pred_dist: (B, 10), any floating dtype: the predicted share of each score, summing to 1.
             gt: (B, 10): votes for each score, or the true shares.
 
         Raises:
             MisuseError: shapes that don't fit together, or ids that are neither integers nor texts.
         """
-        ids = _plain_ids(image_ids)
+        ids = _tensor_ids(image_ids) if isinstance(image_ids, Tensor) else _plain_ids(image_ids)
         pred_dist, gt = torch.as_tensor(pred_dist), torch.as_tensor(gt)
         expected = (len(ids), NUM_SCORES)
         for name, given in (("pred_dist", pred_dist), ("gt", gt)):
@@ -67,8 +67,8 @@ class EpochPredictions:
                     f"{name} has shape {tuple(given.shape)}; {len(ids)} images need {expected}: "
                     f"a row an image, a column a score from 1 to {NUM_SCORES}."
                 )
-        self._ids += ids
         # Copies: the caller may reuse its tensors before the epoch ends.
+        self._ids.append(ids)
         self._pred.append(pred_dist.detach().clone())
         self._gt.append(gt.detach().clone())
 
@@ -86,9 +86,10 @@ class EpochPredictions:
                 self._on_trouble(self._path.stem, told)
 
     def _write(self) -> None:
-        if not self._ids:
+        ids = [one for batch in self._ids for one in (batch.tolist() if isinstance(batch, Tensor) else batch)]
+        if not ids:
             raise PredictionsError("no predictions were added. Call add() for every batch of the validation loader.")
-        rows = predictions_table(self._ids, _on_host(self._pred), _on_host(self._gt))
+        rows = predictions_table(ids, _on_host(self._pred), _on_host(self._gt))
         self._write_file(self._path, rows)
 
 
@@ -120,8 +121,18 @@ def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> 
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _plain_ids(image_ids: ImageIds) -> list[int | str]:
-    given = image_ids.tolist() if isinstance(image_ids, Tensor | np.ndarray) else image_ids
+def _tensor_ids(image_ids: Tensor) -> Tensor:
+    is_whole = image_ids.dtype != torch.bool and not (image_ids.is_floating_point() or image_ids.is_complex())
+    if not is_whole or image_ids.ndim != 1:
+        raise MisuseError(
+            f"image ids of {image_ids.dtype} and shape {tuple(image_ids.shape)} cannot be kept: "
+            "give 64-bit integers or texts, one an image."
+        )
+    return image_ids.detach().clone()
+
+
+def _plain_ids(image_ids: Sequence[object] | NDArray[Any]) -> list[int | str]:
+    given = image_ids.tolist() if isinstance(image_ids, np.ndarray) else image_ids
     ids = [int(one) if isinstance(one, np.integer) else one for one in given]
     wrong = [one for one in ids if not isinstance(one, int | str) or isinstance(one, bool)]
     wrong += [one for one in ids if isinstance(one, int) and not -(2**63) <= one < 2**63]

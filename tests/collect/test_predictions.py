@@ -86,12 +86,14 @@ def test_an_exception_leaves_no_file(tmp_path: Path) -> None:
 
 def test_added_tensors_may_be_used_again(tmp_path: Path) -> None:
     """A loop that writes every batch into one buffer."""
-    buffer = softmaxed(2)
+    buffer, ids = softmaxed(2), torch.tensor([1, 2])
     first = buffer.clone()
     with collector(tmp_path).val_predictions(0) as predictions:
-        predictions.add([1, 2], buffer, VOTES)
+        predictions.add(ids, buffer, VOTES)
         buffer.fill_(0.1)
+        ids.fill_(7)
     frame = open_run(tmp_path).val_predictions(0)
+    assert frame["image_id"].tolist() == [1, 2]
     assert frame["pred_dist_1"].tolist() == pytest.approx(first[:, 0].tolist())
 
 
@@ -105,8 +107,14 @@ def test_a_wrong_shape_is_refused_at_once(tmp_path: Path, pred: tuple[int, ...],
         predictions.add([1, 2], torch.full(pred, 0.1), torch.ones(gt))
 
 
-@pytest.mark.parametrize("ids", [[True, False], [2**70, 1], [[1], [2]], [1.5, 2.5]])
-def test_ids_that_cannot_be_kept_are_refused_at_once(tmp_path: Path, ids: list[object]) -> None:
+@pytest.mark.parametrize(
+    "ids",
+    [
+        *([True, False], [2**70, 1], [[1], [2]], [1.5, 2.5]),
+        *(torch.tensor(one) for one in ([True, False], [[1], [2]], [1.5, 2.5])),
+    ],
+)
+def test_ids_that_cannot_be_kept_are_refused_at_once(tmp_path: Path, ids: list[object] | Tensor) -> None:
     """Before a whole epoch was predicted."""
     with (
         pytest.raises(MisuseError, match="64-bit integers or texts"),

@@ -6,6 +6,7 @@ on data, and every copy from the device to the host.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.collect.measure import Measure, Moment, Reading, find_measures
 from ava_pipeline.collect.norms import NormPlan
+from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.collect.staging import Parcel, Staging
 from ava_pipeline.collect.watched import Watched, named_parameters
 from ava_pipeline.write.rows import Numbers, StagedNumbers
@@ -155,6 +157,12 @@ def test_a_collected_step_waits_for_nothing(fake_cuda: None) -> None:
     assert vector.shape == (present + 1 + 1 + 6,)
     assert vector.is_cuda
     assert vector.dtype == torch.float32
+
+
+def test_predictions_on_the_device_are_taken_without_waiting(fake_cuda: None) -> None:
+    """Ids too: all is read when the block ends."""
+    taken = EpochPredictions(Path("unused"), is_written=False, write=print, on_trouble=print)
+    taken.add(torch.arange(2, device="cuda"), torch.empty(2, 10, device="cuda"), torch.empty(2, 10, device="cuda"))
 
 
 def item(loss: Tensor) -> object:

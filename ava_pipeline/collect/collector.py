@@ -179,7 +179,8 @@ class TelemetryCollector:
         """Collect one epoch's predictions in a `with` block; the file appears complete on exit.
 
         Works with `enabled=False` too. Predictions that are no distributions are logged, named in `events.csv` where
-        rows are collected, and not written; under `on_error="raise"` they raise.
+        rows are collected, and not written; under `on_error="raise"` they raise. The end of the block writes and
+        syncs the file in this thread, so it waits for the disk, as saving a checkpoint does.
 
         Args:
             epoch: 0-based.

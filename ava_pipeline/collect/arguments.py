@@ -37,10 +37,21 @@ def telemetry_config(
 
 
 def rank() -> int:
-    """This process's rank; only rank 0 writes."""
+    """This process's rank; only rank 0 writes.
+
+    Raises:
+        MisuseError: the environment variable RANK is no number.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
-    return int(os.environ.get("RANK", "0"))
+    given = os.environ.get("RANK", "")
+    try:
+        return int(given or "0")
+    except ValueError as error:
+        message = (
+            f"the environment variable RANK is {given!r}: set it to this process's number, 0 if alone, or unset it."
+        )
+        raise MisuseError(message) from error
 
 
 def num_ranks() -> int:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ava_pipeline.errors import MisuseError
+
 
 class ClipFacts(NamedTuple):
     """What came of clipping.
@@ -65,11 +67,20 @@ class Clipping:
         }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from `state_dict`."""
-        if "clip_max_norm" in state:
-            self._max_norm = float(state["clip_max_norm"])
-            self._num_shortened = torch.tensor(float(state["clip_num_shortened"]), device=self._parameters[0].device)
-            self._num_clips = int(state["clip_num_clips"])
+        """Go on from `state_dict`.
+
+        Raises:
+            MisuseError: a number of it is missing, or is none.
+        """
+        if "clip_max_norm" not in state:
+            return
+        try:
+            max_norm, num_shortened = float(state["clip_max_norm"]), float(state["clip_num_shortened"])
+            num_clips = int(state["clip_num_clips"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise MisuseError(f"{state!r} is no state of clipping: give all that state_dict() returned.") from error
+        self._max_norm, self._num_clips = max_norm, num_clips
+        self._num_shortened = torch.tensor(num_shortened, device=self._parameters[0].device)
 
     @torch.no_grad()
     def mark(self, gradients: Sequence[Tensor | None], batch_idx: int) -> None:

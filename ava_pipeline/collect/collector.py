@@ -261,9 +261,10 @@ class TelemetryCollector:
             )
         if not isinstance(state, Mapping) or not {"batch_idx", "epoch"} <= set(state):
             raise MisuseError(f"{state!r} is no collector's state: give what state_dict() returned.")
-        self._batch_idx = whole_number("state['batch_idx']", state["batch_idx"], least=0)
-        self._epoch = whole_number("state['epoch']", state["epoch"], least=0)
+        batch_idx = whole_number("state['batch_idx']", state["batch_idx"], least=0)
+        epoch = whole_number("state['epoch']", state["epoch"], least=0)
         self._clipping.load_state_dict(state)
+        self._batch_idx, self._epoch = batch_idx, epoch
         self._resumed_from = self._batch_idx
         if self._is_collecting:
             self._due = self._next_row = self._next_due()
@@ -300,6 +301,8 @@ class TelemetryCollector:
             _log.exception("telemetry could not be closed; the exception of the training loop follows")
 
     def __del__(self) -> None:
+        if hasattr(self, "_notices"):  # else the constructor raised
+            self._notices.close()
         recorder = getattr(self, "_recorder", None)
         if recorder is not None and self._closed is None and not self._is_child:
             recorder.abandon()

@@ -272,9 +272,11 @@ class TestMisuse:
         """Another object's state, or a damaged one."""
         model, optimizer = tiny()
         telemetry = TelemetryCollector(model, optimizer, tmp_path)
-        for state in (None, {}, {"batch_idx": "x", "epoch": 0}, {"batch_idx": -5, "epoch": 0}):
-            with pytest.raises(MisuseError):
+        at, clip = {"batch_idx": 5, "epoch": 0}, {"clip_max_norm": 1.0, "clip_num_clips": 2}
+        for state in (None, {}, at | {"batch_idx": "x"}, at | {"batch_idx": -5}, at | clip):
+            with pytest.raises(MisuseError, match="give"):
                 telemetry.load_state_dict(state)  # type: ignore[arg-type]  # wrong on purpose
+        assert telemetry.state_dict() == {"batch_idx": 0, "epoch": 0}
 
     def test_values_that_are_no_mapping_are_refused(self, tmp_path: Path) -> None:
         """With what to give."""
@@ -408,6 +410,27 @@ class TestEnvironment:
                 predictions.add([1], torch.full((1, 10), 0.1), torch.ones(1, 10))
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.parametrize(("rank", "is_written"), [("", True), ("0", True), ("2", False)])
+    def test_the_environment_tells_the_rank(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        rank: str,
+        is_written: bool,  # noqa: FBT001  # a parameter of the test
+    ) -> None:
+        """A RANK that is set to nothing, as job scripts leave it, is none."""
+        monkeypatch.setenv("RANK", rank)
+        model, optimizer = tiny()
+        with TelemetryCollector(model, optimizer, tmp_path / "run", collect_every_n=1) as telemetry:
+            train(telemetry, model, optimizer, 1)
+        assert (tmp_path / "run").exists() is is_written
+
+    def test_a_rank_that_is_no_number_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By its name, with what to do."""
+        monkeypatch.setenv("RANK", "first")
+        with pytest.raises(MisuseError, match="RANK is 'first': set it to"):
+            TelemetryCollector(*tiny(), tmp_path)
+
     def test_a_forked_child_does_nothing(self, tmp_path: Path) -> None:
         """Its steps, close and exit leave the parent's files alone."""
         model, optimizer = tiny()
@@ -480,6 +503,20 @@ def test_the_manifest_says_how_the_run_ended(tmp_path: Path, error: type[BaseExc
     assert manifest.status == status
     assert manifest.attempt.error == (error.__name__ if error else None)
     assert batches(tmp_path) == [1, 2]
+
+
+def test_forgotten_collectors_leave_no_hooks(tmp_path: Path) -> None:
+    """Neither does one that never collected: a search over settings makes many for one optimizer."""
+    model, optimizer = tiny()
+    for number in range(3):
+        telemetry = TelemetryCollector(model, optimizer, tmp_path / str(number), collect_every_n=1)
+        if number:
+            train(telemetry, model, optimizer, 1)
+            with pytest.warns(ResourceWarning, match="never closed"):
+                del telemetry
+        else:
+            del telemetry
+    assert not optimizer._optimizer_step_post_hooks
 
 
 def test_a_forgotten_collector_warns(tmp_path: Path) -> None:

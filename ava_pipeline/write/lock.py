@@ -10,8 +10,8 @@ from pathlib import Path
 from ava_pipeline.errors import WriteError
 from ava_pipeline.write.holder import Holder, lives_elsewhere, read_holder, this_process, write_holder
 
-_guard = threading.Lock()
-_held: set[tuple[int, int, int]] = set()  # by this process: pid (a forked child holds none), device and inode
+_guard = threading.Lock()  # of what is held, never while anything is waited for
+_held: set[tuple[int, int, int]] = set()  # or asked for by this process: pid (a forked child has none), device, inode
 
 
 class RunLock:
@@ -19,7 +19,7 @@ class RunLock:
 
     POSIX record locks are not inherited by forked children, so a child that lives on holds nothing. They do not keep
     two writers of one process apart, and closing any descriptor of the file lets go of them; so this process also
-    remembers what it holds.
+    remembers what it holds, and takes the lock again whenever it is asked whether it `is_held`.
 
     What is promised on network file systems (NFS, SMB, a cluster's): one writer among the processes of a host, as
     anywhere, where the file system knows locks; where it knows none, opening fails and the run goes without telemetry.
@@ -42,40 +42,37 @@ class RunLock:
 
     def __init__(self, path: Path, manifest: Path | None = None) -> None:
         self._path = path
-        self._manifest = manifest or path.with_name("manifest.json")
-        self._file: tuple[int, int, int] | None = None
-        with _guard:
-            _refuse_second(path)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                self._take()
-            except BaseException:
-                os.close(self._descriptor)
-                raise
-            self._file = _identity(os.fstat(self._descriptor))
-            _held.add(self._file)
-
-    def is_in_place(self) -> bool:
-        """Whether the run directory still holds this lock file: it was not moved, removed or replaced."""
+        self._holder = this_process()
+        self._descriptor, file = _claim(path, os.O_RDWR | os.O_CREAT)
+        self._file: tuple[int, int, int] | None = file
         try:
-            return _identity(self._path.stat()) == self._file
+            _ask(self._descriptor, fcntl.LOCK_EX, path, manifest or path.with_name("manifest.json"))
+            write_holder(self._descriptor, self._holder)
+        except BaseException:
+            _let_go(self._descriptor, file)
+            raise
+
+    def is_held(self) -> bool:
+        """Whether the run is still this process's: its lock file was not moved, removed, replaced or taken over.
+
+        Whatever else of this process closed the file, a copy of the run directory say, let go of the lock: it is
+        taken again.
+        """
+        try:
+            is_in_place = _identity(self._path.stat()) == self._file
         except OSError:
             return False  # not there, or on a disk that does not answer
+        return is_in_place and _is_ours(self._descriptor)
 
     def release(self) -> None:
         """Let another process write. Releasing twice is releasing once."""
-        with _guard:
-            if self._file is not None and self._file in _held:
-                _held.remove(self._file)
-                self._file = None
-                with contextlib.suppress(OSError):  # the file is on a disk that is gone: so is the lock
-                    write_holder(self._descriptor, None)
-                with contextlib.suppress(OSError):
-                    os.close(self._descriptor)
-
-    def _take(self) -> None:
-        _ask(self._descriptor, fcntl.LOCK_EX, self._path, self._manifest)
-        write_holder(self._descriptor, this_process())
+        file, self._file = self._file, None
+        if file is None or file not in _held:
+            return
+        with contextlib.suppress(OSError):  # the file is on a disk that is gone: so is the lock
+            if read_holder(self._descriptor) == self._holder:  # nobody took it over
+                write_holder(self._descriptor, None)
+        _let_go(self._descriptor, file)
 
 
 def check_unlocked(path: Path) -> None:
@@ -89,15 +86,53 @@ def check_unlocked(path: Path) -> None:
         BlockingIOError: a collector of this process holds it.
         OSError: the file cannot be opened, or its file system knows no locks.
     """
+    if not path.exists():
+        return
+    descriptor, file = _claim(path, os.O_RDONLY)
+    try:
+        _ask(descriptor, fcntl.LOCK_SH, path, path.with_name("manifest.json"))
+    finally:
+        _let_go(descriptor, file)
+
+
+def _claim(path: Path, flags: int) -> tuple[int, tuple[int, int, int]]:
+    """Open the lock file, unless this process has it open: closing a second descriptor would let go of the lock."""
     with _guard:
         _refuse_second(path)
-        if not path.exists():
-            return
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _ask(descriptor, fcntl.LOCK_SH, path, path.with_name("manifest.json"))
-        finally:
-            os.close(descriptor)  # which lets go of it
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        file = _identity(os.fstat(descriptor))
+        _held.add(file)
+    return descriptor, file
+
+
+def _let_go(descriptor: int, file: tuple[int, int, int]) -> None:
+    """Closing the file lets go of the lock; twice is once."""
+    with _guard:
+        if file in _held:
+            _held.remove(file)
+            with contextlib.suppress(OSError):  # the disk is gone: so is the lock
+                os.close(descriptor)
+
+
+def _forget_parents() -> None:
+    """In a forked child, which holds nothing: another thread of the parent may have been at the guard."""
+    global _guard  # noqa: PLW0603  # the parent's lock may be left held for ever
+    _guard = threading.Lock()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parents)
+
+
+def _is_ours(descriptor: int) -> bool:
+    """Take the lock again; False where another process took it meanwhile."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True  # a disk that does not answer says nothing of the lock
+    return True
 
 
 def _ask(descriptor: int, kind: int, path: Path, manifest: Path) -> None:
@@ -120,7 +155,6 @@ def _refusal(path: Path, holder: Holder | None) -> WriteError:
 
 
 def _refuse_second(path: Path) -> None:
-    """Look before opening: closing a second descriptor would let go of the first one's lock."""
     if path.exists() and _identity(path.stat()) in _held:
         raise BlockingIOError(
             errno.EWOULDBLOCK,

@@ -61,11 +61,12 @@ def unread_step_event(step: PendingRow, error: Exception) -> Event:
 
 
 def moved_event(root: Path, last_batch_idx: int) -> Event:
-    """A run directory that is no longer where it was."""
+    """A run directory that is no longer where it was, or that another process has begun to write."""
     return Event(
         event="damaged_file",
         severity="error",
-        message=f"{root} was moved or removed while it was written: rows up to batch {last_batch_idx} went with it.",
+        message=f"{root} was moved or removed, or another process took it over, while it was written: "
+        f"rows up to batch {last_batch_idx} went with it.",
         batch_idx=1,
         batch_idx_end=last_batch_idx,
         epoch=0,

@@ -86,9 +86,9 @@ class RunFiles:
     def open(self, stats: TelemetryStats) -> None:
         """Begin an attempt, unless one is under way: lock the run, see to older rows, open every file.
 
-        Where the run directory was moved or removed under a running attempt, a new one begins in its place. After a
-        failure the next call tries again, once `retry_s` have passed; never, where another process writes the run:
-        its rows would be set aside by this one as soon as it ends.
+        Where the run directory was moved, removed or taken over under a running attempt, a new one begins in its
+        place. After a failure the next call tries again, once `retry_s` have passed; never, where another process
+        writes the run: its rows would be set aside by this one as soon as it ends.
 
         Args:
             stats: the counters; what was settled before this attempt is not counted as its own.
@@ -192,8 +192,8 @@ class RunFiles:
         return ParquetWriter(self._layout.parquet(name), self._layout.journal(name), table.arrow_schema)
 
     def _leave_where_moved(self, stats: TelemetryStats) -> None:
-        """Let go of files that are no longer in the run directory; what follows is another attempt."""
-        if not self.is_open or self._lock is None or self._lock.is_in_place():
+        """Let go of files that are not in the run directory any more, or not ours; what follows is another attempt."""
+        if not self.is_open or self._lock is None or self._lock.is_held():
             return
         for table in self._tables:
             table.abandon()

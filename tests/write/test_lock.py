@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -94,15 +95,33 @@ def test_a_lock_file_that_is_no_longer_in_place_is_noticed(tmp_path: Path) -> No
     folder = tmp_path / "run"
     folder.mkdir()
     lock = RunLock(folder / "writer.lock")
-    assert lock.is_in_place()
+    assert lock.is_held()
     folder.rename(tmp_path / "moved")
-    assert not lock.is_in_place()
+    assert not lock.is_held()
     folder.mkdir()
     second = RunLock(folder / "writer.lock")
-    assert not lock.is_in_place()
-    assert second.is_in_place()
+    assert not lock.is_held()
+    assert second.is_held()
     lock.release()
     second.release()
+
+
+def test_a_child_forked_while_a_lock_is_taken_can_take_one(tmp_path: Path) -> None:
+    """It inherits no lock that nobody there would let go of."""
+    fork = """
+import os, signal, sys
+from pathlib import Path
+from ava_pipeline.write import lock
+
+with lock._guard:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)
+        lock.RunLock(Path(sys.argv[1])).release()
+        os._exit(0)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+    subprocess.run([sys.executable, "-c", fork, str(tmp_path / "writer.lock")], check=True, timeout=25)
 
 
 FORK_AND_HOLD = """
@@ -187,3 +206,25 @@ def test_a_writer_on_another_host_that_shows_none_is_watched_until_the_minute_is
     RunLock(tmp_path / "writer.lock").release()
     assert 9 <= waited[0] <= 11
     assert (tmp_path / "writer.lock").read_text() == ""
+
+
+def test_whoever_waits_for_another_host_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second collector of the process takes its own directory meanwhile, and is refused this one."""
+    other = tmp_path / "other"
+    other.mkdir()
+    left_by_another_host(tmp_path, age_s=50)
+    were_held_up = []
+
+    def look(_seconds: float) -> None:
+        with pytest.raises(BlockingIOError, match="another collector"):
+            RunLock(tmp_path / "writer.lock")
+        second = threading.Thread(target=lambda: RunLock(other / "writer.lock").release(), daemon=True)
+        second.start()
+        second.join(5)
+        were_held_up.append(second.is_alive())
+        (tmp_path / "writer.lock").write_text("")
+
+    monkeypatch.setattr("ava_pipeline.write.lock.lives_elsewhere", partial(lives_elsewhere, wait=look))
+    with pytest.raises(WriteError, match="on host elsewhere"):
+        RunLock(tmp_path / "writer.lock")
+    assert were_held_up == [False]

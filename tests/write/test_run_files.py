@@ -309,3 +309,32 @@ def test_a_journal_that_does_not_become_parquet_is_kept_and_told(
     again.write([3])
     again.close()
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3]
+
+
+def test_a_copy_of_the_run_directory_leaves_it_locked(tmp_path: Path) -> None:
+    """Closing the copied lock file lets go of the lock, says POSIX; the next heartbeat takes it again."""
+    room = Room(tmp_path / "run")
+    room.write([1])
+    shutil.copytree(room.root, tmp_path / "copy")
+    room.files.heartbeat(NO_STEPS)
+    with pytest.raises(AssertionError), held_elsewhere(room.layout.lock):
+        pass
+    room.write([2])
+    room.close()
+    assert csv_batches(room.root) == [1, 2]
+
+
+def test_a_run_that_was_taken_over_is_left_to_the_other_process(tmp_path: Path) -> None:
+    """Nothing of it is written any more, and the lock file goes on naming who holds it."""
+    room = Room(tmp_path / "run")
+    room.write([1])
+    shutil.copytree(room.root, tmp_path / "copy")
+    with held_elsewhere(room.layout.lock):
+        holder = room.layout.lock.read_text()
+        manifest = room.layout.manifest.read_bytes()
+        room.files.heartbeat(NO_STEPS)
+        with pytest.raises(WriteError, match="being written by another process"):
+            room.files.open(NO_STEPS)
+        room.close()
+        assert room.layout.lock.read_text() == holder
+        assert room.layout.manifest.read_bytes() == manifest

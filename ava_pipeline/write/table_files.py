@@ -93,9 +93,10 @@ class TableFiles:
         good = [row for position, row in enumerate(rows) if position not in outcome.failed]
         try:
             return pa.RecordBatch.from_pylist(good, schema=schema)
-        except _NOT_IN_ARROW:
-            pass  # which row it was, Arrow does not say: each is tried by itself
-        for position in set(range(len(rows))) - outcome.failed:
+        except _NOT_IN_ARROW as error:
+            whole = error  # which row it was, Arrow does not say: each is tried by itself
+        left = set(range(len(rows))) - outcome.failed
+        for position in left:
             for name, value in rows[position].items():
                 try:
                     pa.array([value], type=schema.field(name).type)
@@ -104,6 +105,12 @@ class TableFiles:
                     outcome.problems.append(
                         RowProblem(row=position, column=name, value=repr(value), message=str(error))
                     )
+        if not left & outcome.failed:  # each value can be stored, and all of them cannot
+            outcome.failed |= left
+            outcome.problems += [
+                RowProblem(row=row, column="batch_idx", value=str(rows[row]["batch_idx"]), message=str(whole))
+                for row in left
+            ]
         return self._batch(rows, outcome)
 
     def _hand_over(self, batch: pa.RecordBatch, outcome: Outcome) -> None:

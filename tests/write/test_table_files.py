@@ -1,5 +1,7 @@
 """One table's rows to all of its files: bad rows and broken writers cost only themselves."""
 
+from types import SimpleNamespace
+
 import pyarrow as pa
 import pytest
 
@@ -99,4 +101,24 @@ def test_rows_that_are_all_bad_are_no_batch() -> None:
     """Nothing is handed to the writers."""
     writer = MemoryWriter()
     assert TableFiles(TABLE, [writer]).write([row("1")]).failed == {0}
+    assert writer.batches == []
+
+
+def test_a_batch_of_which_each_value_could_be_stored_fails_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row is told, and the thread goes on."""
+
+    class Refusing:
+        """Arrow's batches, where rows together are more than it holds."""
+
+        @staticmethod
+        def from_pylist(rows: list[dict[str, object]], schema: pa.Schema) -> pa.RecordBatch:
+            if rows:
+                raise pa.ArrowCapacityError("more than one array holds")
+            return pa.RecordBatch.from_arrays([pa.array([], one.type) for one in schema], schema=schema)
+
+    files = TableFiles(TABLE, [writer := MemoryWriter()])
+    monkeypatch.setattr("ava_pipeline.write.table_files.pa", SimpleNamespace(RecordBatch=Refusing, array=pa.array))
+    outcome = files.write([row(1), row(2)])
+    assert outcome.failed == {0, 1}
+    assert {problem.message for problem in outcome.problems} == {"more than one array holds"}
     assert writer.batches == []

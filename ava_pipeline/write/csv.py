@@ -88,13 +88,16 @@ def cut_torn_line(path: Path) -> bytes:
 def torn_line(path: Path) -> bytes:
     """The last line of a file where it was never finished, else nothing."""
     with path.open("rb", buffering=0) as file:
-        start = size = file.seek(0, os.SEEK_END)
-        torn = b""
-        while start and b"\n" not in torn:
-            start = max(0, start - _LOOK_BACK_BYTES)
+        start = file.seek(0, os.SEEK_END)
+        blocks: list[bytes] = []
+        whole = -1
+        while start and whole < 0:
+            end, start = start, max(0, start - _LOOK_BACK_BYTES)
             file.seek(start)
-            torn = file.read(size - start)
-    return torn[torn.rfind(b"\n") + 1 :]
+            block = file.read(end - start)
+            whole = block.rfind(b"\n")
+            blocks.append(block[whole + 1 :])
+    return b"".join(reversed(blocks))
 
 
 def _lines(batch: pa.RecordBatch) -> bytes:

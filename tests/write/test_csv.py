@@ -9,7 +9,7 @@ from pyarrow import csv
 
 from ava_pipeline.contract.tables import Column, RunTable, Table
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.write.csv import CsvWriter, cut_torn_line
+from ava_pipeline.write.csv import CsvWriter, cut_torn_line, torn_line
 from tests.write.feeding import batch_of
 
 _BATCH = Column(name="batch_idx", dtype="int64", description="Batch.")
@@ -98,3 +98,13 @@ def test_a_torn_last_line_is_cut_and_returned(before: bytes, after: bytes, torn:
     path.write_bytes(before)
     assert cut_torn_line(path) == torn
     assert path.read_bytes() == after
+
+
+def test_a_long_torn_line_is_read_once(tmp_path: Path) -> None:
+    """Zeros that a power loss left cost as many bytes as they are, not their square."""
+    path = tmp_path / "norms.csv"
+    path.write_bytes(b"a,b\n" + bytes(12 * 2**20))
+    counts = Path("/proc/self/io")
+    before = int(counts.read_text().split()[1])
+    assert len(torn_line(path)) == 12 * 2**20
+    assert int(counts.read_text().split()[1]) - before < 16 * 2**20

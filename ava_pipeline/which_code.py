@@ -5,9 +5,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
+
+_REAP_S = 5.0
 
 
 def ask_git(folder: Path, *words: str, timeout_s: float = 5.0) -> str | None:
@@ -41,7 +44,8 @@ def _answer(command: Sequence[str], file: IO[bytes], timeout_s: float) -> str | 
         asked.wait(timeout_s)
     except subprocess.TimeoutExpired:
         asked.kill()
-        asked.wait()
+        with suppress(subprocess.TimeoutExpired):  # a dead file system holds it: it is left behind
+            asked.wait(_REAP_S)
         return None
     file.seek(0)
     return file.read().decode(errors="replace").strip() or None

@@ -49,6 +49,7 @@ GROUPS = {
     "mlp_layer_0": Group(role="head_layer", parameters=("fc.0.weight",), parent="mlp_head"),
     "mlp_layer_3": Group(role="head_layer", parameters=("fc.3.weight",), parent="mlp_head"),
 }
+MAX_PENDING = 1024
 _NUM_DIFFERENT = 1024
 _PATIENCE_S = 600.0
 
@@ -92,7 +93,7 @@ class WrittenRun:
         facts = RunFacts(groups=GROUPS, collect_every_n=1)
         watch = SignWatch(GROUPS, Thresholds(), log, lambda _: None)
         files = RunFiles(root, [PlainSource(table) for table in TABLES], facts, log, watch=watch)
-        self._channel: Channel[PendingRow] = Channel(1024, on_full="block", block_timeout_s=_PATIENCE_S)
+        self._channel: Channel[PendingRow] = Channel(MAX_PENDING, on_full="block", block_timeout_s=_PATIENCE_S)
         self._worker = Worker(self._channel, files, log, flush_interval_s=flush_interval_s)
         self._worker.start()
         self._ready = [_Ready(_numbers(one)) for one in np.random.default_rng(0).random((_NUM_DIFFERENT, 9))]

@@ -1,23 +1,24 @@
 """Which code ran: its commit and the versions of its libraries."""
 
+import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO
 
 _REAP_S = 5.0
+_MAX_ANSWER_BYTES = 4096  # less than a pipe holds, so that git never waits for its reader
 
 
 def ask_git(folder: Path, *words: str, timeout_s: float = 5.0) -> str | None:
     """One line from git about the checkout that a folder lies in.
 
-    The answer comes through a file, and the child is spawned rather than forked: a process that another thread forks
-    meanwhile, a DataLoader worker say, would hold a pipe open for as long as it lives, and reading it would not end.
+    Another thread may fork meanwhile, as a DataLoader does. So git is spawned rather than forked; its answer is what
+    lies in the pipe once it has ended, since a forked child holds the pipe open for as long as it lives; and no lock of
+    the process is taken, such as the one of `tempfile`, that the child would find held for ever.
 
     Returns:
         None where there is no git, no checkout, or no answer in time.
@@ -26,29 +27,39 @@ def ask_git(folder: Path, *words: str, timeout_s: float = 5.0) -> str | None:
     if git is None:
         return None
     try:
-        with tempfile.TemporaryFile() as answer:
-            return _answer([git, "-C", str(folder), *words], answer, timeout_s)
+        return _answer([git, "-C", str(folder), *words], timeout_s)
     except OSError:
-        return None  # no room for the answer, or git cannot be started
+        return None  # git cannot be started
 
 
-def _answer(command: Sequence[str], file: IO[bytes], timeout_s: float) -> str | None:
-    asked = subprocess.Popen(  # noqa: S603  # the user's own git, fixed words and a folder
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=file,
-        stderr=subprocess.DEVNULL,
-        close_fds=False,  # lets Python spawn; its own descriptors are not inherited either way
-    )
+def _answer(command: Sequence[str], timeout_s: float) -> str | None:
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as answer:  # noqa: PTH123  # a descriptor has no path
+        try:
+            asked = subprocess.Popen(  # noqa: S603  # the user's own git, fixed words and a folder
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=writing,
+                stderr=subprocess.DEVNULL,
+                close_fds=False,  # lets Python spawn; its own descriptors are not inherited either way
+            )
+        finally:
+            os.close(writing)
+        if _status(asked, timeout_s) != 0:
+            return None
+        os.set_blocking(reading, False)
+        return (answer.read(_MAX_ANSWER_BYTES) or b"").decode(errors="replace").strip() or None
+
+
+def _status(asked: "subprocess.Popen[bytes]", timeout_s: float) -> int | None:
+    """How it ended; None where it had to be killed."""
     try:
-        asked.wait(timeout_s)
+        return asked.wait(timeout_s)
     except subprocess.TimeoutExpired:
         asked.kill()
         with suppress(subprocess.TimeoutExpired):  # a dead file system holds it: it is left behind
             asked.wait(_REAP_S)
         return None
-    file.seek(0)
-    return file.read().decode(errors="replace").strip() or None
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:

@@ -108,6 +108,30 @@ def test_forked_dataloader_workers_leave_telemetry_alone(tmp_path: Path) -> None
     assert ended(LOADERS, tmp_path) == list(range(1, 10))
 
 
+LOCKS = """
+import tempfile, threading
+
+class Imports:
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is not threading.main_thread():
+            raise ImportError(f"the worker imports {name}")
+
+model, telemetry = collector()
+backward(model)
+tempfile.tempdir = None  # as before its first use, when tempfile takes its lock
+tempfile._once_lock.acquire()
+sys.meta_path.insert(0, Imports())
+telemetry.step(values={"loss": float("nan")})
+stats = telemetry.close()
+assert stats.written == 1, stats
+"""
+
+
+def test_the_worker_takes_no_lock_that_a_forked_child_would_find_held(tmp_path: Path) -> None:
+    """Neither the import system's nor that of `tempfile`, which DataLoader workers and their queues need too."""
+    assert ended(LOCKS, tmp_path) == [1]
+
+
 ORPHAN = """
 model, telemetry = collector()
 backward(model)

@@ -51,16 +51,25 @@ class Terminal:
         """All lines."""
         return "\n".join(self._screen.display)
 
-    def read_until(self, is_so: Callable[[str], bool]) -> str:
-        """Read what the process writes until the screen shows it, or the process is gone."""
+    def read_until(self, is_so: Callable[[str], bool]) -> None:
+        """Read what the process writes, piece by piece, until the screen shows all that is asked for."""
         while not is_so(self.text):
-            ready, _, _ = select([self.descriptor], [], [], _DEADLINE_S)
-            assert ready, f"nothing new on the screen:\n{self.text}"
-            try:
-                self._stream.feed(os.read(self.descriptor, 65536))
-            except OSError:  # the process ended and its terminal is gone
-                assert is_so(self.text), self.text
-        return self.text
+            assert self._read(), self.text
+
+    def read_to_end(self) -> int:
+        """Read until the process is gone, since one that writes to a full terminal does not end; its exit status."""
+        while self._read():
+            pass
+        return self.process.wait(_DEADLINE_S)
+
+    def _read(self) -> bool:
+        ready, _, _ = select([self.descriptor], [], [], _DEADLINE_S)
+        assert ready, f"nothing new on the screen:\n{self.text}"
+        try:
+            self._stream.feed(os.read(self.descriptor, 65536))
+        except OSError:  # the process ended and its terminal is gone
+            return False
+        return True
 
 
 @contextmanager
@@ -97,22 +106,19 @@ def test_a_run_is_followed_through_a_crash_and_a_resume_to_its_end(tmp_path: Pat
     first = Room(root)
     first.write(range(1, 31))
     with watching(root) as terminal:
-        text = terminal.read_until(lambda text: "batch 30" in text)
-        assert "running" in text
-        assert "overall" in text
+        terminal.read_until(lambda text: all(word in text for word in ("running", "batch 30", "overall")))
         first.write(range(31, 41))
         terminal.read_until(lambda text: "batch 40" in text)
         leave_as_killed(first)
         be_gone(root)
-        assert "Waiting until it is resumed" in terminal.read_until(lambda text: "killed" in text)
+        terminal.read_until(lambda text: "killed" in text and "Waiting until it is resumed" in text)
         second = Room(root, resumed_from=20)
         second.write(range(21, 26))
-        assert "attempt 2" in terminal.read_until(lambda text: "running" in text and "batch 25" in text)
+        terminal.read_until(lambda text: all(word in text for word in ("running", "attempt 2", "batch 25")))
         second.close()
-        text = terminal.read_until(lambda text: "Nothing more will come." in text)
-        terminal.process.wait(_DEADLINE_S)
-        assert terminal.process.returncode == 0
-        assert "batch 25" in text
+        assert terminal.read_to_end() == 0
+        assert "Nothing more will come." in terminal.text
+        assert "batch 25" in terminal.text
 
 
 def test_ctrl_c_leaves_the_run_alone(tmp_path: Path) -> None:
@@ -122,8 +128,9 @@ def test_ctrl_c_leaves_the_run_alone(tmp_path: Path) -> None:
     with watching(tmp_path / "run") as terminal:
         terminal.read_until(lambda text: "batch 5" in text)
         terminal.process.send_signal(signal.SIGINT)
-        assert terminal.process.wait(_DEADLINE_S) == 0
-        assert "Traceback" not in terminal.read_until(lambda text: "latest events" in text)
+        assert terminal.read_to_end() == 0
+        assert "latest events" in terminal.text
+        assert "Traceback" not in terminal.text
     room.close()
 
 

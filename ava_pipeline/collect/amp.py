@@ -1,5 +1,6 @@
 """What a GradScaler knows and does not tell without waiting for the device."""
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -22,11 +23,13 @@ class ScalerState(NamedTuple):
         scale: the loss scale, a float32 scalar on the device; None where nothing is scaled, or it is not known.
         of_optimizer: id of each optimizer -> what its gradients are.
         is_given: whether the collector was given a scaler, enabled or not.
+        first_scale: what the scaler began with, or was resumed with; None where it is not known.
     """
 
     scale: Tensor | None
     of_optimizer: dict[int, Scaling]
     is_given: bool = True
+    first_scale: float | None = None
 
     @property
     def of_nobody(self) -> Scaling:
@@ -40,13 +43,18 @@ class ScalerState(NamedTuple):
         """The scale where any gradient is still multiplied by it."""
         return self.scale if Scaling.SCALED in self.of_optimizer.values() else None
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all gradients are multiplied by the same, so that they have one length together."""
+        return len(found := set(self.of_optimizer.values())) == 1 and Scaling.UNKNOWN not in found
+
 
 def scaler_state(grad_scaler: Any, optimizers: tuple[Optimizer, ...]) -> ScalerState:
     """Read the scale and whether `unscale_` has run, without waiting for the device.
 
     `get_scale()` waits, and whether an optimizer's gradients were unscaled is private to `torch.amp.GradScaler`:
     `_scale` is the scale's tensor (None before the first `scale()`), `_per_optimizer_states[id]["stage"]` is READY
-    until `unscale_` or `step` ran. This is the one place that reads them.
+    until `unscale_` or `step` ran, `_init_scale` is what it began with. This is the one place that reads them.
     """
     if grad_scaler is None or not grad_scaler.is_enabled():
         of_optimizer = {id(optimizer): Scaling.NONE for optimizer in optimizers}
@@ -55,7 +63,17 @@ def scaler_state(grad_scaler: Any, optimizers: tuple[Optimizer, ...]) -> ScalerS
     states = getattr(grad_scaler, "_per_optimizer_states", None)
     if not isinstance(scale, Tensor) or states is None:
         return ScalerState(None, {id(optimizer): Scaling.UNKNOWN for optimizer in optimizers})
-    return ScalerState(scale, {id(optimizer): _scaling(states, id(optimizer)) for optimizer in optimizers})
+    of_optimizer = {id(optimizer): _scaling(states, id(optimizer)) for optimizer in optimizers}
+    return ScalerState(scale, of_optimizer, first_scale=getattr(grad_scaler, "_init_scale", None))
+
+
+def hooks_tell_skips(optimizers: Sequence[Optimizer]) -> bool:
+    """Whether step hooks tell which steps a GradScaler left out; where they do not, only its scale does.
+
+    One that looks for itself whether gradients are finite, as fused ones do, is called all the same: GradScaler asks
+    it for the attribute that is read here. Of several, each may be left out by itself, and each may have its own pace.
+    """
+    return len(optimizers) == 1 and not getattr(optimizers[0], "_step_supports_amp_scaling", False)
 
 
 def _scaling(states: Any, optimizer: int) -> Scaling:

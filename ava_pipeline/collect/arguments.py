@@ -96,7 +96,9 @@ def whole_number(name: str, value: object, *, least: int) -> int:
 
 
 def check_values(values: Mapping[str, Value]) -> None:
-    """Refuse what is no mapping of names, and tensors of more than one number.
+    """Refuse what is no mapping of names, and tensors that are not one real number.
+
+    Anything else that is none costs the row of its step and is told, as what is wrong with a row always is.
 
     Raises:
         MisuseError: with what was given.
@@ -104,7 +106,8 @@ def check_values(values: Mapping[str, Value]) -> None:
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise MisuseError(f"values is {values!r}: give a mapping name -> number, such as {{'loss': loss}}.")
     for name, value in values.items():
-        if isinstance(value, Tensor) and value.numel() != 1:
+        if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
             raise MisuseError(
-                f"values[{name!r}] is a tensor of shape {tuple(value.shape)}: give one number, such as its .mean()."
+                f"values[{name!r}] is a tensor of shape {tuple(value.shape)} and {value.dtype}: give one real number, "
+                "such as its .mean()."
             )

@@ -11,16 +11,14 @@ class AutocastWatch:
 
     Args:
         model: whose forward pass to look at.
-        device: that it runs on.
 
     Attributes:
         saw_float16: whether that pass ran under float16 autocast.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.saw_float16 = False
         self._model: nn.Module | None = model
-        self._device_type = device.type
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
     def begin(self) -> None:
@@ -39,6 +37,6 @@ class AutocastWatch:
     def _look(self, module: nn.Module, _: object) -> None:
         if torch.compiler.is_compiling() or not module.training:
             return  # a compiler traces hooks too, and must find nothing to do in this one
-        kind = self._device_type
+        kind = next(module.parameters()).device.type  # now: the model may have been moved since it was given
         self.saw_float16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
         self.close()

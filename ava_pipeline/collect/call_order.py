@@ -1,9 +1,11 @@
 """Telling whether `step` is called where it should be: once a batch, between backward and `optimizer.step`."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
+
+from ava_pipeline.collect.amp import hooks_tell_skips
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -21,22 +23,24 @@ class CallOrder:
         optimizers: all of them; each is counted, the one that steps least often is compared.
     """
 
-    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self._counts: list[_StepCount] = []
         self._hooks: list[RemovableHandle] = []
         self._num_skipped = 0
+        self._tells_skips = hooks_tell_skips(optimizers)
         for optimizer in optimizers:
             self._counts.append(_StepCount())
             self._hooks.append(optimizer.register_step_post_hook(self._counts[-1]))
 
     def num_skipped(self, num_calls: int) -> int:
-        """Optimizer steps that a GradScaler left out since the last time this was asked.
+        """Optimizer steps that a GradScaler left out since the last time this was asked; 0 where only its scale tells.
 
         Args:
-            num_calls: of `step` so far, this one included, whose own optimizer step is yet to come. Fused optimizers
-                run their hooks on skipped steps too, so with them this is 0.
+            num_calls: of `step` so far, this one included, whose own optimizer step is yet to come.
         """
-        skipped = max(0, num_calls - 1 - max(count.value for count in self._counts))
+        if not self._tells_skips:
+            return 0
+        skipped = max(0, num_calls - 1 - self._counts[0].value)
         new, self._num_skipped = max(0, skipped - self._num_skipped), skipped
         return new
 

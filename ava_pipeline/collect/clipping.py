@@ -1,8 +1,9 @@
 """Clipping that shares the pass over the gradients that `step` makes anyway."""
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, call, is_
 from typing import NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class Clipping:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self._max_norm: float | None = None
-        self._marks: tuple[int, list[int], list[int]] | None = None
+        self._marks: _Marks | None = None
         self._total: Tensor | None = None
         self._num_shortened: Tensor | None = None
         self._num_clips = 0
@@ -82,23 +83,22 @@ class Clipping:
         self._max_norm, self._num_clips = max_norm, num_clips
         self._num_shortened = torch.tensor(num_shortened, device=self._parameters[0].device)
 
-    @torch.no_grad()
     def mark(self, gradients: Sequence[Tensor | None], batch_idx: int) -> None:
         """Remember which gradients the step measures, before its pass takes the memory's caches for itself."""
-        self._marks = _marks(gradients, batch_idx) if self.is_used else None
+        self._marks = _Marks(gradients, batch_idx) if self.is_used else None
         self._total = None
 
     def look(self, norms: Tensor | None, scale: Tensor | None, *, is_shared: bool) -> ClipFacts:
         """Take the norms of a step's pass for the clip that follows it, and tell what came of the clips so far.
 
         Args:
-            norms: float32, of each tensor there is, in order.
+            norms: float32, of each tensor there is, in order; None where these do not make up one length.
             scale: what the gradients are still multiplied by; None where they are true-scale.
             is_shared: whether torch's own clipping would compute the very same norms.
         """
-        if self._max_norm is None or norms is None:
+        if self._max_norm is None:
             return ClipFacts()
-        total = torch.linalg.vector_norm(norms)
+        total = None if norms is None else torch.linalg.vector_norm(norms)
         self._total = total if is_shared else None
         num_shortened = 0.0 if self._num_shortened is None else self._num_shortened
         facts = ClipFacts(total, scale, self._max_norm, num_shortened, self._num_clips)
@@ -119,14 +119,15 @@ class Clipping:
         self._max_norm = float(max_norm)
         gradients = [parameter.grad for parameter in self._parameters]
         total, self._total = self._total, None
-        if total is not None and self._marks == _marks(gradients, batch_idx):
+        if total is not None and self._marks is not None and self._marks.are_of(gradients, batch_idx):
             coefficient = _coefficient(total, self._max_norm)
             # What clip_grads_with_norm_ comes to for gradients of one device and dtype, which it would look for again.
             torch._foreach_mul_([one for one in gradients if one is not None], coefficient)
         else:
             total = nn.utils.clip_grad_norm_(self._parameters, max_norm)
             coefficient = _coefficient(total, self._max_norm)
-        self._count(coefficient < 1)
+        if not hasattr(total, "placements"):  # a sharded total is no number of this process's, to be recorded here
+            self._count(coefficient < 1)
         return total
 
     def _count(self, is_shortened: Tensor) -> None:
@@ -142,11 +143,29 @@ def _coefficient(total: Tensor, max_norm: float) -> Tensor:
     return torch.clamp(max_norm / (total + 1e-6), max=1.0)
 
 
-def _marks(gradients: Sequence[Tensor | None], batch_idx: int) -> tuple[int, list[int], list[int]]:
-    """Which tensors these are and how often each was changed in place, without holding them."""
-    # Asked of every gradient twice a step, so in C and not in a loop of Python's. torch has no other name for it.
-    return (
-        batch_idx,
-        [*map(id, gradients)],
-        [*map(attrgetter("_version"), (one for one in gradients if one is not None))],
-    )
+class _Marks:
+    """Which tensors the gradients are and how often each was changed in place, without holding them.
+
+    Weak references, since a gradient that was let go of leaves its `id` to the next one.
+    """
+
+    def __init__(self, gradients: Sequence[Tensor | None], batch_idx: int) -> None:
+        self._batch_idx = batch_idx
+        self._is_there = [one is not None for one in gradients]
+        there = [one for one in gradients if one is not None]
+        # Asked of every gradient twice a step, so in C and not in a loop of Python's. torch has no other name for it.
+        self._references = [*map(ref, there)]
+        self._versions = [*map(_version, there)]
+
+    def are_of(self, gradients: Sequence[Tensor | None], batch_idx: int) -> bool:
+        """Whether these are the same tensors, as they were."""
+        there = [one for one in gradients if one is not None]
+        return (
+            batch_idx == self._batch_idx
+            and [one is not None for one in gradients] == self._is_there
+            and all(map(is_, map(call, self._references), there))
+            and [*map(_version, there)] == self._versions
+        )
+
+
+_version = attrgetter("_version")

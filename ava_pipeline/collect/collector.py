@@ -25,7 +25,7 @@ from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.collect.recorder import Recorder
 from ava_pipeline.collect.step_call import StepCall
 from ava_pipeline.collect.told_findings import ToldFindings
-from ava_pipeline.collect.watched import Watched, is_parallel, named_parameters, optimizers_by_name
+from ava_pipeline.collect.watched import Watched, is_parallel, is_sharded, named_parameters, optimizers_by_name
 from ava_pipeline.config import TelemetryConfig
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.layout import RunLayout
@@ -97,11 +97,15 @@ class TelemetryCollector:
         self._run_info = as_json(run_info or {})
         self._events = EventLog(self._layout.root)
         self._kept = KeptPredictions()
-        autocast = AutocastWatch(model, self._parameters[0].device)
-        self._notices = Notices(self._events, self._optimizers.values(), autocast)
+        self._notices = Notices(self._events, self._optimizers.values(), AutocastWatch(model))
         self._clipping = Clipping(self._parameters)
         self._moments = Moments(
-            self._parameters, self._optimizers.values(), grad_scaler, self._clipping, is_reduced=is_parallel(model)
+            self._parameters,
+            self._optimizers.values(),
+            grad_scaler,
+            self._clipping,
+            is_reduced=is_parallel(model),
+            are_shards=is_sharded(model),
         )
         self._recorder: Recorder | None = None
         self._closed: TelemetryStats | None = None
@@ -363,6 +367,7 @@ class TelemetryCollector:
                 values=values,
                 sample_ids=sample_ids,
                 is_deferred=is_deferred,
+                resumed_from=self._resumed_from,
                 num_calls=self._num_calls(),
             )
         )
@@ -386,6 +391,7 @@ class TelemetryCollector:
             groups=self._groups,
             optimizers=self._optimizers,
             value_names=tuple(values),
+            resumed_from=self._resumed_from,
         )
         return Recorder(
             watched,
@@ -394,7 +400,6 @@ class TelemetryCollector:
             self._events,
             moments=self._moments,
             notices=self._notices,
-            resumed_from=self._resumed_from,
             run_info=self._run_info,
             on_finding=self._findings.put,
         )

@@ -35,6 +35,7 @@ class NormPlan:
         owners: int64, the place of the gradient that each number of `measure` is a piece of, absent ones counted.
         are_dense: whether every gradient is a dense tensor of real numbers.
         are_torchs: whether the numbers are what torch's own clipping would compute of float32 gradients.
+        left_out: the places of gradients that are there and cannot be measured.
     """
 
     at_once: tuple[tuple[tuple[int, ...], torch.dtype], ...]
@@ -42,17 +43,23 @@ class NormPlan:
     owners: NDArray[np.int64]
     are_dense: bool
     are_torchs: bool
+    left_out: frozenset[int]
 
     @classmethod
-    def of(cls, gradients: Sequence[Tensor | None], *, whole: bool = False) -> Self:
+    def of(cls, gradients: Sequence[Tensor | None], *, whole: bool = False, are_shards: bool = False) -> Self:
         """Plan the pass.
 
         Args:
             gradients: of any shape, dtype, layout and memory format, on any devices; None where there is none.
             whole: on a CPU too one norm a tensor, in torch's own accuracy.
+            are_shards: each is but this process's part of a gradient, and none can be measured.
         """
-        positions = [position for position, gradient in enumerate(gradients) if gradient is not None]
-        there = [gradient for gradient in gradients if gradient is not None]
+        known = {position: one for position, one in enumerate(gradients) if one is not None}
+        left_out = frozenset(
+            position for position, gradient in known.items() if are_shards or not is_measurable(gradient)
+        )
+        positions = [position for position in known if position not in left_out]
+        there = [known[position] for position in positions]
         together: dict[torch.device, list[int]] = defaultdict(list)
         in_rows: list[int] = []
         for index, gradient in enumerate(there):
@@ -68,6 +75,7 @@ class NormPlan:
             owners=np.array(owners, dtype=np.int64),
             are_dense=not any(gradient.is_sparse or gradient.is_complex() for gradient in there),
             are_torchs=len(at_once) == 1 and not in_rows and {one.dtype for one in there} == {torch.float32},
+            left_out=left_out,
         )
 
     @torch.no_grad()
@@ -75,7 +83,7 @@ class NormPlan:
         """Read every gradient once.
 
         Args:
-            gradients: as the plan was made for, at least one of them there; read, never kept.
+            gradients: as the plan was made for, None in the places of `left_out`, at least one there; read, never kept.
 
         Returns:
             A new float32 vector, on an accelerator where any of them is; `owners` tells what its numbers are of.
@@ -97,21 +105,32 @@ class NormLayout:
 
     Attributes:
         owners: int64, the parameter that each number is a piece of; -1 for one whose scale is not known.
-        present: bool, a parameter each: whether it had a gradient.
+        present: bool, a parameter each: whether it had a gradient, and its norm is known.
+        unknown: bool, a parameter each: whether it had a gradient, and its norm is not known.
         is_scaled: bool, a parameter each: whether its gradient is still multiplied by the loss scale, which is then
             the last number, behind the norms.
     """
 
     owners: NDArray[np.int64]
     present: NDArray[np.bool_]
+    unknown: NDArray[np.bool_]
     is_scaled: NDArray[np.bool_]
+
+
+def is_measurable(gradient: Tensor) -> bool:
+    """Whether this process alone can have the norm without waiting.
+
+    To join the pieces of a sparse gradient is to wait for the device that it lies on. One that is sharded among
+    processes (a DTensor, as of FSDP2) is read by all of them together, and only rank 0 records.
+    """
+    return not (gradient.is_sparse and gradient.device.type != "cpu") and not hasattr(gradient, "placements")
 
 
 def dense(gradient: Tensor) -> Tensor:
     """The numbers of a gradient as a dense real tensor: a view wherever it is one already."""
     if gradient.is_sparse:
         gradient = gradient.coalesce().values()
-    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
 def _norms(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -166,6 +185,6 @@ def combine(
         scale = np.where(layout.is_scaled[layout.owners], numbers[:, len(layout.owners) :], 1.0)
         norms = norms / scale
     squares = np.square(norms)
-    columns = [squares[:, np.isin(layout.owners, group)].sum(axis=1) for group in groups]
+    columns = [squares[:, np.flatnonzero(np.isin(layout.owners, group))].sum(axis=1) for group in groups]
     norms_of_groups: NDArray[np.float64] = np.sqrt(np.stack(columns, axis=1))
     return norms_of_groups

@@ -40,7 +40,15 @@ class Notices:
             value_names: of the first collected step.
         """
         batch_idx, epoch = call.batch_idx, call.epoch
-        if all(gradient is None for gradient in moment.gradients):
+        if moment.plan.left_out:
+            message = (
+                f"the norms of {len(moment.plan.left_out)} gradients are not known here, so those of their groups are "
+                "null: sparse ones on a device would have to be waited for, and those sharded among processes (FSDP) "
+                "are read by all of them together. Their total is what torch.nn.utils.clip_grad_norm_ returns: give it "
+                "in values."
+            )
+            self.tell("left out", message, batch_idx, epoch, event="not_measured")
+        elif all(gradient is None for gradient in moment.gradients):
             message = (
                 "no parameter had a gradient, so the row's norms are null. "
                 "Call step() after backward() and before zero_grad()."
@@ -77,7 +85,7 @@ class Notices:
             )
             self.tell("new groups", message, batch_idx, epoch)
         if call.num_calls is not None:
-            self._look_at_order(call.num_calls, moment, batch_idx, epoch)
+            self._look_at_order(call, call.num_calls, moment)
         self._last_batch_idx = batch_idx
 
     def tell(self, kind: str, message: str, batch_idx: int, epoch: int, *, event: EventName = "misuse") -> None:
@@ -95,20 +103,20 @@ class Notices:
                 )
             )
 
-    def _look_at_order(self, num_calls: int, moment: Moment, batch_idx: int, epoch: int) -> None:
+    def _look_at_order(self, call: StepCall, num_calls: int, moment: Moment) -> None:
         is_scaled = moment.scaler.scale is not None
         complaint = self._order.complaint(num_calls, may_skip=is_scaled)
         if complaint is not None:
-            self.tell("call order", complaint, batch_idx, epoch)
+            self.tell("call order", complaint, call.batch_idx, call.epoch)
         num_skipped = self._order.num_skipped(num_calls) if is_scaled else 0
         if num_skipped:
             event = Event(
                 event="skipped_step",
                 severity="info",
                 message=f"{num_skipped} optimizer steps were skipped by the GradScaler: gradients were not finite.",
-                batch_idx=max(1, self._last_batch_idx),
-                batch_idx_end=batch_idx - 1,
-                epoch=epoch,
+                batch_idx=max(call.resumed_from + 1, self._last_batch_idx),
+                batch_idx_end=call.batch_idx - 1,
+                epoch=call.epoch,
                 value=float(num_skipped),
             )
             self._log.add(event)

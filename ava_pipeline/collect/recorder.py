@@ -37,7 +37,6 @@ class Recorder:
         config: how it is written.
         output_dir: the run directory.
         log: where to tell what happens.
-        resumed_from: last batch of the checkpoint; 0 for a fresh start.
         run_info: the user's own facts.
         on_finding: told of every warning sign, in the background thread.
     """
@@ -51,7 +50,6 @@ class Recorder:
         *,
         moments: Moments,
         notices: Notices,
-        resumed_from: int,
         run_info: Mapping[str, JsonValue],
         on_finding: Callable[[Finding], None],
     ) -> None:
@@ -70,7 +68,7 @@ class Recorder:
         facts = RunFacts(
             groups=watched.described_groups(),
             collect_every_n=config.collect_every_n,
-            resumed_from=resumed_from,
+            resumed_from=watched.resumed_from,
             run_info=run_info,
             device=_device_name(watched.device),
             thresholds=config.signs.model_dump(exclude_defaults=True),

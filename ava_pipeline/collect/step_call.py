@@ -16,6 +16,7 @@ class StepCall:
         values: scalars to record beside.
         sample_ids: what the batch consisted of.
         is_deferred: later than due.
+        resumed_from: last batch of the checkpoint; 0 for a fresh start.
         num_calls: calls so far that did not only accumulate, this one included; None where the user's count has holes.
     """
 
@@ -24,4 +25,5 @@ class StepCall:
     values: Mapping[str, Value]
     sample_ids: Sequence[object] | None
     is_deferred: bool
+    resumed_from: int
     num_calls: int | None

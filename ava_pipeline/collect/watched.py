@@ -21,6 +21,7 @@ class Watched:
         groups: column -> the parameters behind it, by name; the first is `overall`.
         optimizers: by name, in the user's order.
         value_names: names of the user's values.
+        resumed_from: last batch of the checkpoint; 0 for a fresh start.
     """
 
     parameters: tuple[nn.Parameter, ...]
@@ -28,6 +29,7 @@ class Watched:
     groups: Mapping[str, Group]
     optimizers: Mapping[str, Optimizer]
     value_names: tuple[str, ...] = ()
+    resumed_from: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -106,6 +108,11 @@ def is_parallel(model: nn.Module) -> bool:
     """Whether the outermost module, compiled or not, is DataParallel or DistributedDataParallel."""
     inner = getattr(model, "_orig_mod", model)
     return isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FullyShardedDataParallel is in it, which leaves plain tensors that are a rank's part of a gradient."""
+    return any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
 
 
 def unwrap(model: nn.Module) -> nn.Module:

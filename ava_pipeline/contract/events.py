@@ -13,6 +13,7 @@ EventName = Literal[
     "failed_write",  # rows that a file did not take
     "damaged_file",  # bytes of an older file that could not be read
     "changed_columns",  # a resumed run whose columns are not those of its older rows
+    "not_measured",  # gradients that one process cannot measure without waiting
     "unknown_scale",  # gradients under a loss scale that could not be read
     "skipped_step",  # optimizer steps that the GradScaler left out, because gradients were not finite
     "misuse",  # the collector was called in a way that cannot be right

@@ -1,5 +1,6 @@
 """True-scale norms under a GradScaler, whose private parts are read in one place."""
 
+from collections.abc import Container
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import torch
 
 from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.collect.amp import Scaling, scaler_state
-from tests.collect.models import backward, tiny
+from tests.collect.models import TinyNet, backward, tiny
 
 
 @pytest.mark.parametrize("unscales", [False, True])
@@ -110,12 +111,13 @@ def overflowing(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    batches: Container[int] = frozenset({4, 5, 8}),
 ) -> None:
-    """Ten steps under a scaler, the 4th, 5th and 8th with gradients that are not finite."""
+    """Ten steps under a scaler, those of some batches with gradients that are not finite."""
     for batch in range(1, 11):
         optimizer.zero_grad()
         backward(model, batch, scaler=scaler)
-        if batch in {4, 5, 8}:
+        if batch in batches:
             gradient = next(model.parameters()).grad
             assert gradient is not None
             gradient[0] = float("inf")
@@ -147,6 +149,67 @@ def test_with_a_fused_optimizer_the_scale_tells(tmp_path: Path) -> None:
         overflowing(telemetry, model, optimizer, scaler)
     events = open_run(tmp_path).events()
     assert events[events["event"] == "skipped_step"]["batch_idx"].tolist() == [4, 5, 8]
+
+
+@pytest.mark.parametrize(("every", "ranges"), [(1, [(2, 2), (6, 6)]), (5, [(1, 4), (5, 9)])])
+def test_the_scale_tells_between_which_batches_a_step_was_skipped(
+    tmp_path: Path, every: int, ranges: list[tuple[int, int]]
+) -> None:
+    """From the first batch on, and as closely as rows stand."""
+    model, _ = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=every, grad_scaler=scaler) as telemetry:
+        overflowing(telemetry, model, optimizer, scaler, batches={2, 6})
+    events = open_run(tmp_path).events()
+    skipped = events[events["event"] == "skipped_step"]
+    assert list(zip(skipped["batch_idx"], skipped["batch_idx_end"], strict=True)) == ranges
+
+
+def two_optimizers() -> tuple[TinyNet, dict[str, torch.optim.Optimizer]]:
+    """One for the backbone, one for the head."""
+    model, _ = tiny()
+    return model, {
+        "backbone": torch.optim.SGD(model.backbone.parameters(), lr=0.01),
+        "head": torch.optim.SGD(model.mlp_head.parameters(), lr=0.01),
+    }
+
+
+def test_a_step_skipped_by_one_of_two_optimizers_is_told(tmp_path: Path) -> None:
+    """GradScaler skips each by itself; the other one's steps do not hide it."""
+    model, optimizers = two_optimizers()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with TelemetryCollector(model, optimizers, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
+        for batch in range(1, 7):
+            model.zero_grad()
+            backward(model, batch, scaler=scaler)
+            gradient = next(model.mlp_head.parameters()).grad
+            assert gradient is not None
+            gradient[0] = float("inf") if batch in {3, 5} else 0
+            telemetry.step()
+            for optimizer in optimizers.values():
+                scaler.step(optimizer)
+            scaler.update()
+    events = open_run(tmp_path).events()
+    assert events[events["event"] == "skipped_step"]["batch_idx"].tolist() == [3, 5]
+
+
+def test_what_clipping_multiplies_by_is_unknown_where_only_some_gradients_are_unscaled(tmp_path: Path) -> None:
+    """They have no one length then: null, and no number made of two scales."""
+    model, optimizers = two_optimizers()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with TelemetryCollector(model, optimizers, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
+        for batch in range(3):
+            model.zero_grad()
+            backward(model, batch, scaler=scaler)
+            scaler.unscale_(optimizers["head"])
+            telemetry.step()
+            scaler.unscale_(optimizers["backbone"])
+            telemetry.clip_grad_norm_(0.05)
+            scaler.update()
+    steps = open_run(tmp_path).steps()
+    assert steps["clip_coefficient"].isna().all()
+    assert steps["clip_rate"].tolist()[1:] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(("dtype", "gives_scaler", "warns"), [

@@ -38,6 +38,13 @@ def unchanged(model: nn.Module) -> None:
     """The loop as it should be."""
 
 
+def one_parameter() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model whose only gradient is freed and made anew in one place."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 10, bias=False)
+    return model, torch.optim.SGD(model.parameters())
+
+
 def clipped_by_torch(
     dtype: torch.dtype, before: Callable[[nn.Module], None], batches: int
 ) -> tuple[list[Tensor], TinyNet]:
@@ -151,6 +158,73 @@ def test_gradients_that_processes_bring_together_are_clipped_by_what_they_are_th
     """Reducing changes gradients without being counted as a change, and replicas must not part."""
     run_script(RANKS, tmp_path)
     assert len(open_run(tmp_path / "run").gradient_norms()) == 3
+
+
+@pytest.mark.parametrize("build", [tiny, one_parameter])
+def test_gradients_of_a_second_backward_pass_are_clipped_by_their_own_norm(
+    tmp_path: Path, build: Callable[[], tuple[nn.Module, torch.optim.Optimizer]]
+) -> None:
+    """Those that step measured are gone, and new ones may lie where they lay."""
+    model, optimizer = build()
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+        for seed in range(40):
+            optimizer.zero_grad()
+            backward(model, seed)
+            telemetry.step()
+            optimizer.zero_grad()
+            backward(model, seed + 1000)
+            there = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            expected = nn.utils.get_total_norm(there)
+            assert torch.equal(telemetry.clip_grad_norm_(MAX_NORM), expected)
+
+
+SHARDED = """
+import os, sys, torch
+from torch import distributed, nn
+from ava_pipeline import TelemetryCollector
+
+def by_fully_shard(model):
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.device_mesh import init_device_mesh
+    return fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+
+def by_wrapper(model):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+
+torch.set_num_threads(1)
+other = os.fork()
+rank = 1 if other == 0 else 0
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[1] + "/meet", rank=rank, world_size=2)
+torch.manual_seed(0)
+model = globals()[sys.argv[2]](nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 2)))
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+telemetry = TelemetryCollector(
+    model, optimizer, sys.argv[1] + "/run", collect_every_n=1, groups={"all": list(model.parameters())}
+)
+for batch in range(3):
+    optimizer.zero_grad()
+    model(torch.ones(2, 300)).square().mean().backward()
+    telemetry.step()
+    telemetry.clip_grad_norm_(1.0)
+    optimizer.step()
+stats = telemetry.close()
+distributed.destroy_process_group()
+if rank == 0:
+    assert stats.written == 3, stats
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("shards", ["by_fully_shard", "by_wrapper"])
+def test_sharded_gradients_are_not_measured_and_hold_nobody_up(tmp_path: Path, shards: str) -> None:
+    """Their norms are everybody's work, and only rank 0 records: they are null, told once, and the rest is recorded."""
+    run_script(SHARDED, tmp_path, shards)
+    run = open_run(tmp_path / "run")
+    assert run.gradient_norms()[["overall", "all"]].isna().all(axis=None)
+    assert run.learning_rates()["lr_group_0"].tolist() == [0.1] * 3
+    assert run.steps()["clip_coefficient"].isna().all()
+    assert run.events()["event"].tolist() == ["not_measured"]
 
 
 def test_rows_are_before_clipping_and_tell_of_it(tmp_path: Path) -> None:

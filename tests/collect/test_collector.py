@@ -312,6 +312,16 @@ class TestMisuse:
         events = open_run(tmp_path).events()
         assert events[["batch_idx", "event", "column"]].iloc[0].tolist() == [2, "failed_row", "loss"]
 
+    def test_truths_and_numpys_numbers_are_numbers(self, tmp_path: Path) -> None:
+        """Flags are 0 and 1, on the host and in tensors."""
+        model, optimizer = tiny()
+        with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+            for value in (True, torch.tensor(True), np.float32(0.5), np.array(2.0), torch.tensor([3]), 4, None):  # noqa: FBT003  # torch's own signature
+                backward(model)
+                telemetry.step(values={"value": value})  # type: ignore[dict-item]  # numbers for Python's purposes
+        assert telemetry.stats().failed == 0
+        assert open_run(tmp_path).steps()["value"].fillna(-1).tolist() == [1, 1, 0.5, 2, 3, 4, -1]
+
     def test_late_values_have_no_column(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """Columns are fixed by the first collected step; a later name warns once."""
         model, optimizer = tiny()

@@ -152,6 +152,35 @@ def test_a_model_that_changes_its_precision_is_measured_on(tmp_path: Path) -> No
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("clips", [False, True])
+def test_a_part_of_the_model_may_change_its_precision(tmp_path: Path, dtype: torch.dtype, clips: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Rows go on, and clipping goes on to torch's bits."""
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+        for kind in (torch.float32, torch.float32, dtype):
+            model.mlp_head.to(kind)
+            random_gradients(model)
+            telemetry.step()
+            if clips:
+                total = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+                assert torch.equal(telemetry.clip_grad_norm_(1e9), total)
+        assert telemetry.close().failed == 0
+    norms = pq.read_table(tmp_path / "telemetry" / "gradient_norms.parquet")["overall"].to_pylist()
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-2)
+
+
+def test_gradients_that_are_conjugated_lazily_are_measured(tmp_path: Path) -> None:
+    """As complex weights get them from a loss that holds their conjugate."""
+    model = nn.Module()
+    model.waves = nn.Parameter(torch.ones(5, dtype=torch.complex64))
+    loss: Tensor = (model.waves.conj() * torch.full((5,), 3 + 4j)).real.sum()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's
+    assert model.waves.grad is not None
+    row = recorded(model, tmp_path)
+    assert row["overall"] == pytest.approx(np.linalg.norm(model.waves.grad.resolve_conj().numpy()), rel=1e-5)
+
+
 def test_nan_in_one_group_leaves_the_others(tmp_path: Path) -> None:
     """A nan is told in its own group and those that hold it, nowhere else."""
     model, _ = tiny()

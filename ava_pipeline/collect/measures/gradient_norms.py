@@ -5,6 +5,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ava_pipeline.collect.amp import Scaling
 from ava_pipeline.collect.measure import Measure, Moment, Reading
@@ -24,7 +25,7 @@ class GradientNorms(Measure):
         self._groups = [np.array(positions) for positions in watched.positions().values()]
         self._layouts: WeakKeyDictionary[NormPlan, dict[object, NormLayout]] = WeakKeyDictionary()
         nowhere = np.zeros(len(watched.parameters), dtype=np.bool_)
-        self._nothing = NormLayout(np.array([], dtype=np.int64), present=nowhere, is_scaled=nowhere)
+        self._nothing = NormLayout(np.array([], dtype=np.int64), present=nowhere, unknown=nowhere, is_scaled=nowhere)
 
     @property
     def run_columns(self) -> tuple[str, ...]:
@@ -46,13 +47,13 @@ class GradientNorms(Measure):
         return Reading(torch.cat((moment.norms, scale)), layout)
 
     def columns(self, numbers: Sequence[Numbers], layout: object) -> dict[str, Sequence[object]]:
-        """Combine the pieces of every group in float64."""
+        """Combine the pieces of every group in float64; null where a group had no gradient, or one is not known."""
         if not isinstance(layout, NormLayout):
             raise TypeError(f"The layout of gradient norms is a NormLayout, not {layout!r}.")
         vectors = np.stack([np.asarray(vector, dtype=np.float64) for vector in numbers])
         norms = combine(vectors, layout, self._groups).astype(np.float32)
         return {
-            column: norms[:, index].tolist() if layout.present[group].any() else [None] * len(numbers)
+            column: norms[:, index].tolist() if _is_measured(layout, group) else [None] * len(numbers)
             for index, (column, group) in enumerate(zip(self.run_columns, self._groups, strict=True))
         }
 
@@ -64,9 +65,16 @@ class GradientNorms(Measure):
         ]
         is_known = np.array([of_it is not Scaling.UNKNOWN for of_it in scaling])
         is_there = np.array([gradient is not None for gradient in moment.gradients])
+        is_left_out = np.isin(np.arange(len(is_there)), list(moment.plan.left_out))
         owners = moment.plan.owners
         return NormLayout(
             owners=np.where(is_known[owners], owners, -1),
             present=is_there & is_known,
+            unknown=is_left_out | (is_there & ~is_known),
             is_scaled=np.array([of_it is Scaling.SCALED for of_it in scaling]),
         )
+
+
+def _is_measured(layout: NormLayout, group: NDArray[np.int64]) -> bool:
+    """Of a part of its gradients a group's norm would be too small."""
+    return bool(layout.present[group].any() and not layout.unknown[group].any())

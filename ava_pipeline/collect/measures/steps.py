@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from typing import SupportsFloat
 
+from ava_pipeline.collect.amp import hooks_tell_skips
 from ava_pipeline.collect.measure import Measure, Moment, Reading
 from ava_pipeline.collect.watched import Watched
 from ava_pipeline.contract.events import Event
@@ -19,10 +21,9 @@ class Steps(Measure):
 
     def __init__(self, watched: Watched) -> None:
         super().__init__(watched)
-        groups = [group for optimizer in watched.optimizers.values() for group in optimizer.param_groups]
-        # Fused optimizers run their hooks on skipped steps too: only the scale tells.
-        self._is_told_by_scale = any(group.get("fused") for group in groups)
-        self._scale: float | None = None
+        self._is_told_by_scale = not hooks_tell_skips(tuple(watched.optimizers.values()))
+        self._first_scale: float | None = None
+        self._before: tuple[float | None, int] | None = None
 
     @property
     def run_columns(self) -> tuple[str, ...]:
@@ -31,6 +32,7 @@ class Steps(Measure):
 
     def read(self, moment: Moment) -> Reading:
         """Take what there is; a value not given is null."""
+        self._first_scale = moment.scaler.first_scale
         return Reading([
             moment.time_s,
             moment.scaler.scale,
@@ -54,16 +56,23 @@ class Steps(Measure):
             "clip_rate": [
                 short / clips if clips else None for short, clips in zip(num_shortened, num_clips, strict=True)
             ],
-            **dict(zip(self.run_columns, values, strict=True)),
+            **{name: list(map(_as_float, of_it)) for name, of_it in zip(self.run_columns, values, strict=True)},
         }
 
     def events(self, rows: Rows) -> Iterator[Event]:
-        """What is not finite; and with fused optimizers, where the loss scale fell."""
+        """What is not finite; and where the loss scale fell, if hooks do not tell of skipped steps."""
         yield from super().events(rows)
         if self._is_told_by_scale:
-            yield from scale_drop_events(rows, self._scale)
-            scales = [row["loss_scale"] for row in rows if isinstance(row["loss_scale"], float)]
-            self._scale = float(scales[-1]) if scales else self._scale
+            before = self._before or (self._first_scale, self.watched.resumed_from + 1)
+            yield from scale_drop_events(rows, *before)
+            for row in rows:
+                if isinstance(row["loss_scale"], float) and isinstance(row["batch_idx"], int):
+                    self._before = row["loss_scale"], row["batch_idx"]
+
+
+def _as_float(value: object) -> object:
+    """Whole numbers and truths are numbers too; None stays "not measured"."""
+    return float(value) if isinstance(value, SupportsFloat) else value
 
 
 def _coefficient(total: float | None, scale: float | None, max_norm: float | None) -> float | None:

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +20,7 @@ from ava_pipeline.evaluate.command import evaluate_command
 from ava_pipeline.read.diagnose import diagnose_run
 from ava_pipeline.read.report.command import plot_command, report_command
 from ava_pipeline.read.runs.command import runs_command
-from ava_pipeline.read.validate import RULES, validate_run
-from ava_pipeline.read.validate_file import validate_file
-from ava_pipeline.read.validation import Validation, rules_text
-from ava_pipeline.read.violations import Violation
+from ava_pipeline.read.validate_command import validate_command
 from ava_pipeline.read.watch.command import watch_command
 from ava_pipeline.write.recover import recover_run
 
@@ -114,55 +110,7 @@ def _train(config: RunConfig, *, resume: bool, restart: bool, quiet: bool) -> in
 app.command("evaluate")(evaluate_command)
 
 
-def _list_rules(value: bool) -> None:  # noqa: FBT001  # typer hands the option over by place
-    if value:
-        typer.echo(rules_text(RULES))
-        raise typer.Exit(WELL)
-
-
-@app.command("validate")
-def validate_command(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run directories, or single .csv and .parquet files of runs.")
-    ],
-    *,
-    table: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which table a single file is of, where it cannot be told.")
-    ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="A rule, or a family such as norms, that may be broken.")
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as problems.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    rules: Annotated[  # noqa: ARG001  # its callback lists them and ends
-        bool, typer.Option("--rules", help="List every rule and end.", is_eager=True, callback=_list_rules)
-    ] = False,
-) -> None:
-    r"""Check run directories against their contract: tables, predictions, metrics and manifest.
-
-    Example: ava-pipeline validate outputs/ava/* --json
-
-    Each violation is a line: file:row column: what is wrong \[rule].
-    What a running run has not finished is none. Of a single file the rules of
-    its own rows are checked, as the run's manifest has them where it lies in one.
-    Exit status: 0 all clean, 1 problems found, 2 no run or wrong usage,
-    3 could not tell.
-    """
-    try:
-        found = [Validation(str(path), _violations(path, table, ignore or ()), strict) for path in paths]
-    except MisuseError as error:
-        raise typer.BadParameter(str(error)) from error
-    if as_json:
-        typer.echo(json.dumps({one.path: one.to_json() for one in found}, indent=1))
-    else:
-        typer.echo("\n".join(one.to_text() for one in found))
-    raise typer.Exit(WELL if all(one.is_clean for one in found) else PROBLEMS)
-
-
-def _violations(path: Path, table: str | None, ignore: Sequence[str]) -> list[Violation]:
-    if path.is_file():
-        return validate_file(path, table=table, ignore=ignore)
-    return validate_run(path, ignore=ignore)
+app.command("validate")(validate_command)
 
 
 @app.command("diagnose")

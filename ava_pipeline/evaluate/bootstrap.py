@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 SEED = 0
 METHOD = "percentile bootstrap over images"
 _ROUNDING = 1e-12
-_BLOCK = 2**21  # numbers of a block of resamples: 16 MiB a float64 array
+_BLOCK = 2**17  # numbers of a block of resamples: 1 MiB a float64 array, which stays in a core's cache
 
 Resampled: TypeAlias = Mapping[str, Floats]  # metric -> [resamples]
 

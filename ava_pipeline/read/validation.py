@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ava_pipeline.printed import plain
 from ava_pipeline.read.violations import Rule, Violation
 
 
@@ -29,8 +30,8 @@ class Validation:
         return counting.isdisjoint(violation.severity for violation in self.violations)
 
     def to_text(self) -> str:
-        """A line a violation, then one that sums up."""
-        return "\n".join([*map(str, self.violations), self._summary()])
+        """A line a violation, then one that sums up; nothing in them moves a terminal's cursor."""
+        return "\n".join(plain(line) for line in (*map(str, self.violations), self._summary()))
 
     def to_json(self) -> dict[str, Any]:
         """Whether it is clean, and the violations."""

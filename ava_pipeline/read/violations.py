@@ -1,5 +1,6 @@
 """What validation finds: rules, how a run breaks them, and how many violations are listed."""
 
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class Rule:
 
 
 class Listing:
-    """Violations by rule and file, in the order in which the first of each was found, at most `MAX_LISTED` of each.
+    """Violations by rule and file, of each the `MAX_LISTED` of the lowest rows, however the file is read.
 
     Args:
         ignore: rule ids, or families such as `norms`, to leave out.
@@ -113,8 +114,12 @@ class Listing:
         if not self._ignore.isdisjoint({breach.rule.id, breach.rule.id.partition(".")[0]}):
             return
         listed = self._listed.setdefault((breach.rule, breach.file), [])
-        room = max(0, MAX_LISTED - self._num[breach.rule, breach.file])
-        listed += [breach.violation(index) for index in range(min(room, breach.num))]
+        for index in range(min(MAX_LISTED, breach.num)):
+            violation = breach.violation(index)
+            if len(listed) == MAX_LISTED and _row(violation) >= _row(listed[-1]):
+                break
+            insort(listed, violation, key=_row)
+            del listed[MAX_LISTED:]
         self._num[breach.rule, breach.file] += breach.num
 
     def take(self, breaches: Iterable[Breach]) -> None:
@@ -132,14 +137,20 @@ class Listing:
             yield Breach(rule, file, self._num[rule, file], listed.__getitem__)
 
     def violations(self) -> list[Violation]:
-        """Every violation listed; where there were more, a closing one counts the rest."""
-        return [one for listed in self._listed.values() for one in listed] + [
+        """Every violation listed, by file, rule and row; where there were more, a closing one counts the rest."""
+        groups = sorted(self._listed, key=lambda group: (group[1], group[0].id))
+        return [one for group in groups for one in self._listed[group]] + [
             Violation(
                 rule=rule.id,
                 severity=rule.severity,
                 file=file,
                 message=f"{num - MAX_LISTED} more of these are not listed.",
             )
-            for (rule, file), num in self._num.items()
-            if num > MAX_LISTED
+            for rule, file in groups
+            if (num := self._num[rule, file]) > MAX_LISTED
         ]
+
+
+def _row(violation: Violation) -> int:
+    """What concerns the whole file comes first."""
+    return violation.row or 0

@@ -81,6 +81,34 @@ def test_many_runs_and_files_in_one_call(broken_run: Path, tmp_path: Path) -> No
     assert validate(clean, file).stdout.splitlines() == [f"{clean}: clean.", f"{file}: clean."]
 
 
+def test_one_that_is_no_run_costs_the_others_nothing(broken_run: Path, tmp_path: Path) -> None:
+    """As `outputs/ava/*` finds a note or an empty folder: it is told, and the worst status is that of the call."""
+    (tmp_path / "empty").mkdir()
+    clean = RunBuilder(root=tmp_path / "clean").write()
+    result = validate(clean, tmp_path / "empty", broken_run, "--json")
+    told = json.loads(result.stdout)
+    assert [one["clean"] for one in told.values()] == [True, None, False]
+    assert "telemetry/manifest.json" in told[str(tmp_path / "empty")]["problem"]
+    assert result.exit_code == 2
+    result = validate(tmp_path / "empty", clean)
+    assert (result.exit_code, result.stdout) == (2, f"{clean}: clean.\n")
+
+
+def test_what_a_file_holds_moves_no_cursor(run: Path) -> None:
+    """A violation stays a line, and nothing in it is acted upon by a terminal."""
+    set_field(run / "telemetry/steps.csv", 3, "loss", "\x1b[31mred")
+    result = validate(run)
+    assert "\x1b" not in result.stdout
+    assert "\\x1b[31mred" in result.stdout
+
+
+def test_a_table_is_named_for_a_single_file_only(run: Path) -> None:
+    """Rather than ignored."""
+    result = validate(run, "--table", "steps")
+    assert result.exit_code == 2
+    assert "leave --table out" in result.stderr
+
+
 def test_a_file_of_no_table_asks_for_its_name(tmp_path: Path) -> None:
     """Wrong usage, with what to say and the names there are."""
     path = tmp_path / "x.csv"

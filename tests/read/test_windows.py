@@ -18,7 +18,7 @@ from ava_pipeline.read import csv_blocks, stored_rows
 from ava_pipeline.read.batch_numbers import BatchNumbers, Lookup
 from ava_pipeline.read.row_cursor import RowCursor
 from ava_pipeline.read.validate import validate_run
-from ava_pipeline.read.violations import Violation
+from ava_pipeline.read.violations import MAX_LISTED, Violation
 from tests.read.building import NOW, TABLES, RunBuilder
 from tests.read.damaging import cut, delete_line, edit_lines, edit_manifest, edit_parquet, set_cell, set_field
 from tests.read.test_damage import DAMAGES, EVENTS, NORMS, RATES, STEPS, Damage
@@ -37,11 +37,21 @@ def in_windows(run: Path, num_rows: int, num_bytes: int) -> list[Violation]:
 
 
 def validated(run: Path) -> list[Violation]:
-    """What validation finds, which is the same in windows of whatever size, if in another order."""
+    """What validation finds, which is the same in windows of whatever size."""
     whole = validate_run(run, now=NOW)
     for num_rows, num_bytes in SIZES:
-        assert sorted(in_windows(run, num_rows, num_bytes), key=repr) == sorted(whole, key=repr)
+        assert in_windows(run, num_rows, num_bytes) == whole
     return whole
+
+
+def test_of_many_violations_those_of_the_first_rows_are_listed(tmp_path: Path) -> None:
+    """Also where two columns have more of them than are listed, and take turns."""
+    batches = tuple(range(10, 610, 10))
+    norms = {batch: {("overall", "mlp_layer_0")[batch // 10 % 2]: -1.0} for batch in batches}
+    root = RunBuilder(root=tmp_path / "run", batches=batches, norms=norms).write()
+    found = [one for one in validated(root) if one.rule == "values.range" and one.file == f"{NORMS}.csv"]
+    assert [one.row for one in found] == [*range(1, MAX_LISTED + 1), None]
+    assert found[-1].message.startswith(f"{60 - MAX_LISTED} more")
 
 
 def told(name: EventName, first: int, last: int) -> Event:

@@ -85,9 +85,9 @@ def _above_overall(window: Window, groups: Mapping[str, Group]) -> Iterator[Brea
     names = window.declaration.run_column_names
     for overall in (name for name in names if name in groups and groups[name].role == "overall"):
         whole = floats(window.rows, overall)
-        for name in names:
+        for name in (name for name in names if name != overall):
             norm = floats(window.rows, name)
-            broken = np.isfinite(whole) & np.isfinite(norm) & (norm > whole * (1 + RELATIVE))
+            broken = np.isfinite(whole) & np.isfinite(norm) & (norm > whole + RELATIVE * np.abs(whole))
             yield from window.breaches(OVERALL, broken, _Above(name, overall, norm, whole))
 
 

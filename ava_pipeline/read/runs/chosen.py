@@ -17,7 +17,7 @@ from ava_pipeline.read.runs.summary import Summary
 _CLAUSE = re.compile(
     r"\s*(?P<name>[^\s,<>=!'\"]+)\s*(?P<sign><=|>=|==|!=|=|<|>)\s*(?P<value>'[^']*'|\"[^\"]*\"|[^\s,<>=!'\"]+)\s*"
 )
-_JOIN = re.compile(r",|and\b")
+_JOIN = re.compile(r",|and\b", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _WORDS: Mapping[str, Value] = {"true": True, "false": False}
 _ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {

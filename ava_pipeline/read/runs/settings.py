@@ -25,7 +25,7 @@ def settings_of(run: Run) -> dict[str, Value]:
 def differing(settings: Sequence[Mapping[str, Value]]) -> list[str]:
     """Names of the settings in which runs differ, or that only some of them have; a run without any says nothing."""
     told = [one for one in settings if one]
-    names = dict.fromkeys(name for one in told for name in one)
+    names = sorted({name for one in told for name in one})  # in one order, however the runs are sorted
     return [name for name in names if len({repr(one.get(name)) for one in told}) > 1]
 
 

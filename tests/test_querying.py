@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ava_pipeline import cli
 from tests.read.building import RunBuilder
-from tests.read.damaging import cut, edit_parquet
+from tests.read.damaging import cut, edit_lines, edit_parquet
 
 ROOT = Path(__file__).parents[1]
 DOCS = (ROOT / "docs" / "querying.md").read_text()
@@ -59,6 +59,22 @@ def test_each_library_counts_the_rows_of_every_run(name: str, home: Path) -> Non
     norms = runs("outputs/ava/*").gradient_norms()
     counted = {"duckdb": with_duckdb, "polars": with_polars, "pandas": with_pandas}[name](norms)
     assert counted == {"crashed": (10, 10, 0), "deep": (12, 0, 12), "demo": (120, 120, 0)}
+
+
+@pytest.mark.parametrize("name", ["duckdb", "polars", "pandas"])
+def test_a_run_that_breaks_while_a_query_reads_it_is_left_out(
+    name: str, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged line of CSV neither fails the query nor ends the process, and the log names the run."""
+    pytest.importorskip(name)
+    from ava_pipeline import runs  # noqa: PLC0415  # as a user would, behind the library
+
+    broken = RunBuilder(root=home / "outputs/ava/broken", formats=("csv",)).write()
+    edit_lines(broken / "telemetry/gradient_norms.csv", lambda lines: [*lines[:2], "oops,1,2", *lines[3:]])
+    norms = runs("outputs/ava/*").gradient_norms()
+    counted = {"duckdb": with_duckdb, "polars": with_polars, "pandas": with_pandas}[name](norms)
+    assert set(counted) == {"crashed", "deep", "demo"}
+    assert "Run 'broken' is left out" in caplog.text
 
 
 def with_duckdb(norms: Any) -> dict[str, tuple[int, int, int]]:

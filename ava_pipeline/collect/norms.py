@@ -116,6 +116,17 @@ class NormLayout:
     unknown: NDArray[np.bool_]
     is_scaled: NDArray[np.bool_]
 
+    @classmethod
+    def unscaled(cls, plan: NormPlan, num_parameters: int) -> Self:
+        """The layout of tensors that no loss scale multiplies."""
+        places = np.arange(num_parameters)
+        return cls(
+            owners=plan.owners,
+            present=np.isin(places, plan.owners),
+            unknown=np.isin(places, list(plan.left_out)),
+            is_scaled=np.zeros(num_parameters, dtype=np.bool_),
+        )
+
 
 def is_measurable(gradient: Tensor) -> bool:
     """Whether this process alone can have the norm without waiting.

@@ -47,7 +47,9 @@ def validated(run: Path) -> list[Violation]:
 def test_of_many_violations_those_of_the_first_rows_are_listed(tmp_path: Path) -> None:
     """Also where two columns have more of them than are listed, and take turns."""
     batches = tuple(range(10, 610, 10))
-    norms = {batch: {("overall", "mlp_layer_0")[batch // 10 % 2]: -1.0} for batch in batches}
+    norms: dict[int, dict[str, object]] = {
+        batch: {("overall", "mlp_layer_0")[batch // 10 % 2]: -1.0} for batch in batches
+    }
     root = RunBuilder(root=tmp_path / "run", batches=batches, norms=norms).write()
     found = [one for one in validated(root) if one.rule == "values.range" and one.file == f"{NORMS}.csv"]
     assert [one.row for one in found] == [*range(1, MAX_LISTED + 1), None]

@@ -24,8 +24,6 @@ class GradientNorms(Measure):
         super().__init__(watched)
         self._groups = [np.array(positions) for positions in watched.positions().values()]
         self._layouts: WeakKeyDictionary[NormPlan, dict[object, NormLayout]] = WeakKeyDictionary()
-        nowhere = np.zeros(len(watched.parameters), dtype=np.bool_)
-        self._nothing = NormLayout(np.array([], dtype=np.int64), present=nowhere, unknown=nowhere, is_scaled=nowhere)
 
     @property
     def run_columns(self) -> tuple[str, ...]:
@@ -34,13 +32,13 @@ class GradientNorms(Measure):
 
     def read(self, moment: Moment) -> Reading:
         """Take every gradient's norm, and the loss scale where gradients are still multiplied by it."""
-        if moment.norms is None:
-            return Reading([], self._nothing)
         # One object for steps whose numbers mean the same: they are made rows of together.
         layouts = self._layouts.setdefault(moment.plan, {})
         num_groups = sum(len(optimizer.param_groups) for optimizer in self.watched.optimizers.values())
         meaning = (*moment.scaler.of_optimizer.values(), num_groups)
         layout = layouts.get(meaning) or layouts.setdefault(meaning, self._layout(moment))
+        if moment.norms is None:
+            return Reading([], layout)
         if moment.scaler.scale is None:
             return Reading(moment.norms, layout)
         scale = moment.scaler.scale.reshape(1).to(moment.norms.device, torch.float32)

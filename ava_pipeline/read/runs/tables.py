@@ -1,10 +1,12 @@
 """Many runs as one table each: what `ava_pipeline.runs` gives."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
 import pyarrow as pa
@@ -19,6 +21,8 @@ from ava_pipeline.read.dataset import Part, dataset_of, parquet_part, read_part,
 from ava_pipeline.read.prediction_files import prediction_files
 from ava_pipeline.read.run import Run, open_run
 from ava_pipeline.read.runs.found import Pattern, find_runs
+
+_log = logging.getLogger("ava_pipeline")
 
 Keys: TypeAlias = Mapping[str, str | int]
 RUN, EPOCH, IMAGE = "run", "epoch", "image_id"
@@ -54,7 +58,8 @@ class Runs:
     the columns, rows and runs that a query asks for. Rows that wait in a journal are there too; those of one run are
     read into memory while they are scanned. Columns that a run has not are null in its rows. Nothing is written.
 
-    Each call looks at the files anew. A run whose files cannot be read is left out, with a warning that names it.
+    Each call looks at the files anew. A run whose files cannot be read is left out, with a warning that names it; where
+    that is only seen while a query runs, the warning is in the log.
     """
 
     runs: Mapping[str, Run]
@@ -121,7 +126,7 @@ class Runs:
         for name, run in self.runs.items():
             with _left_out_if_broken(f"Run {name!r}"):
                 one = part(run, {RUN: name})
-                found += [] if one is None else [one]
+                found += [] if one is None else [_left_out_if_unreadable(name, one)]
         return dataset_of(found, (RUN,))
 
 
@@ -131,6 +136,25 @@ def _left_out_if_broken(what: str) -> Iterator[None]:
         yield
     except (RunError, OSError) as error:
         warnings.warn(f"{what} is left out: {error}", stacklevel=4)
+
+
+def _left_out_if_unreadable(name: str, part: Part) -> Part:
+    """Rows that are read while they are scanned, in a thread of Arrow's, through which no exception may go.
+
+    There is nobody to catch it in a query of DuckDB, which ends the process; so it is logged, and the run has no rows.
+    """
+    if isinstance(part.source, Path):
+        return part  # Arrow reads it by itself
+    read = part.source
+
+    def rows() -> pa.Table:
+        try:
+            return read()
+        except (RunError, OSError) as error:
+            _log.warning("Run %r is left out: %s", name, error)
+            return part.schema.empty_table()
+
+    return replace(part, source=rows)
 
 
 def _ids_alike(parts: Sequence[Part]) -> list[Part]:

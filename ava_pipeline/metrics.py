@@ -71,10 +71,16 @@ def prediction_metrics(
         emd_r2=float(np.sqrt(np.square(cdf_error).mean(axis=1)).mean()),
         srcc=_correlation(stats.spearmanr, pred_scores, true_scores),
         plcc=_correlation(stats.pearsonr, pred_scores, true_scores),
-        accuracy=float(np.mean((pred_scores > GOOD_ABOVE) == (true_scores > GOOD_ABOVE))),
+        accuracy=float(same_side(pred_scores, true_scores).mean()),
         mae=float(np.abs(error).mean()),
         rmse=float(np.sqrt(np.square(error).mean())),
     )
+
+
+def same_side(pred_mean: _Floats, gt_mean: _Floats) -> _Floats:
+    """Whether predicted and true mean scores lie on the same side of 5: 1, 0, or nan where one is not finite."""
+    is_same = (pred_mean > GOOD_ABOVE) == (gt_mean > GOOD_ABOVE)
+    return np.where(np.isfinite(pred_mean) & np.isfinite(gt_mean), is_same, np.nan)
 
 
 def constant_predictor(known_dist: npt.ArrayLike, gt_dist: npt.ArrayLike, gt_mean: npt.ArrayLike) -> Metrics:

@@ -84,6 +84,25 @@ def test_a_run_is_evaluated_epoch_by_epoch(tmp_path: Path) -> None:
     assert told["files"][0]["constant_predictor"]["srcc"] is None
 
 
+def test_a_file_that_cannot_be_read_costs_the_others_nothing(tmp_path: Path) -> None:
+    """It is told, the others are evaluated in order, and the status is 1."""
+    for epoch in (0, 1, 101, 1000):
+        predictions(tmp_path / f"run/predictions/val_epoch_{epoch:03d}.parquet")
+    torn, empty = (tmp_path / f"run/predictions/val_epoch_{epoch:03d}.parquet" for epoch in (1, 101))
+    torn.write_bytes(torn.read_bytes()[:-100])
+    pd.read_parquet(empty).iloc[:0].to_parquet(empty)
+    found = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "run"), "--json"])
+    told = json.loads(found.stdout)
+    assert [(one["set"], one["epoch"]) for one in told["files"]] == [("val", 0), ("val", 1000)]
+    assert list(told["problems"]) == [str(torn), str(empty)]
+    assert "no image" in told["problems"][str(empty)]
+    assert found.exit_code == 1
+    listed = CliRunner().invoke(cli.app, ["runs", str(tmp_path / "run"), "--json"])
+    (run,) = json.loads(listed.stdout)["runs"]
+    assert run["best"]["srcc"]["epoch"] in {0, 1000}
+    assert str(torn) in run["problem"]
+
+
 def test_evaluating_needs_no_torch(tmp_path: Path) -> None:
     """A laptop without it can look at predictions."""
     path = predictions(tmp_path / "val_epoch_000.parquet")

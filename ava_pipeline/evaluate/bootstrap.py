@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ava_pipeline.metrics import GOOD_ABOVE, Metrics
+from ava_pipeline.metrics import Metrics, same_side
 from ava_pipeline.read.predicted import Floats, Predicted
 
 CONFIDENCE = 0.95
@@ -95,7 +95,7 @@ class _Images:
                 [
                     np.abs(cdf_error).mean(axis=1),
                     np.sqrt(np.square(cdf_error).mean(axis=1)),
-                    (pred > GOOD_ABOVE) == (truth > GOOD_ABOVE),
+                    same_side(pred, truth),
                     np.abs(pred - truth),
                     np.square(pred - truth),
                     *(one, other, one * one, other * other, one * other),

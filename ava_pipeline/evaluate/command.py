@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import track
 
-from ava_pipeline.errors import MisuseError
+from ava_pipeline.errors import DamagedFileError, MisuseError
 from ava_pipeline.evaluate.against import Comparison, compare
-from ava_pipeline.evaluate.evaluated import NUM_RESAMPLES, evaluate
+from ava_pipeline.evaluate.evaluated import NUM_RESAMPLES, Evaluated, evaluate, prediction_paths
 from ava_pipeline.evaluate.tables import comparison_lines, comparison_table, evaluated_table, furthest_table
+from ava_pipeline.printed import plain
 from ava_pipeline.read.generated import is_generated
 
 
@@ -35,6 +37,7 @@ def evaluate_command(
     resamples of the images (percentile bootstrap, always the same seed).
     --against pairs the images by image_id and resamples both sides alike; of a
     run, the last epoch counts: give a file of predictions for another one.
+    A file that cannot be read is told, and the others are evaluated.
     Exit status: 0 well, 1 a file cannot be read or holds no predictions,
     2 nothing there or wrong usage.
     """
@@ -43,11 +46,28 @@ def evaluate_command(
         found = _compare(path, against, resamples)
         _print_json({"generated": generated, **found.to_json()}) if as_json else _show(found, generated=generated)
         return
-    files = evaluate(path, num_resamples=resamples)
+    files, problems = _evaluated(path, resamples)
     if as_json:
-        _print_json({"generated": generated, "files": [one.to_json() for one in files]})
-    else:
+        _print_json({"generated": generated, "files": [one.to_json() for one in files], "problems": problems})
+    elif files:
         Console().print(evaluated_table(files, generated=generated))
+    for problem in problems.values():
+        typer.echo(plain(problem), err=True)
+    raise typer.Exit(int(bool(problems)))
+
+
+def _evaluated(path: Path, resamples: int) -> tuple[list[Evaluated], dict[str, str]]:
+    """Each file by itself, with what is wrong with those that cannot be read."""
+    files: list[Evaluated] = []
+    problems: dict[str, str] = {}
+    paths, console = prediction_paths(path), Console(stderr=True)
+    is_shown = console.is_terminal and len(paths) > 1
+    for file in track(paths, "evaluating", console=console, transient=True, disable=not is_shown):
+        try:
+            files.append(evaluate(file, num_resamples=resamples))
+        except DamagedFileError as error:
+            problems[str(file)] = str(error)
+    return files, problems
 
 
 def _compare(path: Path, against: Path, resamples: int) -> Comparison:

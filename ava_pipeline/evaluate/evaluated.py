@@ -10,7 +10,8 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import NotARunError
 from ava_pipeline.evaluate.bootstrap import Interval, interval, resampled
 from ava_pipeline.metrics import Metrics, constant_predictor
-from ava_pipeline.read.predicted import Predicted, read_predicted
+from ava_pipeline.read.predicted import read_predicted
+from ava_pipeline.read.prediction_files import PredictionFile, prediction_file
 
 NUM_RESAMPLES = 1000
 
@@ -25,6 +26,7 @@ class Evaluated:
         metrics: of its predictions.
         constant: what predicting its own mean true distribution for every image would reach.
         interval: how far the metrics would vary with other images of the same kind; None where it was not asked for.
+        file: which set and epoch of a run these are; None where the file's name does not say.
     """
 
     path: Path
@@ -32,11 +34,14 @@ class Evaluated:
     metrics: Metrics
     constant: Metrics
     interval: Interval | None = None
+    file: PredictionFile | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; null where a figure is not defined."""
         return {
             "file": str(self.path),
+            "set": self.file.name if self.file else None,
+            "epoch": self.file.epoch if self.file else None,
             "num_images": self.num_images,
             **self.metrics.to_json(),
             "interval": self.interval.to_json() if self.interval else None,
@@ -44,25 +49,32 @@ class Evaluated:
         }
 
 
-def evaluate(path: Path, *, num_resamples: int = 0) -> list[Evaluated]:
-    """Evaluate a file of predictions, or every one of a run.
+def evaluate(path: Path, *, num_resamples: int = 0) -> Evaluated:
+    """Evaluate a file of predictions.
 
     Args:
-        path: a run directory, its predictions folder or a Parquet file.
+        path: a Parquet file.
         num_resamples: of the bootstrap behind each interval; 0: no intervals.
 
-    Returns:
-        One entry a file, by name and so by epoch.
-
     Raises:
-        NotARunError: there are no predictions at `path`.
-        DamagedFileError: a file is no Parquet, holds no predictions, or lies outside of the run.
+        DamagedFileError: it is no Parquet, or holds no predictions.
     """
-    return [_evaluated(read_predicted(file), num_resamples) for file in prediction_paths(path)]
+    predicted = read_predicted(path)
+    return Evaluated(
+        path=path,
+        num_images=predicted.num_images,
+        metrics=predicted.metrics(),
+        constant=constant_predictor(predicted.truth, predicted.truth, predicted.gt_mean),
+        interval=interval(resampled([predicted], num_resamples)[0]) if num_resamples else None,
+        file=prediction_file(path),
+    )
 
 
 def prediction_paths(path: Path) -> Sequence[Path]:
-    """The files of predictions that a path means, by name; see `evaluate`.
+    """The files of predictions that a path means, by set and epoch.
+
+    Args:
+        path: a run directory, its predictions folder or a Parquet file.
 
     Raises:
         NotARunError: there are none.
@@ -72,20 +84,10 @@ def prediction_paths(path: Path) -> Sequence[Path]:
         return [path]
     layout = RunLayout(path.parent if path.name == "predictions" else path)
     check_inside(layout)
-    files = sorted(layout.predictions.glob("*.parquet"))
+    files = sorted(layout.predictions.glob("*.parquet"), key=lambda one: prediction_file(one) or (one.stem, -1, one))
     if not files:
         raise NotARunError(
             f"{path}: no predictions there. Give a run directory whose config has save_val_predictions: true and that "
             "has finished an epoch, or a Parquet file with pred_dist_1..10, gt_dist_1..10, pred_mean and gt_mean."
         )
     return files
-
-
-def _evaluated(predicted: Predicted, num_resamples: int) -> Evaluated:
-    return Evaluated(
-        path=predicted.path,
-        num_images=predicted.num_images,
-        metrics=predicted.metrics(),
-        constant=constant_predictor(predicted.truth, predicted.truth, predicted.gt_mean),
-        interval=interval(resampled([predicted], num_resamples)[0]) if num_resamples else None,
-    )

@@ -59,6 +59,8 @@ def read_predicted(path: Path) -> Predicted:
     missing = [name for name in _COLUMNS if name not in rows.column_names]
     if missing:
         raise DamagedFileError(f"{path}: no predictions; it has no columns {', '.join(missing)}.")
+    if not rows.num_rows:
+        raise DamagedFileError(f"{path}: no predictions; it has the columns and no image. Remove it, or predict anew.")
     return Predicted(
         path=path,
         image_ids=rows[_IMAGE] if _IMAGE in rows.column_names else None,

@@ -19,5 +19,11 @@ class PredictionFile(NamedTuple):
 
 def prediction_files(layout: RunLayout) -> list[PredictionFile]:
     """Every file of predictions, by set and epoch; other files are left out."""
-    named = ((PREDICTION_NAME.fullmatch(path.name), path) for path in layout.predictions.glob("*.parquet"))
-    return sorted(PredictionFile(match["name"], int(match["epoch"]), path) for match, path in named if match)
+    found = map(prediction_file, layout.predictions.glob("*.parquet"))
+    return sorted(file for file in found if file is not None)
+
+
+def prediction_file(path: Path) -> PredictionFile | None:
+    """Which set and epoch a file is of, as its name says; None where it does not."""
+    match = PREDICTION_NAME.fullmatch(path.name)
+    return PredictionFile(match["name"], int(match["epoch"]), path) if match else None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ava_pipeline.config import load_config
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import AvaPipelineError, ConfigError, NonFiniteLossError
-from ava_pipeline.evaluate.evaluated import evaluate
+from ava_pipeline.evaluate.evaluated import evaluate, prediction_paths
 from ava_pipeline.read.validate import validate_run
 from ava_pipeline.train.batch_step import BatchStep
 from ava_pipeline.train.model import AvaModel
@@ -66,7 +66,7 @@ def test_evaluate_finds_the_figures_of_metrics_csv(finished: Path) -> None:
     """Both take them from the same shares; only the order of sums may differ."""
     with (finished / "run/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    for row, found in zip(rows, evaluate(finished / "run"), strict=True):
+    for row, found in zip(rows, map(evaluate, prediction_paths(finished / "run")), strict=True):
         expected = found.metrics.to_json()
         assert {name: float(row[name]) for name in expected} == pytest.approx(expected, rel=1e-9)
 

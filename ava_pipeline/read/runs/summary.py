@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
+from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import HIGHER_IS_BETTER, Metrics
 from ava_pipeline.read.diagnose import diagnose_run
 from ava_pipeline.read.predicted import read_predicted
@@ -142,21 +143,28 @@ def _any_table(manifest: Manifest) -> str:
 
 def _best(run: Run) -> dict[str, Any]:
     best: dict[str, Best] = {}
-    for epoch, figures in _epochs(run):
+    problems: list[str] = []
+    for epoch, figures in _epochs(run, problems):
         for name, value in figures.items():
             if math.isfinite(value) and (name not in best or _is_better(name, value, best[name].value)):
                 best[name] = Best(value, epoch)
-    return {"best": best}
+    return {"best": best, **({"problem": problems[0]} if problems else {})}
 
 
-def _epochs(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
+def _epochs(run: Run, problems: list[str]) -> Iterator[tuple[int, dict[str, float]]]:
+    """Each epoch's figures; predictions that cannot be read are told, and the other epochs count."""
     if run.layout.metrics.exists():
         for row in run.metrics().to_dict("records"):
             yield int(row["epoch"]), {str(name): float(value) for name, value in row.items() if name != "epoch"}
         return
     for file in prediction_files(run.layout):
         if file.name == "val":
-            yield file.epoch, asdict(read_predicted(file.path).metrics())
+            try:
+                predicted = read_predicted(file.path)
+            except DamagedFileError as error:
+                problems.append(str(error))
+            else:
+                yield file.epoch, asdict(predicted.metrics())
 
 
 def _is_better(name: str, value: float, best: float) -> bool:

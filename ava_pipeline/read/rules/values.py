@@ -38,12 +38,13 @@ def column_breaches(window: Window) -> Iterator[Breach]:
         explain = _Explain(window.declaration, window.rows, column.name)
         for rule, broken in _broken(column, window.rows):
             yield from window.breaches(rule, broken, explain)
+        if not column.nullable and window.rows.column(column.name).null_count:
+            is_null = nulls(window.rows.column(column.name))
+            yield from _told(NULL, window, column.name, is_null, "is missing; every row has a value here.")
 
 
 def _broken(column: Column, rows: pa.Table) -> Iterator[tuple[Rule, Bools]]:
     values = rows.column(column.name)
-    if not column.nullable and values.null_count:
-        yield NULL, nulls(values)
     if column.not_below is not None:
         yield RANGE, floats(rows, column.name) < column.not_below
     if column.one_of is not None:

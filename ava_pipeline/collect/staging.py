@@ -2,9 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ava_pipeline.collect.measure import Reading
+from ava_pipeline.collect.slots import PinnedSlot, Slot
 from ava_pipeline.write.rows import Numbers, StagedNumbers
 
 SPARE_NUMBERS = 64
@@ -56,18 +56,20 @@ def _host_numbers(numbers: Tensor | Sequence[object]) -> Numbers:
 
 
 class DeviceStaging(Staging):
-    """Gradients on an accelerator: one asynchronous copy a step into a pinned slot that is used again.
+    """Gradients on an accelerator: one asynchronous copy a step into a slot that is used again.
 
     The copy and the slot's event are issued on the stream that is current, so the stream itself orders them behind
     the kernels that compute the numbers and before whatever comes next.
 
     Args:
         device: that the gradients lie on.
+        new_slot: makes a slot for the device, of so many numbers.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, new_slot: Callable[[torch.device, int], Slot] = PinnedSlot) -> None:
         self._device = device
-        self._free: deque[_Slot] = deque()
+        self._new_slot = new_slot
+        self._free: deque[Slot] = deque()
 
     def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
         """Issue the copy. Slots are as many as steps are pending, which the channel bounds."""
@@ -78,8 +80,9 @@ class DeviceStaging(Staging):
         vector = torch.cat(parcel.parts)
         slot = self._free.popleft() if self._free else None
         if slot is None or slot.buffer.numel() < vector.numel():
-            slot = _Slot(self._device, vector.numel() + SPARE_NUMBERS)
-        slot.copy(vector)
+            slot = self._new_slot(self._device, vector.numel() + SPARE_NUMBERS)
+        slot.buffer[: vector.numel()].copy_(vector, non_blocking=True)
+        slot.record()
         return _OnItsWay(slot, vector.numel(), places, self._free)
 
 
@@ -117,36 +120,10 @@ class Parcel:
         return slice(start, self._end)
 
 
-class _Slot:
-    """A pinned buffer and the event behind its copy."""
-
-    def __init__(self, device: torch.device, num_numbers: int) -> None:
-        self._device = device
-        self._module: Any = torch.get_device_module(device)
-        is_cuda = device.type == "cuda"
-        self.buffer = torch.empty(num_numbers, dtype=torch.float32, pin_memory=is_cuda)
-        # A blocking event lets the worker sleep in wait() without the GIL, where the device knows such events.
-        self._event = self._module.Event(blocking=True) if is_cuda else self._module.Event()
-
-    def copy(self, vector: Tensor) -> None:
-        """Issue the copy and the event on the current stream of the vector's device."""
-        self.buffer[: vector.numel()].copy_(vector, non_blocking=True)
-        if self._device.type == "cuda":
-            self._event.record(torch.cuda.current_stream(self._device))
-        else:
-            self._event.record()
-
-    def wait(self) -> None:
-        """Sleep until the copy is there."""
-        self._event.synchronize()
-
-
 class _OnItsWay:
     """Numbers that the device is still bringing."""
 
-    def __init__(
-        self, slot: _Slot, num_numbers: int, places: Sequence[slice | list[object]], free: deque[_Slot]
-    ) -> None:
+    def __init__(self, slot: Slot, num_numbers: int, places: Sequence[slice | list[object]], free: deque[Slot]) -> None:
         self._slot = slot
         self._num_numbers = num_numbers
         self._places = places

@@ -1,0 +1,84 @@
+"""A device that copies as late as it may: until somebody waits for a copy, the memory it goes to holds poison."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event
+
+import torch
+from torch import Tensor
+
+from ava_pipeline.collect.slots import Slot
+
+POISON = float("nan")
+
+
+class LateDevice:
+    """Copies in the order of being asked, in a thread of its own, nothing before it is waited for.
+
+    Attributes:
+        slots: all that were ever made.
+        is_broken: waiting for it fails.
+    """
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self.slots: list[LateSlot] = []
+        self.is_broken = False
+        self._thread = thread
+        self._gates: list[Event] = []
+
+    def new_slot(self, _: torch.device, num_numbers: int) -> Slot:
+        """A slot of this device."""
+        self.slots.append(LateSlot(self, num_numbers))
+        return self.slots[-1]
+
+    def issue(self, copy: Callable[[], object]) -> Callable[[], object]:
+        """Ask for a copy; returns what waits for it, and so for all that were asked for before."""
+        gate = Event()
+        self._gates.append(gate)
+        gates = [*self._gates]
+        done = self._thread.submit(lambda: (gate.wait(), copy()))
+
+        def wait() -> object:
+            for one in gates:
+                one.set()
+            return done.result()
+
+        return wait
+
+    def finish(self) -> None:
+        """Copy what nobody waited for."""
+        for gate in self._gates:
+            gate.set()
+
+
+class LateSlot(Slot):
+    """What was copied into it is seen once it was waited for, and poison before."""
+
+    def __init__(self, device: LateDevice, num_numbers: int) -> None:
+        self.buffer = torch.full((num_numbers,), POISON)
+        self._device = device
+        self._wait: Callable[[], object] = lambda: None
+
+    def record(self) -> None:
+        """Take the numbers away, to bring them when they are waited for."""
+        numbers: Tensor = self.buffer.clone()
+        self.buffer.fill_(POISON)
+        self._wait = self._device.issue(lambda: self.buffer.copy_(numbers))
+
+    def wait(self) -> None:
+        """Have the device catch up."""
+        self._wait()
+        if self._device.is_broken:
+            raise RuntimeError("the device is broken")
+
+
+@contextmanager
+def late_device() -> Iterator[LateDevice]:
+    """A device, whose thread ends with the block."""
+    with ThreadPoolExecutor(1) as thread:
+        device = LateDevice(thread)
+        try:
+            yield device
+        finally:
+            device.finish()

@@ -1,0 +1,107 @@
+"""Slots are used again, and never before they were read: shown with a device that copies as late as it may."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
+
+import numpy as np
+import pytest
+import torch
+
+from ava_pipeline.collect.measure import Reading
+from ava_pipeline.collect.slots import Slot
+from ava_pipeline.collect.staging import SPARE_NUMBERS, DeviceStaging
+from ava_pipeline.write.rows import StagedNumbers
+from tests.collect.late import LateDevice, late_device
+
+LENGTH = 10
+
+
+@pytest.fixture
+def device() -> Iterator[LateDevice]:
+    """One that copies late."""
+    with late_device() as device:
+        yield device
+
+
+def staging_on(device: LateDevice) -> DeviceStaging:
+    """The staging of accelerators, with memory and events of that one."""
+    return DeviceStaging(torch.device("cpu"), device.new_slot)
+
+
+def stage(staging: DeviceStaging, step: int, length: int = LENGTH) -> StagedNumbers:
+    """A step whose numbers are all its own."""
+    return staging.stage([Reading(torch.full((length,), float(step)))])
+
+
+def assert_read(staged: StagedNumbers, step: int, length: int = LENGTH) -> None:
+    """The step's numbers come, and no others."""
+    assert np.asarray(staged.read()[0]).tolist() == [float(step)] * length
+
+
+def test_what_was_given_comes_back_in_place(device: LateDevice) -> None:
+    """Vectors, and scalars among what is no number on the device."""
+    readings = [Reading(torch.arange(3.0)), Reading([0.5, None, torch.tensor(2.0)]), Reading(torch.ones(2))]
+    norms, scalars, ones = staging_on(device).stage(readings).read()
+    assert np.asarray(norms).tolist() == [0.0, 1.0, 2.0]
+    assert list(scalars) == [0.5, None, 2.0]
+    assert np.asarray(ones).tolist() == [1.0, 1.0]
+
+
+class UsedAtOnce(deque[Slot]):
+    """Free slots, each of which the training thread uses in the very moment that it is given back."""
+
+    def __init__(self, staging: DeviceStaging) -> None:
+        super().__init__()
+        self.staged: list[StagedNumbers] = []
+        self._staging = staging
+
+    def append(self, slot: Slot) -> None:
+        """Give one back, and see it taken."""
+        super().append(slot)
+        self.staged.append(stage(self._staging, 1000 + len(self.staged)))
+
+
+def test_a_slot_is_not_used_again_before_it_is_read(device: LateDevice) -> None:
+    """The worker waits, takes the numbers out, and gives the slot back, in that order."""
+    staging = staging_on(device)
+    free = staging._free = UsedAtOnce(staging)
+    for step, one in [(step, stage(staging, step)) for step in range(5)]:
+        assert_read(one, step)
+    assert len(device.slots) == 5
+    for place, one in enumerate(free.staged[:5]):
+        assert_read(one, 1000 + place)
+
+
+def test_slots_are_as_many_as_steps_are_pending(device: LateDevice) -> None:
+    """However long the run: the training thread stages and the worker reads, each at its own pace."""
+    staging = staging_on(device)
+    pending: Queue[StagedNumbers] = Queue(maxsize=4)
+    with ThreadPoolExecutor(1) as worker:
+        found = worker.submit(lambda: [pending.get().read()[0] for _ in range(300)])
+        for step in range(300):
+            pending.put(stage(staging, step))
+        vectors = np.array(found.result())
+    assert np.array_equal(vectors, np.repeat(np.arange(300.0), LENGTH).reshape(300, LENGTH))
+    assert len(device.slots) <= 4 + 2  # one more is being staged, and one being read
+
+
+def test_a_slot_that_could_not_be_waited_for_comes_back(device: LateDevice) -> None:
+    """A device's error costs the step, and not memory at every further one."""
+    staging = staging_on(device)
+    for step in range(3):
+        device.is_broken = True
+        with pytest.raises(RuntimeError, match="the device is broken"):
+            stage(staging, step).read()
+        device.is_broken = False
+        assert_read(stage(staging, step), step)
+    assert len(device.slots) == 1
+
+
+def test_a_longer_vector_gets_a_longer_slot_for_good(device: LateDevice) -> None:
+    """As when layers are unfrozen; shorter vectors go into it afterwards."""
+    staging, long = staging_on(device), LENGTH + SPARE_NUMBERS + 1
+    for step, length in enumerate((LENGTH, LENGTH + SPARE_NUMBERS, long, LENGTH, long)):
+        assert_read(stage(staging, step, length), step, length)
+    assert [slot.buffer.numel() for slot in device.slots] == [LENGTH + SPARE_NUMBERS, long + SPARE_NUMBERS]

@@ -1,100 +1,50 @@
 """The training thread never waits for the device: shown on fake CUDA tensors, where nothing can be waited for.
 
-The measures run up to an injected staging under `FakeTensorMode` with gradients on a CUDA device that does not exist.
-A dispatch mode refuses whatever would make the host wait: reading a scalar, asking for its truth, shapes that depend
-on data, and every copy from the device to the host.
+A collector trains under `FakeTensorMode` with a model on a CUDA device that does not exist. `step` and clipping are the
+real ones from end to end, but for the pinned memory and the event behind it, which only a device can make.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from ava_pipeline.collect.amp import ScalerState, Scaling
+from ava_pipeline import TelemetryCollector, open_run
+from ava_pipeline.collect import moments, recorder
 from ava_pipeline.collect.clipping import Clipping
-from ava_pipeline.collect.groups import find_groups
-from ava_pipeline.collect.measure import Measure, Moment, Reading, find_measures
-from ava_pipeline.collect.norms import NormPlan
+from ava_pipeline.collect.measure import find_measures
+from ava_pipeline.collect.moments import Moments
+from ava_pipeline.collect.notices import Notices
 from ava_pipeline.collect.predictions import EpochPredictions
-from ava_pipeline.collect.staging import Parcel, Staging
-from ava_pipeline.collect.watched import Watched, named_parameters
-from ava_pipeline.write.rows import Numbers, StagedNumbers
+from ava_pipeline.collect.slots import Slot
+from ava_pipeline.collect.staging import DeviceStaging
 from tests.collect.models import TinyNet
+from tests.collect.no_waiting import FakeSlot, NoWaiting, WaitedError, no_waiting
 
-REFUSED = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "equal", "allclose")
-
-
-class WaitedError(AssertionError):
-    """Something would have made the host wait."""
-
-
-class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Refuses every operation whose result the host has to wait for."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Look at the operation, then run it."""
-        name = func.overloadpacket.__name__
-        if name in REFUSED or torch.Tag.data_dependent_output in func.tags:
-            raise WaitedError(f"{name} waits for the device")
-        out = func(*args, **(kwargs or {}))
-        given = [one for one in args if isinstance(one, Tensor)]
-        made = out if isinstance(out, Tensor) else None
-        goes_home = made is not None and made.device.type == "cpu" and any(one.is_cuda for one in given)
-        if name in {"_to_copy", "copy_"} and (goes_home or _copies_home(name, given)):
-            raise WaitedError(f"{name} copies from the device to the host")
-        return out
-
-
-def _copies_home(name: str, given: Sequence[Tensor]) -> bool:
-    return name == "copy_" and given[0].device.type == "cpu" and given[1].is_cuda
-
-
-class KeptStaging(Staging):
-    """Stands where the pinned copy is: takes what goes into it."""
-
-    def __init__(self) -> None:
-        self.parts: list[Tensor] = []
-
-    def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
-        """Gather one parcel, as for a device."""
-        parcel = Parcel(torch.device("cuda"))
-        for reading in readings:
-            parcel.add(reading.numbers)
-        self.parts = [torch.cat(parcel.parts)]
-        return _Never()
-
-
-class _Never:
-    def read(self) -> list[Numbers]:
-        raise NotImplementedError("fake numbers cannot be read")
+HOURS_S = 1e4  # rows are read when the collector closes, so that no slot goes round with real numbers in it
 
 
 @pytest.fixture
-def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fake tensors, no waiting, and synchronize calls that raise."""
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[NoWaiting]:
+    """A CUDA device that does not exist, and slots that it copies to."""
+    with no_waiting(monkeypatch) as mode:
 
-    def refuse(*_: object) -> None:
-        raise WaitedError("synchronize waits for the device")
+        def new_slot(_: torch.device, num_numbers: int) -> Slot:
+            slot = FakeSlot(num_numbers)
+            mode.pinned.append(slot.buffer)
+            return slot
 
-    for place, name in (
-        (torch.cuda, "synchronize"),
-        (torch.cuda.Event, "synchronize"),
-        (torch.cuda.Stream, "synchronize"),
-    ):
-        monkeypatch.setattr(place, name, refuse)
-    with FakeTensorMode(), NoWaiting():  # type: ignore[no-untyped-call]  # torch's
-        yield
+        monkeypatch.setattr(recorder, "staging_for", lambda device: DeviceStaging(device, new_slot))
+        monkeypatch.setattr(torch.cuda, "get_device_name", str)
+        yield mode
 
 
 def on_fake_cuda() -> tuple[TinyNet, torch.optim.Optimizer]:
-    """A model on a device that does not exist, with gradients of every kind."""
+    """A model on it, with gradients of every kind, and its optimizer, whose rate is on the device too."""
     with torch.device("cuda"):
         model = TinyNet()
     for index, parameter in enumerate(model.parameters()):
@@ -107,59 +57,47 @@ def on_fake_cuda() -> tuple[TinyNet, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def moment(model: nn.Module, optimizer: torch.optim.Optimizer, clipping: Clipping) -> Moment:
-    """A collected step with everything on the device: scale, loss, rates, clip."""
-    gradients = [parameter.grad for parameter in model.parameters()]
-    scale = torch.empty((), device="cuda")
-    plan = NormPlan.of(gradients)
-    norms = plan.measure(gradients)
-    return Moment(
-        gradients=gradients,
-        norms=norms,
-        plan=plan,
-        scaler=ScalerState(scale, {id(optimizer): Scaling.SCALED}),
-        clipping=clipping.look(norms, scale, is_shared=False),
-        values={"loss": torch.empty((), device="cuda"), "half": torch.empty(1, device="cuda", dtype=torch.float16)},
-        time_s=0.0,
-    )
+def scaler_of(scale: Tensor) -> torch.amp.GradScaler:
+    """A GradScaler as it is once it has scaled a loss; for "cuda" it would find no CUDA and be disabled."""
+    scaler = torch.amp.GradScaler("cpu")
+    scaler._scale, scaler._growth_tracker = scale, torch.zeros((), dtype=torch.int32, device=scale.device)
+    return scaler
 
 
-def measures(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Measure]:
-    """Every measure there is."""
-    named = named_parameters(model)
-    watched = Watched(
-        parameters=tuple(named.values()),
-        names=tuple(named),
-        groups=find_groups(model),
-        optimizers={"optimizer": optimizer},
-        value_names=("loss", "half"),
-    )
-    return [measure(watched) for measure in find_measures()]
-
-
-def collect(model: nn.Module, optimizer: torch.optim.Optimizer) -> KeptStaging:
-    """What the training thread does at a collected step, up to the copy; twice, with a clip between."""
-    clipping, staging = Clipping(list(model.parameters())), KeptStaging()
-    every = measures(model, optimizer)
-    for _ in range(2):
-        now = moment(model, optimizer, clipping)
-        staging.stage([measure.read(now) for measure in every])
-        clipping.clip(1.0, 1)
-    return staging
-
-
-def test_a_collected_step_waits_for_nothing(fake_cuda: None) -> None:
-    """Every measure, the clip and the parcel of the copy: all on the device."""
+def train(folder: Path, scaling: str = "none") -> None:
+    """Three batches with all on the device: loss, a value of half precision, scale, rate, gradients."""
     model, optimizer = on_fake_cuda()
-    vector = collect(model, optimizer).parts[0]
-    present = sum(parameter.grad is not None for parameter in model.parameters())
-    # Norms, scale, one rate, then of steps: scale, total and its scale, number shortened, loss, half.
-    assert vector.shape == (present + 1 + 1 + 6,)
-    assert vector.is_cuda
-    assert vector.dtype == torch.float32
+    scaler = None if scaling == "none" else scaler_of(torch.empty((), device="cuda"))
+    if scaler is not None and scaling == "unscaled":
+        scaler.unscale_(optimizer)
+    with TelemetryCollector(
+        model, optimizer, folder, collect_every_n=1, grad_scaler=scaler, on_error="raise", flush_interval_s=HOURS_S
+    ) as telemetry:
+        for _ in range(3):
+            loss = model(torch.empty(4, 6, device="cuda")).logsumexp(dim=1).mean()
+            telemetry.step(values={"loss": loss, "half": torch.empty(1, device="cuda", dtype=torch.float16)})
+            telemetry.clip_grad_norm_(1.0)
 
 
-def test_predictions_on_the_device_are_taken_without_waiting(fake_cuda: None) -> None:
+@pytest.mark.parametrize(("scaling", "num_passes"), [("none", 1), ("unscaled", 1), ("scaled", 3)])
+def test_a_collected_step_waits_for_nothing(
+    fake_cuda: NoWaiting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scaling: str, num_passes: int
+) -> None:
+    """Every number of the rows comes by the one copy, where it reads 1; the clip shares the pass where it may."""
+    torchs = Mock(wraps=nn.utils.clip_grad_norm_)
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", torchs)
+    train(tmp_path, scaling)
+    run = open_run(tmp_path)
+    present = sum(parameter.grad is not None for parameter in on_fake_cuda()[0].parameters())
+    assert run.gradient_norms()["overall"].tolist() == pytest.approx([present**0.5] * 3)
+    assert run.learning_rates()["lr_group_0"].tolist() == [1.0] * 3
+    assert run.steps()[["loss", "half"]].to_numpy(dtype=float).tolist() == [[1.0, 1.0]] * 3
+    assert run.steps()["loss_scale"].count() == (0 if scaling == "none" else 3)
+    assert run.steps()["clip_coefficient"].tolist()[1:] == pytest.approx([1 / (1 + 1e-6)] * 2)
+    assert torchs.call_count == num_passes
+
+
+def test_predictions_on_the_device_are_taken_without_waiting(fake_cuda: NoWaiting) -> None:
     """Ids too: all is read when the block ends."""
     taken = EpochPredictions(Path("unused"), is_written=False, write=print, on_trouble=print)
     taken.add(torch.arange(2, device="cuda"), torch.empty(2, 10, device="cuda"), torch.empty(2, 10, device="cuda"))
@@ -181,13 +119,65 @@ def truth(loss: Tensor) -> object:
 
 
 def copied(loss: Tensor) -> object:
-    """A copy into a buffer on the host, as logging into one array does."""
-    return torch.empty(loss.shape).copy_(loss)
+    """A copy into a buffer on the host, as logging into one array does; not pinned, so the flag is of no use."""
+    return torch.empty(loss.shape).copy_(loss, non_blocking=True)
 
 
-@pytest.mark.parametrize("waits", [item, cpu, truth, copied])
-def test_the_proof_can_fail(fake_cuda: None, waits: Callable[[Tensor], object]) -> None:
+def sent(loss: Tensor) -> object:
+    """A number sent to the device waits until it is there."""
+    return loss + torch.ones(1).to(loss.device)
+
+
+def asked(loss: Tensor) -> object:
+    """What a GradScaler tells, it has waited for."""
+    return scaler_of(loss).get_scale()
+
+
+WAYS = [item, cpu, truth, copied, sent, asked]
+PATH: list[tuple[Any, str]] = [
+    (Moments, "take"),
+    (moments, "scaler_state"),
+    (Notices, "look"),
+    *((measure, "read") for measure in find_measures()),
+    (DeviceStaging, "stage"),
+    (Clipping, "clip"),
+]
+
+
+@pytest.mark.parametrize("waits", WAYS)
+def test_the_proof_can_fail(fake_cuda: NoWaiting, waits: Callable[[Tensor], object]) -> None:
     """A loop that waits is refused: the test above would see it."""
-    loss = torch.empty((), device="cuda")
-    with pytest.raises(WaitedError, match=r"waits for the device|copies from the device"):
-        waits(loss)
+    with pytest.raises(WaitedError, match=r"waits for|copies from the device"):
+        waits(torch.empty((), device="cuda"))
+
+
+@pytest.mark.parametrize("waits", [item, cpu])
+@pytest.mark.parametrize(("place", "name"), PATH, ids=lambda one: getattr(one, "__name__", one))
+def test_waiting_anywhere_on_the_way_is_refused(
+    fake_cuda: NoWaiting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Any,
+    name: str,
+    waits: Callable[[Tensor], object],
+) -> None:
+    """The proof goes the whole way: whatever waits there ends it."""
+    real = getattr(place, name)
+
+    def waiting(*args: Any, **kwargs: Any) -> Any:
+        waits(torch.empty((), device="cuda"))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, waiting)
+    with pytest.raises(WaitedError):
+        train(tmp_path, "unscaled")
+
+
+def test_a_copy_that_is_not_asynchronous_is_refused(
+    fake_cuda: NoWaiting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned memory alone does not make it so."""
+    torchs = Tensor.copy_
+    monkeypatch.setattr(Tensor, "copy_", lambda to, source, **_: torchs(to, source))
+    with pytest.raises(WaitedError, match="from the device to the host"):
+        train(tmp_path)

@@ -63,6 +63,26 @@ def test_gradients_that_no_optimizer_steps_are_true_scale_too(
     assert open_run(tmp_path).gradient_norms()["overall"].tolist() == pytest.approx([float(expected)], rel=1e-5)
 
 
+def test_of_several_optimizers_each_is_true_scale_by_itself(tmp_path: Path) -> None:
+    """One scaler, two optimizers, the head's unscaled to be clipped, the backbone's not yet."""
+    model, _ = tiny()
+    parts = {"backbone": model.backbone, "head": model.mlp_head}
+    optimizers = {name: torch.optim.SGD(part.parameters(), lr=0.1) for name, part in parts.items()}
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with TelemetryCollector(
+        model, optimizers, tmp_path, collect_every_n=1, grad_scaler=scaler, groups=parts
+    ) as telemetry:
+        backward(model, 0, scaler=scaler)
+        scaler.unscale_(optimizers["head"])
+        telemetry.step()
+    model.zero_grad()
+    backward(model, 0)
+    found = open_run(tmp_path).gradient_norms()
+    for name, part in {**parts, "overall": model}.items():
+        expected = torch.nn.utils.get_total_norm([p.grad for p in part.parameters() if p.grad is not None])
+        assert found[name].tolist() == pytest.approx([float(expected)], rel=1e-5)
+
+
 def test_the_state_follows_the_scaler() -> None:
     """Scaled after scale(), unscaled after unscale_(), scaled again after update()."""
     model, optimizer = tiny()

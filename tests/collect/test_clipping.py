@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from ava_pipeline import TelemetryCollector, open_run
+from tests.collect.clipped import INFINITE, MAX_NORM, NOT_A_NUMBER, assert_clips_to_torchs_bits
 from tests.collect.models import TinyNet, backward, tiny
 from tests.scripts import run_script
-
-MAX_NORM = 0.05
 
 
 def frozen(model: nn.Module) -> None:
@@ -88,6 +87,14 @@ def test_it_clips_to_torchs_bits(
     for one, other in zip(model.parameters(), reference.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None)
         assert one.grad is None or torch.equal(one.grad, other.grad)  # type: ignore[arg-type]  # as the line above says
+
+
+@pytest.mark.parametrize("number", [INFINITE, -INFINITE, NOT_A_NUMBER])
+def test_gradients_that_are_not_finite_are_clipped_to_torchs_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: float
+) -> None:
+    """What one such number makes of all the others is torch's too, from the shared pass."""
+    assert_clips_to_torchs_bits(tmp_path, monkeypatch, tiny()[0], number)
 
 
 def test_the_pass_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

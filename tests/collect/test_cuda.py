@@ -11,6 +11,7 @@ from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.collect.measure import Reading
 from ava_pipeline.collect.staging import DeviceStaging
 from ava_pipeline.write.rows import StagedNumbers
+from tests.collect.clipped import INFINITE, NOT_A_NUMBER, assert_clips_to_torchs_bits
 from tests.collect.models import ava_resnet18
 
 pytestmark = [
@@ -80,6 +81,12 @@ def test_slots_are_used_again() -> None:
     for step in range(100):
         staging.stage([Reading([torch.tensor(float(step), device="cuda")])]).read()
     assert len(staging._free) == 1
+
+
+@pytest.mark.parametrize("number", [1.0, INFINITE, -INFINITE, NOT_A_NUMBER])
+def test_it_clips_to_torchs_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: float) -> None:
+    """From the shared pass, gradients that are not finite included."""
+    assert_clips_to_torchs_bits(tmp_path, monkeypatch, ava_resnet18().cuda(), number)
 
 
 def test_amp_skips_and_true_scale(tmp_path: Path) -> None:

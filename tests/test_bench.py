@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from ava_pipeline import open_run
 from ava_pipeline.bench.comparison import Compared, compare
 from ava_pipeline.bench.figures import Figure, Target
 from ava_pipeline.bench.options import Options, Setting
 from ava_pipeline.bench.peers import PEERS, Ours, Peer
 from ava_pipeline.bench.report import Report
+from ava_pipeline.bench.rows import TABLES, WrittenRun
 from ava_pipeline.bench.statistics import Estimate, median, ratio
 from ava_pipeline.bench.table import show
+from ava_pipeline.collect.measure import find_measures
+from ava_pipeline.read.validate import validate_run
 
 ROOT = Path(__file__).parents[1]
 TINY = Options(image_size=32, batch_size=2, steps=4, rows=1_000)
@@ -115,6 +119,18 @@ def test_a_peer_that_is_installed_is_measured(peer: type[Peer], tmp_path: Path) 
     compared, figures = compare(setting, (peer,))
     assert [one.missing for one in compared] == [None, None]
     assert bool(figures) == peer.has_same_columns
+
+
+def test_the_writer_is_fed_rows_as_a_run_has_them(tmp_path: Path) -> None:
+    """Every measure's table with all its columns, none of them empty, and nothing that validate would refuse."""
+    with WrittenRun(tmp_path) as writer:
+        writer.offer(range(1, 301))
+    assert [one.table for one in TABLES] == [measure.table for measure in find_measures()]
+    written = open_run(tmp_path)
+    for frame in (written.gradient_norms(), written.learning_rates(), written.steps()):
+        assert len(frame) == 300
+        assert frame.notna().all(axis=None)
+    assert not validate_run(tmp_path)
 
 
 def test_spacings_are_given_in_one_go_or_one_by_one() -> None:

@@ -1,5 +1,6 @@
 """Rows without a model: what the training thread would hand over, at any rate, and a run that writes them."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.manifest import Group
-from ava_pipeline.contract.tables import Column, RunTable, Table
+from ava_pipeline.contract.measured_tables import GRADIENT_NORMS, LEARNING_RATES, STEPS
+from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.signs.non_finite import non_finite_events
 from ava_pipeline.signs.thresholds import Thresholds
 from ava_pipeline.write.attempts import RunFacts
@@ -22,26 +24,6 @@ from ava_pipeline.write.run_files import RunFiles
 from ava_pipeline.write.sign_watch import SignWatch
 from ava_pipeline.write.worker import Worker
 
-_NORM = Column(name="<group>", dtype="float32", description="A norm.", nullable=True, not_below=0)
-_RATE = Column(name="<lr_group>", dtype="float64", description="A rate.", nullable=True, not_below=0)
-_VALUE = Column(name="<value>", dtype="float64", description="A value.", nullable=True)
-_TIME = Column(name="time_utc", dtype="timestamp", description="When.")
-
-# The tables of a run of the AVA model.
-TABLES = (
-    RunTable.of(
-        Table(name="gradient_norms", description="Norms.", columns=KEY_COLUMNS, run_columns=_NORM),
-        ("overall", "backbone_layer4", "mlp_head", "mlp_layer_0", "mlp_layer_3"),
-    ),
-    RunTable.of(
-        Table(name="learning_rates", description="Rates.", columns=KEY_COLUMNS, run_columns=_RATE),
-        ("lr_group_0", "lr_group_1"),
-    ),
-    RunTable.of(
-        Table(name="steps", description="Steps.", columns=(*KEY_COLUMNS, _TIME), run_columns=_VALUE),
-        ("loss_scale", "loss"),
-    ),
-)
 GROUPS = {
     "overall": Group(role="overall", parameters=("layer4.weight", "fc.0.weight", "fc.3.weight")),
     "backbone_layer4": Group(role="backbone_last", parameters=("layer4.weight",), parent="overall"),
@@ -49,6 +31,12 @@ GROUPS = {
     "mlp_layer_0": Group(role="head_layer", parameters=("fc.0.weight",), parent="mlp_head"),
     "mlp_layer_3": Group(role="head_layer", parameters=("fc.3.weight",), parent="mlp_head"),
 }
+# The tables of a run of the AVA model, with all columns that its measures declare.
+TABLES = (
+    RunTable.of(GRADIENT_NORMS, tuple(GROUPS)),
+    RunTable.of(LEARNING_RATES, ("lr_group_0", "lr_group_1")),
+    RunTable.of(STEPS, ("loss",)),
+)
 MAX_PENDING = 1024
 _NUM_DIFFERENT = 1024
 _PATIENCE_S = 600.0
@@ -96,7 +84,7 @@ class WrittenRun:
         self._channel: Channel[PendingRow] = Channel(MAX_PENDING, on_full="block", block_timeout_s=_PATIENCE_S)
         self._worker = Worker(self._channel, files, log, flush_interval_s=flush_interval_s)
         self._worker.start()
-        self._ready = [_Ready(_numbers(one)) for one in np.random.default_rng(0).random((_NUM_DIFFERENT, 9))]
+        self._ready = [_Ready(_numbers(one)) for one in np.random.default_rng(0).random((_NUM_DIFFERENT, 6))]
         self._layouts = (None,) * len(TABLES)
 
     def offer(self, batches: Iterable[int]) -> None:
@@ -123,7 +111,10 @@ class WrittenRun:
 
 
 def _numbers(drawn: "np.typing.NDArray[np.float64]") -> list[Numbers]:
-    backbone, *layers = drawn[:3]
-    head = np.hypot(*layers)
-    norms = np.array([np.hypot(backbone, head), backbone, head, *layers], dtype=np.float32).tolist()
-    return [norms, drawn[5:7].tolist(), [datetime.now(UTC), None, float(drawn[7])]]
+    """A step under a GradScaler, of a loop that clips now and then, so that no column is empty."""
+    backbone, *layers, first_rate, second_rate, loss = drawn.tolist()
+    head = math.hypot(*layers)
+    overall = math.hypot(backbone, head)
+    norms = np.array([overall, backbone, head, *layers], dtype=np.float32).tolist()
+    coefficient = min(1.0, 1.3 / (overall + 1e-6))
+    return [norms, [first_rate, second_rate], [datetime.now(UTC), 65536.0, coefficient, float(coefficient < 1), loss]]

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from ava_pipeline import open_run
-from ava_pipeline.bench.comparison import Compared, compare
+from ava_pipeline.bench.comparison import Compared, _compared, compare
 from ava_pipeline.bench.figures import Figure, Target
 from ava_pipeline.bench.options import Options, Setting
 from ava_pipeline.bench.peers import PEERS, Ours, Peer
@@ -156,6 +156,17 @@ def test_intervals_hold_the_truth() -> None:
     assert median(drawn).low < 10.0 < median(drawn).high
     assert ratio(3 * drawn, drawn) == pytest.approx((3.0, 3.0, 3.0))
     assert median(np.ones(5)) == Estimate.exactly(1.0)
+
+
+def test_a_peer_that_was_measured_by_itself_is_drawn_by_itself() -> None:
+    """Nothing of its rounds belongs to ours: the ratio of the very same samples is known to some percent."""
+    drawn = np.random.default_rng(0).normal(10.0, 1.0, 400)
+    times_ours = _compared(Absent, drawn, drawn).times_ours
+    assert times_ours is not None
+    assert times_ours.value == 1.0
+    assert times_ours.low < 0.995
+    assert times_ours.high > 1.005
+    assert _compared(Ours, drawn, drawn).times_ours == Estimate.exactly(1.0)
 
 
 def test_json_of_a_peer_that_was_not_measured_is_whole() -> None:

@@ -44,23 +44,32 @@ def percentile(samples: Samples, percent: float) -> Estimate:
     return _bootstrap(statistic, samples)
 
 
-def ratio(numerators: Samples, denominators: Samples, of: Callable[..., Any] = np.median) -> Estimate:
-    """The ratio of two medians, or of whatever `of` makes of samples; those of one round stay together."""
+def ratio(
+    numerators: Samples, denominators: Samples, of: Callable[..., Any] = np.median, *, in_rounds: bool = True
+) -> Estimate:
+    """The ratio of two medians, or of whatever `of` makes of samples.
+
+    Args:
+        numerators: a number a round.
+        denominators: the same.
+        of: what is made of each, along an axis.
+        in_rounds: those at one place are of the same round, and stay together; else each are drawn by themselves.
+    """
 
     def statistic(above: Samples, below: Samples, axis: int = -1) -> Any:
         return of(above, axis=axis) / of(below, axis=axis)
 
-    return _bootstrap(statistic, numerators, denominators)
+    return _bootstrap(statistic, numerators, denominators, in_rounds=in_rounds)
 
 
-def _bootstrap(statistic: Callable[..., Any], *samples: Samples) -> Estimate:
+def _bootstrap(statistic: Callable[..., Any], *samples: Samples, in_rounds: bool = True) -> Estimate:
     value = float(statistic(*samples, axis=-1))
-    if np.ptp(samples[0]) == 0:  # no spread, so no interval to draw
+    if all(np.ptp(of_it) == 0 for of_it in samples):  # no spread, so no interval to draw
         return Estimate.exactly(value)
     found = stats.bootstrap(
         samples,
         statistic,
-        paired=len(samples) > 1,
+        paired=in_rounds and len(samples) > 1,
         vectorized=True,
         confidence_level=CONFIDENCE,
         n_resamples=_NUM_RESAMPLES,

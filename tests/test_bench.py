@@ -20,6 +20,7 @@ from ava_pipeline.bench.report import Report
 from ava_pipeline.bench.rows import TABLES, WrittenRun
 from ava_pipeline.bench.statistics import Estimate, median, ratio
 from ava_pipeline.bench.table import show
+from ava_pipeline.bench.training import share
 from ava_pipeline.collect.measure import find_measures
 from ava_pipeline.read.validate import validate_run
 
@@ -156,6 +157,23 @@ def test_intervals_hold_the_truth() -> None:
     assert median(drawn).low < 10.0 < median(drawn).high
     assert ratio(3 * drawn, drawn) == pytest.approx((3.0, 3.0, 3.0))
     assert median(np.ones(5)) == Estimate.exactly(1.0)
+
+
+@pytest.mark.parametrize(("every", "percent"), [(1, 5.0), (10, 0.59)])
+def test_the_share_of_step_is_of_medians(every: int, percent: float) -> None:
+    """(collected + (n - 1) × not collected) / (n × training step), whatever a few calls took that something held up."""
+    spread = np.random.default_rng(0).normal(1.0, 0.01, 100)
+    spread[:5] = 1000.0
+    found = share(5.0 * spread[:40], 0.1 * spread[: 60 if every > 1 else 0], 100.0 * spread, every=every).times(100)
+    assert found.value == pytest.approx(percent, rel=0.01)
+    assert found.low < found.value < found.high
+    assert found.high - found.low < 0.05 * percent
+
+
+def test_one_collected_call_has_a_share_too() -> None:
+    """A short bench with few collected steps tells what it saw."""
+    found = share(np.array([5.0]), np.array([0.1, 0.1]), np.array([100.0, 110.0, 90.0]), every=10)
+    assert found.value == pytest.approx(5.9 / 1000)
 
 
 def test_a_peer_that_was_measured_by_itself_is_drawn_by_itself() -> None:

@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
 
 def median(samples: Samples) -> Estimate:
     """The median."""
-    return _bootstrap(np.median, samples)
+    return bootstrap(np.median, samples)
 
 
 def percentile(samples: Samples, percent: float) -> Estimate:
@@ -41,7 +41,7 @@ def percentile(samples: Samples, percent: float) -> Estimate:
     def statistic(values: Samples, axis: int = -1) -> Any:
         return np.percentile(values, percent, axis=axis)
 
-    return _bootstrap(statistic, samples)
+    return bootstrap(statistic, samples)
 
 
 def ratio(
@@ -59,15 +59,22 @@ def ratio(
     def statistic(above: Samples, below: Samples, axis: int = -1) -> Any:
         return of(above, axis=axis) / of(below, axis=axis)
 
-    return _bootstrap(statistic, numerators, denominators, in_rounds=in_rounds)
+    return bootstrap(statistic, numerators, denominators, in_rounds=in_rounds)
 
 
-def _bootstrap(statistic: Callable[..., Any], *samples: Samples, in_rounds: bool = True) -> Estimate:
+def bootstrap(statistic: Callable[..., Any], *samples: Samples, in_rounds: bool = True) -> Estimate:
+    """Whatever is made of samples.
+
+    Args:
+        statistic: takes all samples, and `axis`.
+        samples: each of one kind; of the same length where they are in rounds.
+        in_rounds: as in `ratio`.
+    """
     value = float(statistic(*samples, axis=-1))
     if all(np.ptp(of_it) == 0 for of_it in samples):  # no spread, so no interval to draw
         return Estimate.exactly(value)
     found = stats.bootstrap(
-        samples,
+        [np.repeat(of_it, 2) if len(of_it) == 1 else of_it for of_it in samples],  # scipy refuses to draw from one
         statistic,
         paired=in_rounds and len(samples) > 1,
         vectorized=True,

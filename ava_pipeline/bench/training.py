@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
 
 from ava_pipeline.bench.figures import TIMES, Figure, Target
 from ava_pipeline.bench.options import Options, Setting
-from ava_pipeline.bench.statistics import median, percentile, ratio
+from ava_pipeline.bench.statistics import Estimate, bootstrap, median, percentile, ratio
 from ava_pipeline.bench.timing import NUM_WARMUP, Samples, interleaved
 from ava_pipeline.bench.workload import Workload, collector
 from ava_pipeline.collect.collector import TelemetryCollector
@@ -85,19 +85,11 @@ def measure_training(setting: Setting) -> tuple[list[Figure], list[TelemetryStat
 
 def _of_spacing(every: int, trainer: Trainer, times_s: dict[str, Samples], *, is_judged: bool) -> list[Figure]:
     off_s, on_s = times_s["off"], times_s[f"every_{every}"]
-    held_s = np.array(trainer.held_s[-len(on_s) :])
-    added_s = on_s - off_s
     of = f"collect_every_n={every}"
-    raw = {"off_s": float(np.median(off_s)), "on_s": float(np.median(on_s)), "inside_step_s": float(held_s.mean())}
+    raw = {"off_s": float(np.median(off_s)), "on_s": float(np.median(on_s))}
+    target = SHARE_PCT.get(every) if is_judged else None
     return [
-        Figure(
-            name=f"share_every_{every}",
-            title=f"time inside step() over the training step's, {of}",
-            unit="%",
-            estimate=ratio(held_s, on_s, of=np.mean).times(100),
-            target=SHARE_PCT.get(every) if is_judged else None,
-            raw=raw,
-        ),
+        *_share(every, trainer, on_s, target),
         Figure(
             name=f"training_ratio_every_{every}",
             title=f"whole training step on/off, {of}",
@@ -109,10 +101,48 @@ def _of_spacing(every: int, trainer: Trainer, times_s: dict[str, Samples], *, is
             name=f"added_every_{every}",
             title=f"added time per training step, {of}",
             unit="ms",
-            estimate=median(added_s).times(1e3),
+            estimate=median(on_s - off_s).times(1e3),
             raw=raw,
         ),
     ]
+
+
+def _share(every: int, trainer: Trainer, on_s: Samples, target: Target | None) -> list[Figure]:
+    held_s, is_collected = (np.array(of_it[-len(on_s) :]) for of_it in (trainer.held_s, trainer.is_collected))
+    kinds = {"collected": held_s[is_collected], "not_collected": held_s[~is_collected], "training_step": on_s}
+    if not is_collected.any():
+        return []
+    return [
+        Figure(
+            name=f"share_every_{every}",
+            title=f"time inside step() over the training step's, of medians, collect_every_n={every}",
+            unit="%",
+            estimate=share(*kinds.values(), every=every).times(100),
+            target=target,
+            raw={f"{kind}_s": float(np.median(of_it)) for kind, of_it in kinds.items() if len(of_it)},
+        )
+    ]
+
+
+def share(collected_s: Samples, not_collected_s: Samples, step_s: Samples, *, every: int) -> Estimate:
+    """What share of n training steps is spent inside `step()`, one of whose calls collects a row.
+
+    (median of collected + (n - 1) × median of not collected) / (n × median of the training step): the means that it
+    stands for hang on a few long calls of many, whose number in one run is chance.
+
+    Args:
+        collected_s: how long calls of `step()` that collected a row took, at least one.
+        not_collected_s: how long the others took; none where n is 1.
+        step_s: how long a whole training step took.
+        every: n.
+    """
+
+    def statistic(collected: Samples, others: Samples, steps: Samples, axis: int = -1) -> Any:
+        inside = np.median(collected, axis=axis) + (every - 1) * np.median(others, axis=axis)
+        return inside / (every * np.median(steps, axis=axis))
+
+    others_s = not_collected_s if every > 1 else np.zeros(1)
+    return bootstrap(statistic, collected_s, others_s, step_s, in_rounds=False)
 
 
 def _of_calls(trainers: Iterable[Trainer]) -> list[Figure]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-DEADLINE_S = 60
+DEADLINE_S = 150
 ROOT = Path(__file__).parents[1]
 
 # An alarm, and not faulthandler's own timer: that one's thread is missing in a forked child, whose end waits for it.

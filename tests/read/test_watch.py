@@ -34,7 +34,7 @@ from tests.read.reported import crashed, every_batch, faulty
 from tests.write.feeding import PlainMeasure, Room, leave_as_killed
 
 _COLUMNS, _LINES = 100, 40
-_DEADLINE_S = 60
+_DEADLINE_S = 150
 
 
 class Terminal:

@@ -140,6 +140,7 @@ class JournalReader:
     def _take_schema(self, frame: Frame, payload: pa.Buffer) -> None:
         if frame.offset:
             raise DamagedFileError("a schema that does not stand at the beginning")
+        self.schema = None  # rows of columns that cannot be used are not those of the schema that was given
         self.schema = read_schema(payload)
         self._start_at(frame.rows_before)
 

@@ -9,6 +9,7 @@ import struct
 
 import pyarrow as pa
 
+from ava_pipeline.contract.keys import check_batches, check_has_batches
 from ava_pipeline.contract.tables import STORED_TYPES
 from ava_pipeline.errors import DamagedFileError
 
@@ -31,6 +32,7 @@ def read_schema(payload: pa.Buffer) -> pa.Schema:
     unknown = {str(kind) for kind in schema.types if kind not in STORED_TYPES}
     if unknown:
         raise DamagedFileError(f"no table has columns of {', '.join(sorted(unknown))}")
+    check_has_batches(schema)
     return schema
 
 
@@ -40,7 +42,7 @@ def read_rows(payload: pa.Buffer, schema: pa.Schema, num_rows: int) -> pa.Record
     Raises:
         ArrowException: no batch of these columns.
         OSError: not all of one.
-        DamagedFileError: a compressed batch, or one of another number of rows.
+        DamagedFileError: a compressed batch, one of another number of rows, or rows without a batch_idx.
     """
     message = pa.ipc.read_message(payload)
     if message.type != "record batch" or _is_compressed(message.metadata.to_pybytes()):
@@ -49,6 +51,7 @@ def read_rows(payload: pa.Buffer, schema: pa.Schema, num_rows: int) -> pa.Record
     if batch.num_rows != num_rows:
         raise DamagedFileError(f"{batch.num_rows} rows; its header counts {num_rows}")
     batch.validate(full=True)
+    check_batches(batch)
     return batch
 
 

@@ -1,6 +1,6 @@
 """Parquet files: they appear complete, read back before they do, and are read with all that is in them checked."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from ava_pipeline.contract.declared_size import check_declared_size
 from ava_pipeline.contract.files import written_aside
+from ava_pipeline.contract.keys import check_batches, check_has_batches
 from ava_pipeline.contract.row_stream import ROWS_PER_BLOCK, RowStream, num_rows, same_rows
 from ava_pipeline.errors import DamagedFileError
 
@@ -98,24 +99,32 @@ def num_parquet_rows(path: Path) -> int:
 
 
 def check_parquet(path: Path) -> int:
-    """Read all of a Parquet file, and keep none of it.
+    """Read all of a table's Parquet file, and keep none of it.
 
     Returns:
         How many rows it holds.
 
     Raises:
-        DamagedFileError: the file cannot be read.
+        DamagedFileError: the file cannot be read, or does not tell of each row which batch it is of.
     """
-    return num_rows(parquet_rows(path).read())
+    rows = parquet_rows(path)
+    try:
+        check_has_batches(rows.schema)
+    except DamagedFileError as error:
+        raise _unreadable(path, error) from error
+    return num_rows(_batches(path, ROWS_PER_BLOCK, check_batches))
 
 
-def _batches(path: Path, rows_per_batch: int) -> Iterator[pa.RecordBatch]:
+def _batches(
+    path: Path, rows_per_batch: int, check: Callable[[pa.RecordBatch], None] = lambda _: None
+) -> Iterator[pa.RecordBatch]:
     try:
         # What is buffered ahead stays in memory until the file is closed.
         with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             check_declared_size(file.metadata, path.stat().st_size)
             for batch in file.iter_batches(rows_per_batch, use_threads=False):  # one thread, beside the training
                 batch.validate(full=True)
+                check(batch)
                 yield batch
     except (pa.ArrowException, OSError, DamagedFileError) as error:
         raise _unreadable(path, error) from error

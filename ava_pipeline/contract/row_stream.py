@@ -71,12 +71,15 @@ def _as_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def joined(*parts: RowStream) -> RowStream:
-    """The rows of some streams behind each other, with the columns of all of them.
+    """The rows of some streams behind each other, with the columns of all of them; those that a part lacks are null.
 
-    Raises:
+    Raises, also while being read:
         ArrowException: a column has types that do not go together.
     """
-    schema = pa.unify_schemas([part.schema for part in parts], promote_options="permissive")
+    found = pa.unify_schemas([part.schema for part in parts], promote_options="permissive")
+    lacking = {field.name for field in found if any(field.name not in part.schema.names for part in parts)}
+    fields = [field.with_nullable(field.nullable or field.name in lacking) for field in found]
+    schema = pa.schema(fields).with_metadata(found.metadata)
     return RowStream(schema, lambda: (batch for part in parts for batch in part.as_columns(schema).read()))
 
 

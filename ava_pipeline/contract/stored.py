@@ -16,8 +16,11 @@ from ava_pipeline.contract.parquet_file import (
     read_parquet,
     write_parquet,
 )
-from ava_pipeline.contract.row_stream import RowStream, joined
+from ava_pipeline.contract.row_stream import RowStream, joined, num_rows
 from ava_pipeline.errors import DamagedFileError
+
+# What Arrow says of columns or values that cannot become those of another schema.
+_MISFIT = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ def _other_columns(parquet: Path, error: Exception) -> DamagedFileError:
 def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> tuple[Damage, ...]:
     """Turn the journal into Parquet: after this the Parquet file holds every row and there is no journal.
 
-    Neither file is in memory as a whole at any time. A damaged journal is kept in the folder `damaged/` beside it.
+    Neither file is in memory as a whole at any time. A damaged journal is kept in the folder `damaged/` beside it, and
+    so is one whose rows do not go with those of the Parquet file.
 
     Args:
         parquet: need not exist.
@@ -98,7 +102,12 @@ def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None)
     new = NewRows(journal, schema, num_stored)
     is_more = next(new.read(), None) is not None
     if new.schema is not None and (is_more or not parquet.exists()):
-        write_parquet(parquet, _all_rows(parquet, RowStream(new.schema, new.read)))
+        try:
+            write_parquet(parquet, _all_rows(parquet, RowStream(new.schema, new.read)))
+        except _MISFIT as error:
+            damage = _misfit(parquet, journal, error)
+            keep_damaged(journal)
+            return (damage,)
     elif parquet.exists():
         check_parquet(parquet)  # the rows are there already, if it can be read
     if new.damage:
@@ -106,6 +115,30 @@ def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None)
     else:
         journal.unlink()
     return new.damage
+
+
+def find_misfit(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> Damage | None:
+    """Look, writing nothing, whether a journal's rows go with those of the Parquet file; the whole journal, if not.
+
+    Raises:
+        DamagedFileError: the Parquet file cannot be read.
+    """
+    new = NewRows(journal, schema, num_parquet_rows(parquet))
+    if next(new.read(), None) is None or new.schema is None:
+        return None
+    try:
+        num_rows(_all_rows(parquet, RowStream(new.schema, new.read)).read())
+    except _MISFIT as error:
+        return _misfit(parquet, journal, error)
+    return None
+
+
+def _misfit(parquet: Path, journal: Path, error: Exception) -> Damage:
+    return Damage(0, journal.stat().st_size, f"its rows do not go with those of {parquet.name}: {error}")
+
+
+def _all_rows(parquet: Path, new: RowStream) -> RowStream:
+    return joined(parquet_rows(parquet), new) if parquet.exists() else new
 
 
 class NewRows:
@@ -137,13 +170,6 @@ class NewRows:
     def damage(self) -> tuple[Damage, ...]:
         """What the latest reading could not read."""
         return tuple(self._reader.damage)
-
-
-def _all_rows(parquet: Path, new: RowStream) -> RowStream:
-    try:
-        return joined(parquet_rows(parquet), new) if parquet.exists() else new
-    except pa.ArrowException as error:
-        raise _other_columns(parquet, error) from error
 
 
 def _read_journal(path: Path, schema: pa.Schema | None) -> Journal | None:

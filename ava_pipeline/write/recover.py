@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from ava_pipeline.contract.damaged import free_place
 from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.frames import Damage
 from ava_pipeline.contract.inside import check_inside
 from ava_pipeline.contract.journal import JournalReader
+from ava_pipeline.contract.keys import BATCH
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest, read_manifest, write_manifest
 from ava_pipeline.contract.parquet_file import check_parquet, parquet_rows
+from ava_pipeline.contract.stored import find_misfit
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, WriteError
 from ava_pipeline.write.accounts import rows_of_last
 from ava_pipeline.write.csv import torn_line
@@ -86,14 +90,14 @@ def _unlocked(layout: RunLayout) -> AbstractContextManager[None]:
 
 
 def _files(layout: RunLayout, name: str) -> Iterator[RecoveredFile]:
-    look: list[tuple[Path, Callable[[RunLayout, Path], tuple[int, list[str]]]]] = [
+    look: list[tuple[Path, Callable[[Path], tuple[int, list[str]]]]] = [
         (layout.csv(name), _look_at_csv),
         (layout.parquet(name), _look_at_parquet),
-        (layout.journal(name), _look_at_journal),
+        (layout.journal(name), partial(_look_at_journal, layout)),
     ]
     for path, rows_and_losses in look:
         if path.exists():
-            num_rows, lost = rows_and_losses(layout, path)
+            num_rows, lost = rows_and_losses(path)
             is_end = path.suffix == ".csv" and csv_damage(path) is None
             damaged = path.with_name(f"{path.name}.end") if is_end else path
             kept_in = free_place(damaged).relative_to(layout.telemetry).as_posix() if lost else None
@@ -101,7 +105,7 @@ def _files(layout: RunLayout, name: str) -> Iterator[RecoveredFile]:
             yield RecoveredFile(file=path.name, num_bytes=size, num_rows=num_rows, lost=tuple(lost), kept_in=kept_in)
 
 
-def _look_at_csv(_: RunLayout, path: Path) -> tuple[int, list[str]]:
+def _look_at_csv(path: Path) -> tuple[int, list[str]]:
     torn = torn_line(path)
     with path.open("rb") as file:
         num_lines = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
@@ -113,7 +117,7 @@ def _look_at_csv(_: RunLayout, path: Path) -> tuple[int, list[str]]:
     return num_rows, [*lost, damage.message]
 
 
-def _look_at_parquet(_: RunLayout, path: Path) -> tuple[int, list[str]]:
+def _look_at_parquet(path: Path) -> tuple[int, list[str]]:
     try:
         return check_parquet(path), []
     except DamagedFileError as error:
@@ -126,12 +130,19 @@ def _look_at_journal(layout: RunLayout, path: Path) -> tuple[int, list[str]]:
     for before, batch in reader.batches():
         num_read, end = num_read + batch.num_rows, before + batch.num_rows
     parquet = layout.parquet(path.stem)
-    num_older, _ = _look_at_parquet(layout, parquet) if parquet.exists() else (0, [])
+    num_older, unreadable = _look_at_parquet(parquet) if parquet.exists() else (0, ["there is none"])
+    misfit = None if unreadable else find_misfit(parquet, path, reader.schema)
+    if misfit is not None:
+        return 0, [_damage(misfit)]
     num_stored = min(num_read, max(0, num_older - reader.rows_before))
-    lost = [f"{one.num_bytes} bytes at {one.offset}: {one.reason}" for one in reader.damage]
+    lost = [_damage(one) for one in reader.damage]
     # Each frame counts the rows before it.
     num_lost = end - reader.rows_before - num_read if num_read else 0
     return num_read - num_stored, [*lost, *([f"{num_lost} rows between those that were read"] if num_lost else [])]
+
+
+def _damage(one: Damage) -> str:
+    return f"{one.num_bytes} bytes at {one.offset}: {one.reason}"
 
 
 def _manifest(layout: RunLayout) -> tuple[Manifest | None, tuple[str, ...]]:
@@ -157,15 +168,15 @@ def _tell(
     layout: RunLayout, names: Collection[str], manifest: Manifest | None, lost: Iterable[tuple[str, str]]
 ) -> None:
     """An event for each part that was lost, from the attempt's first batch to the last that is left."""
+    told = [f"{file}: {sentence}." for file, sentence in lost]
+    if not told:
+        return
     first = manifest.attempt.resumed_from + 1 if manifest and manifest.attempts else 1
     last = max(_last_batch(layout, names), first)
-    events = [_event(f"{file}: {sentence}.", first, last) for file, sentence in lost]
-    if not events:
-        return
     log = EventLog(layout.root)
     log.open(layout.csv("events"))
-    for event in events:
-        log.add(event)
+    for message in told:
+        log.add(_event(message, first, last))
     log.close()
 
 
@@ -179,7 +190,5 @@ def _last_batch(layout: RunLayout, names: Collection[str]) -> int:
     """The last batch that any whole file holds a row of; 0 where there is none."""
     found = [0]
     for path in files_of(layout, names, "parquet"):
-        rows = parquet_rows(path)
-        if "batch_idx" in rows.schema.names:
-            found += [batch.column("batch_idx")[-1].as_py() for batch in rows.read() if batch.num_rows][-1:]
+        found += [batch.column(BATCH)[-1].as_py() for batch in parquet_rows(path).read() if batch.num_rows][-1:]
     return max(found)

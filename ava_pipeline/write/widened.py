@@ -28,9 +28,8 @@ def widen(layout: RunLayout, table: RunTable) -> bool:
     if not all(_begins(path, table) for path in paths):
         return False
     for path in paths:
-        num_lacking = len(table.columns) - len(_columns(path))
-        if num_lacking:
-            (_widen_csv if path.suffix == ".csv" else _widen_parquet)(path, table, num_lacking)
+        if len(_columns(path)) < len(table.columns):
+            (_widen_csv if path.suffix == ".csv" else _widen_parquet)(path, table)
     return True
 
 
@@ -52,7 +51,8 @@ def _columns(path: Path) -> list[str]:
         return file.readline().decode(errors="replace").rstrip("\n").split(",")
 
 
-def _widen_csv(path: Path, table: RunTable, num_lacking: int) -> None:
+def _widen_csv(path: Path, table: RunTable) -> None:
+    num_lacking = len(table.columns) - len(_columns(path))
     with path.open("rb") as older, written_aside(path) as file:
         older.readline()
         file.write((",".join(table.column_names) + "\n").encode())
@@ -60,5 +60,5 @@ def _widen_csv(path: Path, table: RunTable, num_lacking: int) -> None:
         file.writelines(line.rstrip(b"\n") + empty for line in older)
 
 
-def _widen_parquet(path: Path, table: RunTable, _: int) -> None:
+def _widen_parquet(path: Path, table: RunTable) -> None:
     write_parquet(path, parquet_rows(path).as_columns(table.arrow_schema))

@@ -233,7 +233,7 @@ def dump_config(config: RunConfig) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml_text.parse(path.read_text(encoding="utf-8-sig"))
+        values = yaml_text.read(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config.") from error
     except ValueError as error:

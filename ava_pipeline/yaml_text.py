@@ -1,17 +1,19 @@
 """YAML text <-> plain values, without YAML's surprises.
 
 PyYAML speaks YAML 1.1, where `off` is false, `1e-3` is a string and a key given twice silently wins. Here `true` and
-`false` are the only booleans, `1e-3` is a number, and keys given twice and aliases (a few lines of which can unfold to
-gigabytes) are refused.
+`false` are the only booleans, `1e-3` is a number, and keys given twice, tags (`!!int x`, `!!python/...`) and aliases
+(a few lines of which can unfold to gigabytes) are refused.
 """
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 MAX_CHARS = 1_000_000
+_MAX_BYTES = 4 * MAX_CHARS
 
 _SCALARS = {
     "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), "tTfF"),
@@ -33,9 +35,11 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012  # PyYAML's own name and shape for it.
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave it out
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave it out
             raise _refusal(f"*{event.anchor} is an alias; write the values out in its place", event.start_mark)
+        if event.tag is not None:
+            raise _refusal(f"{event.tag!r} is a tag; write a plain value, in quotes for a text", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  # PyYAML's signature.
@@ -90,12 +94,26 @@ def parse(text: str) -> Any:
         raise ValueError("brackets nested too deeply; a config is at most a few levels deep") from error
 
 
+def read(path: Path) -> Any:
+    """Read a file that holds one YAML document.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: as of `parse`; also where the file is no UTF-8, or far larger than any config.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"more than {_MAX_BYTES:,} bytes; a config has at most {MAX_CHARS:,} characters")
+    return parse(data.decode("utf-8-sig"))
+
+
 def dump(values: Mapping[str, Any]) -> str:
     """Write plain values as YAML that `parse`, and any reader of YAML 1.1, reads back alike."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
-def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+def _refusal(problem: str, mark: yaml.Mark | None) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 

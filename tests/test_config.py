@@ -105,10 +105,13 @@ def test_every_problem_is_listed_at_once(config_file: Path) -> None:
         ("", "holds no keys"),
         ("[" * 50_000, "nested too deeply"),
         ("#" * (MAX_CHARS + 1), "Is it another kind of file?"),
-        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("a: !!bool maybe", "line 1, column 4: 'tag:yaml.org,2002:bool' is a tag"),
+        ("a: !!timestamp x", "is a tag"),
+        ("!!int '': 1", "is a tag"),
+        ("a: !!python/object/apply:os.getcwd []", "is a tag; write a plain value"),
         ("a: \x00", "special characters are not allowed"),
     ],
-    ids=["torn", "twice", "alias", "list", "empty", "deep", "large", "code", "binary"],
+    ids=["torn", "twice", "alias", "list", "empty", "deep", "large", "bool", "time", "key", "code", "binary"],
 )
 def test_what_is_no_config_is_refused(config_file: Path, text: str, sentence: str) -> None:
     """Broken, hostile and foreign files end in a sentence that names the file."""

@@ -11,7 +11,16 @@ from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from ava_pipeline.errors import MisuseError
 
@@ -38,7 +47,10 @@ _PYTHON_TYPES: Mapping[Dtype, type] = {
     "timestamp": datetime,
 }
 _TABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_\-]*$"  # part of file names: nothing that leads to another folder
+_MAX_TABLE_NAME = 100  # with what stands behind it in a file's name
 _COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-/]*")
+_KEYS = frozenset({"batch_idx", "batch_idx_end", "epoch"})
+_MOST_NOT_BELOW = 2**53  # a float tells it from its neighbours
 
 
 class _Declaration(BaseModel):
@@ -54,6 +66,17 @@ class Column(_Declaration):
     nullable: bool = False
     not_below: int | None = None
     one_of: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _has_rules_of_its_dtype(self) -> Self:
+        if self.name in _KEYS and self.dtype != "int64":
+            raise ValueError(f"column {self.name!r} is {self.dtype}; it counts, as int64")
+        is_number = self.dtype in {"int64", "float32", "float64"}
+        if self.not_below is not None and not (is_number and abs(self.not_below) <= _MOST_NOT_BELOW):
+            raise ValueError(f"column {self.name!r} of {self.dtype}: not_below is for numbers, at most 2**53 in size")
+        if self.one_of is not None and not (self.dtype == "string" and self.one_of):
+            raise ValueError(f"column {self.name!r} of {self.dtype}: one_of is for texts, one at least")
+        return self
 
     @property
     def arrow_field(self) -> "pa.Field[Any]":
@@ -115,6 +138,19 @@ class Table(_Declaration):
     run_columns: Column | None = None
     l2_of_groups: bool = False
 
+    @model_validator(mode="after")
+    def _has_names_that_can_be_used(self) -> Self:
+        if len(self.name) > _MAX_TABLE_NAME:
+            raise ValueError(f"a table's name has {_MAX_TABLE_NAME} characters at most, not {len(self.name)}")
+        names = [column.name for column in self.columns]
+        for name in names:
+            check_column_name(name)
+            if hasattr(BaseModel, name):
+                raise ValueError(f"{name!r} means something else to the model of a row; name the column otherwise")
+            if names.count(name) > 1:
+                raise ValueError(f"column {name!r} stands twice; rename one of them")
+        return self
+
     @cached_property
     def row_model(self) -> type[BaseModel]:
         """The pydantic model of a row: strict, its run columns of one type."""
@@ -156,6 +192,13 @@ class RunTable(_Declaration):
             if [*fixed, *run_column_names].count(name) > 1:
                 raise MisuseError(f"Table {table.name!r} was given column {name!r} twice: rename one of them.")
         return cls(table=table, run_column_names=tuple(run_column_names))
+
+    @model_validator(mode="after")
+    def _names_each_column_once(self) -> Self:
+        names = [*(column.name for column in self.table.columns), *self.run_column_names]
+        if len(set(names)) < len(names):
+            raise ValueError(f"table {self.table.name!r} has a column twice")
+        return self
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:

@@ -6,12 +6,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from ava_pipeline.contract.frames import Damage
+from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.csv import num_rows, read_csv
 
 _TORN = {"a torn header", "a torn frame"}
+_KEYS = {column.name for column in KEY_COLUMNS}
 
 
 def read_table(layout: RunLayout, declaration: RunTable) -> pa.Table:
@@ -34,7 +37,28 @@ def read_table(layout: RunLayout, declaration: RunTable) -> pa.Table:
         return declaration.arrow_schema.empty_table()
     for damage in lasting_damage(stored.damage):
         _warn(layout.journal(name), damage)
+    _check_kinds(stored.rows, declaration, layout.parquet(name))
     return stored.rows
+
+
+def _check_kinds(rows: pa.Table, declaration: RunTable, path: Path) -> None:
+    """Refuse columns that are not of the declared kind, as after another program saved the file anew."""
+    for field in declaration.arrow_schema if rows.num_columns else ():
+        found = [rows.schema.field(index).type for index in rows.schema.get_all_field_indices(field.name)]
+        if not found and field.name not in _KEYS:
+            continue
+        if [_kind(one) for one in found] != [_kind(field.type)]:
+            given = " and ".join(map(str, found)) or "not there"
+            needed = f"it has to be {field.type}. Restore the file from a backup."
+            raise DamagedFileError(f"{path}: its column {field.name} is {given}; {needed}")
+
+
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    return "time" if pa.types.is_timestamp(kind) else str(kind)
 
 
 def lasting_damage(damage: tuple[Damage, ...]) -> tuple[Damage, ...]:

@@ -8,6 +8,7 @@ import torch
 
 from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.config import RunConfig, dump_config
+from ava_pipeline.contract.inside import check_name
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.metrics import Metrics
 from ava_pipeline.train.batch_step import BatchStep, Costs
@@ -62,12 +63,14 @@ def train(config: RunConfig, display: Display, *, resume: bool = False, restart:
         ConfigError: a setting, a path or the device cannot be used.
         DataError: labels, images or split cannot be used.
         RunInUseError: another process writes into the output directory.
+        DamagedFileError: a name in the output directory leads out of it.
         TrainingError: a checkpoint cannot be used, or a loss is not finite and the config says stop.
     """
     layout = RunLayout(config.output_dir)
     if not (resume or restart):
         check_free(layout)
     check_writable(layout)
+    check_name(layout, layout.checkpoint)
     checkpoint = load_checkpoint(layout.checkpoint) if resume and layout.checkpoint.exists() else None
     device = pick_device(config.device)
     precision = Precision.of(config.train.amp, device)

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from ava_pipeline.contract.files import written_aside
-from ava_pipeline.contract.inside import check_inside
+from ava_pipeline.contract.inside import check_inside, check_name
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import ConfigError, RunExistsError
 from ava_pipeline.train.history import EpochResult, write_results
@@ -74,6 +74,7 @@ def go_on(layout: RunLayout, config_text: str, results: Sequence[EpochResult]) -
         DamagedFileError: a name leads out of the directory.
     """
     check_inside(layout)
+    check_name(layout, layout.config)
     kept = {layout.epoch_predictions(result.epoch).name for result in results}
     later = [path for path in sorted(layout.predictions.glob("val_epoch_*.parquet")) if path.name not in kept]
     folder = _next_attempt(layout)

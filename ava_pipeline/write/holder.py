@@ -36,7 +36,7 @@ def read_holder(descriptor: int) -> Holder | None:
     try:
         found: Any = json.loads(os.pread(descriptor, _MAX_BYTES, 0))
         return Holder(int(found["pid"]), str(found["host"]), str(found["start"]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None  # empty, or written by something else
 
 

@@ -42,12 +42,12 @@ def recover_run(root: Path, *, dry_run: bool = False) -> Recovery:
         WriteError: the disk refused; every row is still where it was, or where it belongs.
     """
     layout = RunLayout(root)
+    check_inside(layout)
     names = _tables(layout)
     if not names:
         raise NotARunError(
             f"{root} holds no table as telemetry/*.csv, .parquet or .journal: give the directory of a run."
         )
-    check_inside(layout)
     with _refusing(layout), _unlocked(layout) if dry_run else _held(layout):
         tables = {name: list(_files(layout, name)) for name in names}
         manifest, notes = _manifest(layout)

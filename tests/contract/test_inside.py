@@ -1,6 +1,7 @@
 """A run directory in which names lead elsewhere: nothing outside of it is read or written."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,11 @@ import pytest
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import DamagedFileError
+from ava_pipeline.read.generated import is_generated
 from ava_pipeline.read.run import open_run
+from ava_pipeline.read.runs.settings import settings_of
+from ava_pipeline.read.validate import validate_run
+from ava_pipeline.write.recover import recover_run
 from tests.read.building import RunBuilder
 from tests.write.feeding import Room, csv_batches
 
@@ -80,6 +85,90 @@ def test_a_pipe_in_place_of_a_file_is_named_and_never_waited_for(tmp_path: Path)
     os.mkfifo(path)
     with pytest.raises(DamagedFileError, match=r"manifest\.json is neither a file nor a folder"):
         open_run(root)
+
+
+FOLDERS_FOR_FILES = (
+    "telemetry/steps.csv",
+    "telemetry/steps.parquet",
+    "telemetry/steps.journal",
+    "telemetry/manifest.json",
+    "telemetry/events.csv",
+    "telemetry/writer.lock",
+    "metrics.csv",
+    "predictions/val_epoch_000.parquet",
+)
+READERS = (open_run, validate_run, lambda root: recover_run(root, dry_run=True), recover_run)
+
+
+def refused_by_readers(root: Path, match: str) -> None:
+    """By each of them, in one sentence that names the file."""
+    for read in READERS:
+        with pytest.raises(DamagedFileError, match=match):
+            read(root)
+
+
+@pytest.mark.parametrize("name", FOLDERS_FOR_FILES)
+def test_a_folder_in_place_of_a_file_is_named(name: str, tmp_path: Path) -> None:
+    """It is nobody's data, and it is left where it is."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    (root / name).unlink(missing_ok=True)
+    (root / name).mkdir()
+    refused_by_readers(root, rf"{Path(name).name} is a folder where a file belongs")
+
+
+@pytest.mark.parametrize("name", ["telemetry", "predictions", "telemetry/damaged", "telemetry/superseded"])
+def test_a_file_in_place_of_a_folder_is_named(name: str, tmp_path: Path) -> None:
+    """A run whose telemetry is a file has its metrics still, and is told to be damaged."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    shutil.rmtree(root / name, ignore_errors=True)
+    (root / name).write_bytes(b"x")
+    refused_by_readers(root, rf"{Path(name).name} is a file where a folder belongs")
+
+
+@pytest.mark.parametrize("name", ["telemetry/steps.csv", "telemetry/manifest.json", "telemetry/damaged"])
+def test_a_link_to_itself_is_named(name: str, tmp_path: Path) -> None:
+    """Following it would never end."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to(Path(name).name)
+    refused_by_readers(root, rf"{Path(name).name} is a link that leads in a circle")
+
+
+def test_a_config_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) -> None:
+    """No line of it shows in what is told, whoever would look into it."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    (tmp_path / "secret").write_text("password: [hidden\n")
+    (root / "config.yaml").unlink(missing_ok=True)
+    (root / "config.yaml").symlink_to(tmp_path / "secret")
+    for read in (settings_of, lambda run: is_generated(run.layout.root)):
+        with pytest.raises(DamagedFileError, match=r"config\.yaml is a link out of the run"):
+            read(open_run(root))
+    told = [one.message for one in validate_run(root) if one.rule == "config.invalid"]
+    assert len(told) == 1
+    assert "link out of the run" in told[0]
+    assert not any("hidden" in one.message for one in validate_run(root))
+
+
+def test_a_checkpoint_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) -> None:
+    """Not even to see whether it is whole."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    (root / "config.yaml").write_text("{}")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "last.pt").write_bytes(b"no checkpoint")
+    (root / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    assert [one.message for one in validate_run(root) if "link out of" in one.message and "last.pt" in one.file]
+
+
+def test_a_foreign_loop_may_keep_links_of_its_own(tmp_path: Path) -> None:
+    """What telemetry neither reads nor writes is the user's."""
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "checkpoints", "data"):
+        (tmp_path / "run" / name).symlink_to(tmp_path)
+    room = Room(tmp_path / "run")
+    room.write([1])
+    room.close()
+    open_run(tmp_path / "run")
+    assert csv_batches(tmp_path / "run") == [1]
 
 
 def test_a_run_directory_may_be_a_link(tmp_path: Path) -> None:

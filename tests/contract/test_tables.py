@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from ava_pipeline.contract.tables import Column, RunTable, Table, check_column_name
 from ava_pipeline.errors import MisuseError
@@ -112,3 +113,42 @@ def test_a_bad_column_name_is_refused(name: str) -> None:
     """What would have to be quoted in CSV, or in a shell, is no column name."""
     with pytest.raises(MisuseError, match="letters, digits"):
         check_column_name(name)
+
+
+FOREIGN: list[tuple[str, dict[str, object]]] = [
+    ("not_below", {"name": "when", "dtype": "timestamp", "not_below": 1}),
+    ("not_below", {"name": "word", "dtype": "string", "not_below": 1}),
+    ("not_below", {"name": "norm", "dtype": "float32", "not_below": 10**400}),
+    ("one_of", {"name": "norm", "dtype": "float32", "one_of": ["a"]}),
+    ("one_of", {"name": "word", "dtype": "string", "one_of": []}),
+    ("it counts", {"name": "batch_idx", "dtype": "string"}),
+    ("it counts", {"name": "epoch", "dtype": "timestamp"}),
+    ("letters, digits", {"name": "a\nb", "dtype": "float32"}),
+    ("letters, digits", {"name": "=x", "dtype": "float32"}),
+    ("means something else", {"name": "model_config", "dtype": "float32"}),
+]
+
+
+@pytest.mark.parametrize(("reason", "column"), FOREIGN)
+def test_a_declaration_that_no_row_can_keep_is_refused(reason: str, column: dict[str, object]) -> None:
+    """It comes from a manifest that anyone may have written, and is followed only where it means something."""
+    declared = {"name": "t", "description": "", "columns": [{"description": "", **column}]}
+    with pytest.raises(ValidationError, match=reason):
+        Table.model_validate(declared)
+
+
+@pytest.mark.parametrize(
+    ("reason", "name", "columns"), [("100 characters", "t" * 101, "a"), ("stands twice", "t", "aa")]
+)
+def test_a_table_that_no_file_can_hold_is_refused(reason: str, name: str, columns: str) -> None:
+    """Its name is part of file names, and each of its columns has one place."""
+    found = [Column(name=one, dtype="float32", description="") for one in columns]
+    with pytest.raises(ValidationError, match=reason):
+        Table(name=name, description="", columns=tuple(found))
+
+
+def test_run_columns_stand_once_in_what_a_manifest_declares() -> None:
+    """As where a table is made."""
+    declared = RUN_TABLE.model_dump() | {"run_column_names": ["head", "head"]}
+    with pytest.raises(ValidationError, match="twice"):
+        RunTable.model_validate(declared)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import ava_pipeline
@@ -11,6 +13,7 @@ from ava_pipeline import open_run
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
+from ava_pipeline.read.report.seen import see
 from tests.read.building import Format, Row, RunBuilder
 from tests.read.damaging import cut, edit_lines, set_field
 
@@ -116,6 +119,20 @@ def test_a_table_without_files_has_no_rows(tmp_path: Path) -> None:
     assert len(steps) == 0
     assert list(steps) == ["batch_idx", "epoch", "time_utc", "loss_scale", "loss"]
     assert len(open_run(root).events()) == 0
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.list_(pa.int64())], ids=str)
+@pytest.mark.parametrize("column", ["batch_idx", "loss"])
+def test_columns_of_another_kind_are_refused(column: str, kind: pa.DataType, tmp_path: Path) -> None:
+    """Saved anew by another program: they are named, and a report shows the rest of the run."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    path = root / "telemetry/steps.parquet"
+    rows = pq.read_table(path)
+    changed = pa.array([None] * rows.num_rows, kind)
+    pq.write_table(rows.set_column(rows.column_names.index(column), column, changed), path)
+    with pytest.raises(DamagedFileError, match=rf"steps\.parquet: its column {column} is {str(kind)[:4]}"):
+        open_run(root).steps()
+    assert any(f"its column {column}" in trouble for trouble in see("run", RunLayout(root)).troubles)
 
 
 def test_predictions_and_metrics_open(tmp_path: Path) -> None:

@@ -201,6 +201,14 @@ def test_a_dry_run_leaves_the_lock_file_of_a_killed_process_alone(killed: RunLay
         assert on_disk(killed) == before
 
 
+@pytest.mark.parametrize("content", [b"[" * 4096, b'{"pid":1e999}', b'{"pid":NaN}', b'{"pid":[]}', b"\xff", b"7"])
+def test_a_lock_file_of_anything_is_no_holder(content: bytes, killed: RunLayout) -> None:
+    """Only a process that lives holds a run up, whatever the file says."""
+    killed.lock.write_bytes(content)
+    assert recover_run(killed.root, dry_run=True).is_complete
+    assert recover_run(killed.root).is_complete
+
+
 @pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["real", "dry"])
 def test_a_run_that_is_being_written_is_refused_and_the_writer_named(
     options: tuple[str, ...], killed: RunLayout

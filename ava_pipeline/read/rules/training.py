@@ -11,6 +11,7 @@ from pyarrow import csv
 
 from ava_pipeline.config import RunConfig, load_config
 from ava_pipeline.contract.epoch_metrics import EPOCH_METRICS
+from ava_pipeline.contract.inside import check_name
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import ConfigError, DamagedFileError
@@ -39,8 +40,9 @@ def check(run: Inspected) -> Iterator[Breach]:
         return
     yield from _checkpoint(run.layout)
     try:
+        check_name(run.layout, run.layout.config)
         config = load_config(run.layout.config)
-    except ConfigError as error:
+    except (ConfigError, DamagedFileError) as error:
         for line in str(error).splitlines():
             yield INVALID.found(relative(run.layout, run.layout.config), told(line, run.layout.config))
         return
@@ -65,6 +67,7 @@ def _checkpoint(layout: RunLayout) -> Iterator[Breach]:
     if not layout.checkpoint.is_file():
         return
     try:
+        check_name(layout, layout.checkpoint)
         with zipfile.ZipFile(layout.checkpoint) as parts:
             damaged = parts.testzip()
         reason = damaged and f"{damaged} in it does not have its checksum"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ava_pipeline import yaml_text
+from ava_pipeline.contract.inside import check_name
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.run import Run
 
@@ -17,7 +18,7 @@ def settings_of(run: Run) -> dict[str, Value]:
     """The run's config.yaml, else its manifest's `run_info`: `{"optim.base_lr": 0.001}`.
 
     Raises:
-        DamagedFileError: the file that is there cannot be read.
+        DamagedFileError: the file that is there cannot be read, or is a link out of the run.
     """
     return {name: value for name, value in _flat("", _given(run)) if name not in _TELLS_NOTHING}
 
@@ -44,8 +45,9 @@ def _given(run: Run) -> Mapping[str, Any]:
     path = run.layout.config
     if not path.exists():
         return run.manifest.run_info if run.layout.manifest.exists() else {}
+    check_name(run.layout, path)
     try:
-        values = yaml_text.parse(path.read_text(encoding="utf-8"))
+        values = yaml_text.read(path)
     except (OSError, ValueError) as error:
         raise DamagedFileError(f"{path} cannot be read: {error}. Restore it, or move it away.") from error
     return values if isinstance(values, dict) else {}

@@ -15,6 +15,8 @@ ROWS_MAGIC = b"AVAjrnR1"
 _ANY_MAGIC = b"AVAjrn"
 _HEADER = struct.Struct("<8sIQII")  # magic, payload bytes, rows before, rows, CRC32
 _SEARCHED_BYTES = 2**20
+# Frames do not overlap: however damaged, to look at each is to read the file once. Made-up ones could cost its square.
+_TRIES_PER_BYTE = 4
 
 MAX_PAYLOAD_BYTES = 256 * 2**20
 
@@ -59,14 +61,16 @@ def read_frames(file: BinaryIO, damage: list[Damage]) -> Iterator[Frame]:
     Plain reads and no memory map: a writer may cut the file at any time, and a map of what is cut kills its reader.
     """
     offset, size = 0, file.seek(0, os.SEEK_END)
+    budget = _TRIES_PER_BYTE * size
     while offset < size:
         found = _frame_at(file, offset, size)
         if isinstance(found, Frame):
             yield found
             offset = found.end
             continue
-        end = _next_magic(file, offset + 1, size)
-        damage.append(Damage(offset, end - offset, found))
+        budget -= found.num_bytes
+        end = _next_magic(file, offset + 1, size) if budget > 0 else size
+        damage.append(Damage(offset, end - offset, found.reason))
         offset = end
 
 
@@ -76,22 +80,29 @@ def _head(magic: bytes, num_bytes: int, rows_before: int, num_rows: int, payload
     return _HEADER.pack(magic, num_bytes, rows_before, num_rows, checksum)
 
 
-def _frame_at(file: BinaryIO, offset: int, size: int) -> Frame | str:
+class _NoFrame(NamedTuple):
+    """Why there is none, and how many bytes had to be read to tell."""
+
+    reason: str
+    num_bytes: int = 0
+
+
+def _frame_at(file: BinaryIO, offset: int, size: int) -> Frame | _NoFrame:
     """The frame at `offset`, or why there is none."""
     file.seek(offset)
     head = file.read(_HEADER.size)
     if len(head) < _HEADER.size:
-        return "a torn header"
+        return _NoFrame("a torn header")
     magic, num_bytes, rows_before, num_rows, _ = _HEADER.unpack(head)
     if magic not in {SCHEMA_MAGIC, ROWS_MAGIC}:
-        return "no frame begins here"
+        return _NoFrame("no frame begins here")
     if offset + _HEADER.size + num_bytes > size:
-        return "a torn frame"
+        return _NoFrame("a torn frame")
     if num_bytes > MAX_PAYLOAD_BYTES:
-        return "a frame that is larger than any"
+        return _NoFrame("a frame that is larger than any")
     payload = file.read(num_bytes)
     if _head(magic, num_bytes, rows_before, num_rows, payload) != head:
-        return "a frame whose checksum is wrong"
+        return _NoFrame("a frame whose checksum is wrong", num_bytes)
     return Frame(magic, rows_before, num_rows, payload, offset)
 
 

@@ -11,7 +11,9 @@ from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.tables import SCHEMA_VERSION, RunTable
 from ava_pipeline.errors import DamagedFileError
 
-MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_MANIFEST_BYTES = 4 * 2**20
+# Each that is wrong is told by a kilobyte of pydantic's.
+MAX_VALUES = 100_000
 
 Count = Annotated[int, Field(ge=0)]
 Role = Literal["overall", "head", "head_layer", "backbone_last", "other"]
@@ -141,8 +143,11 @@ def read_manifest(path: Path) -> Manifest:
     """
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise DamagedFileError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is.")
+    data = path.read_bytes()
+    if data.count(b",") > MAX_VALUES:
+        raise DamagedFileError(f"{path} holds more than {MAX_VALUES} values, which no manifest does.")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(data)
     except ValidationError as error:
         raise _refusal(path, error) from error
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from ava_pipeline.contract.declared_size import check_declared_size
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.keys import check_batches, check_has_batches
+from ava_pipeline.contract.packed_text import TextAllowance, text_columns
 from ava_pipeline.contract.row_stream import ROWS_PER_BLOCK, RowStream, num_rows, same_rows
 from ava_pipeline.errors import DamagedFileError
 
@@ -59,14 +60,8 @@ def read_parquet(path: Path) -> pa.Table:
     Raises:
         DamagedFileError: the file cannot be read, or would take more memory than such a file can need.
     """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            check_declared_size(file.metadata, path.stat().st_size)
-            rows = file.read()
-        rows.validate(full=True)
-    except (pa.ArrowException, OSError, DamagedFileError) as error:
-        raise _unreadable(path, error) from error
-    return rows
+    stream = parquet_rows(path, ROWS_PER_GROUP)
+    return pa.Table.from_batches(stream.read(), stream.schema)
 
 
 def parquet_rows(path: Path, rows_per_batch: int = ROWS_PER_BLOCK) -> RowStream:
@@ -120,9 +115,13 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     try:
         # What is buffered ahead stays in memory until the file is closed.
-        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
-            check_declared_size(file.metadata, path.stat().st_size)
-            for batch in file.iter_batches(rows_per_batch, use_threads=False):  # one thread, beside the training
+        options: dict[str, Any] = {"pre_buffer": False, "page_checksum_verification": True}
+        schema = pq.read_schema(path)
+        with pq.ParquetFile(path, read_dictionary=text_columns(schema), **options) as file:
+            text = TextAllowance(check_declared_size(file.metadata, path.stat().st_size))
+            for packed in file.iter_batches(rows_per_batch, use_threads=False):  # one thread, beside the training
+                packed.validate(full=True)
+                batch = text.unpacked(packed, schema)
                 batch.validate(full=True)
                 check(batch)
                 yield batch

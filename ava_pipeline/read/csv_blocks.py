@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import csv
 
+from ava_pipeline.contract.lines import MAX_LINE_BYTES
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.csv import check_size, convert_options, parse_options
 
 BLOCK_BYTES = 4 * 2**20
-MAX_LINE_BYTES = 16 * BLOCK_BYTES
 # One block is looked at while two are parsed.
 _NUM_PARSED_AHEAD = 3
 _NUM_THREADS = 2

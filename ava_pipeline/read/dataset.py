@@ -13,6 +13,8 @@ from pyarrow import fs
 from ava_pipeline.contract.declared_size import check_declared_size
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
+from ava_pipeline.contract.packed_text import text_columns
+from ava_pipeline.contract.parquet_file import read_parquet
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError, MisuseError
 from ava_pipeline.read.csv import num_rows
@@ -155,7 +157,9 @@ def _parquet_part(path: Path, keys: Mapping[str, str | int]) -> tuple[Part, int]
     try:
         metadata = pq.read_metadata(path)
         check_declared_size(metadata, path.stat().st_size)
-        return Part(path, metadata.schema.to_arrow_schema(), keys), metadata.num_rows
+        schema = metadata.schema.to_arrow_schema()
+        # A dataset would unpack text whatever it takes.
+        return Part(partial(read_parquet, path) if text_columns(schema) else path, schema, keys), metadata.num_rows
     except (pa.ArrowException, OSError, DamagedFileError) as error:
         reason = str(error).partition("\n")[0].removesuffix(".")
         raise DamagedFileError(

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from ava_pipeline.contract.damaged import keep_damaged, keep_damaged_copy
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.files import written_aside
+from ava_pipeline.contract.lines import read_line, read_lines
+from ava_pipeline.errors import DamagedFileError
 
 _EVENTS_HEADER = (",".join(column.name for column in EVENTS.columns) + "\n").encode()
 
@@ -14,7 +16,8 @@ class CsvDamage(NamedTuple):
     """What of a file's whole lines is no row of its table.
 
     Attributes:
-        num_lines: how many of the lines below the header; None is the whole file, whose header is not ours.
+        num_lines: how many of the lines below the header; None is the whole file, whose header is not ours, or one of
+            whose lines is longer than any.
     """
 
     message: str
@@ -23,11 +26,18 @@ class CsvDamage(NamedTuple):
 
 def csv_damage(path: Path) -> CsvDamage | None:
     """Look for lines that are no rows; None where there are none. A last line that was never finished is none yet."""
+    try:
+        return _find_damage(path)
+    except DamagedFileError as error:
+        return CsvDamage(str(error), None)
+
+
+def _find_damage(path: Path) -> CsvDamage | None:
     with path.open("rb") as file:
-        header = file.readline()
+        header = read_line(file)
         if header.endswith(b"\n") and not _is_header(path, header):
             return CsvDamage(f"its header is {header[:80]!r}, which was not written here", None)
-        bad = ((number, line) for number, line in enumerate(file, start=2) if _is_damaged(line))
+        bad = ((number, line) for number, line in enumerate(read_lines(file), start=2) if _is_damaged(line))
         first = next(bad, None)
         if first is None:
             return None

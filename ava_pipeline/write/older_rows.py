@@ -50,15 +50,15 @@ def make_whole(layout: RunLayout, names: Collection[str]) -> list[Mended]:
     mended = [*_set_damaged_aside(layout, names)]
     schemas = declared_schemas(layout)
     for path in files_of(layout, names, "csv"):
-        torn = torn_line(path)
+        changed = mend_csv(path)
+        if changed is not None:
+            mended.append(Mended(path.name, f"{changed.message}; the file is kept in damaged/", is_tail=False))
+        torn = torn_line(path) if path.exists() else b""
         if torn:
             keep_damaged_end(path, torn)
             cut_torn_line(path)
             message = f"a last line of {len(torn)} bytes that was never finished was cut"
             mended.append(Mended(path.name, message, is_tail=True))
-        changed = mend_csv(path)
-        if changed is not None:
-            mended.append(Mended(path.name, f"{changed.message}; the file is kept in damaged/", is_tail=False))
     for journal in files_of(layout, names, "journal"):
         size = journal.stat().st_size
         for damage in store_journal(layout.parquet(journal.stem), journal, schemas.get(journal.stem)):

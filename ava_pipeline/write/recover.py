@@ -106,15 +106,16 @@ def _files(layout: RunLayout, name: str) -> Iterator[RecoveredFile]:
 
 
 def _look_at_csv(path: Path) -> tuple[int, list[str]]:
-    torn = torn_line(path)
-    with path.open("rb") as file:
-        num_lines = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
-    lost = [f"a last line of {len(torn)} bytes that was never finished"] if torn else []
     damage = csv_damage(path)
+    if damage is not None and damage.num_lines is None:
+        return 0, [damage.message]
+    torn = torn_line(path)
+    lost = [f"a last line of {len(torn)} bytes that was never finished"] if torn else []
+    with path.open("rb") as file:
+        num_rows = max(0, sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b"")) - 1)
     if damage is None:
-        return max(0, num_lines - 1), lost
-    num_rows = 0 if damage.num_lines is None else num_lines - 1 - damage.num_lines
-    return num_rows, [*lost, damage.message]
+        return num_rows, lost
+    return num_rows - (damage.num_lines or 0), [*lost, damage.message]
 
 
 def _look_at_parquet(path: Path) -> tuple[int, list[str]]:

@@ -3,12 +3,14 @@
 import pickle
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ava_pipeline.contract.frames import Damage, read_frames
 from ava_pipeline.contract.journal import read_journal
 from ava_pipeline.contract.parquet_file import read_parquet
 from ava_pipeline.contract.stored import read_stored
@@ -127,6 +129,47 @@ def test_a_parquet_and_a_journal_of_other_columns_are_named(tmp_path: Path) -> N
     (tmp_path / "norms.journal").write_bytes(schema_frame() + rows_frame())
     with pytest.raises(DamagedFileError, match=r"norms\.parquet and the journal"):
         read_stored(tmp_path / "norms.parquet", tmp_path / "norms.journal")
+
+
+class Counting(BytesIO):
+    """Bytes that count how many of them were read."""
+
+    num_read = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As of any file."""
+        found = super().read(size)
+        self.num_read += len(found)
+        return found
+
+
+def test_headers_that_each_claim_all_that_follows_are_not_read_again_and_again() -> None:
+    """Within each other they would cost the square of the file; the whole frame before them is read."""
+    whole = rows_frame()
+    num, size = 2_000, HEADER.size
+    made_up = b"".join(HEADER.pack(b"AVAjrnR1", (num - place - 1) * size, 0, 1, 0) for place in range(num))
+    file, damage = Counting(whole + made_up), list[Damage]()
+    assert [found.payload for found in read_frames(file, damage)] == [ROWS]
+    assert file.num_read < 10 * len(made_up)
+    assert sum(one.num_bytes for one in damage) == len(made_up)
+
+
+def test_lists_that_unpack_to_more_than_their_file_can_need_are_refused(tmp_path: Path) -> None:
+    """A row may hold any number of values; of one value a few bytes tell."""
+    path = tmp_path / "norms.parquet"
+    many = pa.ListArray.from_arrays(pa.array([0, 2**24], pa.int32()), pa.repeat(0, 2**24).cast(pa.int8()))
+    pq.write_table(pa.table({"norm": many}), path, compression="zstd")
+    with pytest.raises(DamagedFileError, match=r"norms\.parquet.*declare 134217728 bytes"):
+        read_parquet(path)
+
+
+def test_text_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    """It is read packed and given plain, whatever its type, null and the empty text kept apart."""
+    path = tmp_path / "predictions.parquet"
+    texts = pa.array(["a", None, "", "a", "long" * 100] * 100)
+    rows = pa.table({"plain": texts, "large": texts.cast(pa.large_string()), "packed": texts.dictionary_encode()})
+    pq.write_table(rows, path)
+    assert read_parquet(path).equals(rows)
 
 
 def varint(number: int) -> bytes:

@@ -8,6 +8,7 @@ from typing import BinaryIO, Protocol
 import pyarrow as pa
 from pyarrow import csv
 
+from ava_pipeline.contract.lines import MAX_LINE_BYTES, read_line
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.arrays import integers
@@ -62,7 +63,7 @@ class CsvTail:
         try:
             with self._path.open("rb") as file:
                 is_anew = self._begin_if_changed(file)
-                data = file.read()
+                data = file.read(MAX_LINE_BYTES)  # what is behind it comes with the next look
         except FileNotFoundError:
             return News(self._declaration.arrow_schema.empty_table(), is_anew=False)
         lines = data[: data.rfind(b"\n") + 1]
@@ -81,13 +82,13 @@ class CsvTail:
         ):
             return False
         file.seek(0)
-        header = file.readline()
+        header = read_line(file)
         self._file = found.st_ino if header.endswith(b"\n") else 0
         self._offset = len(header) if self._file else 0
         late = found.st_size - _FIRST_LOOK_BYTES
         if late > self._offset:
             file.seek(late)
-            self._offset = late + len(file.readline())  # from the next whole line on
+            self._offset = late + len(read_line(file))  # from the next whole line on
         file.seek(self._offset)
         self._before = b""
         return True

@@ -1,4 +1,4 @@
-"""SIGKILL at every step of turning a journal into Parquet: the old state or the new one, never less."""
+"""SIGKILL at every step of what changes older files: the old state or the new one, never less."""
 
 from pathlib import Path
 
@@ -6,32 +6,14 @@ import pytest
 
 from tests.scripts import ROOT, run_script
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 # Importing takes longer than all else: one process imports, and its children are killed.
-CRASHING = '''
+KILLING = '''
 import os, signal, sys
 from pathlib import Path
-from types import FrameType
 
-import pyarrow as pa
-
-from ava_pipeline.contract.journal import JournalWriter
-from ava_pipeline.contract.parquet_file import write_parquet
-from ava_pipeline.contract.row_stream import same_bits
-from ava_pipeline.contract.stored import read_stored
-from ava_pipeline.write.recover import recover_run
-
-FIELDS = {"batch_idx": pa.int64(), "norm": pa.float32()}
-# What changes a file; the rest only reads.
-NAMES = ("contract/files", "contract/stored", "contract/parquet_file", "contract/row_stream", "contract/damaged",
-         "write/older_rows", "write/csv.")
 ROOMS = tuple(str(Path(sys.argv[2]) / name) for name in NAMES)
-
-
-def rows(first, last):
-    values = {"batch_idx": list(range(first, last)), "norm": [float("nan")] * (last - first)}
-    return pa.RecordBatch.from_pydict(values, schema=pa.schema(FIELDS))
 
 
 def kill_at(step):
@@ -48,6 +30,30 @@ def kill_at(step):
         return trace
 
     sys.settrace(trace)
+'''
+
+CRASHING = (
+    """
+# What changes a file; the rest only reads.
+NAMES = ("contract/files", "contract/stored", "contract/parquet_file", "contract/row_stream", "contract/damaged",
+         "write/older_rows", "write/csv.")
+"""
+    + KILLING
+    + '''
+import pyarrow as pa
+
+from ava_pipeline.contract.journal import JournalWriter
+from ava_pipeline.contract.parquet_file import write_parquet
+from ava_pipeline.contract.row_stream import same_bits
+from ava_pipeline.contract.stored import read_stored
+from ava_pipeline.write.recover import recover_run
+
+FIELDS = {"batch_idx": pa.int64(), "norm": pa.float32()}
+
+
+def rows(first, last):
+    values = {"batch_idx": list(range(first, last)), "norm": [float("nan")] * (last - first)}
+    return pa.RecordBatch.from_pydict(values, schema=pa.schema(FIELDS))
 
 
 def prepare(root):
@@ -92,6 +98,88 @@ while status:
         check(root)
 print(step)
 '''
+)
+
+WIDENING = (
+    """
+# All that an opening, a write and a closing do on the disk.
+NAMES = ("contract/files", "contract/stored", "contract/parquet_file", "contract/row_stream", "contract/damaged",
+         "contract/journal", "write/older_rows", "write/csv", "write/widened", "write/continued", "write/attempts",
+         "write/kept_manifest", "write/run_files")
+"""
+    + KILLING
+    + '''
+import logging
+
+from tests.write.feeding import (
+    NO_STEPS, PlainMeasure, Room, csv_batches, csv_rows, leave_as_killed, parquet_batches, step,
+)
+
+logging.disable(logging.CRITICAL)
+os.environ["PATH"] = ""  # no git is asked
+EVERY_NTH_LINE = 37
+COLUMNS = ("overall", "head", "extra")
+
+
+def go_on(root, trace=lambda: None):
+    """One attempt with another column, behind batch 6."""
+    room = Room(root, resumed_from=6, measure=PlainMeasure(columns=COLUMNS))
+    trace()
+    room.files.open(NO_STEPS)
+    assert room.files.write([step(7, 7.0, 0.5, 1.0)]) == 0
+    room.close()
+
+
+def prepare(root):
+    """Four rows that were finished, and three that were not."""
+    first = Room(root)
+    first.write([1, 2, 3, 4])
+    first.close()
+    second = Room(root, resumed_from=4)
+    second.write([5, 6, 7])
+    leave_as_killed(second)
+
+
+def files_of_lines(root):
+    """The file of each line that an attempt comes to, in order."""
+    files = []
+
+    def trace(frame, event, argument):
+        file = frame.f_code.co_filename
+        if not file.startswith(ROOMS):
+            return None
+        if event == "line":
+            files.append(file)
+        return trace
+
+    prepare(root)
+    go_on(root, lambda: sys.settrace(trace))
+    sys.settrace(None)
+    return files
+
+
+files_of_lines(Path(sys.argv[1]) / "first")  # the first time there is more to do
+files = files_of_lines(Path(sys.argv[1]) / "second")
+lines = [
+    line for line, file in enumerate(files, start=1) if line % EVERY_NTH_LINE == 0 or file.endswith("write/widened.py")
+]
+for line in lines:
+    root = Path(sys.argv[1]) / str(line)
+    prepare(root)
+    child = os.fork()
+    if child == 0:
+        go_on(root, lambda: kill_at(line))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == signal.SIGKILL, status
+    go_on(root)
+    assert csv_batches(root) == parquet_batches(root) == list(range(1, 8)), (line, csv_batches(root))
+    rows = csv_rows(root / "telemetry" / "norms.csv")
+    assert [row["extra"] for row in rows] == [None] * 6 + [1.0], (line, rows)
+    assert [row["overall"] for row in rows] == list(range(1, 8)), (line, rows)
+print(len(lines))
+'''
+)
 
 
 def test_a_kill_at_any_line_of_recovery_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
@@ -100,5 +188,14 @@ def test_a_kill_at_any_line_of_recovery_leaves_the_old_or_the_new_state(tmp_path
     After each, every row is read once and to the bit, and no whole line of the CSV file is touched; recovering what
     the kill left ends in the new state.
     """
-    ended = run_script(CRASHING, tmp_path, ROOT / "ava_pipeline", deadline_s=100)
+    ended = run_script(CRASHING, tmp_path, ROOT / "ava_pipeline", deadline_s=200)
     assert int(ended.stdout) > 100
+
+
+def test_a_kill_anywhere_in_a_resume_with_another_column_loses_no_row(tmp_path: Path) -> None:
+    """A process is killed at each line that widens a table, and every 37th of opening, writing and closing it.
+
+    After each, the next attempt goes on: every row once, in order, older ones without a value for the new column.
+    """
+    ended = run_script(WIDENING, tmp_path, ROOT / "ava_pipeline", deadline_s=200)
+    assert int(ended.stdout) > 50

@@ -11,7 +11,7 @@ from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.tables import SCHEMA_VERSION, RunTable
 from ava_pipeline.errors import DamagedFileError
 
-MAX_MANIFEST_BYTES = 4 * 2**20
+MAX_MANIFEST_BYTES = 16 * 2**20
 # Each that is wrong is told by a kilobyte of pydantic's.
 MAX_VALUES = 100_000
 

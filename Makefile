@@ -27,8 +27,8 @@ demo: $(READY)  ## train a ResNet-18 on generated data with telemetry, into outp
 test: $(READY) lint types  ## lint, format check, strict types, tests
 	$(BIN)/python -m pytest
 
-fuzz: $(READY)  ## give the readers COUNT files that were changed at random
-	AVA_FUZZ_EXAMPLES=$(COUNT) $(BIN)/python -m pytest tests/read/test_fuzz.py
+fuzz: $(READY)  ## read, recover and go on with COUNT runs that were damaged at random
+	AVA_FUZZ_EXAMPLES=$(COUNT) $(BIN)/python -m pytest tests/read/test_fuzz.py tests/write/test_fuzz.py
 
 soak: $(READY)  ## feed runs for DURATION seconds while disks fail and processes are killed
 	$(BIN)/python -m tests.soak --duration-s $(DURATION) $(if $(SEED),--seed $(SEED))

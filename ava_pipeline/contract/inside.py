@@ -17,8 +17,8 @@ def check_inside(layout: RunLayout) -> None:
     The run directory itself may be a link, and so may names that lead to another place inside of it.
 
     Raises:
-        DamagedFileError: a link leads out of the run directory or in a circle, or a folder, a pipe or a device stands
-            where a file belongs, or a file where a folder does.
+        DamagedFileError: a link leads out of the run directory, in a circle or to nothing; or a folder, a pipe or a
+            device stands where a file belongs, or a file where a folder does.
     """
     root = layout.root.resolve()
     for folder in _folders(layout):
@@ -48,6 +48,8 @@ def _check(path: Path, root: Path) -> None:
             f"{path} is a link out of the run directory, to {place}; telemetry neither reads nor writes "
             "there. Put the file itself in its place, or make the run directory as a whole a link."
         )
+    if path.is_symlink() and path.suffix in _SUFFIXES_OF_FILES and not path.exists():
+        raise DamagedFileError(f"{path} is a link that leads to nothing. Remove it.")
     if path.is_dir() and path.suffix in _SUFFIXES_OF_FILES:
         raise DamagedFileError(f"{path} is a folder where a file belongs. Move it away.")
     if path.exists() and not path.is_file() and not path.is_dir():

@@ -134,6 +134,14 @@ def test_a_link_to_itself_is_named(name: str, tmp_path: Path) -> None:
     refused_by_readers(root, rf"{Path(name).name} is a link that leads in a circle")
 
 
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    """Found by fuzzing: it was no file to read, and in the way of one to write."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    (root / "telemetry/steps.csv").unlink()
+    (root / "telemetry/steps.csv").symlink_to("nowhere.csv")
+    refused_by_readers(root, r"steps\.csv is a link that leads to nothing")
+
+
 def test_a_config_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) -> None:
     """No line of it shows in what is told, whoever would look into it."""
     root = RunBuilder(root=tmp_path / "run").write()

@@ -61,14 +61,14 @@ def num_ranks() -> int:
 
 
 def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """The user's facts as JSON holds them.
+    """The user's facts as JSON holds them; a text's bytes that are no UTF-8 become question marks.
 
     Raises:
         MisuseError: one of them is nothing that JSON holds.
     """
     try:
         facts = _JSON.validate_python(dict(run_info))
-        json.dumps(facts, allow_nan=False)
+        text = json.dumps(facts, allow_nan=False, ensure_ascii=False)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise MisuseError(
@@ -77,7 +77,8 @@ def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
         ) from error
     except ValueError as error:
         raise MisuseError(f"run_info cannot be kept as JSON ({error}): give finite numbers.") from error
-    return facts
+    storable_facts: dict[str, JsonValue] = json.loads(text.encode("utf-8", "replace"))
+    return storable_facts
 
 
 def whole_number(name: str, value: object, *, least: int) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
+from ava_pipeline.contract.storable import storable
 from ava_pipeline.contract.tables import Column, Table
 
 EventName = Literal[
@@ -86,9 +87,9 @@ class Event:
 
 
 def _harmless(text: str) -> str:
-    """On one line, and behind an apostrophe where a spreadsheet would take it for a formula.
+    """On one line, in UTF-8, and behind an apostrophe where a spreadsheet would take it for a formula.
 
     Source: https://owasp.org/www-community/attacks/CSV_Injection
     """
-    line = " ".join(text.split())
+    line = " ".join(storable(text).split())
     return f"'{line}" if line.startswith(_BEGINS_FORMULA) else line

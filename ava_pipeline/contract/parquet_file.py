@@ -1,4 +1,7 @@
-"""Parquet files: they appear complete, read back before they do, and are read with all that is in them checked."""
+"""Parquet files: they appear complete, read back before they do, and are read with all that is in them checked.
+
+They are opened here and not by Arrow, which takes no name that is not UTF-8.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,11 +77,20 @@ def parquet_rows(path: Path, rows_per_batch: int = ROWS_PER_BLOCK) -> RowStream:
     Raises, also while being read:
         DamagedFileError: the file cannot be read, or would take more memory than such a file can need.
     """
+    return RowStream(parquet_schema(path), lambda: _batches(path, rows_per_batch))
+
+
+def parquet_schema(path: Path) -> pa.Schema:
+    """The columns of a Parquet file.
+
+    Raises:
+        DamagedFileError: it cannot be read.
+    """
     try:
-        schema = pq.read_schema(path)
+        with path.open("rb") as file:
+            return pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
-    return RowStream(schema, lambda: _batches(path, rows_per_batch))
 
 
 def num_parquet_rows(path: Path) -> int:
@@ -88,7 +100,8 @@ def num_parquet_rows(path: Path) -> int:
         DamagedFileError: it does not say.
     """
     try:
-        return int(pq.read_metadata(path).num_rows)
+        with path.open("rb") as file:
+            return int(pq.read_metadata(file).num_rows)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
 
@@ -116,10 +129,11 @@ def _batches(
     try:
         # What is buffered ahead stays in memory until the file is closed.
         options: dict[str, Any] = {"pre_buffer": False, "page_checksum_verification": True}
-        schema = pq.read_schema(path)
-        with pq.ParquetFile(path, read_dictionary=text_columns(schema), **options) as file:
-            text = TextAllowance(check_declared_size(file.metadata, path.stat().st_size))
-            for packed in file.iter_batches(rows_per_batch, use_threads=False):  # one thread, beside the training
+        with path.open("rb") as file:
+            schema = pq.read_schema(file)
+            parquet = pq.ParquetFile(file, read_dictionary=text_columns(schema), **options)
+            text = TextAllowance(check_declared_size(parquet.metadata, path.stat().st_size))
+            for packed in parquet.iter_batches(rows_per_batch, use_threads=False):  # one thread, beside the training
                 packed.validate(full=True)
                 batch = text.unpacked(packed, schema)
                 batch.validate(full=True)

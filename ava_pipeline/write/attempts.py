@@ -15,6 +15,7 @@ from ava_pipeline.contract.damaged import keep_damaged
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, Group, Manifest, TableEntry, read_manifest, utc_now
+from ava_pipeline.contract.storable import storable
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.which_code import ask_git, versions
@@ -145,7 +146,7 @@ def _attempt(number: int, facts: RunFacts, moved: dict[str, int]) -> Attempt:
         collect_every_n=facts.collect_every_n,
         set_aside=moved,
         thresholds=dict(facts.thresholds),
-        argv=tuple(sys.argv),
+        argv=tuple(map(storable, sys.argv)),
         pid=os.getpid(),
         host=platform.node(),
         git_commit=_git_commit(),

@@ -66,7 +66,7 @@ class KeptManifest:
     def _try_to_write(self) -> None:
         try:
             self._write()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, it costs this heartbeat and no row
             self._log.fail(error, "manifest.json could not be written")
 
     def _write(self) -> None:

@@ -4,9 +4,9 @@ import contextlib
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ava_pipeline.contract.journal import JournalWriter
+from ava_pipeline.contract.parquet_file import num_parquet_rows
 from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.write.writer import Writer
 
@@ -23,13 +23,14 @@ class ParquetWriter(Writer):
 
     Raises:
         OSError: the journal cannot be made.
+        DamagedFileError: the Parquet file cannot be read.
     """
 
     def __init__(self, parquet: Path, journal: Path, schema: pa.Schema) -> None:
         self._parquet = parquet
         self._journal_path = journal
         self._schema = schema
-        rows_before = pq.read_metadata(parquet).num_rows if parquet.exists() else 0
+        rows_before = num_parquet_rows(parquet) if parquet.exists() else 0
         self._journal = JournalWriter(journal, schema, rows_before=rows_before)
 
     @property

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.journal import same_columns
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.parquet_file import parquet_rows, write_parquet
+from ava_pipeline.contract.parquet_file import parquet_rows, parquet_schema, write_parquet
 from ava_pipeline.contract.tables import RunTable
 
 
@@ -41,12 +39,12 @@ def _begins(path: Path, table: RunTable) -> bool:
     if path.suffix == ".csv":
         return tuple(_columns(path)) == table.column_names[:num]
     first = RunTable.of(table.table, table.run_column_names[: num - len(table.table.columns)])
-    return same_columns(pq.read_schema(path), first.arrow_schema)
+    return same_columns(parquet_schema(path), first.arrow_schema)
 
 
 def _columns(path: Path) -> list[str]:
     if path.suffix == ".parquet":
-        return pq.read_schema(path).names
+        return parquet_schema(path).names
     with path.open("rb") as file:
         return file.readline().decode(errors="replace").rstrip("\n").split(",")
 

@@ -1,6 +1,8 @@
 """Who holds a run directory, and whether a holder on another host still lives."""
 
 import json
+import logging
+import math
 import os
 import platform
 import time
@@ -11,6 +13,8 @@ from typing import Any, NamedTuple
 
 from ava_pipeline.contract.manifest import read_manifest, utc_now
 from ava_pipeline.errors import RunError
+
+_log = logging.getLogger("ava_pipeline")
 
 STALE_AFTER_S = 60.0
 _POLL_S = 1.0
@@ -51,7 +55,8 @@ def lives_elsewhere(descriptor: int, manifest: Path, *, wait: Callable[[float], 
     """A holder on another host that shows a sign of life; locks need not reach across hosts, files do.
 
     One whose heartbeat is a minute old is dead. Until then it is watched, since the scheduler of a host that died may
-    begin the run elsewhere within seconds: a heartbeat or a proper end tells that it lived.
+    begin the run elsewhere within seconds: a heartbeat or a proper end tells that it lived. It is watched for a minute
+    at most, however far ahead its clock is.
 
     Args:
         descriptor: of the lock file.
@@ -65,7 +70,16 @@ def lives_elsewhere(descriptor: int, manifest: Path, *, wait: Callable[[float], 
     if holder is None or holder.host == platform.node():
         return None  # of a process on this host the lock itself tells
     beat = _heartbeat(manifest, holder)
-    while (utc_now() - beat).total_seconds() < STALE_AFTER_S:
+    left_s = min(STALE_AFTER_S, STALE_AFTER_S - (utc_now() - beat).total_seconds())
+    if left_s > 0:
+        _log.warning(
+            "%s may still be written by pid %d on host %s: a sign of its life is waited for, %.0f s at most.",
+            manifest.parent,
+            holder.pid,
+            holder.host,
+            left_s,
+        )
+    for _ in range(math.ceil(left_s / _POLL_S)):
         wait(_POLL_S)
         if read_holder(descriptor) != holder or _heartbeat(manifest, holder) != beat:
             return holder

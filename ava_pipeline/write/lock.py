@@ -26,9 +26,9 @@ class RunLock:
     Its locks need not reach other hosts. So a holder on another host is known by the lock file's content, and by the
     heartbeat in the manifest, which is written every 10 s: one whose heartbeat is younger than a minute is watched
     until the minute is over, and refused at the first sign of life; an older one is dead, and its lock is taken over.
-    Not promised: that two hosts which begin within the same second are kept apart, or two whose clocks are more than
-    a minute apart; and that a host which was cut off from the disk for more than a minute notices, when it comes
-    back, that another one has taken over.
+    Not promised: that two hosts which begin within the same second are kept apart, or that one is seen whose clock is
+    more than a minute behind; and that a host which was cut off from the disk for more than a minute notices, when it
+    comes back, that another one has taken over.
 
     Args:
         path: the lock file; made if need be, never removed, so that two processes cannot lock two files of one name.

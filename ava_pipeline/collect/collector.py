@@ -198,7 +198,7 @@ class TelemetryCollector:
             raise MisuseError(f"{name!r}, epoch {epoch}: give a name without '/', and a 0-based epoch.")
         return EpochPredictions(
             self._layout.epoch_predictions(epoch, name),
-            is_written=rank() == 0 and not self._is_child,
+            is_written=self._may_write,
             write=self._kept.write,
             on_trouble=self._tell_of_predictions,
         )
@@ -325,7 +325,10 @@ class TelemetryCollector:
 
     @property
     def _is_collecting(self) -> bool:
-        return self._config.enabled and rank() == 0
+        return self._config.enabled and self._may_write()
+
+    def _may_write(self) -> bool:
+        return rank() == 0 and not self._is_child
 
     def _next_due(self) -> int:
         every = self._config.collect_every_n
@@ -440,8 +443,9 @@ class TelemetryCollector:
         return stats
 
     def _become_child(self) -> None:
-        """After a fork: the files, the thread and the locks stay with the parent."""
+        """After a fork: the files, the thread, the locks and the trouble stay with the parent."""
         self._is_child = True
+        self._events.trouble = None
         self._due = self._next_row = math.inf
         if self._recorder is not None:
             self._recorder.forget()

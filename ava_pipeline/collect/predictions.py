@@ -26,7 +26,7 @@ class EpochPredictions:
 
     Args:
         path: the Parquet file.
-        is_written: False collects and checks, but writes nothing (any rank but 0).
+        is_written: asked when the block ends; False writes nothing (any rank but 0, a child forked in the block).
         write: puts a table into a file.
         on_trouble: told the file's name and why predictions could not be written; may raise.
     """
@@ -35,7 +35,7 @@ class EpochPredictions:
         self,
         path: Path,
         *,
-        is_written: bool,
+        is_written: Callable[[], bool],
         write: Callable[[Path, pa.Table], None],
         on_trouble: Callable[[str, AvaPipelineError], None],
     ) -> None:
@@ -78,7 +78,7 @@ class EpochPredictions:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None and self._is_written:
+        if kind is None and self._is_written():
             try:
                 self._write()
             except Exception as trouble:  # noqa: BLE001  # an epoch's training is worth more than its predictions

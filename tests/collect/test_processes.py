@@ -243,6 +243,83 @@ def test_a_fork_in_the_middle_of_a_write_leaves_the_file_to_the_parent(tmp_path:
     assert not (tmp_path / "run" / "predictions").exists()
 
 
+FORKED_BEFORE = """
+model, telemetry = collector()
+child = os.fork()
+if child == 0:
+    telemetry.load_state_dict({"batch_idx": 5, "epoch": 0})
+    backward(model)
+    assert not telemetry.step(batch_idx=10)
+    assert telemetry.close().collected == 0
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert not os.path.exists(sys.argv[1])
+backward(model)
+telemetry.step()
+telemetry.close()
+"""
+
+
+def test_a_child_forked_before_the_first_step_writes_nothing(tmp_path: Path) -> None:
+    """Whatever it calls, resuming included."""
+    assert ended(FORKED_BEFORE, tmp_path) == [1]
+
+
+FORKED_IN_BLOCK = """
+def add(predictions, image_id):
+    predictions.add([image_id], torch.full((1, 10), 0.1), torch.ones(1, 10))
+
+model, telemetry = collector()
+backward(model)
+telemetry.step()
+with telemetry.val_predictions(0) as predictions:
+    add(predictions, 1)
+    child = os.fork()
+    add(predictions, 2 if child else 3)
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+        assert not os.path.exists(sys.argv[1] + "/predictions")
+if child == 0:
+    os._exit(0)
+telemetry.close()
+"""
+
+
+def test_a_child_forked_in_a_block_of_predictions_leaves_the_file_to_the_parent(tmp_path: Path) -> None:
+    """Both come to the end of the block; the file holds what the parent added."""
+    assert ended(FORKED_IN_BLOCK, tmp_path) == [1]
+    assert open_run(tmp_path / "run").val_predictions(0)["image_id"].tolist() == [1, 2]
+
+
+TROUBLED = """
+from pathlib import Path
+from ava_pipeline.errors import WriteError
+
+Path(sys.argv[1]).touch()
+model, telemetry = collector(on_error="raise")
+backward(model)
+telemetry.step()
+telemetry._recorder.flush(20)
+child = os.fork()
+if child == 0:
+    assert telemetry.flush()
+    telemetry.state_dict()
+    telemetry.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+try:
+    telemetry.close()
+except WriteError:
+    sys.exit(0)
+sys.exit("the parent was told nothing")
+"""
+
+
+def test_the_parents_trouble_is_raised_in_the_parent_alone(tmp_path: Path) -> None:
+    """A DataLoader worker can do nothing about it."""
+    run_script(TROUBLED, tmp_path)
+
+
 FORKING_OFTEN = """
 model, telemetry = collector(flush_interval_s=0.0001, fsync=True)
 backward(model)

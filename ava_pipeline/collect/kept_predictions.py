@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ava_pipeline.contract.files import sync_folder, written_aside
+from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.inside import check_inside
-from ava_pipeline.contract.layout import PARTIAL_SUFFIX, RunLayout
-from ava_pipeline.contract.parquet_file import write_parquet
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.parquet_file import write_checked
 from ava_pipeline.errors import DamagedFileError, PredictionsError
 
 _log = logging.getLogger("ava_pipeline")
@@ -62,15 +62,9 @@ class KeptPredictions:
 
 def _replace(path: Path, rows: pa.Table) -> None:
     check_inside(RunLayout(path.parents[1]))
-    new = path.with_name(f"{path.name}.new{PARTIAL_SUFFIX}")
-    write_parquet(new, rows)
-    try:
+    with written_aside(path) as file:
+        write_checked(file, rows)
         _keep_older(path)
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def _keep_older(path: Path) -> None:

@@ -5,7 +5,7 @@ They are opened here and not by Arrow, which takes no name that is not UTF-8.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,14 +34,28 @@ def write_parquet(path: Path, rows: pa.Table | RowStream) -> None:
         OSError: it cannot be written.
         DamagedFileError: what was read back is not what was written, or the rows cannot be read.
     """
-    stream = rows if isinstance(rows, RowStream) else RowStream.of(rows)
     with written_aside(path) as file:
-        with pq.ParquetWriter(file, stream.schema, **_OPTIONS) as writer:
-            for group in _groups(stream):
-                writer.write_table(group, row_group_size=group.num_rows)
-        file.flush()
-        if not same_rows(parquet_rows(Path(file.name)), stream):
-            raise DamagedFileError(f"{file.name} reads back other than it was written: check the disk.")
+        write_checked(file, rows)
+
+
+def write_checked(file: BinaryIO, rows: pa.Table | RowStream) -> None:
+    """Write Parquet into a new file, and read it back.
+
+    Args:
+        file: empty, and open under a name.
+        rows: a stream is read twice, a row group of it in memory at a time.
+
+    Raises:
+        OSError: it cannot be written.
+        DamagedFileError: what was read back is not what was written, or the rows cannot be read.
+    """
+    stream = rows if isinstance(rows, RowStream) else RowStream.of(rows)
+    with pq.ParquetWriter(file, stream.schema, **_OPTIONS) as writer:
+        for group in _groups(stream):
+            writer.write_table(group, row_group_size=group.num_rows)
+    file.flush()
+    if not same_rows(parquet_rows(Path(file.name)), stream):
+        raise DamagedFileError(f"{file.name} reads back other than it was written: check the disk.")
 
 
 def _groups(stream: RowStream) -> Iterator[pa.Table]:

@@ -86,7 +86,7 @@ def test_an_epoch_whose_new_predictions_the_disk_refuses_keeps_its_old_ones(tmp_
     path = tmp_path / "predictions" / "val_epoch_000.parquet"
     kept, newer = KeptPredictions(), pa.table({"image_id": [4]})
     kept.write(path, ROWS)
-    for in_the_way in (path.with_name(f"{path.name}.new.partial") / "inside", path.parent / "superseded"):
+    for in_the_way in (path.with_name(f"{path.name}.partial") / "inside", path.parent / "superseded"):
         in_the_way.parent.mkdir(exist_ok=True)
         in_the_way.touch()
         with pytest.raises(PredictionsError, match="kept in memory"):

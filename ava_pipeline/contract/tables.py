@@ -7,7 +7,6 @@ Schema that tells others about them.
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import pyarrow as pa
@@ -22,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from ava_pipeline.contract.computed_once import computed_once
 from ava_pipeline.errors import MisuseError
 
 SCHEMA_VERSION: Final = 1
@@ -54,7 +54,7 @@ _MOST_NOT_BELOW = 2**53  # a float tells it from its neighbours
 
 
 class _Declaration(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(computed_once,))
 
 
 class Column(_Declaration):
@@ -151,7 +151,7 @@ class Table(_Declaration):
                 raise ValueError(f"column {name!r} stands twice; rename one of them")
         return self
 
-    @cached_property
+    @computed_once
     def row_model(self) -> type[BaseModel]:
         """The pydantic model of a row: strict, its run columns of one type."""
         fields: dict[str, Any] = {
@@ -200,7 +200,7 @@ class RunTable(_Declaration):
             raise ValueError(f"table {self.table.name!r} has a column twice")
         return self
 
-    @cached_property
+    @computed_once
     def columns(self) -> tuple[Column, ...]:
         """Every column, in file order."""
         if self.table.run_columns is None:
@@ -208,12 +208,12 @@ class RunTable(_Declaration):
         kind = self.table.run_columns
         return self.table.columns + tuple(kind.model_copy(update={"name": name}) for name in self.run_column_names)
 
-    @cached_property
+    @computed_once
     def column_names(self) -> tuple[str, ...]:
         """The names of every column, in file order."""
         return tuple(column.name for column in self.columns)
 
-    @cached_property
+    @computed_once
     def arrow_schema(self) -> pa.Schema:
         """The table in Arrow; the metadata names table and schema version."""
         metadata: dict[bytes | str, bytes | str] = {
@@ -222,7 +222,7 @@ class RunTable(_Declaration):
         }
         return pa.schema([column.arrow_field for column in self.columns], metadata=metadata)
 
-    @cached_property
+    @computed_once
     def _rows_adapter(self) -> TypeAdapter[Any]:
         return TypeAdapter(list[self.table.row_model])  # type: ignore[name-defined]  # a model made at run time
 

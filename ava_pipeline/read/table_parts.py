@@ -1,9 +1,9 @@
 """A table's files, read through side by side."""
 
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from pathlib import Path
 
+from ava_pipeline.contract.computed_once import computed_once
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
@@ -63,7 +63,7 @@ class TableReader:
         part = read_through(file, path, windows, check, self._listing)
         return part, part is not None and twin.is_same and not twin.has_more(part.num_rows)
 
-    @cached_property
+    @computed_once
     def _parquet(self) -> Part | None:
         if self._stored is None:
             return None

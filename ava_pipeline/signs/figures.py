@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.computed_once import computed_once
 from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.manifest import Group, Role
 
@@ -31,23 +31,23 @@ class Figures:
     def __len__(self) -> int:
         return self.rows.num_rows
 
-    @cached_property
+    @computed_once
     def names(self) -> tuple[str, ...]:
         """The columns that hold numbers, the keys left out."""
         schema = self.rows.schema
         return tuple(field.name for field in schema if pa.types.is_floating(field.type) and field.name not in _KEYS)
 
-    @cached_property
+    @computed_once
     def batch_idx(self) -> NDArray[np.int64]:
         """1-based batch of each row."""
         return self.rows.column("batch_idx").to_numpy()
 
-    @cached_property
+    @computed_once
     def epoch(self) -> NDArray[np.int64]:
         """0-based epoch of each row."""
         return self.rows.column("epoch").to_numpy()
 
-    @cached_property
+    @computed_once
     def _values(self) -> dict[str, Values]:
         return {}
 

@@ -11,7 +11,7 @@ EventName = Literal[
     "non_finite",  # nan or inf was measured
     "gap",  # collected steps that never reached the files
     "failed_row",  # a row that broke a rule of its table
-    "failed_write",  # rows that a file did not take
+    "failed_write",  # rows that a file did not take, or that the disk did not sync
     "damaged_file",  # bytes of an older file that could not be read
     "changed_columns",  # a resumed run whose columns are not those of its older rows
     "not_measured",  # gradients that one process cannot measure without waiting

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ava_pipeline.contract.files import sync_folder
 from ava_pipeline.contract.frames import ROWS_MAGIC, SCHEMA_MAGIC, Damage, Frame, frame_bytes, read_frames
 from ava_pipeline.contract.messages import UNUSABLE, read_rows, read_schema
 from ava_pipeline.contract.tables import VERSION_KEY
@@ -32,7 +31,6 @@ class JournalWriter:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, rows_before: int = 0) -> None:
-        self._path = path
         self._num_rows = rows_before
         self._file = path.open("xb", buffering=0)
         self._end = 0
@@ -55,7 +53,6 @@ class JournalWriter:
     def sync(self) -> None:
         """Wait until the bytes written are on the disk."""
         os.fsync(self._file.fileno())
-        sync_folder(self._path.parent)
 
     def close(self) -> None:
         """Close the file; the journal stays where it is."""

@@ -44,7 +44,7 @@ class StepCounters(_Entry):
     collected: Count = 0
     written: Count = Field(default=0, description="Every writer took every row of the step.")
     dropped: Count = Field(default=0, description="The channel had no room, or was closed.")
-    failed: Count = Field(default=0, description="A rule or a writer refused a row of the step.")
+    failed: Count = Field(default=0, description="A rule or a writer refused a row of the step, or fsync failed.")
     pending: Count = 0
 
 

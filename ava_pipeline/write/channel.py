@@ -20,7 +20,7 @@ class TelemetryStats:
         collected: steps of which a row was to be written.
         written: every configured writer took every row of the step; Parquet's are safe in the journal.
         dropped: the channel had no room, or was closed.
-        failed: a rule or a writer refused a row of the step.
+        failed: a rule or a writer refused a row of the step, or the disk did not sync it where `fsync` asks for that.
         pending: handed over, not yet one of the others.
     """
 

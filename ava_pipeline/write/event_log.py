@@ -91,13 +91,10 @@ class EventLog:
             self.fail(broken, "an event could not be written")
 
     def sync(self) -> None:
-        """Wait until every event written survives a power loss.
-
-        Raises:
-            OSError: the disk refused.
-        """
+        """Wait until every event written survives a power loss."""
         if self._files is not None:
-            self._files.sync()
+            for error in self._files.sync().values():
+                self.fail(error, "events.csv could not be synced")
 
     def close(self) -> None:
         """Write what waits and close the file."""

@@ -44,6 +44,18 @@ def lost_event(steps: Sequence[PendingRow], reason: object, *, file: str | None 
     )
 
 
+def unsynced_event(steps: Sequence[PendingRow], reason: object, *, file: str) -> Event:
+    """Steps that a file took and the disk did not sync.
+
+    Args:
+        steps: at least one, in order.
+        reason: why.
+        file: the one that holds them.
+    """
+    message = f"{file} took {len(steps)} collected steps that could not be synced, so a power loss may take them:"
+    return replace(lost_event(steps, reason, file=file), message=f"{message} {reason}")
+
+
 def refused_row_event(step: PendingRow, table: str, problem: RowProblem) -> Event:
     """A row that broke a rule of its table."""
     what = f"{table}.{problem.column} was {problem.value}: {problem.message}. The row was not written."

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ava_pipeline.errors import in_words
 from ava_pipeline.write.event_log import EventLog
-from ava_pipeline.write.losses import lost_event, refused_row_event, unmade_row_event, with_samples
+from ava_pipeline.write.losses import lost_event, refused_row_event, unmade_row_event, unsynced_event, with_samples
 from ava_pipeline.write.rows import Numbers, PendingRow, RowSource, rows_of_each
 from ava_pipeline.write.sign_watch import SignWatch
 from ava_pipeline.write.table_files import Outcome, TableFiles
@@ -55,12 +55,16 @@ class MeasuredTable:
             self._log.add(with_samples(event, by_batch))
         return {step.batch_idx for step, _ in refused} | {made[row].batch_idx for row in outcome.failed}
 
-    def sync(self) -> None:
-        """Wait until every row taken survives a power loss; trouble is told."""
-        try:
-            self._files.sync()
-        except OSError as error:
-            self._log.fail(error, f"{self._name} could not be synced")
+    def sync(self, steps: Sequence[PendingRow]) -> bool:
+        """Wait until the rows of these steps, taken just now, survive a power loss.
+
+        Returns:
+            Whether they do, in every file; if not, the log tells why.
+        """
+        errors = self._files.sync()
+        for file, error in errors.items():
+            self._log.add(unsynced_event(steps, in_words(error), file=file))
+        return not errors
 
     def close(self) -> None:
         """Finish every file; trouble is told."""

@@ -20,7 +20,7 @@ from ava_pipeline.write.csv import CsvWriter
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.kept_manifest import KeptManifest
 from ava_pipeline.write.lock import RunLock
-from ava_pipeline.write.losses import moved_event, unread_step_event
+from ava_pipeline.write.losses import moved_event, unread_step_event, unsynced_event
 from ava_pipeline.write.measured_table import MeasuredTable
 from ava_pipeline.write.parquet import ParquetWriter
 from ava_pipeline.write.rows import PendingRow, RowSource, read_steps
@@ -115,7 +115,8 @@ class RunFiles:
         """Write the rows of some steps to every table.
 
         Returns:
-            How many of the steps failed: a measure, a rule or a writer refused one of their rows.
+            How many of the steps failed: a measure, a rule or a writer refused one of their rows, or the disk to sync
+            them.
         """
         read, numbers, unread = read_steps(steps)
         for step, error in unread:
@@ -129,8 +130,8 @@ class RunFiles:
         if self._watch is not None:
             self._watch.remember(steps)
         self._log.write()
-        if self._fsync:
-            self._sync()
+        if self._fsync and not self._is_synced(steps):
+            return len(steps)
         return len(failed)
 
     def heartbeat(self, stats: TelemetryStats) -> None:
@@ -210,14 +211,16 @@ class RunFiles:
             self._lock.release()
             self._lock = None
 
-    def _sync(self) -> None:
-        for table in self._tables:
-            table.sync()
+    def _is_synced(self, steps: Sequence[PendingRow]) -> bool:
+        """Sync every file, then the folder that names them; whether that keeps the steps safe."""
+        are_safe = [table.sync(steps) for table in self._tables]
+        self._log.sync()
         try:
-            self._log.sync()
             sync_folder(self._layout.telemetry)
         except OSError as error:
-            self._log.fail(error, "events.csv could not be synced")
+            self._log.add(unsynced_event(steps, in_words(error), file=self._layout.telemetry.name))
+            return False
+        return all(are_safe)
 
     def _num_rows(self) -> dict[str, int]:
         rows = {name: count for table in self._tables for name, count in table.num_rows.items()}

@@ -1,7 +1,7 @@
 """One table's rows to all of its files: check, make an Arrow batch, hand it to every writer."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd  # noqa: F401  # Arrow imports it at the first batch, which fails where that is written at exit
@@ -63,10 +63,13 @@ class TableFiles:
             outcome.failed = set(range(len(rows)))
         return outcome
 
-    def sync(self) -> None:
-        """Wait until every row taken survives a power loss."""
-        for writer in self._writers:
-            writer.sync()
+    def sync(self) -> dict[str, Exception]:
+        """Wait until every row taken survives a power loss.
+
+        Returns:
+            What writers raised, by file name.
+        """
+        return self._of_each(lambda writer: writer.sync())
 
     def close(self) -> dict[str, Exception]:
         """Finish every file, also when another could not be finished.
@@ -74,13 +77,7 @@ class TableFiles:
         Returns:
             What writers raised, by file name.
         """
-        errors: dict[str, Exception] = {}
-        for writer in self._writers:
-            try:
-                writer.close()
-            except Exception as error:  # noqa: BLE001  # whatever breaks one file must not cost the others
-                errors[writer.file_name] = error
-        return errors
+        return self._of_each(lambda writer: writer.close())
 
     def abandon(self) -> None:
         """Let go of every file as it is."""
@@ -112,6 +109,15 @@ class TableFiles:
                 for row in left
             ]
         return self._batch(rows, outcome)
+
+    def _of_each(self, do: Callable[[Writer], None]) -> dict[str, Exception]:
+        errors: dict[str, Exception] = {}
+        for writer in self._writers:
+            try:
+                do(writer)
+            except Exception as error:  # noqa: BLE001  # whatever breaks one file must not cost the others
+                errors[writer.file_name] = error
+        return errors
 
     def _hand_over(self, batch: pa.RecordBatch, outcome: Outcome) -> None:
         for writer in self._writers:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ava_pipeline.contract.files import written_aside
+from tests.disk_calls import recorded
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -15,6 +16,16 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_bytes() == b"whole"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.bin"]
+
+
+def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any other order a power loss may leave the name on an empty file, or the older file gone."""
+    calls = recorded(monkeypatch)
+    with written_aside(tmp_path / "file.bin") as file:
+        file.write(b"whole")
+    assert calls == [("sync", "file.bin.partial"), ("rename", "file.bin"), ("sync", tmp_path.name)]
 
 
 def test_an_exception_leaves_the_older_file(tmp_path: Path) -> None:

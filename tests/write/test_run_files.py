@@ -1,7 +1,9 @@
 """The files of one run: what is written, what fails, and what is told of it."""
 
+import errno
 import logging
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.errors import WriteError
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.rows import PendingRow
+from tests.disk_calls import recorded
 from tests.write.feeding import NO_STEPS, Room, Staged, csv_batches, csv_rows, event_rows, parquet_batches, step, steps
 from tests.write.test_lock import held_elsewhere
 
@@ -275,19 +278,54 @@ def test_the_manifest_is_rewritten_by_the_heartbeat_and_not_with_every_row(tmp_p
 
 
 def test_syncing_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `fsync`, every file and the folder are synced; a disk that refuses is told and costs no row."""
+    """With `fsync`, each write is followed by a sync of every file of rows and events, and of the folder."""
     room = Room(tmp_path, fsync=True)
     room.write([1])
+    calls = recorded(monkeypatch)
+    for batch in (2, 3):
+        assert room.files.write(steps([batch])) == 0
+        rows = ["norms.csv", "norms.journal"]
+        syncs = [("sync", name) for name in (*rows, "events.csv", "telemetry")]
+        assert calls == [*(("write", name) for name in rows), *syncs]
+        calls.clear()
+    room.close()
+
+
+@pytest.mark.parametrize("name", ["norms.csv", "norms.journal", "telemetry"])
+def test_rows_that_the_disk_does_not_sync_are_told_and_count_as_failed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in the files, and nobody knows whether on the disk; asking it again would tell nothing of them."""
+    room = Room(tmp_path, fsync=True)
+    room.write([1])
+    fsync = os.fsync
 
     def refuse(descriptor: int) -> None:
-        raise OSError(5, "Input/output error")
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
 
     with monkeypatch.context() as broken:
-        broken.setattr("os.fsync", refuse)
-        assert room.files.write(steps([2])) == 0
-    assert "could not be synced" in str(room.log.trouble)
+        broken.setattr(os, "fsync", refuse)
+        assert room.files.write(steps([2, 3])) == 2
+    assert room.files.write(steps([4])) == 0
     room.close()
-    assert csv_batches(tmp_path) == [1, 2]
+    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3, 4]
+    (told,) = event_rows(tmp_path, "failed_write")
+    file = name.replace("journal", "parquet")
+    assert (told["batch_idx"], told["batch_idx_end"], told["value"], told["column"]) == (2, 3, 2, file)
+    assert f"{file} took 2 collected steps that could not be synced" in str(told["message"])
+
+
+def test_events_that_the_disk_does_not_sync_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost no row."""
+    room = Room(tmp_path, fsync=True)
+    room.write([1])
+    with monkeypatch.context() as broken:
+        broken.setattr(room.log._files, "sync", lambda: {"events.csv": OSError(errno.EIO, os.strerror(errno.EIO))})
+        assert room.files.write(steps([2])) == 0
+    assert "events.csv could not be synced" in str(room.log.trouble)
+    room.close()
 
 
 def test_a_journal_that_does_not_become_parquet_is_kept_and_told(

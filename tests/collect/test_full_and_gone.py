@@ -2,10 +2,11 @@
 
 import logging
 import os
+import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 
@@ -27,26 +28,60 @@ TABLES = ("gradient_norms", "learning_rates", "steps")
 LOSSES = ("failed_write", "gap")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+class FullDisk:
+    """A disk without room from `fill` to `free`: each file keeps 2 KiB at most. Root or not, the system says so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(self) -> None:
+        """Take all the room that is left."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, self._limits[1]))
+
+    def free(self) -> None:
+        """Give it back."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+
+class SmallDisk(FullDisk):
     """A real file system of 256 KiB."""
+
+    def fill(self) -> None:
+        """Take all the room that is left."""
+        with (self.folder / "other").open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(b"x" * 1024):
+                pass
+
+    def free(self) -> None:
+        """Give it back."""
+        (self.folder / "other").unlink(missing_ok=True)
+
+
+@pytest.fixture(params=["a limit on file sizes", "a small file system"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FullDisk]:
+    """A disk that can be full: by the limit for everyone, and a real one where root may mount it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if request.param == "a small file system":
+        with mounted(folder):
+            yield SmallDisk(folder)
+        return
+    disk = FullDisk(folder)
+    yield disk
+    disk.free()
+
+
+@contextmanager
+def mounted(folder: Path) -> Iterator[None]:
+    """A tmpfs of 256 KiB."""
     mount, umount = shutil.which("mount"), shutil.which("umount")
     if os.geteuid() or mount is None or umount is None:
         pytest.skip("only root may mount a small file system")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run([mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=False)
-    if mounted.returncode:
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=False).returncode:
         pytest.skip("this system mounts no tmpfs")
-    yield disk
-    subprocess.run([umount, "--lazy", str(disk)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Take all the room that is left."""
-    with path.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(b"x" * 1024):
-            pass
+    yield
+    subprocess.run([umount, "--lazy", str(folder)], check=True)
 
 
 def batches(path: Path) -> set[int]:
@@ -73,22 +108,20 @@ def assert_balanced(root: Path, stats: TelemetryStats) -> None:
     assert TelemetryStats(**counted) == stats
 
 
-def test_a_disk_that_fills_up_costs_rows_until_there_is_room(
-    small_disk: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_disk_that_fills_up_costs_rows_until_there_is_room(disk: FullDisk, caplog: pytest.LogCaptureFixture) -> None:
     """Training is the same to the bit; rows fail, are told once a file, and come again when there is room."""
-    root = small_disk / "run"
+    root = disk.folder / "run"
     model, optimizer = tiny()
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
         telemetry = TelemetryCollector(model, optimizer, root, collect_every_n=1)
         train(telemetry, model, optimizer, 5)
         assert telemetry.flush(SOON_S)
-        fill(small_disk / "other")
+        disk.fill()
         train(telemetry, model, optimizer, 300)
         assert telemetry.flush(SOON_S)
         num_failed = telemetry.stats().failed
         assert num_failed > 200  # a little fits into pages that the files have already
-        (small_disk / "other").unlink()
+        disk.free()
         train(telemetry, model, optimizer, 5)
         stats = telemetry.close()
     assert stats == TelemetryStats(collected=310, written=310 - num_failed, failed=num_failed)

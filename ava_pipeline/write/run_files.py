@@ -48,6 +48,9 @@ class RunFiles:
         fsync: sync every file after each write.
         retry_s: after an opening that failed, how long the disk is left alone.
         watch: looks at the rows for warning signs; None does not look.
+
+    Attributes:
+        doing: what a thread that does not come back is busy with, in words.
     """
 
     def __init__(  # noqa: PLR0913  # what is written, and how, each with its name
@@ -70,6 +73,7 @@ class RunFiles:
         self._fsync = fsync
         self._retry_s = retry_s
         self._watch = watch
+        self.doing = "waiting for rows"
         self._refusal = ""
         self._closed_until = -math.inf
         self._lock: RunLock | None = None
@@ -103,6 +107,7 @@ class RunFiles:
             return
         if time.monotonic() < self._closed_until:
             raise WriteError(self._refusal)
+        self.doing = "opening the run, which waits for the disk, or for a writer on another host"
         try:
             self._open()
         except Exception as error:
@@ -118,6 +123,7 @@ class RunFiles:
             How many of the steps failed: a measure, a rule or a writer refused one of their rows, or the disk to sync
             them.
         """
+        self.doing = "writing rows, and the disk or the device may be stuck"
         read, numbers, unread = read_steps(steps)
         for step, error in unread:
             self._log.add(unread_step_event(step, error))
@@ -148,6 +154,7 @@ class RunFiles:
 
         A run that was moved away is left as it lies: finishing it here would make a directory that holds no row.
         """
+        self.doing = "finishing the files, and the disk may be stuck"
         self._leave_where_moved(stats)
         manifest, self._manifest = self._manifest, None
         if self._watch is not None:

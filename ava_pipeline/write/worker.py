@@ -88,10 +88,11 @@ class Worker:
     def _warn_of_unfinished(self, timeout_s: float | None) -> None:
         num_pending = self._channel.stats().pending
         _log.warning(
-            "telemetry did not finish within %s s: %sthe files are not finished yet. The disk may be stuck; "
+            "telemetry did not finish within %s s: %sthe files are not finished yet. It is %s; "
             "what is in the journal can be read with open_run().",
             timeout_s,
             f"{num_pending} collected steps are not written, and " if num_pending else "",
+            self._files.doing,
         )
 
     def _close_at_exit(self) -> None:

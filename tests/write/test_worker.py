@@ -4,6 +4,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.csv import CsvWriter
+from ava_pipeline.write.holder import lives_elsewhere
 from ava_pipeline.write.parquet import ParquetWriter
 from tests.write.feeding import Room, csv_batches, event_rows, parquet_batches, step
+from tests.write.test_lock import left_by_another_host
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -109,7 +112,7 @@ def test_close_with_a_stuck_disk_returns_in_time_and_says_what_is_unwritten(
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
         stats = room.worker.close(0.01, "finished")
     assert stats == TelemetryStats(collected=2, pending=2)
-    assert "2 collected steps are not written, and the files are not finished yet" in caplog.text
+    assert "2 collected steps are not written, and the files are not finished yet. It is writing rows" in caplog.text
     gate.opened.set()
     assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=2, written=2)
     assert csv_batches(room.root) == [1, 2]
@@ -125,12 +128,35 @@ def test_close_waits_again_where_the_disk_was_stuck_while_files_were_finished(
     assert room.channel.flush(SOON_S)
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
         assert room.worker.close(0.01, "failed", "ValueError") == TelemetryStats(collected=1, written=1)
-    assert ": the files are not finished yet" in caplog.text
+    assert ": the files are not finished yet. It is finishing the files, and the disk may be stuck" in caplog.text
     gate.opened.set()
     room.worker.close(SOON_S, "finished")
     assert not room.layout.journal("norms").exists()
     attempt = read_manifest(room.layout.manifest).attempt
     assert (attempt.status, attempt.error) == ("failed", "ValueError")
+
+
+def test_close_says_where_a_writer_on_another_host_is_waited_for(
+    run: Callable[..., Room], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And blames no disk. When the host has shown no sign of life, the rows are written."""
+    folder = tmp_path / "run" / "telemetry"
+    folder.mkdir(parents=True)
+    left_by_another_host(folder, age_s=5)
+    reached, opened = threading.Event(), threading.Event()
+
+    def wait(_seconds: float) -> None:
+        reached.set()
+        opened.wait(SOON_S)
+
+    monkeypatch.setattr("ava_pipeline.write.lock.lives_elsewhere", partial(lives_elsewhere, wait=wait))
+    room = run()
+    room.offer(step(1))
+    assert reached.wait(SOON_S)
+    room.worker.close(0.01, "finished")
+    assert "It is opening the run, which waits for the disk, or for a writer on another host" in caplog.text
+    opened.set()
+    assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=1, written=1)
 
 
 def test_steps_dropped_while_the_disk_is_stuck_are_a_gap(

@@ -43,10 +43,12 @@ class Worker:
         self._flush_interval_s = flush_interval_s
         self._exit_timeout_s = exit_timeout_s
         self._ending: tuple[Status, str | None] | None = None  # as the first close says
+        self._older_error = id(None)  # not the error, which would hold its frames and their tensors
         self._thread = threading.Thread(target=self._run, name="ava-telemetry", daemon=True)
 
     def start(self) -> None:
         """Start the thread; from now on a normal exit waits for it. Without one, every row is dropped."""
+        self._older_error = id(_last_error())
         try:
             self._thread.start()
         except RuntimeError as error:  # the system gives no more threads, or the interpreter is ending
@@ -96,9 +98,11 @@ class Worker:
         )
 
     def _close_at_exit(self) -> None:
-        uncaught = getattr(sys, "last_type", None)
-        status: Status = "finished" if uncaught is None else _status_of(uncaught)
-        self.close(self._exit_timeout_s, status, uncaught.__name__ if uncaught else None)
+        error = _last_error()
+        if error is None or id(error) == self._older_error:
+            self.close(self._exit_timeout_s, "finished")
+        else:
+            self.close(self._exit_timeout_s, _status_of(type(error)), type(error).__name__)
 
     def _run(self) -> None:
         try:
@@ -137,6 +141,11 @@ class Worker:
         if waiting:
             self._log.add(lost_event(waiting, "telemetry ended early."))
         self._files.close(self._channel.stats(), "failed", type(error).__name__)
+
+
+def _last_error() -> BaseException | None:
+    """The exception that went uncaught last; in a notebook, which goes on, it may be that of a cell before the run."""
+    return getattr(sys, "last_value", None)
 
 
 def _status_of(error: type[BaseException]) -> Status:

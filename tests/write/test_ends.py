@@ -50,6 +50,26 @@ def test_a_process_that_forgets_to_close_writes_every_row(
     assert manifest.attempt.counters.written == 30
 
 
+CELL = """
+import code
+code.InteractiveInterpreter().runsource("1/0")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "error"),
+    [(CELL + ENDING, "finished", None), (CELL + ENDING + CELL, "failed", "ZeroDivisionError")],
+    ids=["before", "since"],
+)
+def test_an_error_in_a_notebook_counts_where_it_came_since_the_run_began(
+    script: str, status: str, error: str | None, tmp_path: Path
+) -> None:
+    """An earlier cell's is not the run's."""
+    run_script(script, tmp_path)
+    manifest = read_manifest(RunLayout(tmp_path).manifest)
+    assert (manifest.status, manifest.attempt.error) == (status, error)
+
+
 LATE = """
 import atexit, threading
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError

@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ava_pipeline.contract.damaged import keep_damaged, keep_damaged_end
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
-from ava_pipeline.contract.parquet_file import check_parquet, parquet_rows, write_parquet
+from ava_pipeline.contract.parquet_file import check_parquet, num_parquet_rows, parquet_rows, write_parquet
 from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
@@ -89,7 +88,7 @@ def _set_damaged_aside(layout: RunLayout, names: Collection[str]) -> Iterator[Me
 
 def count_rows(layout: RunLayout, names: Collection[str]) -> dict[str, int]:
     """Rows in each file of the named tables that were made whole, by file name."""
-    counts = {path.name: pq.read_metadata(path).num_rows for path in files_of(layout, names, "parquet")}
+    counts = {path.name: num_parquet_rows(path) for path in files_of(layout, names, "parquet")}
     for path in files_of(layout, names, "csv"):
         with path.open("rb") as file:
             counts[path.name] = max(0, sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b"")) - 1)

@@ -10,7 +10,7 @@ from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.contract.parquet_file import read_parquet
 from ava_pipeline.write import kept_manifest
 from tests.scripts import run_script
-from tests.write.feeding import NO_STEPS, Room, csv_batches, event_rows
+from tests.write.feeding import NO_STEPS, Room, csv_batches, event_rows, leave_as_killed
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -43,6 +43,16 @@ def test_in_the_command_line_and_the_directorys_name(tmp_path: Path) -> None:
     assert read_manifest(telemetry / "manifest.json").attempt.argv[-1] == "--data=caf\\udce9"
     (told,) = event_rows(tmp_path / "run", "damaged_file")
     assert f"{tmp_path}/caf\\udce9 was moved" in str(told["message"])
+
+
+def test_a_run_in_such_a_directory_is_resumed(tmp_path: Path) -> None:
+    """Behind rows in Parquet and rows in a journal."""
+    for last, is_killed in ((0, False), (1, True), (2, False)):
+        room = Room(tmp_path / CAFE, resumed_from=last)
+        room.write([last + 1])
+        (leave_as_killed if is_killed else Room.close)(room)
+    parquet = room.layout.parquet("norms")
+    assert read_parquet(parquet).column("batch_idx").to_pylist() == [1, 2, 3]
 
 
 def test_in_a_users_facts() -> None:

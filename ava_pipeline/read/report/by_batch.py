@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ava_pipeline.read.report.drawn import Drawn, Trace, color, dash, number, plain
+from ava_pipeline.read.report.drawn import Drawn, Trace, number, plain
 from ava_pipeline.read.report.lines import bounds_of, traces_of
+from ava_pipeline.read.report.looks import Look, looks_of
 from ava_pipeline.read.report.marks import bands, epoch_lines, epoch_names, place_of, shown_findings
 from ava_pipeline.read.report.seen import Seen
 from ava_pipeline.read.report.series import NORMS, RATES, Series, columns_of, epoch_starts, ratio_of
@@ -28,16 +29,17 @@ def figures_by_batch(runs: Sequence[Seen]) -> Iterator[Drawn]:
     norms, ratios, rates = (list(chain.from_iterable(map(of, runs))) for of in (_norms, ratio_of, _rates))
     num_slices = _num_slices([*norms, *ratios, *rates])
     findings = [finding for seen in runs for finding in shown_findings(seen)]
+    looks = looks_of(seen.name for seen in runs) if len(runs) > 1 else {}
     if norms:
         caption = f"L2 norms of the gradients of each group, logarithmic. {_SIGNS}"
         words = _Words("norms", "Gradient norms by group", caption)
-        yield _figure(words, norms, findings, num_slices, in_parts=len(runs) > 1)
+        yield _figure(words, norms, findings, num_slices, looks)
     if ratios:
         caption = "The norm of the last backbone stage over the head's: near 0, the backbone is not learning."
-        yield _figure(_Words("ratio", "Ratio of backbone to head", caption), ratios, [], num_slices)
+        yield _figure(_Words("ratio", "Ratio of backbone to head", caption), ratios, [], num_slices, looks)
     if rates:
         caption = "The rate that each step used, by the optimizer's groups, logarithmic."
-        yield _figure(_Words("rates", "Learning rates", caption), rates, findings, num_slices)
+        yield _figure(_Words("rates", "Learning rates", caption), rates, findings, num_slices, looks)
 
 
 class _Words(NamedTuple):
@@ -62,9 +64,15 @@ def _num_slices(series: Sequence[Series]) -> int:
 
 
 def _figure(
-    words: _Words, series: Sequence[Series], findings: Sequence[Finding], num_slices: int, *, in_parts: bool = False
+    words: _Words,
+    series: Sequence[Series],
+    findings: Sequence[Finding],
+    num_slices: int,
+    looks: dict[str, Look],
 ) -> Drawn:
+    """One run: a look a column. Several: a look a run, and a part of the plot a column."""
     columns = list(dict.fromkeys(one.column for one in series))
+    in_parts = bool(looks) and len(columns) > 1
     parts = {column: _axis(place) if in_parts else "y" for place, column in enumerate(columns)}
     starts = epoch_starts(series)
     here = [finding for finding in findings if place_of(finding) == words.name]
@@ -73,7 +81,7 @@ def _figure(
         title=words.title,
         caption=words.caption,
         label=_label(words.title, series, starts),
-        traces=list(_traces(series, parts, num_slices)),
+        traces=list(_traces(series, parts, num_slices, looks)),
         layout={
             **_axes(parts),
             "shapes": [*epoch_lines(starts), *bands(here, parts if in_parts else {})],
@@ -86,23 +94,17 @@ def _figure(
     )
 
 
-def _traces(series: Sequence[Series], parts: dict[str, str], num_slices: int) -> Iterator[Trace]:
-    """One run: a colour a column. Several: a colour a run, and where they share a part a dash a column."""
-    runs = list(dict.fromkeys(one.run for one in series))
-    columns = list(parts)
-    has_own_part = len(set(parts.values())) > 1
+def _traces(
+    series: Sequence[Series], parts: dict[str, str], num_slices: int, looks_of_runs: dict[str, Look]
+) -> Iterator[Trace]:
+    looks_of_columns = looks_of(parts)
+    first = next(iter(parts.values()))
     for one in series:
-        run, column = runs.index(one.run), columns.index(one.column)
-        if len(runs) == 1:
-            name, style = one.column, {"color": color(column), "dash": dash(column // 7)}
-        else:
-            name = one.run if has_own_part or len(columns) == 1 else f"{one.run}: {one.column}"
-            style = {"color": color(run), "dash": dash(0 if has_own_part else column)}
+        name, look = (one.run, looks_of_runs[one.run]) if looks_of_runs else (one.column, looks_of_columns[one.column])
         beside = [other for other in series if parts[other.column] == parts[one.column]]
         axes = {"xaxis": "x", "yaxis": parts[one.column]}
-        drawn = traces_of(one, num_slices, name=name, line={"width": 1.3, **style}, bounds=bounds_of(beside), axes=axes)
-        for trace in drawn:
-            yield trace | ({"showlegend": False} if has_own_part and column else {})
+        for trace in traces_of(one, num_slices, name=name, look=look, bounds=bounds_of(beside), axes=axes):
+            yield trace | ({} if parts[one.column] == first else {"showlegend": False})
 
 
 def _axis(place: int) -> str:

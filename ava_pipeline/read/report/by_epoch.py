@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from ava_pipeline.read.report.drawn import Drawn, TextTable, Trace, color, number, plain
+from ava_pipeline.read.report.drawn import Drawn, TextTable, Trace, number, plain
+from ava_pipeline.read.report.looks import Look, looks_of
 from ava_pipeline.read.report.seen import EpochMetrics, Seen
 
 _TITLES = {
@@ -16,13 +17,14 @@ _HEIGHT = 240
 def figures_by_epoch(runs: Sequence[Seen]) -> Iterator[Drawn]:
     """A figure a metric that some run has."""
     given = {seen.name: seen.metrics for seen in runs if seen.metrics is not None and seen.metrics.epochs}
+    looks = looks_of(seen.name for seen in runs)
     names = dict.fromkeys(name for metrics in given.values() for name in metrics.figures)
     for name in names:
         having = {run: metrics for run, metrics in given.items() if name in metrics.figures}
-        yield _figure(name, having, is_alone=len(runs) == 1)
+        yield _figure(name, having, looks, is_alone=len(runs) == 1)
 
 
-def _figure(name: str, given: dict[str, EpochMetrics], *, is_alone: bool) -> Drawn:
+def _figure(name: str, given: dict[str, EpochMetrics], looks: dict[str, Look], *, is_alone: bool) -> Drawn:
     title = _TITLES.get(name, f"{name} (lower is better)")
     words = " ".join(_in_words(name, run, metrics) for run, metrics in given.items())
     traces: list[Trace] = [
@@ -30,13 +32,14 @@ def _figure(name: str, given: dict[str, EpochMetrics], *, is_alone: bool) -> Dra
             "type": "scatter",
             "mode": "lines+markers",
             "name": plain(run),
+            "legendgroup": plain(run),
             "x": metrics.epochs,
             "y": metrics.figures[name],
-            "line": {"color": color(place), "width": 1.5},
-            "marker": {"size": 5},
+            "line": {"color": looks[run].color, "dash": looks[run].dash, "width": 1.6},
+            "marker": {"size": 5, "symbol": looks[run].symbol},
             "hovertemplate": "epoch %{x}: %{y:.4f}<extra>%{fullData.name}</extra>",
         }
-        for place, (run, metrics) in enumerate(given.items())
+        for run, metrics in given.items()
     ]
     return Drawn(
         name=f"metric-{name}",

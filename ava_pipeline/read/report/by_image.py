@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ava_pipeline.read.predicted import Predicted
-from ava_pipeline.read.report.drawn import Drawn, TextTable, Trace, color, number, plain
+from ava_pipeline.read.report.drawn import Drawn, TextTable, Trace, number, plain
+from ava_pipeline.read.report.looks import Look, looks_of
 from ava_pipeline.read.report.seen import Seen
 
 _MAX_IMAGES = 3000
@@ -15,14 +16,16 @@ _THROUGH = {"color": "#8c8c8c", "dash": "dash", "width": 1.5}
 
 Places = NDArray[np.intp]
 Given = dict[str, Predicted]
+Looks = dict[str, Look]
 
 
 def figures_by_image(runs: Sequence[Seen]) -> Iterator[Drawn]:
     """Predicted against true means, and residuals."""
     given = {seen.name: seen.predictions[1] for seen in runs if seen.predictions is not None}
     if given:
-        yield _predicted_against_true(given)
-        yield _residuals(given)
+        looks = looks_of(seen.name for seen in runs)
+        yield _predicted_against_true(given, looks)
+        yield _residuals(given, looks)
 
 
 def epochs_told(runs: Sequence[Seen]) -> str:
@@ -37,8 +40,8 @@ def epochs_told(runs: Sequence[Seen]) -> str:
     )
 
 
-def _predicted_against_true(given: Given) -> Drawn:
-    traces = [_scatter(place, run, one, one.pred_mean, len(given)) for place, (run, one) in enumerate(given.items())]
+def _predicted_against_true(given: Given, looks: Looks) -> Drawn:
+    traces = [_scatter(looks[run], run, one, one.pred_mean, len(given)) for run, one in given.items()]
     low, high = _span(given)
     words = " ".join(_in_words(run, one) for run, one in given.items())
     ends = {"x0": low, "y0": low, "x1": high, "y1": high}
@@ -73,12 +76,9 @@ def _in_words(run: str, one: Predicted) -> str:
     return f"{run}: predicted {low} to {high}, true {least} to {most}."
 
 
-def _residuals(given: Given) -> Drawn:
-    traces = [
-        _scatter(place, run, one, one.pred_mean - one.gt_mean, len(given))
-        for place, (run, one) in enumerate(given.items())
-    ]
-    medians = [_median_line(place, run, one) for place, (run, one) in enumerate(given.items())]
+def _residuals(given: Given, looks: Looks) -> Drawn:
+    traces = [_scatter(looks[run], run, one, one.pred_mean - one.gt_mean, len(given)) for run, one in given.items()]
+    medians = [_median_line(looks[run], run, one) for run, one in given.items()]
     return Drawn(
         name="residuals",
         title="Residuals by true score",
@@ -96,7 +96,7 @@ def _residuals(given: Given) -> Drawn:
     )
 
 
-def _scatter(place: int, run: str, predicted: Predicted, heights: NDArray[np.float64], num_runs: int) -> Trace:
+def _scatter(look: Look, run: str, predicted: Predicted, heights: NDArray[np.float64], num_runs: int) -> Trace:
     chosen = _chosen(predicted, _MAX_IMAGES // num_runs)
     return {
         "type": "scatter",
@@ -107,7 +107,7 @@ def _scatter(place: int, run: str, predicted: Predicted, heights: NDArray[np.flo
         "y": heights[chosen].astype(np.float32),
         "text": [plain(one) for one in image_names(predicted, chosen)],
         "hovertemplate": "image %{text}<br>true %{x:.2f}, %{y:.2f}<extra>%{fullData.name}</extra>",
-        "marker": {"size": 5, "opacity": 0.55, "color": color(place)},
+        "marker": {"size": 6, "opacity": 0.75, "color": look.color, "symbol": look.symbol},
     }
 
 
@@ -142,7 +142,7 @@ def _half_scores(predicted: Predicted) -> Iterator[tuple[float, NDArray[np.float
         yield float(step), (predicted.pred_mean - predicted.gt_mean)[steps == step]
 
 
-def _median_line(place: int, run: str, predicted: Predicted) -> Trace:
+def _median_line(look: Look, run: str, predicted: Predicted) -> Trace:
     found = [(step + 0.25, float(np.median(residuals))) for step, residuals in _half_scores(predicted)]
     return {
         "type": "scatter",
@@ -151,7 +151,7 @@ def _median_line(place: int, run: str, predicted: Predicted) -> Trace:
         "legendgroup": plain(run),
         "x": [middle for middle, _ in found],
         "y": [median for _, median in found],
-        "line": {"color": color(place), "width": 2.5},
+        "line": {"color": look.color, "dash": look.dash, "width": 2.5},
         "hovertemplate": "median %{y:.2f}<extra>%{fullData.name}</extra>",
     }
 

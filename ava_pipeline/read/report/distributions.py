@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from ava_pipeline.contract.predictions import SCORES
 from ava_pipeline.read.predicted import Predicted
 from ava_pipeline.read.report.by_image import image_names
-from ava_pipeline.read.report.drawn import Drawn, TextTable, color, number
+from ava_pipeline.read.report.drawn import Drawn, TextTable, number
+from ava_pipeline.read.report.looks import look
 from ava_pipeline.read.report.seen import Seen
 
 _HEIGHT = 240
@@ -49,7 +50,7 @@ def _distribution(
             "name": what,
             "x": scores,
             "y": shares,
-            "marker": {"color": color(place)},
+            "marker": {"color": look(place).color},
             "hovertemplate": "%{y:.1%}",
         }
         for place, (what, shares) in enumerate((("predicted", pred), ("true", truth)))

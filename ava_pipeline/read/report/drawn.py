@@ -7,10 +7,6 @@ from typing import Any, TypeAlias
 
 Trace: TypeAlias = dict[str, Any]
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the blue is lighter here, to be seen on a dark page too.
-# Source: https://jfly.uni-koeln.de/color/
-COLORS = ("#2384c6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
-DASHES = ("solid", "dash", "dot", "dashdot")
 _MAX_NAME = 60
 
 
@@ -56,16 +52,6 @@ def plain(text: object) -> str:
     """Text that plotly, which knows some HTML, shows as it is; on one line, and cut where it is long."""
     line = " ".join(str(text).split())
     return html.escape(line if len(line) <= _MAX_NAME else f"{line[: _MAX_NAME - 1]}…", quote=False)
-
-
-def color(place: int) -> str:
-    """Of the line with this number."""
-    return COLORS[place % len(COLORS)]
-
-
-def dash(place: int) -> str:
-    """Lines beyond the colours are told apart by their dashes."""
-    return DASHES[place % len(DASHES)]
 
 
 def number(value: float | None) -> str:

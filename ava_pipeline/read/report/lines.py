@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from ava_pipeline.read.downsample import Points
 from ava_pipeline.read.report.drawn import Trace, plain
+from ava_pipeline.read.report.looks import Look
 from ava_pipeline.read.report.series import Series
 
 _HOVER = "%{y:.4g}<extra>%{fullData.name}</extra>"
 _FEW = 200
+_WIDTH = 1.6
 _MOST_INT32 = np.iinfo(np.int32).max
 
 
@@ -20,7 +22,7 @@ def traces_of(
     num_slices: int,
     *,
     name: str,
-    line: dict[str, Any],
+    look: Look,
     bounds: tuple[float, float],
     axes: dict[str, str],
 ) -> Iterator[Trace]:
@@ -30,17 +32,22 @@ def traces_of(
         series: what to draw.
         num_slices: in so many slices.
         name: in the legend.
-        line: plotly's style of the line.
+        look: of the line.
         bounds: the places below and above all values, where 0 and what is not finite are marked.
         axes: plotly's names of the axes.
     """
     points = series.line(num_slices)
+    line = {"color": look.color, "dash": look.dash, "width": _WIDTH}
     mode = "lines+markers" if len(points.values) <= _FEW else "lines"
     shared = {"type": "scatter", "name": plain(name), "legendgroup": plain(name), **axes}
-    yield shared | {"mode": mode, "line": line, "marker": {"size": 3}, "hovertemplate": _HOVER} | _xy(points)
+    yield (
+        shared
+        | {"mode": mode, "line": line, "marker": {"size": 4, "symbol": look.symbol}, "hovertemplate": _HOVER}
+        | _xy(points)
+    )
     alone = _alone(points)
     if mode == "lines" and len(alone.values):
-        marker = {"size": 3, "color": line["color"]}
+        marker = {"size": 3, "color": look.color, "symbol": look.symbol}
         yield shared | {"mode": "markers", "marker": marker, "showlegend": False, "hoverinfo": "skip"} | _xy(alone)
     marks = (
         ("not finite", series.not_finite(num_slices), bounds[1], "x"),
@@ -48,7 +55,7 @@ def traces_of(
     )
     for what, marked, height, symbol in marks:
         if len(marked.values):
-            yield shared | _marks(marked, height, symbol, line["color"], plain(f"{name}: {what}"))
+            yield shared | _marks(marked, height, symbol, look.color, plain(f"{name}: {what}"))
 
 
 def bounds_of(series: Sequence[Series]) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ava_pipeline.errors import ConfigError, NotARunError
-from ava_pipeline.read.report.drawn import color
+from ava_pipeline.read.report.looks import look
 from ava_pipeline.read.report.marks import SEVERITY_COLORS, place_of, shown_findings
 from ava_pipeline.read.report.seen import Seen
 from ava_pipeline.read.report.series import NORMS, Series, columns_of, epoch_starts
@@ -59,10 +59,14 @@ def write_picture(seen: Seen, path: Path) -> None:
 def _draw(axes: "Axes", seen: Seen, series: list[Series]) -> None:
     for place, one in enumerate(series):
         line = one.line(_NUM_SLICES)
-        axes.plot(line.batches, line.values, label=one.column, color=color(place), linewidth=1)
+        axes.plot(line.batches, line.values, label=one.column, color=look(place).color, linewidth=1)
         marked = one.not_finite(_NUM_SLICES)
         axes.plot(
-            marked.batches, [0.98] * len(marked.batches), "x", color=color(place), transform=axes.get_xaxis_transform()
+            marked.batches,
+            [0.98] * len(marked.batches),
+            "x",
+            color=look(place).color,
+            transform=axes.get_xaxis_transform(),
         )
     for finding in shown_findings(seen):
         if place_of(finding) == "norms":

@@ -1,0 +1,36 @@
+"""How lines and points are told apart: by colours, and beyond those by dashes and symbols."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# After Okabe and Ito, whose colours the colour-blind tell apart: in their order, darker or lighter where it takes that
+# to stand out 3 to 1 from a white page and from a dark one. Source: https://jfly.uni-koeln.de/color/
+_COLORS = ("#2a74c9", "#d55e00", "#009e73", "#c86f9f", "#ad8000", "#1c98bd", "#8c8c8c")
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How one line or run looks, in every figure alike.
+
+    Attributes:
+        color: of its line and its points.
+        dash: plotly's name of its line's.
+        symbol: plotly's name of its points'.
+    """
+
+    color: str
+    dash: str
+    symbol: str
+
+
+def look(place: int) -> Look:
+    """Of the line or the run with this number, from 0."""
+    beyond = place // len(_COLORS)
+    return Look(_COLORS[place % len(_COLORS)], _DASHES[beyond % len(_DASHES)], _SYMBOLS[beyond % len(_SYMBOLS)])
+
+
+def looks_of(names: Iterable[str]) -> dict[str, Look]:
+    """A look each, in their order: what shares figures is given together, so that it looks the same in all of them."""
+    return {name: look(place) for place, name in enumerate(dict.fromkeys(names))}

@@ -26,7 +26,7 @@ def traces_of(
     bounds: tuple[float, float],
     axes: dict[str, str],
 ) -> Iterator[Trace]:
-    """What is drawn of one series on a logarithmic scale.
+    """What is drawn of one series .
 
     Args:
         series: what to draw.
@@ -59,12 +59,15 @@ def traces_of(
 
 
 def bounds_of(series: Sequence[Series]) -> tuple[float, float]:
-    """Places below and above every positive value, a little apart on a logarithmic scale."""
-    parts = [one.values[np.isfinite(one.values) & (one.values > 0)] for one in series]
-    positive = np.concatenate([np.empty(0), *parts])
-    if not len(positive):
+    """Places below and above every value that is drawn, a little apart."""
+    is_log = all(one.is_log for one in series)
+    parts = [one.values[np.isfinite(one.values) & ((one.values > 0) | (not is_log))] for one in series]
+    shown = np.concatenate([np.empty(0), *parts])
+    if not len(shown):
         return 0.1, 1.0
-    return float(positive.min()) / 1.5, float(positive.max()) * 1.5
+    low, high = float(shown.min()), float(shown.max())
+    apart = (high - low) / 20
+    return (low / 1.5, high * 1.5) if is_log else (low - apart, high + apart)
 
 
 def _marks(marked: Points, height: float, symbol: str, color: str, name: str) -> Trace:

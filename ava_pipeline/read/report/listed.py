@@ -74,7 +74,7 @@ def listed(seen: Seen) -> Listed:
         name=seen.name,
         status=status_now(seen.manifest, utc_now()) if seen.manifest else "no manifest",
         is_generated=seen.is_generated,
-        findings=_listed_once(findings),
+        findings=_listed_once(seen, findings),
         num_findings=len(seen.diagnosis.findings) if seen.diagnosis else 0,
         num_more=max(0, len(seen.diagnosis.findings) - MAX_FINDINGS) if seen.diagnosis else 0,
         healthy=seen.diagnosis.healthy if seen.diagnosis else (),
@@ -83,10 +83,10 @@ def listed(seen: Seen) -> Listed:
     )
 
 
-def _listed_once(findings: Sequence[Finding]) -> list[ListedFinding]:
+def _listed_once(seen: Seen, findings: Sequence[Finding]) -> list[ListedFinding]:
     """The first of each sign in a column, with its severity, and the others behind it."""
     alike: dict[tuple[str, str | None, str], list[ListedFinding]] = {}
     for finding in findings:
         key = (finding.sign, finding.column, finding.severity)
-        alike.setdefault(key, []).append(ListedFinding(finding, place_of(finding)))
+        alike.setdefault(key, []).append(ListedFinding(finding, place_of(seen, finding)))
     return [replace(first, again=again) for first, *again in alike.values()]

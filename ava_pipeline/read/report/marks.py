@@ -4,24 +4,34 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ava_pipeline.read.report.seen import Seen
+from ava_pipeline.read.report.series import NORMS, RATES, STEPS, ratio_columns
 from ava_pipeline.signs.finding import Finding, Severity
 
 MAX_FINDINGS = 200
 SEVERITY_COLORS: Mapping[Severity, str] = {"error": "#d6336c", "warning": "#e8890c", "info": "#4c8dd6"}
 
 _MAX_LINES = 60
-_MAX_NAMES = 10
-_RATES = "lr_"
+_MAX_NAMES = 6
+_FIGURES = {NORMS: "norms", RATES: "rates", STEPS: "values"}
 _BARELY = "2e"  # opacity, in hexadecimal
 
 Shape = dict[str, Any]
 
 
-def place_of(finding: Finding) -> str | None:
-    """The figure in which a finding lies; None where it is of no batch."""
+def place_of(seen: Seen, finding: Finding) -> str | None:
+    """The figure in which a finding lies: that of its column's table; None where it is of no batch."""
     if not finding.batch_idx:
         return None
-    return "rates" if (finding.column or "").startswith(_RATES) else "norms"
+    tables = ((table, seen.table(table)) for table in _FIGURES)
+    having = (table for table, rows in tables if rows is not None and finding.column in rows.column_names)
+    return _FIGURES[next(having, NORMS)]
+
+
+def findings_in(seen: Seen, figure: str) -> list[Finding]:
+    """The findings of a run to mark in a figure; those of backbone and head show in their ratio, too."""
+    if figure == "ratio":
+        return [finding for finding in findings_in(seen, "norms") if finding.column in ratio_columns(seen)]
+    return [finding for finding in shown_findings(seen) if place_of(seen, finding) == figure]
 
 
 def shown_findings(seen: Seen) -> Sequence[Finding]:
@@ -29,12 +39,13 @@ def shown_findings(seen: Seen) -> Sequence[Finding]:
     return seen.diagnosis.findings[:MAX_FINDINGS] if seen.diagnosis else ()
 
 
-def bands(findings: Iterable[Finding], axis_of: Mapping[str, str]) -> Iterator[Shape]:
+def bands(findings: Iterable[Finding], axis_of: Mapping[str, str], border: str | None) -> Iterator[Shape]:
     """A band over each finding's batches.
 
     Args:
         findings: of one figure.
         axis_of: column -> the y axis of its part of the figure; one that has none goes through the whole figure.
+        border: the colour of the run whose findings they are; None where there is just one.
     """
     for finding in findings:
         axis = axis_of.get(finding.column or "")
@@ -49,7 +60,7 @@ def bands(findings: Iterable[Finding], axis_of: Mapping[str, str]) -> Iterator[S
             "y1": 1,
             "fillcolor": f"{color}{_BARELY}",
             "layer": "below",
-            "line": {"width": 2, "color": color},  # so that one of a single batch can be seen
+            "line": {"width": 2, "color": border or color},  # so that one of a single batch can be seen
         }
 
 
@@ -70,8 +81,8 @@ def epoch_lines(starts: Mapping[int, int]) -> Iterator[Shape]:
         }
 
 
-def epoch_names(starts: Mapping[int, int]) -> Iterator[dict[str, Any]]:
-    """The number of an epoch above its line; not each where there are many."""
+def epoch_names(starts: Mapping[int, int], *, shift: int) -> Iterator[dict[str, Any]]:
+    """The name of an epoch above its line, so many pixels higher; not each where there are many."""
     for epoch, start in list(starts.items())[:: _step(starts, _MAX_NAMES)]:
         yield {
             "xref": "x",
@@ -81,7 +92,8 @@ def epoch_names(starts: Mapping[int, int]) -> Iterator[dict[str, Any]]:
             "yanchor": "bottom",
             "xanchor": "left",
             "showarrow": False,
-            "text": str(epoch),
+            "yshift": shift,
+            "text": f"epoch {epoch}",
         }
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ava_pipeline.errors import ConfigError, NotARunError
 from ava_pipeline.read.report.looks import look
-from ava_pipeline.read.report.marks import SEVERITY_COLORS, place_of, shown_findings
+from ava_pipeline.read.report.marks import SEVERITY_COLORS, findings_in
 from ava_pipeline.read.report.seen import Seen
 from ava_pipeline.read.report.series import NORMS, Series, columns_of, epoch_starts
 
@@ -68,9 +68,8 @@ def _draw(axes: "Axes", seen: Seen, series: list[Series]) -> None:
             color=look(place).color,
             transform=axes.get_xaxis_transform(),
         )
-    for finding in shown_findings(seen):
-        if place_of(finding) == "norms":
-            axes.axvspan(finding.batch_idx, finding.batch_idx_end, color=SEVERITY_COLORS[finding.severity], alpha=0.2)
+    for finding in findings_in(seen, "norms"):
+        axes.axvspan(finding.batch_idx, finding.batch_idx_end, color=SEVERITY_COLORS[finding.severity], alpha=0.2)
     starts = epoch_starts(series)
     for start in list(starts.values())[:: max(1, -(-len(starts) // _MAX_EPOCHS))]:
         axes.axvline(start, color="0.6", linestyle=":", linewidth=0.8)

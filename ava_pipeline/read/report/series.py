@@ -1,7 +1,7 @@
 """Columns of a run as lines over its batches."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from ava_pipeline.read.downsample import Floats, Points, first_of_slices, thinne
 from ava_pipeline.read.report.seen import Seen
 from ava_pipeline.read.spans import Batches
 
-NORMS, RATES = "gradient_norms", "learning_rates"
+NORMS, RATES, STEPS = "gradient_norms", "learning_rates", "steps"
 _KEYS = {"batch_idx", "epoch"}
 
 
@@ -28,6 +28,7 @@ class Series:
         values: [rows]; nan, too, where nothing was measured.
         is_null: [rows] nothing was measured.
         breaks: [rows] rows are missing before this one.
+        is_log: it is drawn on a logarithmic scale.
     """
 
     run: str
@@ -37,15 +38,16 @@ class Series:
     values: Floats
     is_null: Bools
     breaks: Bools
+    is_log: bool = True
 
     def line(self, num_slices: int) -> Points:
-        """To draw on a logarithmic scale, where nought has no place."""
-        positive = np.where(self.values > 0, self.values, np.nan)
-        return thinned(self.batches, positive, self.breaks, num_slices)
+        """What can be drawn: on a logarithmic scale nought has no place."""
+        shown = np.where(self.values > 0, self.values, np.nan) if self.is_log else self.values
+        return thinned(self.batches, shown, self.breaks, num_slices)
 
     def zeros(self, num_slices: int) -> Points:
-        """Where the value is 0."""
-        return first_of_slices(self.batches, self.values, self.values == 0, num_slices)
+        """Where the value is 0 and cannot be drawn."""
+        return first_of_slices(self.batches, self.values, (self.values == 0) & self.is_log, num_slices)
 
     def not_finite(self, num_slices: int) -> Points:
         """Where nan or inf was measured."""
@@ -54,11 +56,11 @@ class Series:
 
 
 def columns_of(seen: Seen, table: str) -> list[Series]:
-    """A series for each run column of a table; none where it has no rows."""
+    """A series for each measured column of a table; none where it has no rows."""
     rows = seen.table(table)
     if rows is None:
         return []
-    names = [name for name in rows.column_names if name not in _KEYS]
+    names = [field.name for field in rows.schema if field.name not in _KEYS and pa.types.is_floating(field.type)]
     breaks = _breaks(integers(rows, "batch_idx"), seen.manifest)
     return [_series(seen.name, name, rows, floats(rows, name), nulls(rows[name]), breaks) for name in names]
 
@@ -66,14 +68,25 @@ def columns_of(seen: Seen, table: str) -> list[Series]:
 def ratio_of(seen: Seen) -> list[Series]:
     """The norm of the last backbone stage over that of the head, where the run has both."""
     rows = seen.table(NORMS)
-    backbone, head = _of_role(seen, "backbone_last"), _of_role(seen, "head")
+    backbone, head = ratio_columns(seen)
     if rows is None or backbone is None or head is None:
         return []
+    above, below = floats(rows, backbone), floats(rows, head)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = floats(rows, backbone) / floats(rows, head)
+        values = np.where(np.isfinite(below), above / below, np.nan)  # over inf it would be 0, as of a dead backbone
     is_null = nulls(rows[backbone]) | nulls(rows[head])
     breaks = _breaks(integers(rows, "batch_idx"), seen.manifest)
     return [_series(seen.name, f"{backbone} / {head}", rows, values, is_null, breaks)]
+
+
+def values_of(seen: Seen) -> list[Series]:
+    """The columns of `steps` that were measured at all; their scale is linear, since a loss may be below 0."""
+    return [replace(one, is_log=False) for one in columns_of(seen, STEPS) if not one.is_null.all()]
+
+
+def ratio_columns(seen: Seen) -> tuple[str | None, str | None]:
+    """The last backbone stage and the head."""
+    return _of_role(seen, "backbone_last"), _of_role(seen, "head")
 
 
 def epoch_starts(series: Sequence[Series]) -> dict[int, int]:

@@ -26,7 +26,7 @@ from ava_pipeline.read.report.live import HOST, LiveRuns, server_of
 from ava_pipeline.read.validate import validate_run
 from ava_pipeline.train.run_dir import begin_anew
 from tests.read.building import NOW, RunBuilder
-from tests.read.reported import SPIKE, SPIKE_AT, empty, every_batch, faulty, healthy, long, report
+from tests.read.reported import SPIKE, SPIKE_AT, crashed, empty, every_batch, faulty, healthy, long, report
 
 MOST_BYTES = 6_000_000
 
@@ -98,6 +98,15 @@ def test_tables_and_facts_are_shown_and_stay_short(tmp_path: Path) -> None:
     assert "<td>953000</td>" in page
     assert "<dt>notes</dt><dd>long long" in page
     assert len(page) < MOST_BYTES
+
+
+def test_a_killed_run_is_called_so_everywhere(tmp_path: Path) -> None:
+    """Among the facts too, of its last attempt as well; and the page says when that was so."""
+    page = report(tmp_path / "r.html", crashed(tmp_path / "run")).read_text()
+    assert '<span class="badge killed">' in page
+    assert "<dt>status</dt><dd>killed</dd>" in page
+    assert "<dt>attempt 1: status</dt><dd>killed</dd>" in page
+    assert re.search(r"As of 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC\.", page)
 
 
 def test_runs_lie_over_each_other(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,8 +16,11 @@ import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import read_manifest, write_manifest
-from tests.read.building import RunBuilder, norms_of
+from ava_pipeline.contract.manifest import TableEntry, read_manifest, write_manifest
+from ava_pipeline.contract.parquet_file import read_parquet, write_parquet
+from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.read.report.live import LiveRuns, server_of
+from tests.read.building import STEPS, RunBuilder, norms_of
 from tests.read.reported import KINDS, every_batch, healthy, report
 
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -145,6 +150,45 @@ def test_a_finding_leads_to_its_place(opened_kinds: OpenedKinds) -> None:
     assert [80, 80] in [[band["x0"], band["x1"]] for band in bands]
 
 
+def shown_runs(opened: Opened, name: str) -> set[str]:
+    """Whose lines a plot draws."""
+    drawn = "plot => plot.data.filter(trace => trace.visible !== false).map(trace => trace.legendgroup)"
+    return set(opened.plot(name).evaluate(drawn))
+
+
+def test_a_run_can_be_hidden_in_all_plots_at_once(browser: Browser, tmp_path: Path) -> None:
+    """By its button in the page's legend, with its findings' bands; pressed again, it is back."""
+    roots = KINDS["healthy"](tmp_path / "one"), KINDS["faulty"](tmp_path / "two")
+    opened = Opened(browser, report(tmp_path / "r.html", *roots).as_uri())
+    button = opened.page.get_by_role("button", name="two")
+    bands = "plot => plot.layout.shapes.filter(one => one.type === 'rect' && one.visible !== false).length"
+    assert opened.plot("norms").evaluate(bands) > 0
+    button.click()
+    expect(button).to_have_attribute("aria-pressed", "false")
+    names = ("norms", "values", "metric-srcc", "predicted")
+    eventually(opened, lambda: all(shown_runs(opened, name) == {"one"} for name in names))
+    assert opened.plot("norms").evaluate(bands) == 0
+    button.click()
+    eventually(opened, lambda: shown_runs(opened, "norms") == {"one", "two"})
+    assert not opened.troubles
+
+
+def test_the_phone_has_room_for_twelve_runs(browser: Browser, tmp_path: Path) -> None:
+    """The legend takes no height from a plot, and tick labels of low parts do not lie over each other."""
+    healthy(tmp_path / "runs" / "a-run-with-a-rather-long-name-0")
+    for number in range(1, 12):
+        name = f"a-run-with-a-rather-long-name-{number}"
+        shutil.copytree(tmp_path / "runs" / "a-run-with-a-rather-long-name-0", tmp_path / "runs" / name)
+    phone = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
+    opened = Opened(browser, report(tmp_path / "r.html", tmp_path / "runs" / "*").as_uri(), **phone)
+    for name in ("metric-srcc", "rates", "norms"):
+        heights = "plot => [...plot.querySelectorAll('.nsewdrag')].map(one => one.getBoundingClientRect().height)"
+        assert min(opened.plot(name).evaluate(heights)) > 120
+    tops = "plot => [...plot.querySelectorAll('.ytick, .y2tick')].map(one => one.getBoundingClientRect().top)"
+    found = sorted(opened.plot("norms").evaluate(tops))
+    assert all(after - before > 10 for before, after in pairwise(found))
+
+
 def test_everything_is_there_for_those_who_do_not_see_it(opened_kinds: OpenedKinds) -> None:
     """Each plot has words and a table, each button a name."""
     page = opened_kinds("healthy").page
@@ -165,8 +209,10 @@ def test_a_hostile_name_stays_text(browser: Browser, tmp_path: Path) -> None:
     healthy(tmp_path / "<b onclick=alert(3)>" / "run")
     opened = Opened(browser, report(tmp_path / "r.html", f"{tmp_path}/*/*").as_uri())
     expect(opened.page.locator("h1")).to_contain_text(_EVIL)
-    expect(opened.page.locator("#norms .legendtext").last).to_have_text(_EVIL)
-    expect(opened.page.locator("#norms .legendtext").first).to_have_text("<b onclick=alert(3)>/run")
+    expect(opened.page.locator("#legend button").last).to_have_text(_EVIL)
+    expect(opened.page.locator("#legend button").first).to_have_text("<b onclick=alert(3)>/run")
+    opened.page.locator("#norms .nsewdrag").first.hover()
+    expect(opened.page.locator("#norms .hoverlayer").first).to_contain_text(_EVIL)
     expect(opened.page.locator("#facts")).to_contain_text("<img src=x onerror=alert(2)>")
     assert opened.page.locator("img, b[onclick], main script:not([type='application/json'])").count() == 0
     assert not opened.troubles
@@ -228,3 +274,35 @@ def test_a_live_page_shows_new_rows_and_keeps_the_zoom(browser: Browser, tmp_pat
         assert process.wait(60) == 0
     expect(opened.page.locator("#live")).to_contain_text("has ended; this is what was last seen", timeout=10_000)
     expect(opened.page.locator("#norms-table table")).to_be_visible()
+
+
+def give_accuracy(layout: RunLayout) -> None:
+    """Let a run have a second value, as one does that was resumed by a changed training loop."""
+    rows = read_parquet(layout.parquet("steps"))
+    layout.csv("steps").unlink()
+    write_parquet(layout.parquet("steps"), rows.append_column("accuracy", rows["loss"]))
+    manifest = read_manifest(layout.manifest)
+    wider = TableEntry(declaration=RunTable.of(STEPS.table, ("loss", "accuracy")), formats=("parquet",))
+    write_manifest(layout.manifest, manifest.model_copy(update={"tables": manifest.tables | {"steps": wider}}))
+
+
+def test_a_live_page_follows_a_run_whose_columns_change(browser: Browser, tmp_path: Path) -> None:
+    """Its tables get the new header, its plots the room and the legend that they need."""
+    root = healthy(tmp_path / "run")
+    runs = LiveRuns({"run": RunLayout(root)})
+    with server_of(runs, 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        opened = Opened(browser, f"http://127.0.0.1:{server.server_port}/")
+        opened.page.locator("#values-table summary").click()
+        expect(opened.page.locator("#values-table th")).to_contain_text(["epochs", "batches", "loss"])
+        before = opened.plot("values").evaluate("plot => plot.offsetHeight")
+        give_accuracy(RunLayout(root))
+        runs._due = 0.0
+        expect(opened.page.locator("#values-table th")).to_contain_text(
+            ["epochs", "batches", "loss", "accuracy"], timeout=30_000
+        )
+        assert opened.plot("values").evaluate("plot => plot.offsetHeight") > before
+        assert not opened.troubles
+        server.shutdown()
+        thread.join()

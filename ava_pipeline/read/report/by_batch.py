@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ava_pipeline.read.report.drawn import Drawn, Trace, number
+from ava_pipeline.read.report.drawn import Drawn, Key, Trace, number
 from ava_pipeline.read.report.lines import bounds_of, traces_of
 from ava_pipeline.read.report.looks import looks_of
 from ava_pipeline.read.report.marks import Shape, bands, epoch_lines, epoch_names, findings_in
@@ -64,7 +64,7 @@ def _num_slices(num_series: int) -> int:
 
 def _figure(words: _Words, runs: Sequence[Seen], series: Sequence[Series], num_slices: int) -> Drawn:
     columns = list(dict.fromkeys(one.column for one in series))
-    is_split = len(columns) > 1 and (len(runs) > 1 or words is _VALUES)  # values have nothing in common
+    is_split = words is _VALUES or (len(runs) > 1 and len(columns) > 1)  # values have nothing in common
     parts = parts_of(columns, each=is_split)
     starts = epoch_starts(series)
     names = part_names(parts) if is_split else ()
@@ -83,6 +83,7 @@ def _figure(words: _Words, runs: Sequence[Seen], series: Sequence[Series], num_s
             "hovermode": "closest" if is_split else "x unified",
         },
         table=by_epoch(series),
+        legend=_legend(columns) if len(runs) == 1 and not is_split else (),
         is_by_batch=True,
     )
 
@@ -91,19 +92,21 @@ def _bands(words: _Words, runs: Sequence[Seen], axis_of: Parts) -> Iterator[Shap
     looks = looks_of(seen.name for seen in runs)
     for seen in runs:
         border = looks[seen.name].color if len(runs) > 1 else None
-        yield from bands(findings_in(seen, words.name), axis_of, border)
+        yield from bands(findings_in(seen, words.name), axis_of, seen.name, border)
 
 
 def _traces(series: Sequence[Series], parts: Parts, num_slices: int, runs: Sequence[str]) -> Iterator[Trace]:
     """One run: a look a column. Several: a look a run."""
     looks = looks_of(runs if len(runs) > 1 else parts)
-    first = next(iter(parts.values()))
     for one in series:
         name = one.run if len(runs) > 1 else one.column
         beside = [other for other in series if parts[other.column] == parts[one.column]]
         axes = {"xaxis": "x", "yaxis": parts[one.column]}
-        for trace in traces_of(one, num_slices, name=name, look=looks[name], bounds=bounds_of(beside), axes=axes):
-            yield trace | ({} if parts[one.column] == first else {"showlegend": False})
+        yield from traces_of(one, num_slices, name=name, look=looks[name], bounds=bounds_of(beside), axes=axes)
+
+
+def _legend(columns: Sequence[str]) -> list[Key]:
+    return [Key(name, look) for name, look in looks_of(columns).items()]
 
 
 def _label(title: str, series: Sequence[Series], starts: dict[int, int]) -> str:

@@ -12,6 +12,7 @@ _TITLES = {
     "accuracy": "accuracy (higher is better)",
 }
 _HEIGHT = 240
+_MAX_TICKS = 8
 
 
 def figures_by_epoch(runs: Sequence[Seen]) -> Iterator[Drawn]:
@@ -21,10 +22,10 @@ def figures_by_epoch(runs: Sequence[Seen]) -> Iterator[Drawn]:
     names = dict.fromkeys(name for metrics in given.values() for name in metrics.figures)
     for name in names:
         having = {run: metrics for run, metrics in given.items() if name in metrics.figures}
-        yield _figure(name, having, looks, is_alone=len(runs) == 1)
+        yield _figure(name, having, looks)
 
 
-def _figure(name: str, given: dict[str, EpochMetrics], looks: dict[str, Look], *, is_alone: bool) -> Drawn:
+def _figure(name: str, given: dict[str, EpochMetrics], looks: dict[str, Look]) -> Drawn:
     title = _TITLES.get(name, f"{name} (lower is better)")
     words = " ".join(_in_words(name, run, metrics) for run, metrics in given.items())
     traces: list[Trace] = [
@@ -32,7 +33,7 @@ def _figure(name: str, given: dict[str, EpochMetrics], looks: dict[str, Look], *
             "type": "scatter",
             "mode": "lines+markers",
             "name": plain(run),
-            "legendgroup": plain(run),
+            "legendgroup": run,
             "x": metrics.epochs,
             "y": metrics.figures[name],
             "line": {"color": looks[run].color, "dash": looks[run].dash, "width": 1.6},
@@ -49,11 +50,16 @@ def _figure(name: str, given: dict[str, EpochMetrics], looks: dict[str, Look], *
         traces=traces,
         layout={
             "height": _HEIGHT,
-            "showlegend": not is_alone,
-            "xaxis": {"title": {"text": "epoch"}, "tickformat": "d"},
+            "xaxis": {"title": {"text": "epoch"}, "tickformat": "d"} | _ticks(given),
         },
         table=_table(name, given),
     )
+
+
+def _ticks(given: dict[str, EpochMetrics]) -> dict[str, int]:
+    """None between two epochs, where there are few."""
+    epochs = [epoch for metrics in given.values() for epoch in metrics.epochs]
+    return {"dtick": 1} if max(epochs) - min(epochs) <= _MAX_TICKS else {}
 
 
 def _in_words(name: str, run: str, metrics: EpochMetrics) -> str:

@@ -53,7 +53,6 @@ def _predicted_against_true(given: Given, looks: Looks) -> Drawn:
         traces=traces,
         layout={
             "height": _HEIGHT,
-            "showlegend": len(given) > 1,
             "shapes": [{"type": "line", **ends, "line": _THROUGH}],
             "xaxis": {"title": {"text": "true mean score"}, "range": [low, high]},
             "yaxis": {"title": {"text": "predicted mean score"}, "range": [low, high]},
@@ -87,7 +86,6 @@ def _residuals(given: Given, looks: Looks) -> Drawn:
         traces=[*traces, *medians],
         layout={
             "height": _HEIGHT,
-            "showlegend": len(given) > 1,
             "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": _THROUGH}],
             "xaxis": {"title": {"text": "true mean score"}},
             "yaxis": {"title": {"text": "predicted minus true"}},
@@ -102,7 +100,7 @@ def _scatter(look: Look, run: str, predicted: Predicted, heights: NDArray[np.flo
         "type": "scatter",
         "mode": "markers",
         "name": plain(run),
-        "legendgroup": plain(run),
+        "legendgroup": run,
         "x": predicted.gt_mean[chosen].astype(np.float32),
         "y": heights[chosen].astype(np.float32),
         "text": [plain(one) for one in image_names(predicted, chosen)],
@@ -148,7 +146,7 @@ def _median_line(look: Look, run: str, predicted: Predicted) -> Trace:
         "type": "scatter",
         "mode": "lines",
         "name": plain(f"{run}: median"),
-        "legendgroup": plain(run),
+        "legendgroup": run,
         "x": [middle for middle, _ in found],
         "y": [median for _, median in found],
         "line": {"color": look.color, "dash": look.dash, "width": 2.5},

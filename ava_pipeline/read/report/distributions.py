@@ -64,6 +64,7 @@ def _distribution(
         traces=bars,
         layout={
             "height": _HEIGHT,
+            "showlegend": True,
             "barmode": "group",
             "hovermode": "x unified",
             "xaxis": {"dtick": 1},

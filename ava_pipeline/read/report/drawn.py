@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from ava_pipeline.read.report.looks import Look
+
 Trace: TypeAlias = dict[str, Any]
 
 _MAX_NAME = 60
@@ -23,6 +25,19 @@ class TextTable:
     rows: Sequence[Sequence[str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A line of a legend.
+
+    Attributes:
+        name: of the run or column; its traces have it as their `legendgroup`.
+        look: of its lines and points.
+    """
+
+    name: str
+    look: Look
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
     """One figure.
@@ -35,6 +50,7 @@ class Drawn:
         traces: as plotly takes them.
         layout: as plotly takes it; colours of text and grid are the page's.
         table: the same in numbers.
+        legend: what its lines are; empty where the page's legend or its title says so.
         is_by_batch: its x axis is that of the batches, and zooms with the others'.
     """
 
@@ -45,6 +61,7 @@ class Drawn:
     traces: Sequence[Trace]
     layout: dict[str, Any] = field(default_factory=dict)
     table: TextTable | None = None
+    legend: Sequence[Key] = ()
     is_by_batch: bool = False
 
 

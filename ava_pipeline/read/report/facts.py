@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TypeAlias
 
-from ava_pipeline.contract.manifest import Attempt, Manifest
+from ava_pipeline.contract.manifest import Attempt, Manifest, utc_now
+from ava_pipeline.read.pulse import StatusNow, status_now
 from ava_pipeline.read.report.seen import Seen
 
 Facts: TypeAlias = Sequence[tuple[str, str]]
@@ -19,19 +20,22 @@ def facts_of(seen: Seen) -> Facts:
 
 
 def _of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    yield "status", manifest.status
-    yield "last sign of life", _time(manifest.heartbeat_utc)
+    status = status_now(manifest, utc_now())
+    yield "status", status
+    yield "last sign of life", time_told(manifest.heartbeat_utc)
     for name, value in manifest.run_info.items():
         yield name, str(value)
     for attempt in manifest.attempts[-_MAX_ATTEMPTS:]:
-        yield from ((f"attempt {attempt.number}: {name}", value) for name, value in _of_attempt(attempt) if value)
+        is_last = attempt is manifest.attempts[-1]
+        told = _of_attempt(attempt, status if is_last else attempt.status)
+        yield from ((f"attempt {attempt.number}: {name}", value) for name, value in told if value)
 
 
-def _of_attempt(attempt: Attempt) -> Iterator[tuple[str, str]]:
+def _of_attempt(attempt: Attempt, status: StatusNow) -> Iterator[tuple[str, str]]:
     counters = attempt.counters
-    yield "status", f"{attempt.status}, {attempt.error}" if attempt.error else attempt.status
-    yield "began", _time(attempt.started_utc)
-    yield "ended", _time(attempt.ended_utc) if attempt.ended_utc else ""
+    yield "status", f"{status}, {attempt.error}" if attempt.error else status
+    yield "began", time_told(attempt.started_utc)
+    yield "ended", time_told(attempt.ended_utc) if attempt.ended_utc else ""
     yield "resumed behind batch", str(attempt.resumed_from or "")
     yield "collected every", f"{attempt.collect_every_n} batches" if attempt.collect_every_n > 1 else "batch"
     yield (
@@ -47,5 +51,6 @@ def _of_attempt(attempt: Attempt) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join(f"{name} {version}" for name, version in attempt.versions.items())
 
 
-def _time(time: datetime) -> str:
+def time_told(time: datetime) -> str:
+    """To the second."""
     return f"{time:%Y-%m-%d %H:%M:%S} UTC"

@@ -31,7 +31,7 @@ def traces_of(
     Args:
         series: what to draw.
         num_slices: in so many slices.
-        name: in the legend.
+        name: of the run or column.
         look: of the line.
         bounds: the places below and above all values, where 0 and what is not finite are marked.
         axes: plotly's names of the axes.
@@ -39,7 +39,7 @@ def traces_of(
     points = series.line(num_slices)
     line = {"color": look.color, "dash": look.dash, "width": _WIDTH}
     mode = "lines+markers" if len(points.values) <= _FEW else "lines"
-    shared = {"type": "scatter", "name": plain(name), "legendgroup": plain(name), **axes}
+    shared = {"type": "scatter", "name": plain(name), "legendgroup": name, **axes}
     yield (
         shared
         | {"mode": mode, "line": line, "marker": {"size": 4, "symbol": look.symbol}, "hovertemplate": _HOVER}
@@ -48,7 +48,7 @@ def traces_of(
     alone = _alone(points)
     if mode == "lines" and len(alone.values):
         marker = {"size": 3, "color": look.color, "symbol": look.symbol}
-        yield shared | {"mode": "markers", "marker": marker, "showlegend": False, "hoverinfo": "skip"} | _xy(alone)
+        yield shared | {"mode": "markers", "marker": marker, "hoverinfo": "skip"} | _xy(alone)
     marks = (
         ("not finite", series.not_finite(num_slices), bounds[1], "x"),
         ("0", series.zeros(num_slices), bounds[0], "triangle-down-open"),

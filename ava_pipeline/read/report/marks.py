@@ -39,12 +39,13 @@ def shown_findings(seen: Seen) -> Sequence[Finding]:
     return seen.diagnosis.findings[:MAX_FINDINGS] if seen.diagnosis else ()
 
 
-def bands(findings: Iterable[Finding], axis_of: Mapping[str, str], border: str | None) -> Iterator[Shape]:
+def bands(findings: Iterable[Finding], axis_of: Mapping[str, str], run: str, border: str | None) -> Iterator[Shape]:
     """A band over each finding's batches.
 
     Args:
         findings: of one figure.
         axis_of: column -> the y axis of its part of the figure; one that has none goes through the whole figure.
+        run: whose findings they are; its button hides them, too.
         border: the colour of the run whose findings they are; None where there is just one.
     """
     for finding in findings:
@@ -52,6 +53,7 @@ def bands(findings: Iterable[Finding], axis_of: Mapping[str, str], border: str |
         color = SEVERITY_COLORS[finding.severity]
         yield {
             "type": "rect",
+            "name": run,
             "xref": "x",
             "x0": finding.batch_idx,
             "x1": finding.batch_idx_end,

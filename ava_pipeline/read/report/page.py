@@ -7,14 +7,16 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from ava_pipeline.contract.manifest import utc_now
 from ava_pipeline.errors import ConfigError
 from ava_pipeline.read.report.by_batch import figures_by_batch
 from ava_pipeline.read.report.by_epoch import figures_by_epoch
 from ava_pipeline.read.report.by_image import epochs_told, figures_by_image
 from ava_pipeline.read.report.distributions import figures_of_images
-from ava_pipeline.read.report.drawn import Drawn
-from ava_pipeline.read.report.facts import facts_of
+from ava_pipeline.read.report.drawn import Drawn, Key
+from ava_pipeline.read.report.facts import facts_of, time_told
 from ava_pipeline.read.report.listed import listed
+from ava_pipeline.read.report.looks import looks_of
 from ava_pipeline.read.report.seen import Seen
 from ava_pipeline.read.report.text_tables import first_rows
 
@@ -25,6 +27,7 @@ _ROOM = "ava_pipeline.read.report"
 _LAYOUT: dict[str, Any] = {
     "template": {},  # plotly's own is 7 kB a figure and knows no dark page
     "autosize": True,
+    "showlegend": False,  # the page has its own
     "margin": {"l": 56, "r": 14, "t": 26, "b": 44},
     "font": {"family": "system-ui, sans-serif", "size": 12},
     "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
@@ -78,7 +81,8 @@ def render_contents(runs: Sequence[Seen]) -> str:
         .get_template("contents.html")
         .render(
             title=title_of(runs),
-            runs=runs,
+            as_of=time_told(utc_now()),
+            legend=[Key(name, one) for name, one in looks_of(seen.name for seen in runs).items()],
             findings=[listed(seen) for seen in runs],
             by_batch=_with_specs(figures_by_batch(runs)),
             by_epoch=_with_specs(figures_by_epoch(runs)),

@@ -5,10 +5,11 @@ from typing import Any, TypeAlias
 
 from ava_pipeline.read.report.drawn import plain
 
-WHOLE_HEIGHT = 440
-_PART_HEIGHT, _AROUND = 170, 140
+_WHOLE_HEIGHT, _PART_HEIGHT, _AROUND = 400, 165, 100
 _GAP_PX = 30
-_FEW_TICKS = 3  # a part is low: plotly's own number of them would lie over each other
+_LOG = {"type": "log", "exponentformat": "power"}
+_LINEAR = {"type": "linear", "exponentformat": "power", "minexponent": 6, "separatethousands": True}
+_FEW_TICKS, _FEW_POWERS = 5, 3  # a part is low: plotly's own number of them would lie over each other
 
 Parts: TypeAlias = Mapping[str, str]
 
@@ -21,21 +22,22 @@ def parts_of(columns: Sequence[str], *, each: bool) -> Parts:
 def axes_of(parts: Parts, *, is_log: bool) -> dict[str, Any]:
     """All axes, as plotly takes them."""
     axes = list(dict.fromkeys(parts.values()))
-    gap = _GAP_PX / (_PART_HEIGHT * len(axes)) if len(axes) > 1 else 0
-    style: dict[str, Any] = {"type": "log" if is_log else "linear", "exponentformat": "power"}
-    style |= {"nticks": _FEW_TICKS} if len(axes) > 1 else {}
+    gap = _GAP_PX / (height_of(parts) - _AROUND)
+    height = (1 - gap * (len(axes) - 1)) / len(axes)
+    style: dict[str, Any] = _LOG if is_log else _LINEAR
+    if len(axes) > 1:
+        style = style | {"nticks": _FEW_POWERS if is_log else _FEW_TICKS}
     found: dict[str, Any] = {"xaxis": {"title": {"text": "batch"}, "anchor": axes[-1]}}
     for place, axis in enumerate(axes):
-        top = 1 - place / len(axes)
-        domain = [max(0.0, top - 1 / len(axes) + gap), top]
-        found[axis.replace("y", "yaxis")] = style | {"domain": domain}
+        bottom = max(0.0, 1 - height - place * (height + gap))
+        found[axis.replace("y", "yaxis")] = style | {"domain": [bottom, min(1.0, bottom + height)]}
     return found
 
 
 def height_of(parts: Parts) -> int:
     """Of the whole figure, in pixels."""
     num_parts = len(set(parts.values()))
-    return _AROUND + _PART_HEIGHT * num_parts if num_parts > 1 else WHOLE_HEIGHT
+    return _AROUND + _PART_HEIGHT * num_parts if num_parts > 1 else _WHOLE_HEIGHT
 
 
 def part_names(parts: Parts) -> Iterator[dict[str, Any]]:

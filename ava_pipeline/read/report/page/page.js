@@ -17,12 +17,31 @@
   // Colours are the page's, so that a plot is light or dark with it.
   function themed(layout) {
     const style = getComputedStyle(document.documentElement);
-    const [ink, line, soft] = ["--ink", "--line", "--soft"].map((name) => style.getPropertyValue(name).trim());
-    const found = { ...layout, font: { ...layout.font, color: ink }, hoverlabel: { bgcolor: soft, bordercolor: line, font: { color: ink } } };
+    const [ink, muted, line, soft, paper] = ["--ink", "--muted", "--line", "--soft", "--paper"].map((name) => style.getPropertyValue(name).trim());
+    const found = { ...layout, shapes: layout.shapes?.map(asPressed), font: { ...layout.font, color: ink }, hoverlabel: { bgcolor: soft, bordercolor: line, font: { color: ink } } };
+    found.modebar = { bgcolor: paper, color: muted, activecolor: ink };
     if (isTouched) found.dragmode = false; // a finger scrolls the page; the buttons zoom
     const axes = new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))]);
     for (const axis of axes) found[axis] = { automargin: true, ...layout[axis], gridcolor: line, zerolinecolor: line, linecolor: line };
+    found.xaxis.unifiedhovertitle = { text: `${layout.xaxis?.title?.text ?? ""} %{x}` };
     return found;
+  }
+
+  // Legends: a button hides a run or a column in every plot that has it, and shows it again.
+  const hidden = new Set();
+  const asPressed = (one) => ({ ...one, visible: !hidden.has(one.legendgroup ?? one.name) });
+
+  function press(part) {
+    for (const button of part.querySelectorAll("button[data-key]")) button.setAttribute("aria-pressed", !hidden.has(button.dataset.key));
+  }
+
+  function toggle(key) {
+    if (!hidden.delete(key)) hidden.add(key);
+    press(document);
+    for (const plot of document.querySelectorAll(".plot")) {
+      if (!plot.data?.some((trace) => trace.legendgroup === key)) continue;
+      Plotly.react(plot, plot.data.map(asPressed), { ...plot.layout, shapes: plot.layout.shapes?.map(asPressed) }, configOf(plot.closest("figure")));
+    }
   }
 
   const specOf = (figure) => JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
@@ -30,7 +49,7 @@
   function draw(figure) {
     const { data, layout } = specOf(figure);
     const plot = plotOf(figure);
-    Plotly.newPlot(plot, data, themed(layout), configOf(figure));
+    Plotly.newPlot(plot, data.map(asPressed), themed(layout), configOf(figure));
     if (figure.hasAttribute("data-by-batch")) plot.on("plotly_relayout", (change) => follow(plot, change));
   }
 
@@ -70,6 +89,8 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button[data-zoom]");
     if (button) zoom(plotOf(button.closest("figure")), button.dataset.zoom);
+    const key = event.target.closest("button[data-key]");
+    if (key) toggle(key.dataset.key);
     const link = event.target.closest("a[data-first]");
     if (link && document.querySelector(link.hash)) {
       event.preventDefault();
@@ -120,9 +141,11 @@
   function renewFigure(old, figure) {
     const plot = plotOf(old);
     const { data, layout } = specOf(figure);
-    Plotly.react(plot, data, themed(layout), configOf(old)); // its uirevision keeps the zoom
+    plot.style.height = plotOf(figure).style.height;
+    Plotly.react(plot, data.map(asPressed), themed(layout), configOf(old)); // its uirevision keeps the zoom
     plot.setAttribute("aria-label", plotOf(figure).getAttribute("aria-label"));
-    for (const part of ["h3", "figcaption", "details tbody"]) old.querySelector(part)?.replaceChildren(...(figure.querySelector(part)?.childNodes ?? []));
+    press(figure);
+    for (const part of ["h3", ".legend", "figcaption", "details table"]) old.querySelector(part)?.replaceChildren(...(figure.querySelector(part)?.childNodes ?? []));
   }
 
   function live() {

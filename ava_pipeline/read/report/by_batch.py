@@ -14,7 +14,7 @@ from ava_pipeline.read.report.seen import Seen
 from ava_pipeline.read.report.series import NORMS, RATES, Series, columns_of, epoch_starts, ratio_of, values_of
 from ava_pipeline.read.report.text_tables import by_epoch
 
-_MAX_SLICES, _LEAST_SLICES, _ALL_SLICES = 2000, 20, 24_000
+_MAX_SLICES, _LEAST_SLICES, _ALL_SLICES = 1500, 20, 12_000
 _PX_OF_NAMES = 16  # above the first part its name stands below those of the epochs
 
 
@@ -30,7 +30,8 @@ _NORMS = _Words(
     "norms",
     "Gradient norms by group",
     "L2 norms of the gradients of each group, logarithmic. Bands are findings, dotted lines the beginnings of epochs. "
-    "A cross marks nan or inf, a triangle 0, a break what was not measured.",
+    "A cross marks nan or inf, a triangle 0, a break what was not measured. Of many rows a line is the median, and the "
+    "area around it reaches from the lowest to the highest.",
 )
 _RATIO = _Words(
     "ratio",

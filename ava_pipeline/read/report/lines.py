@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ava_pipeline.read.downsample import Points
+from ava_pipeline.read.downsample import Points, Thinned
 from ava_pipeline.read.report.drawn import Trace, plain
 from ava_pipeline.read.report.looks import Look
 from ava_pipeline.read.report.series import Series
+from ava_pipeline.read.spans import Batches
 
 _HOVER = "%{y:.4g}<extra>%{fullData.name}</extra>"
+_HOVER_OF_SLICE = "median %{y:.4g}, %{customdata[0]:.4g} to %{customdata[1]:.4g}<extra>%{fullData.name}</extra>"
+_FAINT, _HALF = "40", "99"  # opacity, in hexadecimal
 _FEW = 200
 _WIDTH = 1.6
 _MOST_INT32 = np.iinfo(np.int32).max
@@ -36,15 +39,15 @@ def traces_of(
         bounds: the places below and above all values, where 0 and what is not finite are marked.
         axes: plotly's names of the axes.
     """
-    points = series.line(num_slices)
+    found = series.line(num_slices)
+    points = found.middle
     line = {"color": look.color, "dash": look.dash, "width": _WIDTH}
     mode = "lines+markers" if len(points.values) <= _FEW else "lines"
     shared = {"type": "scatter", "name": plain(name), "legendgroup": name, **axes}
-    yield (
-        shared
-        | {"mode": mode, "line": line, "marker": {"size": 4, "symbol": look.symbol}, "hovertemplate": _HOVER}
-        | _xy(points)
-    )
+    if not found.is_whole:
+        yield shared | _envelope(found, look.color)
+    hover = {"hovertemplate": _HOVER} if found.is_whole else _range_of(found)
+    yield shared | hover | {"mode": mode, "line": line, "marker": {"size": 4, "symbol": look.symbol}} | _xy(points)
     alone = _alone(points)
     if mode == "lines" and len(alone.values):
         marker = {"size": 3, "color": look.color, "symbol": look.symbol}
@@ -68,6 +71,34 @@ def bounds_of(series: Sequence[Series]) -> tuple[float, float]:
     low, high = float(shown.min()), float(shown.max())
     apart = (high - low) / 20
     return (low / 1.5, high * 1.5) if is_log else (low - apart, high + apart)
+
+
+def _envelope(found: Thinned, color: str) -> Trace:
+    """All between the lowest and the highest values, a polygon a piece, edged so that a spike of one row is seen."""
+    upper, lower = found.highest, found.lowest
+    pieces = _pieces(upper.values)
+    edge = {"width": 1, "color": f"{color}{_HALF}"}
+    shown = {"mode": "lines", "fill": "toself", "fillcolor": f"{color}{_FAINT}", "line": edge, "hoverinfo": "skip"}
+    x = [part for piece in pieces for part in (upper.batches[piece], _closing(lower.batches[piece]))]
+    y = [part for piece in pieces for part in (upper.values[piece], lower.values[piece][::-1], [np.nan])]
+    return shown | {"x": _compact(np.concatenate(x)), "y": _compact(np.concatenate(y))}
+
+
+def _closing(batches: Batches) -> Batches:
+    """The way back, and once more its end, for the nan there."""
+    return np.append(batches[::-1], batches[0])
+
+
+def _pieces(values: NDArray[np.float64]) -> list[slice]:
+    """The stretches between the nans."""
+    edges = np.flatnonzero(np.diff(np.isfinite(values).astype(np.int8), prepend=0, append=0))
+    return [slice(first, end) for first, end in edges.reshape(-1, 2)]
+
+
+def _range_of(found: Thinned) -> Trace:
+    """What is told of a slice's median: the lowest and the highest value beside it."""
+    beside = np.column_stack([_compact(found.lowest.values), _compact(found.highest.values)])
+    return {"customdata": beside, "hovertemplate": _HOVER_OF_SLICE}
 
 
 def _marks(marked: Points, height: float, symbol: str, color: str, name: str) -> Trace:

@@ -58,7 +58,7 @@ def write_picture(seen: Seen, path: Path) -> None:
 
 def _draw(axes: "Axes", seen: Seen, series: list[Series]) -> None:
     for place, one in enumerate(series):
-        line = one.line(_NUM_SLICES)
+        line = one.line(_NUM_SLICES).middle
         axes.plot(line.batches, line.values, label=one.column, color=look(place).color, linewidth=1)
         marked = one.not_finite(_NUM_SLICES)
         axes.plot(

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ava_pipeline.contract.manifest import Manifest, Role
 from ava_pipeline.read.arrays import Bools, floats, integers, nulls
-from ava_pipeline.read.downsample import Floats, Points, first_of_slices, thinned
+from ava_pipeline.read.downsample import Floats, Points, Thinned, first_of_slices, thinned
 from ava_pipeline.read.report.seen import Seen
 from ava_pipeline.read.spans import Batches
 
@@ -40,7 +40,7 @@ class Series:
     breaks: Bools
     is_log: bool = True
 
-    def line(self, num_slices: int) -> Points:
+    def line(self, num_slices: int) -> Thinned:
         """What can be drawn: on a logarithmic scale nought has no place."""
         shown = np.where(self.values > 0, self.values, np.nan) if self.is_log else self.values
         return thinned(self.batches, shown, self.breaks, num_slices)

@@ -196,14 +196,6 @@ def test_a_missing_extra_is_named(
     assert f"pip install 'ava-pipeline[{extra}]'" in str(found.exception)
 
 
-@pytest.mark.parametrize("ending", ["png", "svg"])
-def test_a_picture_is_drawn(ending: str, tmp_path: Path) -> None:
-    """Of a run with everything in it that is no number."""
-    path = tmp_path / f"norms.{ending}"
-    assert told(["plot", str(faulty(tmp_path / "run")), "-o", str(path)]) == (0, f"Picture: {path}\n")
-    assert path.stat().st_size > 10_000
-
-
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
     """Where a live page of a run is served, to this machine alone."""

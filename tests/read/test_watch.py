@@ -4,6 +4,7 @@ import fcntl
 import os
 import platform
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -20,13 +21,14 @@ import pyte
 import pytest
 from rich.console import Console
 
+from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest, utc_now, write_manifest
 from ava_pipeline.read.arrays import integers
 from ava_pipeline.read.pulse import status_now
 from ava_pipeline.read.run import open_run
 from ava_pipeline.read.watch.recent import NUM_KEPT
-from ava_pipeline.read.watch.sparkline import sparkline
+from ava_pipeline.read.watch.sparkline import BARS, sparkline
 from ava_pipeline.read.watch.view import view
 from ava_pipeline.read.watch.watched import Watched
 from tests.read.building import NOW, RunBuilder
@@ -40,10 +42,10 @@ _DEADLINE_S = 150
 class Terminal:
     """A pseudo-terminal with a process in it, and what can be read on its screen."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", descriptor: int) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", descriptor: int, columns: int, lines: int) -> None:
         self.process = process
         self.descriptor = descriptor
-        self._screen = pyte.Screen(_COLUMNS, _LINES)
+        self._screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
 
     @property
@@ -73,10 +75,10 @@ class Terminal:
 
 
 @contextmanager
-def watching(root: Path) -> Iterator[Terminal]:
+def watching(root: Path, columns: int = _COLUMNS, lines: int = _LINES) -> Iterator[Terminal]:
     """`ava-pipeline watch` in a terminal of its own."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, _COLUMNS, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     command = [sys.executable, "-m", "ava_pipeline", "watch", str(root), "--interval", "0.1"]
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "", "LINES": ""}
     with subprocess.Popen(
@@ -84,7 +86,7 @@ def watching(root: Path) -> Iterator[Terminal]:
     ) as process:
         os.close(theirs)
         try:
-            yield Terminal(process, ours)
+            yield Terminal(process, ours, columns, lines)
         finally:
             process.kill()
             os.close(ours)
@@ -134,10 +136,59 @@ def test_ctrl_c_leaves_the_run_alone(tmp_path: Path) -> None:
     room.close()
 
 
-def shown(watched: Watched) -> str:
+def eventful(root: Path) -> Path:
+    """A running run with findings whose sentences are longer than any line."""
+    told = [
+        Event(
+            event="spike",
+            severity="warning",
+            message="overall spiked to 1e+06, 3.35e+05 times the median. Look at the samples of this batch: labels, "
+            "decoding, normalisation. Samples of batch 80: " + ", ".join(f"image-{number}.jpg" for number in range(20)),
+            batch_idx=batch,
+            batch_idx_end=batch,
+            epoch=0,
+            column="overall",
+        )
+        for batch in (10, 50, 80)
+    ]
+    builder = RunBuilder(root=root, batches=range(1, 121), attempts=every_batch(), status="running", events=told)
+    builder.heartbeat_utc = utc_now()
+    builder.attempts[0].pid, builder.attempts[0].host = os.getpid(), platform.node()
+    return builder.write()
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (50, 24), (50, 40)])
+def test_a_small_terminal_shows_every_event_and_the_newest_rows(columns: int, lines: int, tmp_path: Path) -> None:
+    """A line an event, without what to try; of rows the newest, and no number cut into another one."""
+    with watching(eventful(tmp_path / "run"), columns, lines) as terminal:
+        terminal.read_until(lambda text: "loss" in text)
+        found = [line.rstrip() for line in terminal.text.splitlines()]
+        first = found.index("latest events") + 1
+        assert [line[:15] for line in found[first : first + 3]] == [f"batch {batch}  spike" for batch in (80, 50, 10)]
+        assert not [line for line in found if "Look at" in line]
+        rates = next(line for line in found if line.startswith("lr_group_0"))
+        bars = "".join(letter for letter in rates if letter in BARS)
+        assert bars == sparkline(1e-4 / np.arange(1, 121), np.zeros(120, dtype=bool), len(bars))
+        assert len(bars) >= 16
+        assert rates.endswith("8.33e-07 … 0.0001" if columns == 80 else bars)
+
+
+def test_tables_share_the_lines_that_there_are(tmp_path: Path) -> None:
+    """Of the longest fewer columns are shown, and it is said how many are not; without a terminal all are."""
+    watched = Watched(open_run(eventful(tmp_path / "run")))
+    watched.look(utc_now())
+    for height in (17, 20, 40):
+        lines = shown(watched, height).splitlines()
+        assert len(lines) <= height
+        assert all(any(line.startswith(name) for line in lines) for name in ("overall", "lr_group_0", "loss"))
+    assert re.search(r"^gradient norm +last +[34] more", shown(watched, 18), re.MULTILINE)
+    assert "mlp_layer_3" in shown(watched)
+
+
+def shown(watched: Watched, height: int | None = None) -> str:
     """The view as text."""
     console = Console(width=_COLUMNS, file=open(os.devnull, "w"), record=True)  # noqa: PTH123, SIM115  # closed below
-    console.print(view(watched, utc_now(), _COLUMNS))
+    console.print(view(watched, utc_now(), _COLUMNS, height))
     console.file.close()
     return console.export_text()
 
@@ -250,7 +301,7 @@ def test_what_cannot_be_read_is_told_and_tried_again(tmp_path: Path) -> None:
     path = RunLayout(root).manifest
     path.rename(tmp_path / "manifest")
     watched.look(utc_now())
-    assert "manifest.json does not exist" in shown(watched).replace("\n", "")
+    assert "does not exist" in shown(watched).replace("\n", " ")
     assert not watched.is_finished
     (tmp_path / "manifest").rename(path)
     watched.look(utc_now())

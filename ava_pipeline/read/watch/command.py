@@ -19,7 +19,7 @@ def watch_command(
     *,
     interval: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks.")] = 1.0,
 ) -> None:
-    """Follow a running job in the terminal: norms, rates, values, latest events, how far behind it is.
+    """Follow a running job in the terminal: latest events, norms, rates, values, how far behind it is.
 
     Example: ava-pipeline watch outputs/ava/demo
 
@@ -43,7 +43,7 @@ def _follow(watched: Watched, console: Console, interval: float) -> None:
     """Show a run until it has finished, on a screen of its own that is gone afterwards."""
     with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as screen:
         while True:
-            screen.update(view(watched, utc_now(), console.width), refresh=True)
+            screen.update(view(watched, utc_now(), *console.size), refresh=True)
             if watched.is_finished:
                 return
             time.sleep(interval)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from textwrap import wrap
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,40 +19,60 @@ from ava_pipeline.read.watch.recent import Recent
 from ava_pipeline.read.watch.sparkline import sparkline
 from ava_pipeline.read.watch.watched import EVENTS_TABLE, Watched
 
+Columns: TypeAlias = dict[str, tuple[Floats, Bools]]
+
 _TITLES = {"gradient_norms": "gradient norm", "learning_rates": "learning rate", "steps": "value"}
 _STYLES = {"running": "cyan", "finished": "green", "info": "cyan", "warning": "yellow", "error": "red"}
-_NUM_EVENTS = 5
+_NUM_EVENTS, _NUM_EVENTS_OF_FEW_LINES, _FEW_LINES = 5, 3, 30
 _NUM_PACE = 50
-_NAME, _LAST = 17, 8
-_AROUND_BARS = _NAME + _LAST + 24
-_LEAST_BARS, _MOST_BARS = 8, 80
+_NAME, _LAST, _RANGE, _GAP = 17, 9, 21, 2
+_LEAST_BARS, _MOST_BARS = 16, 80
+_HEADER_LINES = 2
 _SECONDS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
-def view(watched: Watched, now: datetime, width: int) -> RenderableType:
-    """Everything that is shown.
+def view(watched: Watched, now: datetime, width: int, height: int | None = None) -> RenderableType:
+    """Everything that is shown: what happened first, since it may matter most, then as many columns as there is room.
 
     Args:
         watched: the run.
         now: the time of day, in UTC.
         width: of the terminal, in characters.
+        height: of it, in lines; None shows every column.
     """
-    parts: list[RenderableType] = [_title(watched)]
+    above = [_title(watched)]
     if watched.manifest is not None:
-        parts.append(Text(_progress(watched, watched.manifest, now)))
-    bars = max(_LEAST_BARS, min(_MOST_BARS, width - _AROUND_BARS))
-    parts += [_table(name, recent, bars) for name, recent in watched.tables.items() if name != EVENTS_TABLE]
-    if EVENTS_TABLE in watched.tables:
-        parts.append(Group(Text("\nlatest events", style="bold"), *_events(watched.tables[EVENTS_TABLE])))
+        above += map(Text, wrap(_progress(watched, watched.manifest, now), width))
     if watched.trouble:
-        parts.append(Text(f"\n{plain(watched.trouble)}", style="red"))
-    return Group(*parts)
+        above += [Text(""), *(Text(line, style="red") for line in wrap(plain(watched.trouble), width))]
+    if EVENTS_TABLE in watched.tables:
+        most = _NUM_EVENTS if height is None or height > _FEW_LINES else _NUM_EVENTS_OF_FEW_LINES
+        above += [Text("\nlatest events", style="bold"), *_events(watched.tables[EVENTS_TABLE], most)]
+    columns = {name: _measured(recent) for name, recent in watched.tables.items() if name != EVENTS_TABLE}
+    num_lines = len(above) + sum(text.plain.count("\n") for text in above)
+    room = _rooms({name: len(found) for name, found in columns.items()}, None if height is None else height - num_lines)
+    return Group(*above, *(_table(name, found, room[name], width) for name, found in columns.items()))
+
+
+def _measured(recent: Recent) -> Columns:
+    return {name: found for name, found in recent.columns().items() if not found[1].all()}
+
+
+def _rooms(wanted: dict[str, int], height: int | None) -> dict[str, int]:
+    """How many columns of each table are shown: of the longest ones fewer, until all tables fit."""
+    room = dict(wanted)
+    while height is not None and sum(room.values()) + _HEADER_LINES * len(room) > height and max(room.values()) > 1:
+        longest = max(room, key=lambda name: room[name])
+        room[longest] -= 1
+    return room
 
 
 def _title(watched: Watched) -> Text:
     status = watched.status or "no manifest yet"
     name = plain(watched.run.layout.root.resolve().name)
-    return Text.assemble((name, "bold"), "  ", (status, _STYLES.get(status, "red")), f"  {_way_on(status)}")
+    told = Text.assemble((name, "bold"), "  ", (status, _STYLES.get(status, "red")), f"  {_way_on(status)}")
+    told.no_wrap, told.overflow = True, "ellipsis"
+    return told
 
 
 def _way_on(status: str) -> str:
@@ -93,15 +115,22 @@ def _pace(rows: pa.Table, now: datetime) -> Iterator[str]:
     yield f"last row {_ago(latest, now)}"
 
 
-def _table(name: str, recent: Recent, bars: int) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left")
-    table.add_column(Text(f"\n{_TITLES.get(name, plain(name))}"), no_wrap=True, width=_NAME, overflow="ellipsis")
-    table.add_column("\nlast", justify="right", no_wrap=True, min_width=_LAST)
-    table.add_column("", no_wrap=True, width=bars)
-    table.add_column("\nrange", no_wrap=True)
-    for column, (values, is_null) in recent.columns().items():
-        if not is_null.all():
-            table.add_row(plain(column), _last(values, is_null), _bars(values, is_null, bars), _range(values))
+def _table(name: str, columns: Columns, num_shown: int, width: int) -> Table:
+    """As many bars as the width leaves; where these are too few, no range."""
+    left = width - _NAME - _LAST - 2 * _GAP
+    has_range = left - _RANGE - _GAP >= _LEAST_BARS
+    bars = max(1, min(_MOST_BARS, left - (_RANGE + _GAP if has_range else 0)))
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), title_justify="left")
+    title = _TITLES.get(name, plain(name))
+    hidden = len(columns) - num_shown
+    table.add_column(Text(f"\n{title}"), no_wrap=True, width=_NAME, overflow="ellipsis")
+    table.add_column("\nlast", justify="right", no_wrap=True, width=_LAST)
+    table.add_column(Text(f"\n{hidden} more" if hidden else "", style="dim"), no_wrap=True, width=bars)
+    if has_range:
+        table.add_column("\nrange", no_wrap=True)
+    for column, (values, is_null) in list(columns.items())[:num_shown]:
+        last, range_told = _last(values, is_null), (_range(values),) if has_range else ()
+        table.add_row(plain(column), last, _bars(values, is_null, bars), *range_told)
     return table
 
 
@@ -122,15 +151,18 @@ def _range(values: Floats) -> str:
     return f"{finite.min():.3g} … {finite.max():.3g}" if len(finite) else ""
 
 
-def _events(recent: Recent) -> Iterator[Text]:
+def _events(recent: Recent, most: int) -> Iterator[Text]:
+    """A line each, the newest first: what was seen, without what to try."""
     rows = recent.rows
     if rows is None:
         yield Text("none", style="dim")
         return
-    for row in reversed(rows.slice(max(0, rows.num_rows - _NUM_EVENTS)).to_pylist()):
-        severity = str(row["severity"])
-        what = (f"{plain(str(row['event']))}", _STYLES.get(severity, ""))
-        yield Text.assemble(f"batch {row['batch_idx']}  ", what, f"  {plain(str(row['message']))}", overflow="fold")
+    for row in reversed(rows.slice(max(0, rows.num_rows - most)).to_pylist()):
+        what = (plain(str(row["event"])), _STYLES.get(str(row["severity"]), ""))
+        seen, _, _ = str(row["message"]).partition(". ")
+        line = Text.assemble(f"batch {row['batch_idx']}  ", what, f"  {plain(seen)}")
+        line.no_wrap, line.overflow = True, "ellipsis"
+        yield line
 
 
 def _ago(time: datetime, now: datetime) -> str:

@@ -69,10 +69,15 @@ class Figures:
         return np.flatnonzero(np.isfinite(self.values(name)))
 
 
+def is_loss(name: str) -> bool:
+    """Whether a value is a loss, by its name."""
+    return "loss" in name.lower() and name != "loss_scale"
+
+
 NOTHING = pa.schema([("batch_idx", pa.int64()), ("epoch", pa.int64())]).empty_table()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """All that the rules know of a run, or of its last rows.
 
@@ -90,6 +95,34 @@ class Evidence:
     groups: Mapping[str, Group]
     first: Figures | None = None
 
+    def trained_from(self, column: str) -> int:
+        """Position of the first row from which on a group is meant to be trained; the number of rows where none is.
+
+        One that required no gradients at the first collected step is frozen until its first gradient.
+        """
+        if column not in self.groups or self.groups[column].trainable is not False:
+            return 0
+        measured = np.flatnonzero(self.norms.is_measured(column))
+        return int(measured[0]) if len(measured) else len(self.norms)
+
+    def is_frozen(self, column: str) -> bool:
+        """Whether a group is not meant to be trained in any of these rows."""
+        return self.groups[column].trainable is False and self.trained_from(column) == len(self.norms)
+
+    def scales_of(self, rows: Figures) -> Values:
+        """The loss scale at each row of a table; nan where there is none."""
+        scales = np.full(len(rows), np.nan)
+        if "loss_scale" in self.steps.names and len(self.steps):
+            places = np.minimum(np.searchsorted(self.steps.batch_idx, rows.batch_idx), len(self.steps) - 1)
+            is_there = self.steps.batch_idx[places] == rows.batch_idx
+            scales[is_there] = self.steps.values("loss_scale")[places[is_there]]
+        return scales
+
+    @cached_property
+    def is_scaled(self) -> bool:
+        """Whether a GradScaler scales the loss."""
+        return "loss_scale" in self.steps.names and bool(self.steps.is_measured("loss_scale").any())
+
     def of_role(self, *roles: Role) -> tuple[str, ...]:
         """The columns of norms that play one of these roles."""
         return tuple(name for name in self.norms.names if name in self.groups and self.groups[name].role in roles)
@@ -97,7 +130,7 @@ class Evidence:
     @property
     def losses(self) -> tuple[str, ...]:
         """The columns of steps that are losses, by their name."""
-        return tuple(name for name in self.steps.names if "loss" in name.lower() and name != "loss_scale")
+        return tuple(filter(is_loss, self.steps.names))
 
     @property
     def overall(self) -> str | None:

@@ -1,9 +1,11 @@
 """What a sign says of a run: where it shows, the figure that tells, and what to try."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 Severity = Literal["info", "warning", "error"]
+GRAVITY: Mapping[Severity, int] = {"error": 2, "warning": 1, "info": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,3 +40,8 @@ class Finding:
     def event(self) -> str:
         """The sign's name among those of events: in snake case."""
         return self.sign.replace("-", "_")
+
+
+def collected_steps(num: int) -> str:
+    """So many of them, in words."""
+    return f"{num} collected step{'s' * (num != 1)}"

@@ -28,7 +28,9 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     above = min(limits.exploding_above, reference * limits.exploding_ratio or limits.exploding_above)
     for stretch in stretches(norms < below, least=limits.least_rows, bridge=2):
         yield _finding(run, VANISHING, norms, stretch, f"vanish: below {below:.2g}", _MORE)
-    # What is inf has outgrown every bound; what is nan is told as not finite.
+    if run.is_scaled:
+        norms = np.where(np.isinf(norms), np.nan, norms)  # what the scale made too large, and the scaler skipped
+    # What is inf has else outgrown every bound; what is nan is told as not finite.
     for stretch in stretches(norms > above, least=max(2, limits.least_rows // 4), bridge=2):
         yield _finding(run, EXPLODING, norms, stretch, f"explode: above {above:.2g}", _LESS)
 

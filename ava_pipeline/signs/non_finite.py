@@ -5,13 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from ava_pipeline.contract.events import Event
+from ava_pipeline.signs.figures import is_loss
+from ava_pipeline.signs.finding import collected_steps
 
 
-def non_finite_events(rows: Sequence[Mapping[str, object]]) -> Iterator[Event]:
+def non_finite_events(rows: Sequence[Mapping[str, object]], *, is_scaled: bool = False) -> Iterator[Event]:
     """One event for each stretch of neighbouring rows in which the same columns are not finite.
 
     Args:
         rows: of one table, in batch order, each with `batch_idx` and `epoch`.
+        is_scaled: a GradScaler skips such steps and lowers its scale, so that only a loss is worth a warning; what
+            lasts is told by the sign.
     """
     # One sum is finite where every value is, and costs less than looking at each.
     if math.isfinite(sum(value for row in rows for value in row.values() if type(value) is float)):
@@ -24,13 +28,13 @@ def non_finite_events(rows: Sequence[Mapping[str, object]]) -> Iterator[Event]:
         value = first[columns[0]]
         yield Event(
             event="non_finite",
-            severity="warning",
+            severity="info" if is_scaled and not any(map(is_loss, columns)) else "warning",
             batch_idx=_as_int(first["batch_idx"]),
             batch_idx_end=_as_int(last["batch_idx"]),
             epoch=_as_int(first["epoch"]),
             column=columns[0],
             value=value if isinstance(value, float) else None,
-            message=f"{', '.join(columns)}: measured, and not finite, in {1 + len(rest)} collected steps.",
+            message=f"{', '.join(columns)}: measured, and not finite, in {collected_steps(1 + len(rest))}.",
         )
 
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 from ava_pipeline.contract.events import Event, EventName
 from ava_pipeline.contract.manifest import Group
 from ava_pipeline.signs import finite
-from ava_pipeline.signs.figures import NOTHING, NUM_FIRST, Evidence, Figures
-from ava_pipeline.signs.finding import Finding
+from ava_pipeline.signs.figures import NOTHING, NUM_FIRST, Evidence, Figures, is_loss
+from ava_pipeline.signs.finding import GRAVITY, Finding, Severity
 from ava_pipeline.signs.rules import MOMENTS, findings_of
 from ava_pipeline.signs.thresholds import Thresholds
 from ava_pipeline.write.event_log import EventLog
@@ -65,6 +65,8 @@ class SignWatch:
         self._steps: dict[int, PendingRow] = {}
         self._num_new = 0
         self._judged_up_to = 0
+        # Of what is not finite in the window: how grave it was at the last look.
+        self._severities: dict[tuple[str | None, int], Severity] = {}
         self._active: dict[Kind, Finding] = {}
         self._num_told: Counter[Kind] = Counter()
         self._rests_until = 0.0
@@ -108,29 +110,39 @@ class SignWatch:
             self._first = norms.rows.slice(0, NUM_FIRST).combine_chunks()
         first = None if self._first is None else Figures(self._first)
         run = Evidence(norms=norms, rates=rates, steps=steps, groups=self._groups, first=first)
-        found = [finding for finding in findings_of(run, self._limits) if finding.severity != "info"]
+        found = findings_of(run, self._limits)
         if len(norms):
-            self._tell_new(found, norms)
+            self._tell_new(found, norms, is_scaled=run.is_scaled)
             self._judged_up_to = int(norms.batch_idx[-1])
         for name, table in rows.items():
             last = table.slice(max(0, table.num_rows - WINDOW_ROWS))
             self._rows[name] = last.combine_chunks().to_batches()
 
-    def _tell_new(self, found: Sequence[Finding], norms: Figures) -> None:
-        moments = [one for one in found if one.sign in MOMENTS and one.batch_idx > self._judged_up_to]
+    def _tell_new(self, found: Sequence[Finding], norms: Figures, *, is_scaled: bool) -> None:
+        new = [one for one in found if one.sign in MOMENTS and self._is_new(one)]
+        self._severities = {_begin(one): one.severity for one in found if one.sign == finite.SIGN}
+        found, moments = ([one for one in some if one.severity != "info"] for some in (found, new))
         recently = int(norms.batch_idx[-min(len(norms), self._limits.least_rows)])
         states = {_kind(one): one for one in found if one.sign not in MOMENTS and one.batch_idx_end >= recently}
         for finding in (*moments, *(one for kind, one in states.items() if kind not in self._active)):
-            self._appear(finding)
+            self._appear(finding, is_scaled=is_scaled)
         for kind in self._active.keys() - states.keys():
             self._go(self._active[kind], norms)
         self._active = states
 
-    def _appear(self, finding: Finding) -> None:
+    def _is_new(self, moment: Finding) -> bool:
+        """Whether it was not judged before; what is not finite is told again where it is graver by now."""
+        if moment.batch_idx > self._judged_up_to:
+            return True
+        before = self._severities.get(_begin(moment))
+        is_grown = moment.sign == finite.SIGN and moment.batch_idx_end > self._judged_up_to
+        return is_grown and before is not None and GRAVITY[moment.severity] > GRAVITY[before]
+
+    def _appear(self, finding: Finding, *, is_scaled: bool) -> None:
         self._num_told[_kind(finding)] += 1
         step = self._steps.get(finding.batch_idx)
-        # The measures tell by themselves what is not finite, row by row.
-        if finding.sign != finite.SIGN:
+        # The measures tell by themselves what is not finite, row by row; under a GradScaler as information.
+        if finding.sign != finite.SIGN or (is_scaled and not is_loss(str(finding.column))):
             self._log.add(with_samples(_event(finding), self._steps))
         if step is not None:
             finding = replace(finding, sample_ids=tuple(map(str, listed(step.sample_ids))))
@@ -156,10 +168,14 @@ def _kind(finding: Finding) -> Kind:
     return finding.sign, finding.column
 
 
+def _begin(finding: Finding) -> tuple[str | None, int]:
+    return finding.column, finding.batch_idx
+
+
 def _event(finding: Finding) -> Event:
     return Event(
         event=cast("EventName", finding.event),
-        severity=finding.severity,
+        severity="warning",  # an error among the events says that rows were lost
         column=finding.column,
         batch_idx=finding.batch_idx,
         batch_idx_end=finding.batch_idx_end,

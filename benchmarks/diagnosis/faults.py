@@ -51,6 +51,7 @@ class Fault:
         rates: changes the rates of a step, after the schedule.
         activation: of the head.
         is_half: trained under float16 autocast with a GradScaler.
+        init_scale: what the GradScaler begins with.
         telemetry: further settings of the collector.
     """
 
@@ -65,6 +66,7 @@ class Fault:
     rates: Callable[[Optimizer, int], None] = _no_change
     activation: type[nn.Module] = nn.ReLU
     is_half: bool = False
+    init_scale: float = 2.0**16
     telemetry: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -203,3 +205,5 @@ FAULTS: tuple[Fault, ...] = (
 )
 HEALTHY = Fault(name="healthy")
 HEALTHY_HALF = Fault(name="healthy, fp16", is_half=True)
+# Its GradScaler looks for a scale that fits through the first dozen steps and more.
+HEALTHY_SEARCH = Fault(name="healthy, fp16, init_scale too high", is_half=True, init_scale=2.0**36)

@@ -6,10 +6,10 @@ from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.diagnosis.faults import FAULTS, HEALTHY, HEALTHY_HALF, Fault
+from benchmarks.diagnosis.faults import FAULTS, HEALTHY, HEALTHY_HALF, HEALTHY_SEARCH, Fault
 from benchmarks.diagnosis.judged import Judged, judge
 
-ALL = (*FAULTS, HEALTHY, HEALTHY_HALF)
+ALL = (*FAULTS, HEALTHY, HEALTHY_HALF, HEALTHY_SEARCH)
 SEEDS_A_FAULT = 4
 SEEDS_HEALTHY = 36
 SEEDS_HEALTHY_HALF = 4
@@ -20,7 +20,7 @@ def labelled() -> list[tuple[Fault, int]]:
     return [
         *((fault, seed) for fault in FAULTS for seed in range(SEEDS_A_FAULT)),
         *((HEALTHY, seed) for seed in range(SEEDS_HEALTHY)),
-        *((HEALTHY_HALF, seed) for seed in range(SEEDS_HEALTHY_HALF)),
+        *((fault, seed) for fault in (HEALTHY_HALF, HEALTHY_SEARCH) for seed in range(SEEDS_HEALTHY_HALF)),
     ]
 
 

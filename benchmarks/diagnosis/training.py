@@ -26,7 +26,7 @@ def train(fault: Fault, setting: Setting, folder: Path) -> None:
     model = TinyResNet(setting, fault.activation)
     optimizer = _optimizer(model, setting)
     fault.model(model, optimizer)
-    scaler = torch.amp.GradScaler("cpu") if fault.is_half else None
+    scaler = torch.amp.GradScaler("cpu", init_scale=fault.init_scale) if fault.is_half else None
     with TelemetryCollector(
         model, optimizer, folder, collect_every_n=1, grad_scaler=scaler, **fault.telemetry
     ) as telemetry:

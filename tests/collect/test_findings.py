@@ -6,6 +6,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from ava_pipeline import TelemetryCollector, open_run
@@ -162,3 +163,27 @@ def a_finding() -> Finding:
         message="A spike.",
         advice="Look.",
     )
+
+
+def test_a_loss_scale_that_begins_too_high_is_no_reason_to_stop(tmp_path: Path) -> None:
+    """Real float16: the first steps are skipped while GradScaler halves its scale, and all is well afterwards."""
+    torch.manual_seed(0)
+    model, optimizer = tiny()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    found: list[Finding] = []
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
+        telemetry.on_finding(found.append)
+        for _ in range(60):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.float16):
+                loss = model(torch.randn(4, 6)).float().square().mean()
+            scaler.scale(loss).backward()
+            telemetry.step(0, values={"loss": loss.detach()})
+            telemetry.flush()
+            scaler.step(optimizer)
+            scaler.update()
+    events = open_run(tmp_path).events()
+    assert "non_finite" in set(events["event"])
+    assert set(events["severity"]) == {"info"}
+    assert found == []
+    assert diagnose_run(tmp_path).is_healthy

@@ -140,6 +140,30 @@ def test_what_is_not_finite_is_called_back_and_not_told_twice() -> None:
     assert feed.log.events == []
 
 
+def test_what_stays_not_finite_is_called_back_again_as_an_error() -> None:
+    """Once as it comes, and once when it lasts, however many rows follow."""
+    feed = Feed(changed(120, 400, float("nan")))
+    for _ in range(400):
+        feed.rows(1)
+    assert [(one.sign, one.severity, one.batch_idx) for one in feed.told] == [
+        ("non-finite", "warning", 1210),
+        ("non-finite", "error", 1210),
+    ]
+
+
+def test_what_a_grad_scaler_does_not_heal_is_called_back_and_written() -> None:
+    """Steps that it skips while it looks for its scale are neither."""
+    given = changed(0, 5, float("inf"))
+    for name in NORMS:
+        given[name][300:] = float("nan")
+    given["loss_scale"] = [2.0 ** max(20 - row, 15) for row in range(400)]
+    feed = Feed(given)
+    for _ in range(400):
+        feed.rows(1)
+    assert [(one.sign, one.severity, one.batch_idx) for one in feed.told] == [("non-finite", "error", 3010)]
+    assert [(one.event, one.severity, one.batch_idx) for one in feed.log.events] == [("non_finite", "warning", 3010)]
+
+
 def test_memory_is_bounded_however_many_rows_come() -> None:
     """After each look a window is left, whatever came before."""
     feed = Feed(columns(6000))

@@ -1,6 +1,6 @@
 """Gradient norms: the L2 norm of every group's gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,8 +11,10 @@ from ava_pipeline.collect.amp import Scaling
 from ava_pipeline.collect.measure import Measure, Moment, Reading
 from ava_pipeline.collect.norms import NormLayout, NormPlan, combine
 from ava_pipeline.collect.watched import Watched
+from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.measured_tables import GRADIENT_NORMS
-from ava_pipeline.write.rows import Numbers
+from ava_pipeline.signs.non_finite import non_finite_events
+from ava_pipeline.write.rows import Numbers, Rows
 
 
 class GradientNorms(Measure):
@@ -24,6 +26,7 @@ class GradientNorms(Measure):
         super().__init__(watched)
         self._groups = [np.array(positions) for positions in watched.positions().values()]
         self._layouts: WeakKeyDictionary[NormPlan, dict[object, NormLayout]] = WeakKeyDictionary()
+        self._has_scale = False
 
     @property
     def run_columns(self) -> tuple[str, ...]:
@@ -32,6 +35,7 @@ class GradientNorms(Measure):
 
     def read(self, moment: Moment) -> Reading:
         """Take every gradient's norm, and the loss scale where gradients are still multiplied by it."""
+        self._has_scale = moment.scaler.scale is not None
         # One object for steps whose numbers mean the same: they are made rows of together.
         layouts = self._layouts.setdefault(moment.plan, {})
         num_groups = sum(len(optimizer.param_groups) for optimizer in self.watched.optimizers.values())
@@ -54,6 +58,10 @@ class GradientNorms(Measure):
             column: norms[:, index].tolist() if _is_measured(layout, group) else [None] * len(numbers)
             for index, (column, group) in enumerate(zip(self.run_columns, self._groups, strict=True))
         }
+
+    def events(self, rows: Rows) -> Iterator[Event]:
+        """What is not finite: information under a loss scale, which is too high now and then."""
+        yield from non_finite_events(rows, is_scaled=self._has_scale)
 
     def _layout(self, moment: Moment) -> NormLayout:
         # Nobody unscales the gradients of what no optimizer steps.

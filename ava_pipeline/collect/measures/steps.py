@@ -10,6 +10,7 @@ from ava_pipeline.collect.measure import Measure, Moment, Reading
 from ava_pipeline.collect.watched import Watched
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.measured_tables import STEPS
+from ava_pipeline.signs.non_finite import non_finite_events
 from ava_pipeline.signs.scale_drops import scale_drop_events
 from ava_pipeline.write.rows import Numbers, Rows
 
@@ -61,7 +62,7 @@ class Steps(Measure):
 
     def events(self, rows: Rows) -> Iterator[Event]:
         """What is not finite; and where the loss scale fell, if hooks do not tell of skipped steps."""
-        yield from super().events(rows)
+        yield from non_finite_events(rows, is_scaled=any(row["loss_scale"] is not None for row in rows))
         if self._is_told_by_scale:
             before = self._before or (self._first_scale, self.watched.resumed_from + 1)
             yield from scale_drop_events(rows, *before)

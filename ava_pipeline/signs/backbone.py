@@ -22,11 +22,11 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     if overall is None:
         return
     for column in run.of_role("backbone_last"):
-        if run.groups[column].trainable is False:
-            continue
         share = run.share(column, overall)
         is_null = ~run.norms.is_measured(column) & run.norms.is_measured(overall)
-        for stretch in stretches(is_null | (share < limits.backbone_share), least=limits.least_rows, bridge=2):
+        is_still = is_null | (share < limits.backbone_share)
+        is_still[: run.trained_from(column)] = False
+        for stretch in stretches(is_still, least=limits.least_rows, bridge=2):
             yield _finding(run, column, share, stretch)
 
 

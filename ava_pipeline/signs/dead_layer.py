@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from ava_pipeline.signs.figures import Evidence
 from ava_pipeline.signs.finding import Finding
 from ava_pipeline.signs.stretches import stretches
@@ -18,17 +20,21 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     """Its norm is null or a negligible share of its head's."""
     for column in run.of_role("head_layer"):
         parent = run.groups[column].parent
-        if run.groups[column].trainable is False or parent not in run.norms.names:
+        if parent not in run.norms.names:
             continue
         is_null = ~run.norms.is_measured(column) & run.norms.is_measured(parent)
-        is_dead = is_null | (run.share(column, parent) < limits.dead_share)
+        share = run.share(column, parent)
+        is_dead = is_null | (share < limits.dead_share)
+        is_dead[: run.trained_from(column)] = False
         for stretch in stretches(is_dead, least=limits.least_rows, bridge=2):
+            seen = share[stretch.rows]
+            value = float(np.nanmedian(seen)) if np.isfinite(seen).any() else None
+            what = "it had no gradients" if value is None else f"its norm is {value:.2g} of {parent}'s"
             yield stretch.finding(
                 run.norms,
                 sign=SIGN,
                 column=column,
-                value=0.0,
-                message=f"{column} is dead: it had no gradients, or less than {limits.dead_share:g} of {parent}'s, "
-                f"over {stretch.length} collected steps.",
+                value=value,
+                message=f"{column} is dead: {what} over {stretch.length} collected steps.",
                 advice=_ADVICE,
             )

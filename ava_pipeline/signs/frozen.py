@@ -15,8 +15,7 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:  # noqa: ARG0
     if not len(run.norms):
         return
     for column in run.norms.names:
-        is_trained = run.norms.is_measured(column).any()
-        if column in run.groups and run.groups[column].trainable is False and not is_trained:
+        if column in run.groups and run.is_frozen(column):
             yield Stretch(0, len(run.norms) - 1).finding(
                 run.norms,
                 sign=SIGN,

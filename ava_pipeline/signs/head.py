@@ -20,12 +20,14 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     """Its norm is many times that of all other parameters together, and these are not frozen."""
     overall = run.overall
     backbones = run.of_role("backbone_last")
-    if overall is None or not backbones or any(run.groups[name].trainable is False for name in backbones):
+    if overall is None or not backbones:
         return
+    begin = max(map(run.trained_from, backbones))
     for column in run.of_role("head"):
         share = np.minimum(run.share(column, overall), 1.0)
         # Norms are float32: what is left beside a share of 1 - 1e-7 cannot be told from nothing.
         ratio = share / np.sqrt(np.maximum(1.0 - share**2, 1e-7))
+        ratio[:begin] = 0.0
         for stretch in stretches(ratio > limits.head_ratio, least=limits.least_rows, bridge=2):
             value = float(np.median(ratio[stretch.rows]))
             yield stretch.finding(

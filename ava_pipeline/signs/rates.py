@@ -18,13 +18,18 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     """A group at 0, a rate that leaps up, a head that is not above its backbone."""
     for column in run.rates.names:
         rates = run.rates.values(column)
+        held = _holders(run, column)
+        # Such a rate moves nothing, whatever it is; one that no known group is moved by may move others.
+        if held and all(map(run.is_frozen, held)):
+            continue
+        what = f" ({', '.join(held)})" if held else ""
         for stretch in stretches(rates == 0.0, least=limits.least_rows):
             yield stretch.finding(
                 run.rates,
                 sign=ZERO,
                 column=column,
                 value=0.0,
-                message=f"{column} is 0{_holders(run, column)} over {stretch.length} collected steps: nothing changes.",
+                message=f"{column} is 0{what} over {stretch.length} collected steps: nothing changes.",
                 advice=_GROUPS,
             )
         yield from _jumps(run.rates, column, limits)
@@ -69,11 +74,10 @@ def _order(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
 
 
 def _rates_of(run: Evidence, role: str) -> list[str]:
-    groups = [group for group in run.groups.values() if group.role == role]
+    groups = [group for name, group in run.groups.items() if group.role == role and not run.is_frozen(name)]
     return [rate for group in groups for rate in group.learning_rates if rate in run.rates.names]
 
 
-def _holders(run: Evidence, column: str) -> str:
+def _holders(run: Evidence, column: str) -> list[str]:
     """The groups that this rate moves, the smallest ones."""
-    held = [name for name, group in run.groups.items() if column in group.learning_rates and group.role != "overall"]
-    return f" ({', '.join(held)})" if held else ""
+    return [name for name, group in run.groups.items() if column in group.learning_rates and group.role != "overall"]

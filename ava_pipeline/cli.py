@@ -124,12 +124,12 @@ def diagnose_command(
     Example: ava-pipeline diagnose outputs/ava/demo
 
     Works while the run is being written, after a crash and afterwards.
-    Exit status: 0 healthy, 1 a warning or worse was found, 2 no run or wrong
-    usage.
+    Exit status: 0 healthy, or too few rows to tell; 1 a warning or worse was
+    found; 2 no run or wrong usage.
     """
     found = diagnose_run(run)
     typer.echo(json.dumps({"run": str(run), **found.to_json()}, indent=1) if as_json else found.to_text(str(run)))
-    raise typer.Exit(WELL if found.is_healthy else PROBLEMS)
+    raise typer.Exit(PROBLEMS if found.verdict == "not healthy" else WELL)
 
 
 @app.command("recover")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -17,14 +17,15 @@ from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.read.run import Run, open_run
 from ava_pipeline.read.tables import read_table
 from ava_pipeline.signs.figures import NOTHING, Evidence, Figures
-from ava_pipeline.signs.finding import Finding, Severity
+from ava_pipeline.signs.finding import GRAVITY, Finding
 from ava_pipeline.signs.gaps import gap_findings
-from ava_pipeline.signs.healthy import healthy_signs
+from ava_pipeline.signs.healthy import healthy_signs, is_enough
 from ava_pipeline.signs.rules import findings_of
 from ava_pipeline.signs.thresholds import Thresholds
 
+Verdict = Literal["healthy", "not healthy", "too few rows to tell"]
+
 NAMES_SAMPLES = ("non_finite", "spike")
-_GRAVITY: Mapping[Severity, int] = {"error": 0, "warning": 1, "info": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +35,29 @@ class Diagnosis:
     Attributes:
         findings: what is worth a look, the most severe first, then by batch.
         healthy: what is as it should be, severity info.
+        is_enough: whether gradients were measured in enough rows to say that all is well.
     """
 
     findings: tuple[Finding, ...]
     healthy: tuple[Finding, ...]
+    is_enough: bool = True
+
+    @property
+    def verdict(self) -> Verdict:
+        """The run in a word: not healthy where a warning or worse was found."""
+        if any(finding.severity != "info" for finding in self.findings):
+            return "not healthy"
+        return "healthy" if self.is_enough else "too few rows to tell"
 
     @property
     def is_healthy(self) -> bool:
-        """Whether nothing was found that is a warning or worse."""
-        return all(finding.severity == "info" for finding in self.findings)
+        """Whether there was enough to judge, and nothing to warn of."""
+        return self.verdict == "healthy"
 
     def to_json(self) -> dict[str, Any]:
         """As plain dicts, lists, numbers and texts; a figure that is not finite is null."""
         return {
+            "verdict": self.verdict,
             "is_healthy": self.is_healthy,
             "findings": [_plain(finding) for finding in self.findings],
             "healthy": [_plain(finding) for finding in self.healthy],
@@ -61,9 +72,8 @@ class Diagnosis:
         lines = [line for finding in self.findings for line in _lines(finding)]
         lines += [f"healthy  {finding.message} [{finding.sign}]" for finding in self.healthy]
         num = Counter(finding.severity for finding in self.findings)
-        told = ", ".join(f"{num[kind]} {kind}{'s' * (num[kind] != 1)}" for kind in _GRAVITY if num[kind])
-        verdict = "healthy" if self.is_healthy else "not healthy"
-        return "\n".join([*lines, f"{run}: {verdict}{f' ({told})' if told else ''}."])
+        told = ", ".join(f"{num[kind]} {kind}{'s' * (num[kind] != 1)}" for kind in GRAVITY if num[kind])
+        return "\n".join([*lines, f"{run}: {self.verdict}{f' ({told})' if told else ''}."])
 
 
 def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
@@ -87,6 +97,7 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
     return Diagnosis(
         findings=tuple(sorted(findings, key=_gravity)),
         healthy=tuple(healthy_signs(evidence, findings, limits)),
+        is_enough=is_enough(evidence, limits),
     )
 
 
@@ -113,7 +124,7 @@ def _limits(manifest: Manifest) -> Thresholds:
 
 
 def _gravity(finding: Finding) -> tuple[int, int, str]:
-    return _GRAVITY[finding.severity], finding.batch_idx, finding.sign
+    return -GRAVITY[finding.severity], finding.batch_idx, finding.sign
 
 
 def _with_samples(finding: Finding, events: Sequence[Mapping[str, Any]]) -> Finding:

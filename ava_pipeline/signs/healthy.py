@@ -1,7 +1,6 @@
 """The healthy signs, so that a good run says so."""
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -14,6 +13,8 @@ from ava_pipeline.signs import (
     head,
     loss,
     magnitude,
+    not_measured,
+    not_optimized,
     rates,
     rising,
     spikes,
@@ -23,88 +24,131 @@ from ava_pipeline.signs.finding import Finding
 from ava_pipeline.signs.stretches import Stretch
 from ava_pipeline.signs.thresholds import Thresholds
 
-
-class _Told(NamedTuple):
-    sign: str
-    rows: Figures
-    column: str | None
-    value: float | None
-    message: str
+_NOTHING_LEARNS = (finite.SIGN, magnitude.VANISHING, magnitude.EXPLODING, not_measured.SIGN)
+_GROUP_STILL = (backbone.SIGN, dead_layer.SIGN, head.SIGN, not_optimized.SIGN)
 
 
-# Each healthy sign is said only where none of these was found.
-_UNLESS = {
-    "backbone-learning": (backbone.SIGN, head.SIGN, "frozen"),
-    "head-learning": (dead_layer.SIGN,),
-    "norms-steady": (spikes.SIGN, rising.SIGN, magnitude.VANISHING, magnitude.EXPLODING),
-    "all-finite": (finite.SIGN, finite.OVERFLOW),
-    "rates-in-order": (rates.ZERO, rates.JUMP, rates.ORDER, "not-optimized"),
-    "loss-falling": (loss.NEGATIVE, loss.RISING),
-    "clipping-seldom": (clipping.SIGN,),
-    "rows-complete": (gaps.SIGN,),
-}
+class _Seen:
+    """What a run shows, and what is amiss with it.
+
+    Args:
+        run: all that is known.
+        found: its findings.
+        limits: a group learns where its last `least_rows` rows say so.
+    """
+
+    def __init__(self, run: Evidence, found: Collection[Finding], limits: Thresholds) -> None:
+        self.run = run
+        self._found = found
+        self._last = slice(-limits.least_rows, None)
+
+    def has(self, *signs: str, column: str | None = None) -> bool:
+        """Whether any of these signs was found, information included; of one column, or of any."""
+        return any(one.sign in signs and column in {None, one.column} for one in self._found)
+
+    def warns(self, *signs: str) -> bool:
+        """Whether any of these signs was found that is a warning or worse."""
+        return any(one.sign in signs and one.severity != "info" for one in self._found)
+
+    def learns(self, column: str) -> bool:
+        """Whether a group has gradients to the end, and something changes it by them."""
+        run, group = self.run, self.run.groups[column]
+        if self.warns(*_NOTHING_LEARNS) or self.has(*_GROUP_STILL, column=column) or run.is_frozen(column):
+            return False
+        held = [name for name in group.learning_rates if name in run.rates.names]
+        is_moved = any((run.rates.values(name)[self._last] > 0).any() for name in held)
+        # Who trains a group is not known of older runs.
+        is_moved |= group.trainable is None and not group.learning_rates
+        return is_moved and bool(np.isfinite(run.norms.values(column)[self._last]).any())
 
 
-def healthy_signs(run: Evidence, found: Iterable[Finding], limits: Thresholds) -> Iterator[Finding]:
+def healthy_signs(run: Evidence, found: Collection[Finding], limits: Thresholds) -> Iterator[Finding]:
     """What is as it should be, with its figures; nothing while the rows are too few to tell."""
-    if len(run.norms) < limits.least_rows:
-        return
-    amiss = {finding.sign for finding in found}
-    for told in _told(run):
-        if amiss.isdisjoint(_UNLESS[told.sign]) and len(told.rows):
-            yield Stretch(0, len(told.rows) - 1).finding(
-                told.rows,
-                sign=told.sign,
-                severity="info",
-                column=told.column,
-                value=told.value,
-                message=told.message,
-            )
+    if is_enough(run, limits):
+        seen = _Seen(run, found, limits)
+        for sign in (_finite, _complete, _steady, _backbone, _head, _rates, _losses, _clipping):
+            yield from sign(seen)
 
 
-def _told(run: Evidence) -> Iterator[_Told]:
-    yield _Told("all-finite", run.norms, None, None, "every measured norm and value is finite.")
-    yield _Told(
-        "rows-complete", run.norms, None, float(len(run.norms)), f"all {len(run.norms)} collected steps are there."
+def is_enough(run: Evidence, limits: Thresholds) -> bool:
+    """Whether gradients were measured in as many rows as a sign must last."""
+    num = int(run.norms.is_measured(run.overall).sum()) if run.overall else len(run.norms)
+    return num >= limits.least_rows
+
+
+def _told(sign: str, rows: Figures, message: str, column: str | None = None, value: float | None = None) -> Finding:
+    return Stretch(0, len(rows) - 1).finding(
+        rows, sign=sign, severity="info", column=column, value=value, message=message
     )
-    if run.overall is not None:
-        yield from _norms(run, run.overall)
-    if run.rates.names:
-        yield _Told("rates-in-order", run.rates, None, None, "no learning rate stays at 0 or leaps.")
-    yield from _steps(run)
 
 
-def _norms(run: Evidence, overall: str) -> Iterator[_Told]:
-    norms = run.norms.values(overall)[run.norms.finite(overall)]
-    if not len(norms):
+def _finite(seen: _Seen) -> Iterator[Finding]:
+    if not seen.has(finite.SIGN, finite.OVERFLOW):
+        yield _told("all-finite", seen.run.norms, "every measured norm and value is finite.")
+
+
+def _complete(seen: _Seen) -> Iterator[Finding]:
+    num = len(seen.run.norms)
+    if not seen.has(gaps.SIGN):
+        yield _told("rows-complete", seen.run.norms, f"all {num} collected steps are there.", value=float(num))
+
+
+def _steady(seen: _Seen) -> Iterator[Finding]:
+    run, overall = seen.run, seen.run.overall
+    if overall is None or seen.warns(*_NOTHING_LEARNS, spikes.SIGN, rising.SIGN):
         return
-    low, high = np.quantile(norms, (0.05, 0.95))
-    steady = f"{overall} stays between {low:.3g} and {high:.3g} in 9 of 10 collected steps."
-    yield _Told("norms-steady", run.norms, overall, float(high), steady)
-    for column in run.of_role("backbone_last"):
-        shares = run.share(column, overall)
+    norms = run.norms.values(overall)[run.norms.finite(overall)]
+    if len(norms):
+        low, high = np.quantile(norms, (0.05, 0.95))
+        message = f"{overall} stays between {low:.3g} and {high:.3g} in 9 of 10 collected steps."
+        yield _told("norms-steady", run.norms, message, overall, float(high))
+
+
+def _backbone(seen: _Seen) -> Iterator[Finding]:
+    overall = seen.run.overall
+    if overall is None or seen.has(head.SIGN):
+        return
+    for column in filter(seen.learns, seen.run.of_role("backbone_last")):
+        shares = seen.run.share(column, overall)
         if np.isfinite(shares).any():
             share = float(np.nanmedian(shares))
             message = f"{column} learns: its norm is {share:.2g} of the overall norm (median)."
-            yield _Told("backbone-learning", run.norms, column, share, message)
-    layers = run.of_role("head_layer") or run.of_role("head")
-    if layers:
-        yield _Told(
-            "head-learning", run.norms, layers[0], None, f"{', '.join(layers)}: every layer of the head learns."
-        )
+            yield _told("backbone-learning", seen.run.norms, message, column, share)
 
 
-def _steps(run: Evidence) -> Iterator[_Told]:
-    steps = run.steps
-    for column in run.losses:
-        if not len(steps.finite(column)):
-            continue
+def _head(seen: _Seen) -> Iterator[Finding]:
+    layers = seen.run.of_role("head_layer") or seen.run.of_role("head")
+    if layers and all(map(seen.learns, layers)):
+        message = f"{', '.join(layers)}: every layer of the head learns."
+        yield _told("head-learning", seen.run.norms, message, layers[0])
+
+
+def _rates(seen: _Seen) -> Iterator[Finding]:
+    rows = seen.run.rates
+    if not rows.names or not len(rows) or seen.has(rates.ZERO, rates.JUMP, rates.ORDER, not_optimized.SIGN):
+        return
+    # That of a frozen group may, without a warning.
+    if all((rows.values(name) != 0).any() for name in rows.names):
+        yield _told("rates-in-order", rows, "no learning rate stays at 0 or leaps.")
+
+
+def _losses(seen: _Seen) -> Iterator[Finding]:
+    steps = seen.run.steps
+    if seen.warns(finite.SIGN) or seen.has(loss.NEGATIVE, loss.RISING):
+        return
+    for column in seen.run.losses:
         losses = steps.values(column)[steps.finite(column)]
+        if not len(losses):
+            continue
         first, last = (float(np.median(part)) for part in (losses[: len(losses) // 4 + 1], losses[-len(losses) // 4 :]))
         if last < first:
             message = f"{column} fell from {first:.3g} to {last:.3g} (medians of the first and the last quarter)."
-            yield _Told("loss-falling", steps, column, last - first, message)
-    rates = steps.values("clip_rate") if "clip_rate" in steps.names else np.array([])
-    if np.isfinite(rates).any():
-        share = float(np.nanmean(rates))
-        yield _Told("clipping-seldom", steps, "clip_rate", share, f"clipping shortened {share:.0%} of the steps.")
+            yield _told("loss-falling", steps, message, column, last - first)
+
+
+def _clipping(seen: _Seen) -> Iterator[Finding]:
+    steps = seen.run.steps
+    shares = steps.values("clip_rate") if "clip_rate" in steps.names else np.array([])
+    if np.isfinite(shares).any() and not seen.has(clipping.SIGN):
+        share = float(np.nanmean(shares))
+        yield _told("clipping-seldom", steps, f"clipping shortened {share:.0%} of the steps.", "clip_rate", share)

@@ -79,11 +79,33 @@ def test_a_run_that_goes_on_well_says_so(tmp_path: Path) -> None:
         found = diagnose_run(open_run(run))
         assert open_run(run).manifest.status == "running"
     assert found.findings == ()
+    assert found.verdict == "healthy"
     assert {"all-finite", "norms-steady", "rates-in-order", "rows-complete"} <= {one.sign for one in found.healthy}
     done = CliRunner().invoke(app, ["diagnose", str(run)])
     assert done.exit_code == 0, done.output
     assert done.output.endswith(f"{run}: healthy.\n")
     assert "[backbone-learning]" in done.output
+
+
+@pytest.mark.parametrize("num_rows", [0, 12])
+def test_a_run_of_too_few_rows_is_not_called_healthy(tmp_path: Path, num_rows: int) -> None:
+    """Nothing is wrong with it: exit status 0; and nothing is said to be well."""
+    run = RunBuilder(root=tmp_path / "run", batches=range(1, num_rows + 1)).write()
+    done = CliRunner().invoke(app, ["diagnose", str(run)])
+    assert (done.exit_code, done.output) == (0, f"{run}: too few rows to tell.\n")
+    found = diagnose_run(run)
+    assert (found.is_healthy, found.to_json()["verdict"]) == (False, "too few rows to tell")
+
+
+def test_rows_without_a_gradient_are_not_healthy(tmp_path: Path) -> None:
+    """A loop that calls `step` and never backward."""
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+        for _ in range(40):
+            telemetry.step(0)
+    found = diagnose_run(tmp_path)
+    assert [one.sign for one in found.findings] == ["not-measured"]
+    assert (found.verdict, found.healthy) == ("not healthy", ())
 
 
 def built(root: Path) -> Path:

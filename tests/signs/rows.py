@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ava_pipeline.contract.manifest import Group
 from ava_pipeline.signs.figures import Evidence, Figures
 from ava_pipeline.signs.finding import Finding
+from ava_pipeline.signs.healthy import healthy_signs
 from ava_pipeline.signs.rules import findings_of
 from ava_pipeline.signs.thresholds import Thresholds
 
@@ -79,6 +80,14 @@ def found_in(
     given = columns()
     change(given)
     return findings_of(evidence(given, groups), limits or Thresholds())
+
+
+def healthy_in(change: Callable[[Columns], None], groups: Mapping[str, Group] = GROUPS) -> set[str]:
+    """The ids of healthy signs of rows that were changed."""
+    given = columns()
+    change(given)
+    run, limits = evidence(given, groups), Thresholds()
+    return {one.sign for one in healthy_signs(run, findings_of(run, limits), limits)}
 
 
 def signs_in(change: Callable[[Columns], None], limits: Thresholds | None = None) -> set[str]:

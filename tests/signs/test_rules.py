@@ -132,6 +132,58 @@ def test_a_backbone_that_is_thawed_is_neither_frozen_nor_at_fault() -> None:
     assert found_in(change, groups=frozen) == []
 
 
+def test_a_backbone_that_is_thawed_and_then_dead_is_told_from_there_on() -> None:
+    """What is trained later is judged later."""
+
+    def change(given: Columns) -> None:
+        given["trunk"] = [None] * 50 + list(given["trunk"][50:100]) + [1e-12] * 100
+        given["first"] = [None] * 50 + list(given["first"][50:100]) + [0.0] * 100
+
+    frozen = GROUPS | {name: GROUPS[name].model_copy(update={"trainable": False}) for name in ("trunk", "first")}
+    found = {(one.sign, one.batch_idx, one.batch_idx_end) for one in found_in(change, groups=frozen)}
+    assert found == {("backbone-not-learning", 1010, 2000), ("dead-layer", 1010, 2000)}
+
+
+def test_the_rate_of_a_frozen_group_is_nobodys_concern() -> None:
+    """At 0, or as high as the head's; that of one thawed later is."""
+    frozen = GROUPS | {"trunk": GROUPS["trunk"].model_copy(update={"trainable": False})}
+
+    def change(given: Columns, rate: float) -> None:
+        given["trunk"] = [None] * 200
+        given["lr_group_0"] = np.full(200, rate)
+
+    limits = Thresholds(head_rate_above=True)
+    for rate in (0.0, 1.0):
+        assert {one.sign for one in found_in(lambda given: change(given, rate), limits, frozen)} == {"frozen"}  # noqa: B023  # called at once
+    assert "learning-rate-zero" in {one.sign for one in found_in(scale("lr_group_0", by=0.0), groups=frozen)}
+
+
+def test_rows_without_any_gradient_are_told_unless_everything_is_frozen() -> None:
+    """They would else pass for a run without faults."""
+
+    def change(given: Columns) -> None:
+        given.update({name: [None] * 200 for name in NORMS})
+
+    assert {one.sign for one in found_in(change)} == {"not-measured"}
+    frozen = {name: group.model_copy(update={"trainable": False}) for name, group in GROUPS.items()}
+    assert {one.sign for one in found_in(change, groups=frozen)} == {"frozen"}
+
+
+def test_a_dead_layer_tells_its_share() -> None:
+    """The median over its rows; none where it had no gradients at all."""
+
+    def fade(given: Columns) -> None:
+        given["first"] = given["top"] * 1e-5
+
+    (finding,) = found_in(fade)
+    assert finding.sign == "dead-layer"
+    assert finding.value == pytest.approx(1e-5)
+    assert finding.message == "first is dead: its norm is 1e-05 of top's over 200 collected steps."
+    (finding,) = found_in(lambda given: given.update(first=[None] * 200))
+    assert (finding.sign, finding.value) == ("dead-layer", None)
+    assert "it had no gradients over" in finding.message
+
+
 def test_a_head_dominates_where_all_the_rest_is_next_to_nothing() -> None:
     """The backbone's last stage still has its share, so that it is the head's size that is told."""
 
@@ -201,6 +253,60 @@ def test_single_overflows_under_a_grad_scaler_are_information() -> None:
     assert {one.severity for one in found_in(lambda given: overflow(given, 3))} == {"info"}
     assert "non-finite" in signs_in(lambda given: overflow(given, 15))
     assert "loss-scale-collapse" in signs_in(lambda given: given.update(loss_scale=np.full(200, 0.5)))
+
+
+def test_a_scale_that_begins_too_high_is_information() -> None:
+    """Halved at each step until it fits: no warning, nothing explodes, whether it is over yet or not."""
+
+    def search(given: Columns, num: int) -> None:
+        given["loss_scale"] = [2.0 ** max(20 - row, 20 - num) for row in range(200)]
+        for name in NORMS:
+            given[name][:num] = np.inf
+
+    for num in (1, 3, 12):
+        assert {(one.sign, one.severity) for one in found_in(lambda given: search(given, num))} == {  # noqa: B023  # called at once
+            ("non-finite", "info")
+        }
+        begun = columns(num)
+        begun["loss_scale"] = [2.0 ** (20 - row) for row in range(num)]
+        for name in NORMS:
+            begun[name][:] = np.inf
+        assert {one.severity for one in findings_of(evidence(begun), Thresholds())} == {"info"}
+
+
+@pytest.mark.parametrize("scales", [np.full(200, 1024.0), 1024.0 * 0.5 ** np.maximum(np.arange(200) - 149.0, 0.0)])
+def test_what_a_lower_scale_does_not_heal_is_an_error(scales: "np.typing.NDArray[np.float64]") -> None:
+    """Under a scale that stays where it is, and under one that falls below 1."""
+
+    def last(given: Columns) -> None:
+        given["loss_scale"] = scales
+        for name in NORMS:
+            given[name][150:] = np.nan
+
+    assert ("non-finite", "error") in {(one.sign, one.severity) for one in found_in(last)}
+
+
+def test_a_loss_that_is_not_finite_is_no_fault_of_the_scale() -> None:
+    """The scale multiplies it only afterwards."""
+
+    def change(given: Columns) -> None:
+        given["loss_scale"] = [1024.0] * 100 + [512.0] * 100
+        for name in (*NORMS, "loss"):
+            given[name][99] = np.nan
+
+    found = {(one.column, one.severity) for one in found_in(change)}
+    assert found == {("overall", "info"), ("loss", "warning")}
+
+
+def test_a_stretch_that_is_not_finite_counts_only_such_rows() -> None:
+    """A finite row between two that are not belongs to the stretch, and not to their number."""
+
+    def change(given: Columns) -> None:
+        given["overall"][[100, 102]] = np.nan
+
+    (finding,) = found_in(change)
+    assert (finding.batch_idx, finding.batch_idx_end) == (1010, 1030)
+    assert finding.message == "overall: measured, and not finite, in 2 collected steps."
 
 
 def test_what_is_not_finite_up_to_the_last_row_is_an_error() -> None:

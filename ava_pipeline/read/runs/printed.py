@@ -67,7 +67,7 @@ def _finding(one: Summary) -> Text:
     if one.problem is not None:
         return Text(plain(one.problem.replace(f"{one.path}/", "")), style="red")
     if one.finding is None:
-        return Text("" if one.num_findings is None else "healthy", style="green")
+        return Text(one.verdict or "", style="green" if one.verdict == "healthy" else "")
     column = f" {one.finding.column}" if one.finding.column else ""
     told = f"{one.finding.sign}{column} at batch {one.finding.batch_idx}"
     more = f" and {one.num_findings - 1} more" if one.num_findings and one.num_findings > 1 else ""

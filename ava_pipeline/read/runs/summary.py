@@ -12,7 +12,7 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import HIGHER_IS_BETTER, Metrics
-from ava_pipeline.read.diagnose import diagnose_run
+from ava_pipeline.read.diagnose import Verdict, diagnose_run
 from ava_pipeline.read.predicted import read_predicted
 from ava_pipeline.read.prediction_files import prediction_files
 from ava_pipeline.read.pulse import status_now
@@ -53,6 +53,7 @@ class Summary:
         settings: of config.yaml, else of the manifest's `run_info`, by dotted names.
         finding: of the warnings and errors, the one that shows at the earliest batch; None where there is none.
         num_findings: warnings and errors; None where they were not looked for.
+        verdict: what `diagnose` says in a word; None where it was not asked.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Summary:
     settings: Mapping[str, Value] = field(default_factory=dict)
     finding: Finding | None = None
     num_findings: int | None = None
+    verdict: Verdict | None = None
 
     @property
     def is_generated(self) -> bool:
@@ -178,8 +180,10 @@ def _settings(run: Run) -> dict[str, Any]:
 def _findings(run: Run) -> dict[str, Any]:
     if not run.layout.manifest.exists():
         return {}
-    found = [finding for finding in diagnose_run(run).findings if finding.severity != "info"]
-    return {"finding": min(found, key=lambda one: one.batch_idx, default=None), "num_findings": len(found)}
+    diagnosis = diagnose_run(run)
+    found = [finding for finding in diagnosis.findings if finding.severity != "info"]
+    first = min(found, key=lambda one: one.batch_idx, default=None)
+    return {"finding": first, "num_findings": len(found), "verdict": diagnosis.verdict}
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the rules read: one table's rows as arrays, and what is known of its columns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -87,6 +87,7 @@ class Evidence:
         steps: of `steps`.
         groups: column of `norms` -> its role, its parent and its learning rates.
         first: of `gradient_norms`, the run's first rows, which later ones are held against; None: those of `norms`.
+        highest_rates: column of `rates` -> its highest value before these rows.
     """
 
     norms: Figures
@@ -94,6 +95,7 @@ class Evidence:
     steps: Figures
     groups: Mapping[str, Group]
     first: Figures | None = None
+    highest_rates: Mapping[str, float] = field(default_factory=dict)
 
     def trained_from(self, column: str) -> int:
         """Position of the first row from which on a group is meant to be trained; the number of rows where none is.

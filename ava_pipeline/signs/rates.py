@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ava_pipeline.signs.figures import Evidence, Figures
+from ava_pipeline.signs.figures import Evidence
 from ava_pipeline.signs.finding import Finding
 from ava_pipeline.signs.stretches import Stretch, stretches
 from ava_pipeline.signs.thresholds import Thresholds
@@ -32,20 +32,20 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
                 message=f"{column} is 0{what} over {stretch.length} collected steps: nothing changes.",
                 advice=_GROUPS,
             )
-        yield from _jumps(run.rates, column, limits)
+        yield from _jumps(run, column, limits)
     if limits.head_rate_above:
         yield from _order(run, limits)
 
 
-def _jumps(rows: Figures, column: str, limits: Thresholds) -> Iterator[Finding]:
+def _jumps(run: Evidence, column: str, limits: Thresholds) -> Iterator[Finding]:
     """A restart goes back to a rate that was there before; a jump goes beyond all of them."""
-    rates = rows.values(column)
-    highest = np.fmax.accumulate(rates)
+    rates = run.rates.values(column)
+    highest = np.fmax(np.fmax.accumulate(rates), run.highest_rates.get(column, 0.0))
     before, after = rates[:-1], rates[1:]
     is_jump = (before > 0) & (after > limits.rate_jump * before) & (after > limits.rate_jump * highest[:-1])
     for index in np.flatnonzero(is_jump):
         yield Stretch(int(index) + 1, int(index) + 1).finding(
-            rows,
+            run.rates,
             sign=JUMP,
             column=column,
             value=float(after[index] / before[index]),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
 import pyarrow as pa
 
 from ava_pipeline.contract.events import Event, EventName
@@ -64,6 +65,7 @@ class SignWatch:
         self._first: pa.Table | None = None
         self._steps: dict[int, PendingRow] = {}
         self._num_new = 0
+        self._highest_rates: dict[str, float] = {}
         self._judged_up_to = 0
         # Of what is not finite in the window: how grave it was at the last look.
         self._severities: dict[tuple[str | None, int], Severity] = {}
@@ -109,14 +111,30 @@ class SignWatch:
         if self._first is None and len(norms) >= NUM_FIRST:
             self._first = norms.rows.slice(0, NUM_FIRST).combine_chunks()
         first = None if self._first is None else Figures(self._first)
-        run = Evidence(norms=norms, rates=rates, steps=steps, groups=self._groups, first=first)
+        run = Evidence(
+            norms=norms,
+            rates=rates,
+            steps=steps,
+            groups=self._groups,
+            first=first,
+            highest_rates=self._highest_rates,
+        )
         found = findings_of(run, self._limits)
         if len(norms):
             self._tell_new(found, norms, is_scaled=run.is_scaled)
             self._judged_up_to = int(norms.batch_idx[-1])
+        self._remember_rates(rates)
         for name, table in rows.items():
             last = table.slice(max(0, table.num_rows - WINDOW_ROWS))
             self._rows[name] = last.combine_chunks().to_batches()
+
+    def _remember_rates(self, rates: Figures) -> None:
+        """Keep the highest of those that leave the window: a warm restart goes back to it."""
+        for name in rates.names:
+            leaving = rates.values(name)[:-WINDOW_ROWS]
+            if len(leaving):
+                highest = float(np.fmax.reduce(leaving))
+                self._highest_rates[name] = float(np.fmax(highest, self._highest_rates.get(name, 0.0)))
 
     def _tell_new(self, found: Sequence[Finding], norms: Figures, *, is_scaled: bool) -> None:
         new = [one for one in found if one.sign in MOMENTS and self._is_new(one)]

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -162,6 +163,22 @@ def test_what_a_grad_scaler_does_not_heal_is_called_back_and_written() -> None:
         feed.rows(1)
     assert [(one.sign, one.severity, one.batch_idx) for one in feed.told] == [("non-finite", "error", 3010)]
     assert [(one.event, one.severity, one.batch_idx) for one in feed.log.events] == [("non_finite", "warning", 3010)]
+
+
+def test_a_warm_restart_of_a_long_schedule_is_no_jump_and_a_leap_beyond_it_is() -> None:
+    """However long ago the highest rate left the window."""
+    period, num_rows = 3000, 7000
+    given = columns(num_rows)
+    given["lr_group_0"] = 1e-4 * 0.5 * (1 + np.cos(np.pi * (np.arange(num_rows) % period) / period))
+    feed = Feed(given)
+    for _ in range(num_rows // 100):
+        feed.rows(100)
+    assert feed.told == []
+    given["lr_group_0"][6500:] *= 1000
+    feed = Feed(given)
+    for _ in range(num_rows // 100):
+        feed.rows(100)
+    assert [(one.sign, one.batch_idx) for one in feed.told] == [("learning-rate-jump", 6501 * EVERY)]
 
 
 def test_memory_is_bounded_however_many_rows_come() -> None:

@@ -140,12 +140,17 @@ class Evidence:
         return next(iter(self.of_role("overall")), None)
 
     @property
-    def reference(self) -> float:
-        """The overall norm at the beginning of the run: the median of its first rows; 0 where none is finite."""
+    def beginning(self) -> Values:
+        """The finite overall norms of the run's first rows."""
         rows = self.first or self.norms
         norms = rows.values(self.overall)[:NUM_FIRST] if self.overall else np.array([])
-        finite = norms[np.isfinite(norms)]
-        return float(np.median(finite)) if len(finite) else 0.0
+        finite: Values = norms[np.isfinite(norms)]
+        return finite
+
+    @property
+    def reference(self) -> float:
+        """The overall norm at the beginning of the run: the median of its first rows; 0 where none is finite."""
+        return float(np.median(self.beginning)) if len(self.beginning) else 0.0
 
     def share(self, column: str, of: str) -> Values:
         """The ratio of two columns of norms; nan where it cannot be told."""

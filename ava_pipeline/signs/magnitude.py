@@ -25,7 +25,10 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
         return
     norms, reference = run.norms.values(run.overall), run.reference
     below = max(limits.vanishing_below, reference * limits.vanishing_ratio)
-    above = min(limits.exploding_above, reference * limits.exploding_ratio or limits.exploding_above)
+    # A sum in place of a mean is large from its first row on, and steady.
+    grown = limits.rising_factor * float(run.beginning.min()) if len(run.beginning) else 0.0
+    above = max(limits.exploding_above, grown)
+    above = min(above, reference * limits.exploding_ratio or above)
     for stretch in stretches(norms < below, least=limits.least_rows, bridge=2):
         yield _finding(run, VANISHING, norms, stretch, f"vanish: below {below:.2g}", _MORE)
     if run.is_scaled:

@@ -17,8 +17,10 @@ _ADVICE = (
     "clip the gradients to blunt such batches."
 )
 _LEAST_BEFORE = 16
-# What stays saturated is told by other signs.
+# What stays saturated, or high, is no single batch: it is told by other signs.
 _MAX_SATURATED = 3
+# A momentum of 0.9 carries a third of a batch for so many steps.
+_MAX_ROWS = 10
 # MAD -> standard deviation of a normal distribution. Source: Rousseeuw & Croux (1993), doi:10.2307/2291267.
 _CONSISTENT = 1.4826
 # Norms vary by a few percent whatever the batch: a run that is steadier still is no reason for alarm.
@@ -50,6 +52,8 @@ def _spikes(rows: Figures, column: str, factors: Values, limits: Thresholds) -> 
         if _deviations(values, int(index), limits.spike_window) < limits.spike_deviations:
             factors[index] = 0.0
     for stretch in stretches(factors > limits.spike_factor):
+        if stretch.length > _MAX_ROWS:
+            continue
         highest, factor = (float(np.nanmax(figures[stretch.rows])) for figures in (values, factors))
         yield stretch.finding(
             rows,

@@ -164,7 +164,7 @@ def test_thresholds_are_those_of_the_run(tmp_path: Path) -> None:
     """As its latest attempt was told; ones that cannot be used are said, and the usual ones taken."""
     builder = RunBuilder(root=tmp_path / "run", norms={})
     assert diagnose_run(builder.write()).findings == ()
-    builder.attempts[-1].thresholds = {"exploding_above": 1e-6, "least_rows": 4}
+    builder.attempts[-1].thresholds = {"exploding_ratio": 1e-6, "least_rows": 4}
     builder.write_manifest()
     assert [one.sign for one in diagnose_run(builder.root).findings] == ["exploding"]
     builder.attempts[-1].thresholds = {"no_such_threshold": 1.0}

@@ -169,6 +169,24 @@ def test_rows_without_any_gradient_are_told_unless_everything_is_frozen() -> Non
     assert {one.sign for one in found_in(change, groups=frozen)} == {"frozen"}
 
 
+def test_norms_that_are_large_from_the_first_row_on_do_not_explode() -> None:
+    """As those of a summed loss; above the bound, it is growth that is told."""
+
+    def large(given: Columns, growth: float) -> None:
+        for name in NORMS:
+            given[name] *= 1e5
+            given[name][150:] *= growth
+
+    assert "exploding" not in {one.sign for one in found_in(lambda given: large(given, 1.0))}
+    assert "exploding" in {one.sign for one in found_in(lambda given: large(given, 40.0))}
+
+
+def test_what_stays_high_is_no_spike() -> None:
+    """A step from one level to another is of no single batch; ten rows may be one batch's echo."""
+    assert "spike" not in signs_in(scale(*NORMS, by=12.0, first=100))
+    assert "spike" in signs_in(scale(*NORMS, by=12.0, first=100, last=110))
+
+
 def test_a_dead_layer_tells_its_share() -> None:
     """The median over its rows; none where it had no gradients at all."""
 

@@ -20,12 +20,11 @@ from ava_pipeline.signs.figures import NOTHING, Evidence, Figures
 from ava_pipeline.signs.finding import GRAVITY, Finding
 from ava_pipeline.signs.gaps import gap_findings
 from ava_pipeline.signs.healthy import healthy_signs, is_enough
-from ava_pipeline.signs.rules import findings_of
+from ava_pipeline.signs.rules import SAMPLED, findings_of
 from ava_pipeline.signs.thresholds import Thresholds
 
 Verdict = Literal["healthy", "not healthy", "too few rows to tell"]
-
-NAMES_SAMPLES = ("non_finite", "spike")
+_NAMES_SAMPLES = frozenset(sign.replace("-", "_") for sign in SAMPLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +128,8 @@ def _gravity(finding: Finding) -> tuple[int, int, str]:
 
 def _with_samples(finding: Finding, events: Sequence[Mapping[str, Any]]) -> Finding:
     """With the samples of its first batch, where an event names them."""
-    for event in events:
-        if event["batch_idx"] == finding.batch_idx and event["event"] in NAMES_SAMPLES:
+    for event in events if finding.sign in SAMPLED else ():
+        if event["batch_idx"] == finding.batch_idx and event["event"] in _NAMES_SAMPLES:
             ids = samples_in(event["message"])
             if ids:
                 return replace(finding, sample_ids=ids)

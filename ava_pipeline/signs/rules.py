@@ -44,6 +44,8 @@ RULES: tuple[Rule, ...] = (
 )
 # Signs of single batches, which come without ever going; the others are states that appear and go.
 MOMENTS = frozenset({spikes.SIGN, finite.SIGN, rates.JUMP, gaps.SIGN})
+# Those that name what their first batch consisted of.
+SAMPLED = frozenset({spikes.SIGN, finite.SIGN})
 # A sign that follows from another one over the same batches is not told beside it.
 _EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
     head.SIGN: (backbone.SIGN,),

@@ -15,7 +15,7 @@ from ava_pipeline.contract.manifest import Group
 from ava_pipeline.signs import finite
 from ava_pipeline.signs.figures import NOTHING, NUM_FIRST, Evidence, Figures, is_loss
 from ava_pipeline.signs.finding import GRAVITY, Finding, Severity
-from ava_pipeline.signs.rules import MOMENTS, findings_of
+from ava_pipeline.signs.rules import MOMENTS, SAMPLED, findings_of
 from ava_pipeline.signs.thresholds import Thresholds
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.losses import listed, with_samples
@@ -158,10 +158,11 @@ class SignWatch:
 
     def _appear(self, finding: Finding, *, is_scaled: bool) -> None:
         self._num_told[_kind(finding)] += 1
-        step = self._steps.get(finding.batch_idx)
+        steps = self._steps if finding.sign in SAMPLED else {}
+        step = steps.get(finding.batch_idx)
         # The measures tell by themselves what is not finite, row by row; under a GradScaler as information.
         if finding.sign != finite.SIGN or (is_scaled and not is_loss(str(finding.column))):
-            self._log.add(with_samples(_event(finding), self._steps))
+            self._log.add(with_samples(_event(finding), steps))
         if step is not None:
             finding = replace(finding, sample_ids=tuple(map(str, listed(step.sample_ids))))
         self._tell(finding)

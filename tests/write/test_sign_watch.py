@@ -101,6 +101,8 @@ def test_a_state_is_told_when_it_appears_and_when_it_goes(caplog: pytest.LogCapt
     appeared, gone = feed.log.events
     assert (appeared.event, appeared.severity, appeared.column) == ("backbone_not_learning", "warning", "trunk")
     assert appeared.batch_idx == 101 * EVERY
+    assert "Samples" not in appeared.message
+    assert feed.told[0].sample_ids == ()
     assert (gone.event, gone.severity, gone.column) == ("backbone_not_learning", "info", "trunk")
     assert 200 * EVERY < gone.batch_idx <= 240 * EVERY
     assert len(caplog.records) == 2

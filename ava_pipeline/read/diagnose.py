@@ -15,6 +15,7 @@ from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.samples import samples_in
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.read.run import Run, open_run
+from ava_pipeline.read.stretches import stretches
 from ava_pipeline.read.tables import read_table
 from ava_pipeline.signs.figures import NOTHING, Evidence, Figures
 from ava_pipeline.signs.finding import GRAVITY, Finding
@@ -91,11 +92,14 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
     limits = _limits(opened.manifest)
     evidence = _evidence(opened)
     events = read_table(opened.layout, RunTable.of(EVENTS)).to_pylist()
-    found = (*findings_of(evidence, limits), *gap_findings(events))
+    found = (
+        *findings_of(evidence, limits),
+        *gap_findings(events, stretches(opened.manifest), evidence.norms.batch_idx),
+    )
     findings = [_with_samples(one, events) for one in found]
     return Diagnosis(
         findings=tuple(sorted(findings, key=_gravity)),
-        healthy=tuple(healthy_signs(evidence, findings, limits)),
+        healthy=tuple(healthy_signs(evidence, findings, limits, num_collected=_num_collected(opened.manifest))),
         is_enough=is_enough(evidence, limits),
     )
 
@@ -120,6 +124,13 @@ def _limits(manifest: Manifest) -> Thresholds:
     except ValidationError as error:
         warnings.warn(f"the usual thresholds are taken, since the manifest's cannot be used: {error}", stacklevel=3)
         return Thresholds()
+
+
+def _num_collected(manifest: Manifest) -> int | None:
+    """As counted to the end of a run of one attempt; None where some count is not known, or of rows set aside."""
+    if len(manifest.attempts) != 1 or manifest.attempt.status in {"running", "killed"}:
+        return None
+    return manifest.attempt.counters.collected
 
 
 def _gravity(finding: Finding) -> tuple[int, int, str]:

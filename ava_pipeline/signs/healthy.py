@@ -35,10 +35,14 @@ class _Seen:
         run: all that is known.
         found: its findings.
         limits: a group learns where its last `least_rows` rows say so.
+        num_collected: how many steps were; None where it is not known.
     """
 
-    def __init__(self, run: Evidence, found: Collection[Finding], limits: Thresholds) -> None:
+    def __init__(
+        self, run: Evidence, found: Collection[Finding], limits: Thresholds, num_collected: int | None
+    ) -> None:
         self.run = run
+        self.num_collected = num_collected
         self._found = found
         self._last = slice(-limits.least_rows, None)
 
@@ -62,10 +66,12 @@ class _Seen:
         return is_moved and bool(np.isfinite(run.norms.values(column)[self._last]).any())
 
 
-def healthy_signs(run: Evidence, found: Collection[Finding], limits: Thresholds) -> Iterator[Finding]:
+def healthy_signs(
+    run: Evidence, found: Collection[Finding], limits: Thresholds, *, num_collected: int | None = None
+) -> Iterator[Finding]:
     """What is as it should be, with its figures; nothing while the rows are too few to tell."""
     if is_enough(run, limits):
-        seen = _Seen(run, found, limits)
+        seen = _Seen(run, found, limits, num_collected)
         for sign in (_finite, _complete, _steady, _backbone, _head, _rates, _losses, _clipping):
             yield from sign(seen)
 
@@ -90,7 +96,9 @@ def _finite(seen: _Seen) -> Iterator[Finding]:
 def _complete(seen: _Seen) -> Iterator[Finding]:
     num = len(seen.run.norms)
     if not seen.has(gaps.SIGN):
-        yield _told("rows-complete", seen.run.norms, f"all {num} collected steps are there.", value=float(num))
+        of = "" if seen.num_collected is None else f"{num} of "
+        message = f"all {of}{seen.num_collected or num} collected steps are there."
+        yield _told("rows-complete", seen.run.norms, message, value=float(num))
 
 
 def _steady(seen: _Seen) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from typer.testing import CliRunner
 from ava_pipeline import TelemetryCollector
 from ava_pipeline.cli import app
 from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.manifest import Attempt, StepCounters
 from ava_pipeline.errors import NotARunError
 from ava_pipeline.read.diagnose import diagnose_run
 from ava_pipeline.read.run import open_run
+from ava_pipeline.signs.finding import Finding
 from tests.collect.models import backward, tiny
-from tests.read.building import RunBuilder
+from tests.read.building import NOW, RunBuilder
 
 # A process that is killed while it trains, its features detached.
 LOOP = """
@@ -136,6 +139,36 @@ def test_findings_come_by_severity_and_batch_and_name_samples(tmp_path: Path) ->
         ("spike", 500),
     ]
     assert found[2].sample_ids == ("a.jpg", "b.jpg")
+
+
+def gaps(root: Path, batches: Sequence[int], counters: StepCounters, *, deferred: int = 0) -> list[Finding]:
+    """The gaps found in a run that collected each batch, and whose events tell of none."""
+    attempt = Attempt(number=1, started_utc=NOW, collect_every_n=1, deferred=deferred, counters=counters, rows={"x": 1})
+    run = RunBuilder(root=root / "run", batches=batches, attempts=[attempt]).write()
+    found = diagnose_run(run)
+    told = [one for one in found.findings if one.sign == "telemetry-gap"]
+    assert ("rows-complete" in {one.sign for one in found.healthy}) is not bool(told)
+    return told
+
+
+def test_missing_rows_are_told_without_an_event(tmp_path: Path) -> None:
+    """By the batches between rows; where these tell nothing, by the manifest's counters."""
+    holed = [*range(1, 101), *range(150, 160), *range(162, 201)]
+    counters = StepCounters(collected=200, written=149, dropped=51)
+    (gap,) = gaps(tmp_path / "holes", holed, counters)
+    assert (gap.batch_idx, gap.batch_idx_end, gap.value) == (101, 161, 51.0)
+    (gap,) = gaps(tmp_path / "deferred", holed, counters, deferred=1)
+    assert (gap.batch_idx, gap.batch_idx_end, gap.value) == (101, 149, 49.0)
+    (gap,) = gaps(tmp_path / "counted", range(1, 151), StepCounters(collected=200, written=150, dropped=50))
+    assert (gap.value, gap.message) == (50.0, "rows are missing: 50 of 200 collected steps, as the manifest counts.")
+    (gap,) = gaps(tmp_path / "cut", range(1, 151), StepCounters(collected=200, written=200))
+    assert gap.value == 50.0
+
+
+def test_rows_that_were_deferred_are_not_missing(tmp_path: Path) -> None:
+    """As many late rows as the manifest counts; and of a whole run it is said of how many."""
+    assert gaps(tmp_path, range(2, 201, 2), StepCounters(collected=100, written=100), deferred=100) == []
+    assert "all 100 of 100 collected steps are there." in diagnose_run(tmp_path / "run").to_text("run")
 
 
 def test_json_holds_everything(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ class ToldFindings:
     def __init__(self, wake: Callable[[], Callable[[], None] | None]) -> None:
         self._wake = wake
         self._waiting: deque[Finding] = deque(maxlen=MAX_WAITING)
+        self._due: deque[tuple[Callable[[Finding], object], Finding]] = deque()
         self._callbacks: list[Callable[[Finding], object]] = []
 
     def register(self, callback: Callable[[Finding], object]) -> None:
@@ -27,13 +28,23 @@ class ToldFindings:
     def put(self, finding: Finding) -> None:
         """Take a finding; called in the background thread."""
         self._waiting.append(finding)
+        self._wake_up()
+
+    def deliver(self) -> None:
+        """Call the functions; what one of them raises is raised, and what the others were still to hear waits on."""
+        while self._due or self._waiting:
+            if not self._due:
+                finding = self._waiting.popleft()
+                self._due.extend((callback, finding) for callback in self._callbacks)
+                continue
+            callback, finding = self._due.popleft()
+            try:
+                callback(finding)
+            except BaseException:
+                self._wake_up()
+                raise
+
+    def _wake_up(self) -> None:
         wake = self._wake()
         if wake is not None:
             wake()
-
-    def deliver(self) -> None:
-        """Call the functions; what one of them raises is raised, and the findings behind it wait on."""
-        while self._waiting:
-            finding = self._waiting.popleft()
-            for callback in self._callbacks:
-                callback(finding)

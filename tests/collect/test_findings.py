@@ -128,6 +128,27 @@ def test_a_callback_registered_later_hears_what_waited_and_all_are_called(tmp_pa
     assert len(first) == len(second) == 1
 
 
+def test_a_callback_that_raises_keeps_no_finding_from_the_others(tmp_path: Path) -> None:
+    """They hear of it at the next `step`, before what came later, and once."""
+    model, optimizer = tiny()
+    heard: list[Finding] = []
+
+    def stop(finding: Finding) -> None:
+        raise PoisonedError(finding.sign)
+
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1000) as telemetry:
+        telemetry.on_finding(stop)
+        telemetry.on_finding(heard.append)
+        telemetry._findings.put(a_finding())
+        with pytest.raises(PoisonedError):
+            telemetry.step(0)
+        assert heard == []
+        telemetry.step(0)
+        assert len(heard) == 1
+        telemetry.step(0)
+    assert len(heard) == 1
+
+
 def test_a_forgotten_collector_is_let_go_of(tmp_path: Path) -> None:
     """The background thread holds nothing that would keep it alive."""
     model, optimizer = tiny()

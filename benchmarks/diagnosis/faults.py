@@ -23,7 +23,7 @@ def _same_batch(images: Tensor, truth: Tensor, step: int, setting: Setting) -> t
     return images, truth
 
 
-def _same_loss(loss: Tensor) -> Tensor:
+def _same_loss(loss: Tensor, step: int, setting: Setting) -> Tensor:  # noqa: ARG001
     return loss
 
 
@@ -61,7 +61,7 @@ class Fault:
     at: int | None = None
     setting: Callable[[Setting], Setting] = _same_setting
     batch: Callable[[Tensor, Tensor, int, Setting], tuple[Tensor, Tensor]] = _same_batch
-    loss: Callable[[Tensor], Tensor] = _same_loss
+    loss: Callable[[Tensor, int, Setting], Tensor] = _same_loss
     model: Callable[[TinyResNet, Optimizer], None] = _nothing
     rates: Callable[[Optimizer, int], None] = _no_change
     activation: type[nn.Module] = nn.ReLU
@@ -127,6 +127,27 @@ def _noisy_labels(images: Tensor, truth: Tensor, step: int, setting: Setting) ->
     return images, truth[torch.randperm(len(truth), generator=random)]
 
 
+def _times(factor: float, since: int = 0) -> Callable[[Tensor, int, Setting], Tensor]:
+    def change(loss: Tensor, step: int, setting: Setting) -> Tensor:  # noqa: ARG001
+        return loss.mul(factor) if step >= since else loss
+
+    return change
+
+
+def _weigh_more(loss: Tensor, step: int, setting: Setting) -> Tensor:
+    """A weight that grows fiftyfold, by the same factor at each step."""
+    return loss.mul(50.0 ** (step / setting.num_steps))
+
+
+def _hold_back(model: TinyResNet, optimizer: Optimizer) -> None:  # noqa: ARG001
+    model.feature_gradient = 0.02
+
+
+def _maximise(model: TinyResNet, optimizer: Optimizer) -> None:  # noqa: ARG001
+    for group in optimizer.param_groups:
+        group["maximize"] = True
+
+
 def _scaled_rates(group: int, factor: float, since: int = 0) -> Callable[[Optimizer, int], None]:
     def change(optimizer: Optimizer, step: int) -> None:
         if step >= since:
@@ -165,7 +186,7 @@ FAULTS: tuple[Fault, ...] = (
         setting=lambda setting: replace(setting, norm="none"),
     ),
     Fault(name="NaN label", signs=("non-finite",), at=AT, batch=_nan_label),
-    Fault(name="wrong loss sign", signs=("loss-negative", "loss-rising"), loss=torch.neg),
+    Fault(name="wrong loss sign", signs=("loss-negative", "loss-rising"), loss=_times(-1.0)),
     Fault(
         name="no normalisation",
         signs=(*DIVERGING, "backbone-not-learning", "head-dominating"),
@@ -187,7 +208,7 @@ FAULTS: tuple[Fault, ...] = (
         model=_enlarge,
         setting=lambda setting: replace(setting, norm="none"),
     ),
-    Fault(name="loss 1e-8×", signs=("vanishing",), loss=lambda loss: loss * 1e-8),
+    Fault(name="loss 1e-8×", signs=("vanishing",), loss=_times(1e-8)),
     Fault(name="learning rate leaps 100×", signs=("learning-rate-jump",), rates=_jump, at=AT),
     Fault(
         name="head slower than the backbone",
@@ -200,6 +221,30 @@ FAULTS: tuple[Fault, ...] = (
         name="clipped at every step",
         signs=("clipping-often",),
         setting=lambda setting: replace(setting, clip_norm=1e-4),
+    ),
+    Fault(
+        name="feature gradients 0.02×",
+        signs=("head-dominating",),
+        model=_hold_back,
+        setting=lambda setting: replace(setting, norm="batch", hidden=(32,)),
+    ),
+    Fault(
+        name="loss 1000× from one batch on",
+        signs=("exploding",),
+        loss=_times(1000.0, since=AT),
+        setting=lambda setting: replace(setting, clip_norm=1.0),
+    ),
+    Fault(
+        name="loss weight grows without end",
+        signs=("rising",),
+        loss=_weigh_more,
+        setting=lambda setting: replace(setting, lr=setting.lr / 100),
+    ),
+    Fault(
+        name="loss maximised",
+        signs=("loss-rising",),
+        model=_maximise,
+        setting=lambda setting: replace(setting, lr=setting.lr / 3, schedule="constant", head_lr_mult=1.0),
     ),
     Fault(name="rows dropped", signs=("telemetry-gap",), telemetry={"max_pending_rows": 1}),
 )

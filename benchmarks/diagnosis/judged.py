@@ -1,15 +1,19 @@
 """A training and what was said of it: found, missed or false."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ava_pipeline import open_run
+from ava_pipeline.contract.samples import samples_in
 from ava_pipeline.read.diagnose import diagnose_run
+from ava_pipeline.signs.rules import SAMPLED
 from benchmarks.diagnosis.faults import Fault
 from benchmarks.diagnosis.settings import draw
 from benchmarks.diagnosis.training import train
 
-_SIGNS_ONLY_AFTERWARDS = {"gap": "telemetry-gap"}
+_SIGNS_OF_EVENTS = {"gap": "telemetry-gap"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +27,8 @@ class Judged:
         is_well: nothing should be warned of.
         signs: warned of afterwards.
         on_line: warned of while training.
-        is_found: what should be told was, and at its batch.
+        is_found: what should be told was, and at its batch, with its samples where it is one batch.
+        is_found_on_line: the same of what was told while training; information is not told then.
     """
 
     kind: str
@@ -33,6 +38,15 @@ class Judged:
     signs: tuple[str, ...]
     on_line: tuple[str, ...]
     is_found: bool
+    is_found_on_line: bool
+
+
+class _Told(NamedTuple):
+    """A warning, afterwards or on line."""
+
+    sign: str
+    batch_idx: int
+    sample_ids: tuple[str, ...]
 
 
 def judge(fault: Fault, seed: int, folder: Path, num_steps: int) -> Judged:
@@ -41,27 +55,49 @@ def judge(fault: Fault, seed: int, folder: Path, num_steps: int) -> Judged:
     root = folder / f"{fault.name.replace(' ', '-').replace(':', '').replace(',', '')}-{seed}"
     if not root.exists():
         train(fault, setting, root)
+    return judged_run(fault, seed, root)
+
+
+def judged_run(fault: Fault, seed: int, root: Path) -> Judged:
+    """Compare what is said of a run with its label."""
     diagnosis = diagnose_run(root)
-    events = open_run(root).events()
-    warned = events[events["severity"] != "info"]
-    on_line = {_SIGNS_ONLY_AFTERWARDS.get(name, name.replace("_", "-")) for name in warned["event"]}
-    warnings = [finding for finding in diagnosis.findings if finding.severity != "info"]
-    telling = [
-        finding
-        for finding in warnings
-        if finding.sign in fault.signs and (fault.at is None or finding.batch_idx == fault.at)
-    ]
+    told = [_Told(one.sign, one.batch_idx, one.sample_ids) for one in diagnosis.findings if one.severity != "info"]
+    on_line = _told_on_line(root)
     infos = {finding.sign for finding in diagnosis.findings if finding.severity == "info"}
-    is_named = fault.at is None or all(
-        not finding.sample_ids or finding.sample_ids[0] == f"image-{fault.at}-0" for finding in telling
-    )
-    is_told = bool(telling) and is_named if fault.signs else not warnings
     return Judged(
         kind=fault.name,
         seed=seed,
-        is_held_out=setting.is_held_out,
+        is_held_out=draw(fault.name, seed).is_held_out,
         is_well=not fault.signs,
-        signs=tuple(sorted({finding.sign for finding in warnings})),
-        on_line=tuple(sorted(on_line)),
-        is_found=is_told and (fault.told_as_info is None or fault.told_as_info in infos),
+        signs=_signs(told),
+        on_line=_signs(on_line),
+        is_found=_is_found(fault, told) and (fault.told_as_info is None or fault.told_as_info in infos),
+        is_found_on_line=_is_found(fault, on_line),
     )
+
+
+def _told_on_line(root: Path) -> list[_Told]:
+    events = open_run(root).events()
+    return [
+        _Told(_sign_of(str(one["event"])), int(one["batch_idx"]), samples_in(str(one["message"])))
+        for one in events[events["severity"] != "info"].to_dict("records")
+    ]
+
+
+def _sign_of(event: str) -> str:
+    return _SIGNS_OF_EVENTS.get(event, event.replace("_", "-"))
+
+
+def _signs(told: Sequence[_Told]) -> tuple[str, ...]:
+    return tuple(sorted({one.sign for one in told}))
+
+
+def _is_found(fault: Fault, told: Sequence[_Told]) -> bool:
+    """Whether a sign of the fault was told where it is; nothing at all, where nothing is wrong."""
+    return any(_is_telling(fault, one) for one in told) if fault.signs else not told
+
+
+def _is_telling(fault: Fault, one: _Told) -> bool:
+    if one.sign not in fault.signs or fault.at not in {None, one.batch_idx}:
+        return False
+    return fault.at is None or one.sign not in SAMPLED or one.sample_ids[:1] == (f"image-{fault.at}-0",)

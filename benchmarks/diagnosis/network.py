@@ -38,6 +38,7 @@ class TinyResNet(nn.Module):
     def __init__(self, setting: Setting, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
         self.is_detached = False
+        self.feature_gradient = 1.0
         self.conv1 = nn.Conv2d(3, _WIDTHS[0], 3, 1, 1)
         before = _WIDTHS[0]
         for number, width in enumerate(_WIDTHS, start=1):
@@ -62,6 +63,8 @@ class TinyResNet(nn.Module):
         for number in range(1, len(_WIDTHS) + 1):
             features = self.get_submodule(f"layer{number}")(features)
         features = features.mean(dim=(2, 3))
+        if self.feature_gradient != 1.0 and features.requires_grad:
+            features.register_hook(lambda gradient: gradient * self.feature_gradient)
         logits: Tensor = self.fc(features.detach() if self.is_detached else features)
         return logits
 

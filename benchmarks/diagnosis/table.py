@@ -64,9 +64,8 @@ def _warned(found: Sequence[Judged]) -> str:
 
 
 def _found_on_line(found: Sequence[Judged]) -> str:
-    labels = {fault.name: set(fault.signs) for fault in FAULTS}
     faulty = [one for one in found if not one.is_well]
-    return _percent(sum(not labels[one.kind].isdisjoint(one.on_line) for one in faulty), len(faulty))
+    return _percent(sum(one.is_found_on_line for one in faulty), len(faulty))
 
 
 def _warned_on_line(found: Sequence[Judged]) -> str:

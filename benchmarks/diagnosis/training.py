@@ -49,7 +49,7 @@ def _step(  # noqa: PLR0913, PLR0917  # all that one step of a training needs
     optimizer.zero_grad()
     with torch.autocast("cpu", torch.float16, enabled=scaler is not None):
         logits = model(images)
-    loss = fault.loss(emd(logits, truth))
+    loss = fault.loss(emd(logits, truth), step, setting)
     torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
     ids = [f"image-{step}-{number}" for number in range(setting.batch_size)]
     telemetry.step((step - 1) // STEPS_PER_EPOCH, values={"loss": loss.detach()}, sample_ids=ids)

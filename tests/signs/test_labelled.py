@@ -4,11 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from ava_pipeline import open_run
+from ava_pipeline.contract.events import Event
 from ava_pipeline.signs.thresholds import Thresholds
-from benchmarks.diagnosis.faults import FAULTS, HEALTHY
-from benchmarks.diagnosis.judged import Judged, judge
-from benchmarks.diagnosis.labelled import labelled
+from benchmarks.diagnosis.faults import FAULTS, HEALTHY, Fault
+from benchmarks.diagnosis.judged import Judged, judge, judged_run
+from benchmarks.diagnosis.labelled import ALL, labelled
+from benchmarks.diagnosis.network import batch_of
+from benchmarks.diagnosis.settings import AT, draw
 from benchmarks.diagnosis.table import BEGIN, END, into_docs, table
+from benchmarks.diagnosis.training import train
+from tests.read.building import RunBuilder
 
 DOCS = Path(__file__).parents[2] / "docs" / "diagnosis.md"
 NUM_STEPS = 40
@@ -22,6 +28,37 @@ def test_a_training_with_its_fault_is_judged(name: str, tmp_path: Path) -> None:
     assert found.is_found, found
 
 
+@pytest.mark.parametrize("fault", ALL, ids=lambda fault: fault.name)
+def test_every_kind_trains(fault: Fault, tmp_path: Path) -> None:
+    """A few steps of each give rows that can be read, and a poisoned batch can be made."""
+    train(fault, draw(fault.name, 0, 3), tmp_path / "run")
+    assert 0 < len(open_run(tmp_path / "run").gradient_norms()) <= 3
+    setting = fault.setting(draw(fault.name, 0))
+    given = batch_of(setting, AT)
+    images, truth = fault.batch(*given, AT, setting)
+    assert (images.shape, truth.shape) == (given[0].shape, given[1].shape)
+
+
+def test_a_poisoned_batch_counts_as_found_only_with_its_samples(tmp_path: Path) -> None:
+    """Afterwards and on line."""
+    fault = next(one for one in FAULTS if one.name.startswith("poisoned batch: votes"))
+    for samples, is_found in (("image-160-0, image-160-1", True), ("image-7-0", False), (None, False)):
+        run = poisoned(tmp_path / str(samples), samples)
+        found = judged_run(fault, 0, run)
+        assert (found.is_found, found.is_found_on_line) == (is_found, is_found)
+
+
+def poisoned(root: Path, samples: str | None) -> Path:
+    """A run whose batch 160 spikes, told with samples or without."""
+    named = f" Samples of batch 160: {samples}." if samples else ""
+    event = Event(
+        event="spike", severity="warning", message=f"It spiked.{named}", batch_idx=160, batch_idx_end=160, epoch=0
+    )
+    batches = tuple(range(1, 200))
+    norms: dict[int, dict[str, object]] = {160: {"overall": 1e4}}
+    return RunBuilder(root=root, batches=batches, norms=norms, events=[event]).write()
+
+
 def test_each_kind_is_trained_in_both_halves() -> None:
     """Thresholds are never judged by what they were set on."""
     for fault in (*FAULTS, HEALTHY):
@@ -31,7 +68,16 @@ def test_each_kind_is_trained_in_both_halves() -> None:
 
 def judged(kind: str, *, is_well: bool, signs: tuple[str, ...], is_found: bool) -> Judged:
     """A training of the half held out."""
-    return Judged(kind=kind, seed=1, is_held_out=True, is_well=is_well, signs=signs, on_line=(), is_found=is_found)
+    return Judged(
+        kind=kind,
+        seed=1,
+        is_held_out=True,
+        is_well=is_well,
+        signs=signs,
+        on_line=(),
+        is_found=is_found,
+        is_found_on_line=is_found,
+    )
 
 
 def test_the_table_counts_what_is_found_missed_and_false(tmp_path: Path) -> None:

@@ -251,6 +251,19 @@ def fields(model: type[BaseModel]) -> list[tuple[str, str | None]]:
     return own + [described for kind in inner for described in fields(kind)]
 
 
+def test_the_head_is_held_above_the_backbone_where_its_rate_is_set_there(config_file: Path) -> None:
+    """By `optim`, or by the telemetry's own setting; every other setting stays."""
+    for overrides, is_above in (
+        (["optim.head_lr_mult=10"], True),
+        (["optim.head_lr_mult=1"], False),
+        (["optim.head_lr_mult=1", "telemetry.signs.head_rate_above=true"], True),
+    ):
+        given = load(config_file, BASE, *overrides, "telemetry.collect_every_n=3", "telemetry.signs.spike_factor=7.0")
+        held = given.with_head_above()
+        assert held.signs.head_rate_above is is_above
+        assert (held.collect_every_n, held.signs.spike_factor) == (3, 7.0)
+
+
 def test_every_setting_is_described() -> None:
     """The descriptions are the JSON Schema's documentation."""
     assert [name for name, description in fields(RunConfig) if not description] == []

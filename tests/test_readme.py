@@ -110,3 +110,15 @@ def test_yaml_snippets() -> None:
     for snippet in snippets("yaml"):
         given: dict[str, Any] = yaml.safe_load(snippet)
         RunConfig.model_validate({**whole, **given})
+
+
+def test_the_demo_is_healthy(home: Path, tmp_path: Path) -> None:
+    """Real training with the demo's own settings, some epochs of it: `diagnose` says so, and what is well."""
+    shorter = ["train.epochs=2", "train.batch_size=4", "data.image_size=32", "data.sample.num_images=64"]
+    places = [f"output_dir={tmp_path / 'run'}", f"data.labels={tmp_path}/AVA.txt", f"data.images={tmp_path}/images"]
+    run(f"ava-pipeline train configs/demo.yaml --set {' --set '.join([*shorter, *places])}", home)
+    told = run(f"ava-pipeline diagnose {tmp_path / 'run'}", home)
+    assert told.endswith(f"{tmp_path / 'run'}: healthy.\n")
+    for sign in ("all-finite", "backbone-learning", "head-learning", "rates-in-order", "rows-complete"):
+        assert f"[{sign}]" in told
+    assert "all 24 of 24 collected steps are there." in told

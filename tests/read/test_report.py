@@ -267,3 +267,10 @@ def test_a_live_page_tells_that_its_run_was_killed(tmp_path: Path) -> None:
     builder.write_manifest()
     runs._due = 0.0
     assert '<span class="badge running">' in runs.contents()
+
+
+def test_a_run_of_too_few_rows_is_not_called_healthy(tmp_path: Path) -> None:
+    """The page says what `diagnose` says."""
+    text = report(tmp_path / "r.html", empty(tmp_path / "run")).read_text(encoding="utf-8")
+    assert "Too few rows to tell." in text
+    assert "Healthy." not in text

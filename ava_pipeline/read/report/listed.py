@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ava_pipeline.contract.manifest import utc_now
+from ava_pipeline.read.diagnose import Verdict
 from ava_pipeline.read.pulse import status_now
 from ava_pipeline.read.report.marks import MAX_FINDINGS, place_of, shown_findings
 from ava_pipeline.read.report.seen import Seen
@@ -52,7 +53,7 @@ class Listed:
         num_findings: how many there are.
         num_more: how many more there are.
         healthy: what is as it should be.
-        is_judged: whether the run could be diagnosed at all.
+        verdict: what `diagnose` says in a word; None where the run could not be diagnosed.
         troubles: what could not be read.
     """
 
@@ -63,7 +64,7 @@ class Listed:
     num_findings: int
     num_more: int
     healthy: Sequence[Finding]
-    is_judged: bool
+    verdict: Verdict | None
     troubles: Sequence[str]
 
 
@@ -78,7 +79,7 @@ def listed(seen: Seen) -> Listed:
         num_findings=len(seen.diagnosis.findings) if seen.diagnosis else 0,
         num_more=max(0, len(seen.diagnosis.findings) - MAX_FINDINGS) if seen.diagnosis else 0,
         healthy=seen.diagnosis.healthy if seen.diagnosis else (),
-        is_judged=seen.diagnosis is not None,
+        verdict=seen.diagnosis.verdict if seen.diagnosis else None,
         troubles=seen.troubles,
     )
 

@@ -120,7 +120,7 @@ class Evidence:
             scales[is_there] = self.steps.values("loss_scale")[places[is_there]]
         return scales
 
-    @cached_property
+    @computed_once
     def is_scaled(self) -> bool:
         """Whether a GradScaler scales the loss."""
         return "loss_scale" in self.steps.names and bool(self.steps.is_measured("loss_scale").any())

@@ -140,7 +140,7 @@ def _weigh_more(loss: Tensor, step: int, setting: Setting) -> Tensor:
 
 
 def _hold_back(model: TinyResNet, optimizer: Optimizer) -> None:  # noqa: ARG001
-    model.feature_gradient = 0.02
+    model.feature_gradient = 0.015
 
 
 def _maximise(model: TinyResNet, optimizer: Optimizer) -> None:  # noqa: ARG001
@@ -223,7 +223,7 @@ FAULTS: tuple[Fault, ...] = (
         setting=lambda setting: replace(setting, clip_norm=1e-4),
     ),
     Fault(
-        name="feature gradients 0.02×",
+        name="feature gradients 0.015×",
         signs=("head-dominating",),
         model=_hold_back,
         setting=lambda setting: replace(setting, norm="batch", hidden=(32,)),
@@ -244,7 +244,7 @@ FAULTS: tuple[Fault, ...] = (
         name="loss maximised",
         signs=("loss-rising",),
         model=_maximise,
-        setting=lambda setting: replace(setting, lr=setting.lr / 3, schedule="constant", head_lr_mult=1.0),
+        setting=lambda setting: replace(setting, optimizer="rmsprop", lr=1e-4, schedule="constant", head_lr_mult=1.0),
     ),
     Fault(name="rows dropped", signs=("telemetry-gap",), telemetry={"max_pending_rows": 1}),
 )

@@ -99,7 +99,7 @@ def test_a_file_that_takes_no_rows_is_named_and_the_other_one_goes_on(tmp_path: 
         (["a.jpg", "b.jpg"], "a.jpg, b.jpg."),
         (range(30), "17, 18, 19 and 10 more."),
         (7, "batch 2: 7."),
-        (None, "1 collected steps."),
+        (None, "1 collected step."),
     ],
 )
 def test_samples_of_a_step_that_is_not_finite_are_named(ids: object, named: str, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_tensor_of_sample_ids_is_read_by_the_background_thread(tmp_path: Path)
     assert room.files.write([step(2, math.inf, 1.0, sample_ids=OnDevice())]) == 0
     room.close()
     messages = [str(row["message"]) for row in event_rows(tmp_path, "non_finite")]
-    assert messages[0].endswith("image 5, image 6.")
+    assert messages[0].endswith('"image 5", "image 6".')
     assert "the device is gone" in messages[1]
     assert csv_batches(tmp_path) == [1, 2]
 

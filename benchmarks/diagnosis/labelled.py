@@ -1,10 +1,13 @@
 """The labelled set: which trainings there are, and how they are run."""
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
+
+import torch
 
 from benchmarks.diagnosis.faults import FAULTS, HEALTHY, HEALTHY_HALF, HEALTHY_SEARCH, Fault
 from benchmarks.diagnosis.judged import Judged, judge
@@ -29,8 +32,14 @@ def run(trainings: Sequence[tuple[Fault, int]], folder: Path, *, num_steps: int,
     faults, seeds = zip(*trainings, strict=True)
     # A fault is made of functions, which are sent by name.
     places = [ALL.index(fault) for fault in faults]
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), initializer=_be_one_of_many) as pool:
         return list(pool.map(_judge, places, seeds, repeat(folder), repeat(num_steps)))
+
+
+def _be_one_of_many() -> None:
+    """Take one core, and say nothing of the faults, which are there on purpose."""
+    torch.set_num_threads(1)
+    logging.getLogger("ava_pipeline").setLevel(logging.ERROR)
 
 
 def _judge(place: int, seed: int, folder: Path, num_steps: int) -> Judged:

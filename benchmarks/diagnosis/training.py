@@ -1,6 +1,5 @@
 """One real training, small, with telemetry."""
 
-import logging
 import math
 from pathlib import Path
 
@@ -21,8 +20,6 @@ def train(fault: Fault, setting: Setting, folder: Path) -> None:
     """Train into a run directory; the fault decides what goes wrong."""
     setting = fault.setting(setting)
     torch.manual_seed(setting.seed)
-    torch.set_num_threads(1)
-    logging.getLogger("ava_pipeline").setLevel(logging.ERROR)
     model = TinyResNet(setting, fault.activation)
     optimizer = _optimizer(model, setting)
     fault.model(model, optimizer)

@@ -24,8 +24,9 @@ demo: $(READY)  ## train a ResNet-18 on generated data with telemetry, into outp
 	$(BIN)/ava-pipeline train configs/demo.yaml --restart
 	@$(BIN)/ava-pipeline report outputs/ava/demo
 
+# A file of tests stays in one process; more processes than cores would only wait for each other.
 test: $(READY) lint types  ## lint, format check, strict types, tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 fuzz: $(READY)  ## read, recover and go on with COUNT runs that were damaged at random
 	AVA_FUZZ_EXAMPLES=$(COUNT) $(BIN)/python -m pytest tests/read/test_fuzz.py tests/write/test_fuzz.py

@@ -87,7 +87,8 @@ def test_a_resumed_run_has_the_rows_behind_its_parquet_file(tmp_path: Path) -> N
     """Those of earlier attempts lie in Parquet, those of this one in the journal beside it."""
     builder = RunBuilder(root=tmp_path / "run", formats=("parquet",))
     builder.write()
-    batch = pa.RecordBatch.from_pylist([{"batch_idx": 130, "epoch": 3}], schema=RATES.arrow_schema)
+    row = {"batch_idx": 130, "epoch": 3, "lr_group_0": 0.1, "lr_group_1": 1.0}
+    batch = pa.RecordBatch.from_pylist([row], schema=RATES.arrow_schema)
     writer = JournalWriter(builder.layout.journal("learning_rates"), RATES.arrow_schema, rows_before=12)
     writer.write(batch)
     writer.close()

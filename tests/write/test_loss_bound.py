@@ -16,7 +16,7 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.stored import read_stored
 from tests.write.feeding import Room, step
 
-NUM_TURNS, NUM_AT_ONCE = 5, 40
+NUM_TURNS, NUM_AT_ONCE = 10, 20
 # Of training: too slow for a full batch to wake the worker before its timer.
 PACES_S = (0.005, 0.02, 0.1)
 FLUSH_INTERVALS_S = (0.05, 0.25, 0.5)
@@ -32,6 +32,7 @@ class Life:
     over_bound_s: float
     child: int = 0
     told: int = 0
+    first: bytes = b""
 
     @property
     def bound_s(self):
@@ -90,7 +91,7 @@ def check(one, at, told):
 
 def wait_and_kill(alive):
     for one in alive:
-        os.read(one.told, TOLD.size)  # it is at work
+        one.first = os.read(one.told, TOLD.size)  # it is at work
     began = time.monotonic()
     alive.sort(key=lambda one: one.lives_s, reverse=True)
     while alive:
@@ -98,7 +99,7 @@ def wait_and_kill(alive):
         one = alive.pop()
         at = killed(one.child)
         with os.fdopen(one.told, "rb") as told:
-            check(one, at, told.read())
+            check(one, at, one.first + told.read())
 
 root = Path(sys.argv[1])
 Room(root / "warm").write([1])

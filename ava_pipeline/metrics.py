@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy  # which loads scipy.stats, that takes a second, where it is first used
 
 from ava_pipeline.errors import PredictionsError
 
@@ -69,8 +69,8 @@ def prediction_metrics(
     return Metrics(
         emd_r1=float(np.abs(cdf_error).mean()),
         emd_r2=float(np.sqrt(np.square(cdf_error).mean(axis=1)).mean()),
-        srcc=_correlation(stats.spearmanr, pred_scores, true_scores),
-        plcc=_correlation(stats.pearsonr, pred_scores, true_scores),
+        srcc=_correlation(scipy.stats.spearmanr, pred_scores, true_scores),
+        plcc=_correlation(scipy.stats.pearsonr, pred_scores, true_scores),
         accuracy=float(same_side(pred_scores, true_scores).mean()),
         mae=float(np.abs(error).mean()),
         rmse=float(np.sqrt(np.square(error).mean())),

@@ -89,8 +89,8 @@ def test_rooms_below_training_name_no_torch(room: str) -> None:
 
 
 def loaded_by(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has loaded after a statement."""
-    code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    """The modules that a fresh interpreter has loaded after a statement."""
+    code = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
@@ -105,6 +105,11 @@ def test_reading_and_validating_load_no_torch() -> None:
     """Not even by way of something else."""
     statement = "import ava_pipeline.read.validate; from ava_pipeline import open_run"
     assert not loaded_by(statement) & {*TORCH, "matplotlib"}
+
+
+def test_the_command_line_does_not_wait_for_what_few_commands_need() -> None:
+    """Statistics, plots and training are loaded where they are used."""
+    assert not loaded_by("import ava_pipeline.cli") & {*TORCH, "matplotlib", "plotly", "scipy.stats", "scipy.ndimage"}
 
 
 def test_the_public_names_are_sorted_and_there() -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import numpy as np
+import scipy  # which loads scipy.ndimage where it is first used
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
 
 from ava_pipeline.signs.figures import Evidence, Figures, Values
 from ava_pipeline.signs.finding import Finding
@@ -88,7 +88,7 @@ def _times_before(values: Values, window: int) -> Values:
     if len(positions) <= _LEAST_BEFORE:
         return ratios
     # Of each positive value and those before it.
-    medians = median_filter(values[positions], window, origin=(window - 1) // 2, mode="nearest")
+    medians = scipy.ndimage.median_filter(values[positions], window, origin=(window - 1) // 2, mode="nearest")
     num_before = np.searchsorted(positions, np.arange(len(values)))
     is_told = (num_before >= _LEAST_BEFORE) & np.isfinite(values)
     ratios[is_told] = values[is_told] / medians[num_before[is_told] - 1]

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import kendalltau, theilslopes
+import scipy  # which loads scipy.stats, that takes a second, where it is first used
 
 from ava_pipeline.signs.figures import Values
 
@@ -42,5 +42,5 @@ def trend_of(values: Values, least_rise: float) -> Trend | None:
     if np.median(blocks[-quarter:]) - np.median(blocks[:quarter]) <= least_rise / 2:
         return None
     time = np.arange(_NUM_BLOCKS, dtype=np.float64)
-    slope = float(theilslopes(blocks, time).slope)
-    return Trend(float(kendalltau(time, blocks).statistic), slope * (_NUM_BLOCKS - 1))
+    slope = float(scipy.stats.theilslopes(blocks, time).slope)
+    return Trend(float(scipy.stats.kendalltau(time, blocks).statistic), slope * (_NUM_BLOCKS - 1))

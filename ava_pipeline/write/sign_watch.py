@@ -9,6 +9,8 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
+import scipy.ndimage  # with the collector: loaded by the first rule that needs them, they would hold training up
+import scipy.stats  # noqa: F401  # the same
 
 from ava_pipeline.contract.events import Event, EventName
 from ava_pipeline.contract.manifest import Group

@@ -2,10 +2,11 @@
 
 import difflib
 import types
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 MAX_PROBLEMS = 20
 MAX_SHOWN_CHARS = 60
@@ -29,7 +30,12 @@ _WORDS = {
     "a valid dictionary": "a block of keys",
     "not a valid path for <class 'pathlib.Path'>": "a path",
 }
-_SAID_OF = {"extra_forbidden": "unknown key", "missing": "missing", "value_error": "does not fit together"}
+_SAID_OF = {
+    "extra_forbidden": "unknown key",
+    "invalid_key": "unknown key",
+    "missing": "missing",
+    "value_error": "does not fit together",
+}
 
 
 def sentences(error: ValidationError, model: type[BaseModel], *, source_of: Callable[[str], str]) -> str:
@@ -52,9 +58,9 @@ def sentences(error: ValidationError, model: type[BaseModel], *, source_of: Call
 
 def _problem(detail: Any, model: type[BaseModel]) -> tuple[list[str], str]:
     """Where the problem is, and what is allowed there."""
-    place = [str(part) for part in detail["loc"] if not _is_union_branch(part)]
-    if detail["type"] == "extra_forbidden":
-        return place, nearest(place[-1], _keys_beside(model, place))
+    place, known = _walk(detail["loc"], model)
+    if detail["type"] in {"extra_forbidden", "invalid_key"}:
+        return place, nearest(place[-1], known)
     if detail["type"] == "missing":
         return place, "give it a value"
     if detail["type"] == "value_error":
@@ -62,9 +68,31 @@ def _problem(detail: Any, model: type[BaseModel]) -> tuple[list[str], str]:
     return place, _allowed(detail)
 
 
-def _is_union_branch(part: str | int) -> bool:
-    """Tell pydantic's own name for one branch of a union (`float`, `lax-or-strict[...]`) from a key."""
-    return isinstance(part, str) and (part in {"float", "str"} or "[" in part)
+def _walk(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str], Iterable[str]]:
+    """The keys on the way, without pydantic's own name for a branch of a union, and the keys known beside the last."""
+    place: list[str] = []
+    known: Iterable[str] = ()
+    kinds: tuple[Any, ...] = (model,)
+    for part in loc:
+        if len(kinds) > 1:
+            kinds = ()
+            continue
+        place.append(str(part))
+        fields = kinds[0].model_fields if kinds and hasattr(kinds[0], "model_fields") else {}
+        known, kinds = fields, _kinds_at(kinds, fields, str(part))
+    return place, known
+
+
+def _kinds_at(kinds: tuple[Any, ...], fields: Mapping[str, FieldInfo], key: str) -> tuple[Any, ...]:
+    """What a key's value may be: several kinds of a union (None is not told apart in a place), one, or none known."""
+    if kinds and get_origin(kinds[0]) is dict:
+        return _choices(get_args(kinds[0])[1])
+    return _choices(fields[key].annotation) if key in fields else ()
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    choices = get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else (annotation,)
+    return tuple(choice for choice in choices if choice is not type(None))
 
 
 def _choice(allowed: Sequence[str]) -> str:
@@ -96,16 +124,3 @@ def nearest(given: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, names, n=1)
     listed = f"nown here: {', '.join(names)}"
     return f"did you mean {close[0]!r}? K{listed}" if close else f"k{listed}"
-
-
-def _keys_beside(model: type[BaseModel], place: Sequence[str | int]) -> Iterable[str]:
-    found: type[BaseModel] | None = model
-    for part in place[:-1]:
-        field = None if found is None else found.model_fields.get(str(part))
-        found = None if field is None else _model_in(field.annotation)
-    return () if found is None else found.model_fields
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    choices = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)), None)

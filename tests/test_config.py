@@ -78,6 +78,11 @@ def test_three_configs_are_shipped() -> None:
         ("train: 3", "train: given 3 (a whole number); allowed is a block of keys"),
         ("model: {hidden_sizes: [16, 0]}", "model.hidden_sizes.1: given 0"),
         ("model: {backbone: resnet19}", "allowed is 'resnet18', 'resnet34', 'resnet50' or 'resnet101'"),
+        ("float: 3", "float: unknown key; known here: checkpoint, data,"),
+        ("'a[0]': 3", "a[0]: unknown key; known here: checkpoint, data,"),
+        ("1: 3", "1: unknown key; known here: checkpoint, data,"),
+        ("telemetry: {groups: {str: 3}}", "telemetry.groups.str: given 3 (a whole number); allowed is text or a list"),
+        ("telemetry: {groups: {2: a}}", "telemetry.groups.2: given 2 (a whole number); allowed is text"),
     ],
 )
 def test_a_wrong_setting_is_named(config_file: Path, line: str, sentence: str) -> None:
@@ -158,6 +163,7 @@ def test_overrides_win_and_reach_blocks_that_the_file_leaves_out(config_file: Pa
         ("output_dir.x=1", "output_dir is 'outputs/ava/x' and has no keys below it"),
         ("train.epoch=1", "--set train.epoch=1: train.epoch: unknown key; did you mean 'epochs'?"),
         ("train.epochs=0", "--set train.epochs=0: train.epochs: given 0"),
+        ("train.str=3", "--set train.str=3: train.str: unknown key; known here: accumulate,"),
     ],
 )
 def test_a_wrong_override_is_named_instead_of_the_file(config_file: Path, override: str, sentence: str) -> None:

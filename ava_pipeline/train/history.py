@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.metrics import Metrics
+from ava_pipeline.train.refused import told_if_refused
 
 COLUMNS = ("epoch", "train_loss", *(field.name for field in fields(Metrics)))
 
@@ -38,14 +39,22 @@ class EpochResult:
 
 
 def append_result(path: Path, result: EpochResult) -> None:
-    """Add one row, in one write; the header comes with the first."""
-    with path.open("a", encoding="utf-8", newline="") as file:
+    """Add one row, in one write; the header comes with the first.
+
+    Raises:
+        TrainingError: the disk refused.
+    """
+    with told_if_refused(path), path.open("a", encoding="utf-8", newline="") as file:
         file.write(_lines([result], header=file.tell() == 0))
 
 
 def write_results(path: Path, results: Sequence[EpochResult]) -> None:
-    """Replace the file by these rows: complete, or not at all."""
-    with written_aside(path) as file:
+    """Replace the file by these rows: complete, or not at all.
+
+    Raises:
+        TrainingError: the disk refused.
+    """
+    with told_if_refused(path), written_aside(path) as file:
         file.write(_lines(results, header=True).encode())
 
 

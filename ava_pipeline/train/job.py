@@ -64,7 +64,8 @@ def train(config: RunConfig, display: Display, *, resume: bool = False, restart:
         DataError: labels, images or split cannot be used.
         RunInUseError: another process writes into the output directory.
         DamagedFileError: a name in the output directory leads out of it.
-        TrainingError: a checkpoint cannot be used, or a loss is not finite and the config says stop.
+        TrainingError: a checkpoint cannot be used, the disk refuses a file, or a loss is not finite and the config
+            says stop.
     """
     layout = RunLayout(config.output_dir)
     if not (resume or restart):

@@ -82,13 +82,12 @@ class Loop:
         Raises:
             StopRequested: somebody asked for an end; the checkpoint is saved.
             NonFiniteLossError: a loss is nan or inf and the config says stop.
-            CheckpointError: the disk takes no checkpoint.
+            TrainingError: the disk takes no checkpoint, or no row of metrics.csv.
         """
         try:
             while self.position.epoch < self._config.train.epochs:
                 self._train(stop)
                 self._finish_epoch(self._validate(stop))
-                self._save()
         except StopRequested:
             self._save()
             raise
@@ -165,11 +164,13 @@ class Loop:
         return EpochResult(self.position.epoch, total_loss / num_losses if num_losses else math.nan, metrics)
 
     def _finish_epoch(self, result: EpochResult) -> None:
+        """The checkpoint first: from it a resume writes metrics.csv anew, but nothing brings an epoch back."""
+        results = [*self.position.results, result]
+        self.position = Position(self._no_losses(), epoch=result.epoch + 1, results=results)
+        self._save()
         append_result(self._layout.metrics, result)
         generated = self._config.data.sample is not None
         self._display.epoch(result, epochs=self._config.train.epochs, generated=generated)
-        results = [*self.position.results, result]
-        self.position = Position(self._no_losses(), epoch=result.epoch + 1, results=results)
 
     def _save_if_due(self) -> None:
         every = self._config.checkpoint.every_n_batches

@@ -17,6 +17,7 @@ from ava_pipeline.train.dataset import AvaDataset, Batches, make_loader
 from ava_pipeline.train.display import Display
 from ava_pipeline.train.images import ImageScan, scan_images, write_excluded
 from ava_pipeline.train.labels import VOTE_COLUMNS, read_ava_labels
+from ava_pipeline.train.refused import told_if_refused
 from ava_pipeline.train.run_dir import excluded_path, split_path
 from ava_pipeline.train.sample import write_sample_data
 from ava_pipeline.train.split import Split, split_by_hash, split_from_files
@@ -97,9 +98,15 @@ class TrainData:
         }
 
     def save(self, layout: RunLayout) -> None:
-        """Write the split and the excluded images into the run."""
-        self.split.save(split_path(layout))
-        write_excluded(excluded_path(layout), self.scan)
+        """Write the split and the excluded images into the run.
+
+        Raises:
+            TrainingError: the disk refused.
+        """
+        with told_if_refused(split_path(layout)):
+            self.split.save(split_path(layout))
+        with told_if_refused(excluded_path(layout)):
+            write_excluded(excluded_path(layout), self.scan)
 
     def _votes(self, image_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         votes = self.labels.set_index("image_id").loc[image_ids, list(VOTE_COLUMNS)]

@@ -58,7 +58,7 @@ def run(folder: Path, *overrides: str, resume: bool = False, restart: bool = Fal
         torch.set_num_threads(before)
 
 
-def at_batch(monkeypatch: pytest.MonkeyPatch, batch: int, act: Callable[[], None]) -> None:
+def at_batch(monkeypatch: pytest.MonkeyPatch, batch: int, act: Callable[[], object]) -> None:
     """Do something in the middle of the process's n-th training batch (from 1)."""
     observe, seen = BatchStep.observe, [0]
 

@@ -1,5 +1,6 @@
 """A run that was ended and went on is the run that was never ended, to the last bit."""
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from ava_pipeline.collect.predictions import EpochPredictions
-from ava_pipeline.errors import CheckpointError, RunExistsError, RunInUseError
+from ava_pipeline.errors import CheckpointError, RunExistsError, RunInUseError, TrainingError
 from tests.train.small_runs import BATCHES_PER_EPOCH, ask, at_batch, command, run, same_runs
 from tests.write.test_lock import held_elsewhere
 
@@ -107,20 +108,39 @@ def test_more_epochs_and_another_rate_may_be_asked_for_on_the_way(tmp_path: Path
 
 
 def test_rows_past_the_checkpoint_are_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
-    """An epoch that was recorded, but not saved, before the power went."""
-
-    def refuse(*_arguments: object) -> None:
-        raise CheckpointError("no room")
-
+    """Of an older checkpoint that was put back."""
+    last, older = tmp_path / "run/checkpoints/last.pt", tmp_path / "older.pt"
     with monkeypatch.context() as patch:
-        patch.setattr("ava_pipeline.train.loop.save_checkpoint", refuse)
-        at_batch(patch, 99, ask(signal.SIGTERM))
-        with pytest.raises(CheckpointError):
-            run(tmp_path)
+        at_batch(patch, BATCHES_PER_EPOCH + 1, lambda: shutil.copy(last, older))
+        run(tmp_path)
+    shutil.copy(older, last)
     lost = (tmp_path / "run/metrics.csv").read_bytes()
     run(tmp_path, resume=True)
     assert (tmp_path / "run/superseded/attempt-1/metrics.csv").read_bytes() == lost
     assert same_runs(whole, tmp_path / "run") == []
+
+
+def test_a_full_disk_costs_no_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint is written before metrics.csv, which a resume writes anew from it."""
+    metrics = tmp_path / "run/metrics.csv"
+    off = ("telemetry.enabled=false", "save_val_predictions=false")
+    with monkeypatch.context() as patch:
+        at_batch(patch, 1, lambda: metrics.symlink_to("/dev/full"))
+        with pytest.raises(TrainingError, match=r"metrics\.csv cannot be written \(No space left.*--resume"):
+            run(tmp_path, *off)
+    metrics.unlink()
+    assert run(tmp_path, *off, resume=True).costs.num_batches == BATCHES_PER_EPOCH
+    assert [line.partition(",")[0] for line in metrics.read_text().splitlines()] == ["epoch", "0", "1"]
+
+
+@pytest.mark.parametrize("name", ["split.csv", "excluded_images.csv", "metrics.csv"])
+def test_a_file_that_the_disk_refuses_is_named(tmp_path: Path, name: str) -> None:
+    """Where training begins or goes on; a folder in its way is refused to every user."""
+    run(tmp_path, "train.epochs=1")
+    (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / f"{name}.partial").mkdir()
+    with pytest.raises(TrainingError, match=f"{name} cannot be written .* --resume"):
+        run(tmp_path, "train.epochs=1", resume=True)
 
 
 def test_a_torn_metrics_file_is_mended_from_the_checkpoint(

@@ -124,7 +124,7 @@ def prepare_data(config: RunConfig, layout: RunLayout, display: Display, *, resu
 
     Raises:
         ConfigError: a path is missing.
-        DataError: labels, images or split cannot be used.
+        DataError: labels, images or split cannot be used, or images of the saved split are gone.
     """
     data = config.data
     if data.sample is not None:
@@ -134,7 +134,13 @@ def prepare_data(config: RunConfig, layout: RunLayout, display: Display, *, resu
     if len(scan.excluded):
         _log.warning("%d images cannot be used and are left out: see excluded_images.csv.", len(scan.excluded))
     saved = split_path(layout)
-    split = Split.load(saved) if resume and saved.exists() else _split(config, scan)
+    if resume and saved.exists():
+        split = Split.load(saved)
+        split.check_usable(
+            saved, scan.good_ids, dict(zip(scan.excluded["image_id"], scan.excluded["reason"], strict=True))
+        )
+    else:
+        split = _split(config, scan)
     return TrainData(
         config=config,
         labels=labels,

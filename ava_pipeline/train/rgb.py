@@ -43,7 +43,8 @@ def open_rgb(path: str | Path) -> Image.Image:
     except (OSError, ImagesError) as error:
         reason = system_reason(error) if isinstance(error, OSError) else error
         raise ImagesError(
-            f"{path}: {reason}. Restore the file, or start again: the scan for broken images then leaves it out."
+            f"{path}: {reason}. Restore the file and go on with --resume, or begin anew with --restart: the scan for "
+            "broken images then leaves it out."
         ) from error
 
 

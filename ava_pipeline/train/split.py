@@ -66,6 +66,25 @@ class Split:
             raise SplitError(f"{path}: a saved split has the sets train, val and test only. Start the run anew.")
         return cls(*(frame.loc[frame["set"] == field.name, "image_id"].to_numpy() for field in fields(cls)))
 
+    def check_usable(self, path: Path, usable_ids: npt.ArrayLike, reasons: Mapping[int, str]) -> None:
+        """Refuse a run's split whose images are not all there any more; those of `test` are not looked at in training.
+
+        Args:
+            path: Where the split was saved.
+            usable_ids: int64[N], the images that have labels and can be decoded.
+            reasons: Id -> why it cannot be decoded, of those with labels.
+
+        Raises:
+            SplitError: Images are gone; names them and the ways on.
+        """
+        gone = np.setdiff1d(np.union1d(self.train, self.val), np.asarray(usable_ids, dtype=np.int64)).tolist()
+        if gone:
+            named = _shown(f"{image_id} ({reasons.get(image_id, 'no labels')})" for image_id in gone)
+            raise SplitError(
+                f"{path}: {len(gone)} of the images that this run began with cannot be used any more: {named}. Restore "
+                "them to go on with --resume, or begin anew without them: --restart."
+            )
+
 
 def split_by_hash(image_ids: npt.ArrayLike, *, fractions: Sequence[float], seed: int) -> Split:
     """Give each image to a set by a hash of its id and the seed.

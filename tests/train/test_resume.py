@@ -4,11 +4,12 @@ import shutil
 import signal
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from ava_pipeline.collect.predictions import EpochPredictions
-from ava_pipeline.errors import CheckpointError, RunExistsError, RunInUseError, TrainingError
+from ava_pipeline.errors import CheckpointError, RunExistsError, RunInUseError, SplitError, TrainingError
 from tests.train.small_runs import BATCHES_PER_EPOCH, ask, at_batch, command, run, same_runs
 from tests.write.test_lock import held_elsewhere
 
@@ -207,3 +208,21 @@ def test_restart_sets_everything_aside(tmp_path: Path, whole: Path) -> None:
         "excluded_images.csv",
     }
     assert same_runs(whole, tmp_path / "run") == []
+
+
+def test_an_image_that_is_gone_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    """The saved split still holds it: to restore it goes on, and a restart leaves it out."""
+    options = ("data.max_bad_fraction=0.1", "data.sample=null", "train.epochs=1")
+    run(tmp_path, "train.epochs=1")
+    split = pd.read_csv(tmp_path / "run/split.csv")
+    image_id = int(split.loc[split["set"] == "val", "image_id"].iloc[0])
+    image = tmp_path / f"data/images/{image_id}.jpg"
+    aside = image.rename(tmp_path / "aside.jpg")
+    before = (tmp_path / "run/split.csv").stat().st_mtime_ns
+    with pytest.raises(SplitError, match=rf"split\.csv: 1 of .*: {image_id} \(missing\).*--resume.*--restart"):
+        run(tmp_path, *options, resume=True)
+    assert (tmp_path / "run/split.csv").stat().st_mtime_ns == before
+    aside.rename(image)
+    assert run(tmp_path, *options, resume=True).costs.num_batches == 0
+    image.unlink()
+    assert len(run(tmp_path, *options, restart=True).results) == 1

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ava_pipeline.config import DataConfig, RunConfig, SampleConfig
+from ava_pipeline.config import DataConfig, RunConfig, SampleConfig, SplitConfig
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.metrics import Metrics, constant_predictor
 from ava_pipeline.train.dataset import AvaDataset, Batches, make_loader
@@ -20,7 +20,7 @@ from ava_pipeline.train.labels import VOTE_COLUMNS, read_ava_labels
 from ava_pipeline.train.refused import told_if_refused
 from ava_pipeline.train.run_dir import excluded_path, split_path
 from ava_pipeline.train.sample import write_sample_data
-from ava_pipeline.train.split import Split, split_by_hash, split_from_files
+from ava_pipeline.train.split import Split, listed_ids, split_by_hash, split_from_files
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -114,7 +114,7 @@ class TrainData:
 
 
 def prepare_data(config: RunConfig, layout: RunLayout, display: Display, *, resume: bool) -> TrainData:
-    """Read the labels, look at every image, and split.
+    """Read the labels, look at every image that may be used, and split.
 
     Args:
         config: the whole run's.
@@ -130,17 +130,15 @@ def prepare_data(config: RunConfig, layout: RunLayout, display: Display, *, resu
     if data.sample is not None:
         _generate(data.sample, data.labels.parent, display)
     labels = read_ava_labels(data.labels)
-    scan = _scan(data, labels, display)
+    saved = split_path(layout)
+    begun = Split.load(saved) if resume and saved.exists() else None
+    scan = _scan(data, _to_scan(data.split, labels, begun), display)
     if len(scan.excluded):
         _log.warning("%d images cannot be used and are left out: see excluded_images.csv.", len(scan.excluded))
-    saved = split_path(layout)
-    if resume and saved.exists():
-        split = Split.load(saved)
-        split.check_usable(
-            saved, scan.good_ids, dict(zip(scan.excluded["image_id"], scan.excluded["reason"], strict=True))
-        )
-    else:
-        split = _split(config, scan)
+    split = _split(config, scan) if begun is None else begun
+    if begun is not None:
+        reasons = dict(zip(scan.excluded["image_id"], scan.excluded["reason"], strict=True))
+        begun.check_usable(saved, scan.good_ids, reasons)
     return TrainData(
         config=config,
         labels=labels,
@@ -162,11 +160,20 @@ def _generate(sample: SampleConfig, folder: Path, display: Display) -> None:
         )
 
 
-def _scan(data: DataConfig, labels: pd.DataFrame, display: Display) -> ImageScan:
-    with display.bar("looking at every image", total=len(labels)) as bar:
+def _to_scan(chosen: SplitConfig, labels: pd.DataFrame, begun: Split | None) -> npt.NDArray[np.int64]:
+    """The images to look at: of id lists only those listed, and those that the run began with; else all with labels."""
+    image_ids = labels["image_id"].to_numpy()
+    if not chosen.paths:
+        return image_ids
+    listed = [listed_ids(chosen.paths), *([] if begun is None else [begun.train, begun.val, begun.test])]
+    return image_ids[np.isin(image_ids, np.concatenate(listed))]
+
+
+def _scan(data: DataConfig, image_ids: npt.NDArray[np.int64], display: Display) -> ImageScan:
+    with display.bar("looking at every image", total=len(image_ids)) as bar:
         return scan_images(
             data.images,
-            labels["image_id"].to_numpy(),
+            image_ids,
             cache_path=data.images.with_name(f"{data.images.name}.scan.parquet"),
             max_bad_fraction=data.max_bad_fraction,
             on_progress=lambda done, _total: bar.update(done),

@@ -148,6 +148,16 @@ def split_from_files(paths: Mapping[str, str | Path], known_ids: npt.ArrayLike) 
     return Split(**{name: _only_known(paths.get(name), ids, known) for name, ids in listed.items()})
 
 
+def listed_ids(paths: Mapping[str, str | Path]) -> Int64Array:
+    """Return every id in the lists, int64[N], known or not.
+
+    Raises:
+        ConfigError: A file is missing or cannot be read.
+        SplitError: Lines are not ids.
+    """
+    return np.concatenate([np.array([], np.int64), *(_read_ids(Path(path)) for path in paths.values())])
+
+
 def _read_ids(path: Path) -> Int64Array:
     """Return the ids of a list in the file's order."""
     try:

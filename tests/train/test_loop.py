@@ -249,3 +249,18 @@ def test_the_manifest_calls_an_ended_run_interrupted(tmp_path: Path, monkeypatch
     at_batch(monkeypatch, 3, ask(signal.SIGTERM))
     run(tmp_path)
     assert '"interrupted"' in RunLayout(tmp_path / "run").manifest.read_text()
+
+
+def test_only_listed_images_need_to_be_there(tmp_path: Path) -> None:
+    """Who has downloaded some of AVA lists those; the others are no missing images, before and after a resume."""
+    run(tmp_path, "train.epochs=1")
+    split = pd.read_csv(tmp_path / "run/split.csv")["image_id"]
+    for name, image_ids in (("train", split[:16]), ("val", split[16:20])):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{image_id}\n" for image_id in image_ids))
+    for image_id in split[20:]:
+        (tmp_path / f"data/images/{image_id}.jpg").unlink()
+    lists = f"data.split={{train: {tmp_path}/train.txt, val: {tmp_path}/val.txt}}"
+    for resume, epochs in ((False, 1), (True, 2)):
+        options = (lists, "data.sample=null", f"output_dir={tmp_path}/listed", f"train.epochs={epochs}")
+        assert run(tmp_path, *options, resume=resume).costs.num_batches == 16 // 4
+    assert pd.read_csv(tmp_path / "listed/excluded_images.csv").empty

@@ -433,6 +433,8 @@ class TelemetryCollector:
         if self._is_child or self._has_ended:
             return self.stats()
         self._notices.close()
+        if status == "finished":
+            self._tell_of_no_row()
         stats = TelemetryStats() if self._recorder is None else self._recorder.close(timeout_s, status, error)
         self._has_ended = self._recorder is None or self._recorder.has_ended
         if self._has_ended:  # else the disk is stuck, and would hold up this thread too
@@ -441,6 +443,19 @@ class TelemetryCollector:
         self._due = self._next_row = 0
         self._raise_trouble()
         return stats
+
+    def _tell_of_no_row(self) -> None:
+        """Warn once where a whole run was too short for a row; nothing else would say so."""
+        every = self._config.collect_every_n
+        if 0 < self._batch_idx < every == self._next_row:  # still the first row that was to come
+            _log.warning(
+                "telemetry of %s: %d batches, collect_every_n=%d: no row was due, and none is recorded. "
+                "Lower collect_every_n to %d or less.",
+                self._layout.root,
+                self._batch_idx,
+                every,
+                self._batch_idx,
+            )
 
     def _become_child(self) -> None:
         """After a fork: the files, the thread, the locks and the trouble stay with the parent."""

@@ -66,12 +66,18 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     yield from _cost(outcome.costs)
     if outcome.generated:
         yield "Every figure above is of generated data, not AVA: it shows that all parts work, no more."
-    yield f"Files: {root}/ (metrics.csv, telemetry/, predictions/, checkpoints/last.pt)"
+    yield f"Files: {root}/ ({', '.join(_written(outcome.layout))})"
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
         yield f"Ended by {name}, with a checkpoint. Go on with the same command and --resume."
         return
     yield f"Next: ava-pipeline validate {root}; ava-pipeline evaluate {root}"
+
+
+def _written(layout: RunLayout) -> Iterator[str]:
+    for path in (layout.metrics, layout.telemetry, layout.predictions, layout.checkpoint):
+        if path.exists():
+            yield f"{path.relative_to(layout.root)}{'/' if path.is_dir() else ''}"
 
 
 def _cost(costs: Costs) -> Iterator[str]:

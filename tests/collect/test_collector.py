@@ -47,6 +47,22 @@ def test_the_constructor_touches_nothing(tmp_path: Path) -> None:
     assert telemetry.close() == TelemetryStats()
 
 
+def test_a_run_too_short_for_a_row_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, at its end; nothing else would."""
+    model, optimizer = tiny()
+    telemetry = TelemetryCollector(model, optimizer, tmp_path)
+    train(telemetry, model, optimizer, 5)
+    telemetry.close()
+    telemetry.close()
+    (told,) = warnings_of(caplog)
+    assert "5 batches, collect_every_n=10: no row was due" in told
+    with TelemetryCollector(model, optimizer, tmp_path):
+        pass
+    with TelemetryCollector(model, optimizer, tmp_path, enabled=False) as off:
+        train(off, model, optimizer, 5)
+    assert len(warnings_of(caplog)) == 1
+
+
 def test_accumulated_batches_are_counted_and_collected_later(tmp_path: Path) -> None:
     """What is due at a batch that only accumulates is collected at the next that steps."""
     model, optimizer = tiny()

@@ -283,6 +283,6 @@ def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: 
 
 def test_every_rule_is_shown_to_find_something() -> None:
     """No rule stands in the list without a kind of damage that it finds."""
-    of_training = {"config.missing", "metrics.missing", "files.checkpoint", "files.line-end"}
+    of_training = {"config.missing", "metrics.missing", "telemetry.no-row", "files.checkpoint", "files.line-end"}
     found_elsewhere = {"run.killed", "files.journal", "norms.partition", *of_training}
     assert {rule.id for rule in RULES} == {damage.rule for damage in DAMAGES} | found_elsewhere

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ava_pipeline.read.validate import validate_run
 from ava_pipeline.train.display import Display
 from ava_pipeline.train.job import train
 from ava_pipeline.train.summary import show_summary
@@ -44,6 +45,17 @@ def test_epochs_count_from_0_as_in_the_files(said: list[str]) -> None:
     assert said[norms + 1].split()[1] == "1"
     assert lines_with(said, "epoch 0, 1 of 2", "train loss")
     assert lines_with(said, "epoch 1, 2 of 2", "train loss")
+
+
+def test_files_are_those_that_are_there(said: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run shorter than collect_every_n has no telemetry: the list leaves it out, and a warning says why."""
+    assert "(metrics.csv, telemetry/, predictions/, checkpoints/last.pt)" in "".join(lines_with(said, "Files: "))
+    console = Console(width=200, record=True, file=StringIO())
+    options = ("train.epochs=1", "telemetry.collect_every_n=10", "save_val_predictions=false")
+    show_summary(train(small_config(tmp_path, *options), Display(console)), console)
+    assert "(metrics.csv, checkpoints/last.pt)" in console.export_text()
+    assert "5 batches, collect_every_n=10: no row was due" in caplog.text
+    assert [found.rule for found in validate_run(tmp_path / "run")] == ["telemetry.no-row"]
 
 
 def test_figures_of_real_data_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

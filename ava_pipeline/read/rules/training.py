@@ -28,9 +28,10 @@ JOB = "ava-pipeline train"
 INVALID = Rule("config.invalid", "config.yaml is a config of ava-pipeline train.")
 MISSING = Rule("config.missing", "A run of ava-pipeline train holds its config.yaml.")
 METRICS = Rule("metrics.missing", "A run of ava-pipeline train that finished an epoch holds metrics.csv.")
+NO_ROW = Rule("telemetry.no-row", "A run whose config has telemetry on is long enough for a row of it.", "warning")
 CHECKPOINT = Rule("files.checkpoint", "Every part of a checkpoint of ava-pipeline train has its checksum.")
 
-RULES = (INVALID, MISSING, METRICS, CHECKPOINT)
+RULES = (INVALID, MISSING, METRICS, NO_ROW, CHECKPOINT)
 
 
 def check(run: Inspected) -> Iterator[Breach]:
@@ -104,12 +105,17 @@ def _predictions(layout: RunLayout, config: RunConfig) -> Iterator[Breach]:
 def _telemetry(layout: RunLayout, config: RunConfig) -> Iterator[Breach]:
     """A folder without a manifest is told with or without a config."""
     every, num_batches = config.telemetry.collect_every_n, _num_batches(layout, config)
-    if config.telemetry.enabled and not layout.telemetry.is_dir() and num_batches >= every:
-        message = (
-            f"there is none, though config.yaml has telemetry on, and of at least {num_batches} batches every "
-            f"{every} was to be collected."
-        )
+    if not config.telemetry.enabled or layout.telemetry.is_dir() or not num_batches:
+        return
+    message = (
+        f"there is none, though config.yaml has telemetry on, and of at least {num_batches} batches every "
+        f"{every} was to be collected."
+    )
+    if num_batches >= every:
         yield manifest.MISSING.found(relative(layout, layout.manifest), message)
+    else:
+        lower = f"{message} Set telemetry.collect_every_n to {num_batches} or less to see gradients of so short a run."
+        yield NO_ROW.found(relative(layout, layout.config), lower)
 
 
 def _num_batches(layout: RunLayout, config: RunConfig) -> int:

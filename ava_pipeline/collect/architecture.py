@@ -1,5 +1,6 @@
 """Finding the head and the last stage of the backbone in models as people build them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from ava_pipeline.collect.watched import unwrap
 
 HEAD_NAMES = ("mlp_head", "head", "classifier", "fc", "heads")
 BACKBONE_NAMES = ("backbone", "encoder", "features", "trunk", "body")
+_NOT_IN_A_COLUMN_NAME = re.compile(r"[^A-Za-z0-9_\-/]")
 
 
 def find_parts(model: nn.Module) -> dict[str, nn.Module]:
@@ -19,7 +21,8 @@ def find_parts(model: nn.Module) -> dict[str, nn.Module]:
 
     Returns:
         `backbone_<last stage>` (or `backbone`, where it has no stages), `mlp_head` and `mlp_layer_<index>` as far as
-        they are there. A head of one layer has no `mlp_layer_<index>`.
+        they are there. A head of one layer has no `mlp_layer_<index>`. In names of the model, what no column's name
+        may hold is `_`.
     """
     model = unwrap(model)
     backbone = _child(model, BACKBONE_NAMES) or model
@@ -28,7 +31,7 @@ def find_parts(model: nn.Module) -> dict[str, nn.Module]:
     if head is not None:
         parts["mlp_head"] = head
         parts |= _head_layers(head)
-    return parts
+    return _with_column_names(parts)
 
 
 def _head(model: nn.Module) -> nn.Module | None:
@@ -46,7 +49,7 @@ def _head_layers(head: nn.Module) -> dict[str, nn.Module]:
 def _last_stage(model: nn.Module, backbone: nn.Module, head: nn.Module | None) -> dict[str, nn.Module]:
     name = _last_stage_name(backbone, head)
     if name is not None:
-        return {f"backbone_{name.replace('.', '_')}": backbone.get_submodule(name)}
+        return {f"backbone_{name}": backbone.get_submodule(name)}
     return {"backbone": backbone} if backbone is not model else {}
 
 
@@ -71,6 +74,16 @@ def _timm_last_stage(feature_info: Any) -> str | None:
     if not isinstance(stages, list) or not stages or not isinstance(stages[-1], Mapping):
         return None
     return str(stages[-1]["module"])
+
+
+def _with_column_names(parts: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    columns: dict[str, nn.Module] = {}
+    for name, part in parts.items():
+        column = _NOT_IN_A_COLUMN_NAME.sub("_", name)
+        while column in columns:
+            column += "_"
+        columns[column] = part
+    return columns
 
 
 def _child(model: nn.Module, names: tuple[str, ...]) -> nn.Module | None:

@@ -1,6 +1,7 @@
 """Which parameters stand behind which column."""
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -138,6 +139,16 @@ def test_a_column_name_that_csv_would_not_survive() -> None:
     for name in ("a,b", 'a"b', "a\nb", "=1+1", ""):
         with pytest.raises(MisuseError, match="cannot name a column"):
             find_groups(ava_resnet18(), {name: "fc.*"})
+
+
+def test_odd_names_of_a_models_own_children_become_column_names() -> None:
+    """Nobody chose them for a column; two that look alike stay two."""
+    model = nn.Module()
+    model.backbone = nn.Sequential(OrderedDict([("größe 2,x", nn.Linear(4, 4))]))
+    model.head = nn.Sequential(OrderedDict([("x y", nn.Linear(4, 4)), ("x,y", nn.Linear(4, 4))]))
+    groups = find_groups(model)
+    assert list(groups) == ["overall", "backbone_gr__e_2_x", "mlp_head", "mlp_layer_x_y", "mlp_layer_x_y_"]
+    assert groups["mlp_layer_x_y_"].parameters == ("head.x,y.weight", "head.x,y.bias")
 
 
 def test_an_unknown_architecture_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:

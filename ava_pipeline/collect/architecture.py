@@ -17,7 +17,8 @@ def find_parts(model: nn.Module) -> dict[str, nn.Module]:
     """Name the parts of a model that have a column of their own.
 
     Known are torchvision's ResNet with any `fc`, timm models (by `get_classifier()` and `feature_info`), and models
-    with children named like `backbone` and `head`.
+    with children named like `backbone` and `head`. A model that has neither, such as a plain `nn.Sequential`, has no
+    part that could be told from its names: its last layer may as well be its head.
 
     Returns:
         `backbone_<last stage>` (or `backbone`, where it has no stages), `mlp_head` and `mlp_layer_<index>` as far as
@@ -47,23 +48,29 @@ def _head_layers(head: nn.Module) -> dict[str, nn.Module]:
 
 
 def _last_stage(model: nn.Module, backbone: nn.Module, head: nn.Module | None) -> dict[str, nn.Module]:
-    name = _last_stage_name(backbone, head)
+    name = _told_last_stage(backbone)
+    if name is None and (backbone is not model or head is not None):
+        name = _likely_last_stage(backbone, head)
     if name is not None:
         return {f"backbone_{name}": backbone.get_submodule(name)}
     return {"backbone": backbone} if backbone is not model else {}
 
 
-def _last_stage_name(backbone: nn.Module, head: nn.Module | None) -> str | None:
+def _told_last_stage(backbone: nn.Module) -> str | None:
+    """What torchvision's and timm's models say themselves."""
     if isinstance(getattr(backbone, "layer4", None), nn.Module):
         return "layer4"
-    told = _timm_last_stage(getattr(backbone, "feature_info", None))
-    if told is not None:
-        return told
-    layers = [name for name, child in backbone.named_children() if child is not head and _has_parameters(child)]
+    return _timm_last_stage(getattr(backbone, "feature_info", None))
+
+
+def _likely_last_stage(backbone: nn.Module, head: nn.Module | None) -> str | None:
+    """The last child that is neither the head nor an auxiliary one, such as GoogLeNet's."""
+    children = {name: child for name, child in backbone.named_children() if not name.lower().startswith("aux")}
+    layers = [name for name, child in children.items() if child is not head and _has_parameters(child)]
     # A stage is made of layers; a last norm beside the stages is none.
-    stages = [name for name in layers if next(backbone.get_submodule(name).children(), None) is not None]
+    stages = [name for name in layers if next(children[name].children(), None) is not None]
     if len(stages) == 1:
-        blocks = [name for name, child in backbone.get_submodule(stages[0]).named_children() if _has_parameters(child)]
+        blocks = [name for name, child in children[stages[0]].named_children() if _has_parameters(child)]
         return f"{stages[0]}.{blocks[-1]}"
     return next(reversed(stages or layers), None)
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch._C._distributed_c10d import HashStore
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import convnext_tiny, resnet18, vit_b_32
+from torchvision.models import googlenet as torchvision_googlenet
 
 from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.contract.manifest import partitions
@@ -44,6 +45,21 @@ def vit() -> nn.Module:
     return model
 
 
+def googlenet() -> nn.Module:
+    """Two auxiliary classifiers stand behind its last stage."""
+    model: nn.Module = torchvision_googlenet(weights=None, init_weights=False)
+    return model
+
+
+class Plain(nn.Module):
+    """Layers that nothing calls a backbone or a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(4, 4)
+        self.fc2 = nn.Linear(4, 10)
+
+
 class OneLayer(nn.Module):
     """A backbone without stages."""
 
@@ -58,6 +74,7 @@ class OneLayer(nn.Module):
     [
         (vit_b_32, ["overall", "backbone_layers_encoder_layer_11", "mlp_head"]),
         (convnext_tiny, ["overall", "backbone_7", "mlp_head", "mlp_layer_0", "mlp_layer_2"]),
+        (googlenet, ["overall", "backbone_inception5b", "mlp_head"]),
         (OneLayer, ["overall", "backbone", "mlp_head"]),
         (resnet18, RESNET),
         (ava_resnet18, WITH_LAYERS),
@@ -151,9 +168,13 @@ def test_odd_names_of_a_models_own_children_become_column_names() -> None:
     assert groups["mlp_layer_x_y_"].parameters == ("head.x,y.weight", "head.x,y.bias")
 
 
-def test_an_unknown_architecture_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    """Only `overall` is left: a warning shows how to name groups."""
-    model = nn.Linear(3, 3)
+@pytest.mark.parametrize(
+    "model",
+    [nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)), Plain()],
+    ids=["one", "sequential", "plain"],
+)
+def test_an_unknown_architecture_says_what_to_do(model: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    """Only `overall` is left, no layer passes for a backbone: one warning shows how to name groups."""
     with caplog.at_level(logging.WARNING):
         assert list(find_groups(model)) == ["overall"]
-    assert "groups={'mlp_head'" in caplog.text
+    assert caplog.text.count("groups={'mlp_head'") == 1

@@ -104,20 +104,21 @@ def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> 
     Raises:
         PredictionsError: an image twice, or rows that are no distributions.
     """
-    _check_ids(image_ids)
+    ids = _id_column(image_ids)
+    _check_ids(ids.to_pylist())  # as they are stored: 1 and "1" are one image
     _check_distributions(image_ids, pred, "predicted", "Give a softmax over the ten scores.")
     _check_distributions(image_ids, gt, "true", "Give votes, or shares that sum to 1.", allows_votes=True)
     # Sums of whole votes are exact, so that a mean of exactly 5 stays 5.
     pred_total, gt_total = pred.sum(axis=1), gt.sum(axis=1)
     scores = np.array(SCORES, dtype=np.float64)
     columns = [
-        _id_column(image_ids),
+        ids,
         pa.array((pred @ scores) / pred_total),
         pa.array((gt @ scores) / gt_total),
         *(pa.array(column) for column in (pred / pred_total[:, None]).T.astype(np.float32)),
         *(pa.array(column) for column in (gt / gt_total[:, None]).T.astype(np.float32)),
     ]
-    schema = predictions_schema(integer_ids=pa.types.is_integer(columns[0].type))
+    schema = predictions_schema(integer_ids=pa.types.is_integer(ids.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 

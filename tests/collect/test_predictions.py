@@ -132,12 +132,13 @@ def test_every_failed_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert [record.getMessage().count("was not written") for record in caplog.records] == [1, 1, 1]
 
 
-BAD = {
+BAD: dict[str, tuple[Tensor, Tensor, list[Any], str]] = {
     "logits": (torch.randn(2, 10), VOTES, [1, 2], "softmax"),
     "nan": (torch.full((2, 10), float("nan")), VOTES, [1, 2], "softmax"),
     "negative": (torch.tensor([[-0.1, 1.1, *[0.0] * 8]] * 2), VOTES, [1, 2], "softmax"),
     "no votes": (softmaxed(2), torch.zeros(2, 10), [1, 2], "votes"),
     "twice": (softmaxed(2), VOTES, [7, 7], "more than once, such as 7"),
+    "twice as text": (softmaxed(2), VOTES, [7, "7"], "more than once, such as 7"),
 }
 
 

@@ -222,7 +222,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        found = config_errors.sentences(error, RunConfig, source_of=lambda key: _source(key, sources) or str(path))
+        found = config_errors.sentences(error, RunConfig, source_of=lambda key: _source(key, sources, str(path)))
         raise ConfigError(found) from error
 
 
@@ -265,6 +265,8 @@ def _place(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     block[keys[-1]] = value
 
 
-def _source(key: str, sources: Mapping[str, str]) -> str | None:
-    below = (source for given, source in sources.items() if f"{key}.".startswith(f"{given}."))
-    return next(below, None)
+def _source(key: str, sources: Mapping[str, str], path: str) -> str:
+    """Where the value at a key came from: an override of it, or the file and overrides of keys below it."""
+    above = [source for given, source in sources.items() if f"{key}.".startswith(f"{given}.")]
+    below = [source for given, source in sources.items() if given.startswith(f"{key}.")]
+    return above[-1] if above else " and ".join([path, *below])

@@ -174,6 +174,15 @@ def test_a_wrong_override_is_named_instead_of_the_file(config_file: Path, overri
     assert str(config_file) not in str(refused.value)
 
 
+def test_an_override_that_breaks_a_blocks_rule_is_named_beside_the_file(config_file: Path) -> None:
+    """The file alone kept it."""
+    text = BASE + "  split: {train: 0.5, val: 0.25, test: 0.25}\n"
+    with pytest.raises(ConfigError) as refused:
+        load(config_file, text, "train.epochs=3", "data.split.train=0.8")
+    where = f"{config_file} and --set data.split.train=0.8: data.split: does not fit together; "
+    assert str(refused.value).startswith(where)
+
+
 @pytest.mark.parametrize(
     ("split", "sentence"),
     [

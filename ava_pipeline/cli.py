@@ -27,7 +27,7 @@ from ava_pipeline.write.recover import recover_run
 WELL, PROBLEMS, WRONG_USAGE, OUR_ERROR = 0, 1, 2, 3
 TRACEBACK = "AVA_PIPELINE_TRACEBACK"
 _BY_SIGNAL = 128
-_BEFORE_TRAINING = "Ended by Ctrl-C before training began. Begin, or go on, with the same command and --resume."
+_BEFORE_TRAINING = "Ended by Ctrl-C before training began. Nothing is lost: "
 
 app = typer.Typer(
     name="ava-pipeline",
@@ -78,7 +78,8 @@ def train_command(
 
     Ctrl-C, SIGTERM and SIGUSR1 end training after the batch, with a checkpoint.
     The exit status is then 128 + the signal's number (130, 143, 138 on Linux),
-    and the same command with --resume goes on. A second Ctrl-C ends at once.
+    and the same command with --resume, in place of --restart, goes on. A second
+    Ctrl-C ends at once.
     """
     if resume and restart:
         raise typer.BadParameter("--resume goes on with a run, --restart begins anew; give one of them.")
@@ -89,7 +90,8 @@ def train_command(
         stopped_by = _train(loaded, resume=resume, restart=restart, quiet=quiet)
     except KeyboardInterrupt as error:
         # While batches are trained, Ctrl-C asks and does not interrupt.
-        _console(err=True).print(_BEFORE_TRAINING, highlight=False, markup=False, soft_wrap=True)
+        way_on = "give the same command again." if restart else "go on, or begin, with the same command and --resume."
+        _console(err=True).print(_BEFORE_TRAINING + way_on, highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(_BY_SIGNAL + signal.SIGINT) from error
     if stopped_by is not None:
         raise typer.Exit(_BY_SIGNAL + stopped_by)

@@ -216,10 +216,11 @@ def test_an_error_of_ours_is_status_3_and_shows_where_on_request(
         cli.main()
 
 
-def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
-    """Status 130; the summary names the epochs so far, the norms, the cost and the way on."""
-    done = command(tmp_path, signum=signal.SIGINT, batch=6)
-    assert done.returncode == 128 + signal.SIGINT, done.stderr
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(signum: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C or a scheduler: the status tells which; the summary names epochs, norms, cost, files and the way on."""
+    done = command(tmp_path, "--restart", signum=signum, batch=6)
+    assert done.returncode == 128 + signum, done.stderr
     assert (tmp_path / "run/checkpoints/last.pt").exists()
     assert "Ending after this batch, with a checkpoint" in done.stderr
     told = done.stdout
@@ -229,15 +230,26 @@ def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> 
         "mlp_layer_0",
         "µs a batch",
         "Files: ",
-        "Go on with the same command",
+        f"Ended by {signum.name}, with a checkpoint. Go on with the same command and --resume (in place of --restart).",
     ):
         assert part in told
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("place", ["prepare.scan_images", "job.build_model"])
-def test_ctrl_c_before_training_is_one_sentence(place: str, tmp_path: Path) -> None:
-    """While images are looked at or weights are loaded: status 130, and no traceback."""
+@pytest.mark.parametrize(
+    ("place", "options", "way_on"),
+    [
+        ("prepare.scan_images", (), "go on, or begin, with the same command and --resume."),
+        ("job.build_model", ("--restart",), "give the same command again."),
+    ],
+)
+def test_ctrl_c_before_training_is_one_sentence(
+    place: str, options: Sequence[str], way_on: str, tmp_path: Path
+) -> None:
+    """While images are looked at or weights are loaded: status 130, and no traceback.
+
+    With --restart the older run still stands, and --resume would go on with that.
+    """
     script = (
         "import os, signal\n"
         f"from ava_pipeline.train import {place.partition('.')[0]} as room\n"
@@ -245,10 +257,11 @@ def test_ctrl_c_before_training_is_one_sentence(place: str, tmp_path: Path) -> N
         f"room.{place.partition('.')[2]} = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
         "main()\n"
     )
-    command = [sys.executable, "-c", script, "train", str(config_file(tmp_path))]
+    command = [sys.executable, "-c", script, "train", str(config_file(tmp_path)), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 128 + signal.SIGINT
     assert done.stderr.startswith("Ended by Ctrl-C before training began.")
+    assert done.stderr.endswith(f"{way_on}\n")
     assert done.stderr.count("\n") == 1
 
 

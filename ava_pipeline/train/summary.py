@@ -69,7 +69,7 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     yield f"Files: {root}/ ({', '.join(_written(outcome.layout))})"
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
-        yield f"Ended by {name}, with a checkpoint. Go on with the same command and --resume."
+        yield f"Ended by {name}, with a checkpoint. Go on with the same command and --resume (in place of --restart)."
         return
     yield f"Next: ava-pipeline validate {root}; ava-pipeline evaluate {root}"
 

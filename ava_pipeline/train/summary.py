@@ -83,4 +83,5 @@ def _written(layout: RunLayout) -> Iterator[str]:
 def _cost(costs: Costs) -> Iterator[str]:
     if costs.num_batches and costs.train_s:
         share, each_us = costs.telemetry_s / costs.train_s, costs.telemetry_s / costs.num_batches * 1e6
-        yield f"Telemetry took {share:.2%} of the training time: {each_us:.0f} µs a batch, {costs.num_batches} batches."
+        measured = f"{each_us:.0f} µs a batch, {costs.num_batches} batches"
+        yield f"telemetry.step took {share:.2%} of the training time: {measured}."

@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from ava_pipeline import __version__
 from ava_pipeline.bench.command import bench_command
 from ava_pipeline.config import RunConfig, load_config
-from ava_pipeline.errors import AvaPipelineError, ConfigError, MisuseError, NotARunError, RunExistsError
+from ava_pipeline.errors import AvaPipelineError, ConfigError, GroupsError, MisuseError, NotARunError, RunExistsError
 from ava_pipeline.evaluate.command import evaluate_command
 from ava_pipeline.read.diagnose import diagnose_run
 from ava_pipeline.read.report.command import plot_command, report_command
@@ -189,7 +189,7 @@ def _log_handler(console: Console) -> RichHandler:
 
 
 def _status(error: Exception) -> int:
-    if isinstance(error, ConfigError | RunExistsError | NotARunError):
+    if isinstance(error, ConfigError | GroupsError | MisuseError | RunExistsError | NotARunError):
         return WRONG_USAGE
     return PROBLEMS if isinstance(error, AvaPipelineError) else OUR_ERROR
 

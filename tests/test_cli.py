@@ -173,6 +173,22 @@ def test_a_wrong_setting_is_status_2(
     assert "unknown key; did you mean 'epochs'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("group", "sentence"),
+    [
+        ("telemetry.groups.x=nope.*", "telemetry.groups: Column 'x': no parameter's name matches 'nope.*'."),
+        ("telemetry.groups.a,b=mlp_head.*", "telemetry.groups: 'a,b' cannot name a column"),
+    ],
+)
+def test_a_group_of_nothing_is_status_2(
+    group: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its key, before any image is generated or looked at."""
+    assert status_of(monkeypatch, ["train", str(config_file(tmp_path)), "--set", group]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("missing", ["AVA.txt", "images"])
 def test_missing_input_is_status_2(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ava_pipeline.collect.arguments import as_json, check_values, rank, telemetry_config, whole_number
 from ava_pipeline.collect.autocast import AutocastWatch
 from ava_pipeline.collect.clipping import Clipping
-from ava_pipeline.collect.groups import GroupChoice, find_groups
+from ava_pipeline.collect.groups import GroupChoice, find_groups, tell_groups
 from ava_pipeline.collect.kept_predictions import KeptPredictions
 from ava_pipeline.collect.measure import Value
 from ava_pipeline.collect.moments import Moments
@@ -92,7 +92,9 @@ class TelemetryCollector:
         self._layout = RunLayout(Path(output_dir))
         self._named = named_parameters(model)
         self._parameters = tuple(self._named.values())
-        self._groups = find_groups(model, self._config.groups if groups is None else groups)
+        chosen = self._config.groups if groups is None else groups
+        self._groups = find_groups(model, chosen)
+        tell_groups(model, self._groups, is_found=chosen is None)
         self._optimizers = optimizers_by_name(optimizer)
         self._run_info = as_json(run_info or {})
         self._events = EventLog(self._layout.root)

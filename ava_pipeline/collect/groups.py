@@ -46,7 +46,7 @@ def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = Non
                 f"groups: {column!r} is a column already; choose another name than {', '.join(RESERVED)}."
             )
         members[column] = frozenset(_members(column, choice, names))
-    groups = {
+    return {
         column: Group(
             role=_role(column),
             parent=_parent(column, members),
@@ -54,8 +54,19 @@ def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = Non
         )
         for column, held in members.items()
     }
-    _tell(model, groups, is_found=chosen is None)
-    return groups
+
+
+def tell_groups(model: nn.Module, groups: Mapping[str, Group], *, is_found: bool) -> None:
+    """Log the columns; where nothing was found, with a warning that shows how to name groups."""
+    told = ", ".join(f"{column} ({len(group.parameters)})" for column, group in groups.items())
+    _log.info("%s: columns (parameters): %s", type(model).__name__, told)
+    if is_found and len(groups) == 1:
+        _log.warning(
+            "No head and no backbone were found in %s: only %r is recorded. "
+            "Name groups yourself, such as groups={'mlp_head': model.my_head, 'backbone_last': 'encoder.blocks.11.*'}.",
+            type(model).__name__,
+            OVERALL,
+        )
 
 
 def _members(column: str, choice: GroupChoice, names: Mapping[int, str]) -> list[str]:
@@ -113,15 +124,3 @@ def _parent(column: str, members: Mapping[str, frozenset[str]]) -> str | None:
     """The smallest group that holds all of this one and more."""
     larger = [other for other, held in members.items() if held > members[column]]
     return min(larger, key=lambda other: len(members[other]), default=None)
-
-
-def _tell(model: nn.Module, groups: Mapping[str, Group], *, is_found: bool) -> None:
-    told = ", ".join(f"{column} ({len(group.parameters)})" for column, group in groups.items())
-    _log.info("%s: columns (parameters): %s", type(model).__name__, told)
-    if is_found and len(groups) == 1:
-        _log.warning(
-            "No head and no backbone were found in %s: only %r is recorded. "
-            "Name groups yourself, such as groups={'mlp_head': model.my_head, 'backbone_last': 'encoder.blocks.11.*'}.",
-            type(model).__name__,
-            OVERALL,
-        )

@@ -7,16 +7,18 @@ from typing import Any
 import torch
 
 from ava_pipeline.collect.collector import TelemetryCollector
+from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.config import RunConfig, dump_config
 from ava_pipeline.contract.inside import check_name
 from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.errors import ConfigError, GroupsError, MisuseError
 from ava_pipeline.metrics import Metrics
 from ava_pipeline.train.batch_step import BatchStep, Costs
 from ava_pipeline.train.checkpoint import Checkpoint, check_fits, load_checkpoint
 from ava_pipeline.train.display import Display
 from ava_pipeline.train.history import EpochResult
 from ava_pipeline.train.loop import Loop
-from ava_pipeline.train.model import build_model
+from ava_pipeline.train.model import AvaModel, build_model
 from ava_pipeline.train.optim import Schedule, build_optimizer
 from ava_pipeline.train.precision import Precision, pick_device
 from ava_pipeline.train.prepare import TrainData, prepare_data
@@ -75,11 +77,12 @@ def train(config: RunConfig, display: Display, *, resume: bool = False, restart:
     checkpoint = load_checkpoint(layout.checkpoint) if resume and layout.checkpoint.exists() else None
     device = pick_device(config.device)
     precision = Precision.of(config.train.amp, device)
+    model = _model(config, device)
     data = prepare_data(config, layout, display, resume=checkpoint is not None)
     fingerprint = _fingerprint(config, data)
     if checkpoint is not None:
         check_fits(layout.checkpoint, checkpoint.fingerprint, fingerprint)
-    step = _batch_step(config, data, device, precision)
+    step = _batch_step(config, data, model, precision)
     loop = Loop(config, layout=layout, data=data, step=step, fingerprint=fingerprint, display=display)
     with sole_writer(layout):
         _begin(loop, layout, config, data, checkpoint)
@@ -115,9 +118,18 @@ def _begin(loop: Loop, layout: RunLayout, config: RunConfig, data: TrainData, ch
     data.save(layout)
 
 
-def _batch_step(config: RunConfig, data: TrainData, device: torch.device, precision: Precision) -> BatchStep:
+def _model(config: RunConfig, device: torch.device) -> AvaModel:
+    """The model, whose groups are looked for before the data is, since that takes longer."""
     seed_all(config.seed)
     model = build_model(config.model).to(device)
+    try:
+        find_groups(model, config.telemetry.groups)
+    except (GroupsError, MisuseError) as error:
+        raise ConfigError(f"telemetry.groups: {error}") from error
+    return model
+
+
+def _batch_step(config: RunConfig, data: TrainData, model: AvaModel, precision: Precision) -> BatchStep:
     optimizer = build_optimizer(model, config.optim)
     scaler = precision.grad_scaler()
     num_batches = len(data.train_batches(0))

@@ -63,7 +63,9 @@ def train_command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="A setting in place of the config's.")
     ] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="The run's directory, in place of the config's.")] = None,
+    output_dir: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The run's directory, in place of the config's.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint; where there is none yet, begin.")
     ] = False,
@@ -83,7 +85,7 @@ def train_command(
     """
     if resume and restart:
         raise typer.BadParameter("--resume goes on with a run, --restart begins anew; give one of them.")
-    overrides = [*(settings or []), *([] if output_dir is None else [f"output_dir={json.dumps(str(output_dir))}"])]
+    overrides = [*(settings or []), *([] if output_dir is None else [f"output_dir={json.dumps(output_dir)}"])]
     logging.getLogger("ava_pipeline").setLevel(logging.WARNING if quiet else logging.INFO)
     loaded = load_config(config, overrides)
     try:

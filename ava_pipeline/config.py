@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from ava_pipeline import config_errors, yaml_text
 from ava_pipeline.errors import ConfigError
@@ -12,8 +13,17 @@ from ava_pipeline.signs.thresholds import Thresholds
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _not_empty(given: Any) -> Any:
+    """No text would be the current directory."""
+    if given == "":
+        raise PydanticCustomError("empty_path", "Input should be a path, such as . for the current directory")
+    return given
+
+
 # Text becomes a path and YAML's list a tuple; everything else stays strict.
-AnyPath = Annotated[Path, Field(strict=False)]
+AnyPath = Annotated[Path, Field(strict=False), BeforeValidator(_not_empty)]
 Globs = Annotated[tuple[str, ...], Field(strict=False)]
 
 

@@ -156,8 +156,15 @@ def test_parquet_without_predictions_names_the_missing_columns(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train"], ["trian"], ["train", "x.yaml", "--resume", "--restart"], ["train", "x.yaml", "--restrat"], []],
-    ids=["nothing", "command", "both", "option", "empty"],
+    [
+        ["train"],
+        ["validate", ""],
+        ["trian"],
+        ["train", "x.yaml", "--resume", "--restart"],
+        ["train", "x.yaml", "--restrat"],
+        [],
+    ],
+    ids=["nothing", "no path", "command", "both", "option", "empty"],
 )
 def test_wrong_usage_is_status_2(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     """As everywhere."""
@@ -171,6 +178,8 @@ def test_a_wrong_setting_is_status_2(
     arguments = ["train", str(config_file(tmp_path)), "--set", "train.epoch=3"]
     assert status_of(monkeypatch, arguments) == 2
     assert "unknown key; did you mean 'epochs'?" in capsys.readouterr().err
+    assert status_of(monkeypatch, ["train", str(config_file(tmp_path)), "--output-dir", ""]) == 2
+    assert "output_dir: given '' (text); allowed is a path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

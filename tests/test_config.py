@@ -163,6 +163,7 @@ def test_overrides_win_and_reach_blocks_that_the_file_leaves_out(config_file: Pa
         ("output_dir.x=1", "output_dir is 'outputs/ava/x' and has no keys below it"),
         ("train.epoch=1", "--set train.epoch=1: train.epoch: unknown key; did you mean 'epochs'?"),
         ("train.epochs=0", "--set train.epochs=0: train.epochs: given 0"),
+        ("output_dir=''", "--set output_dir='': output_dir: given '' (text); allowed is a path, such as ."),
         ("train.str=3", "--set train.str=3: train.str: unknown key; known here: accumulate,"),
     ],
 )
@@ -191,6 +192,7 @@ def test_an_override_that_breaks_a_blocks_rule_is_named_beside_the_file(config_f
         ("{train: ids.txt, val: 0.5}", "fractions and files are mixed"),
         ("{train: ids.txt, val: val.txt, test: 0.1}", "fractions and files are mixed"),
         ("{train: true, val: 0.5}", "allowed is a number or a path"),
+        ("{train: '', val: 0.5}", "data.split.train: given '' (text); allowed is a number or a path"),
         ("{train: 1.0}", "data.split.val: missing"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from ava_pipeline import config_errors
 from ava_pipeline.collect.measure import Value
@@ -34,6 +34,29 @@ def telemetry_config(
     except ValidationError as error:
         found = config_errors.sentences(error, TelemetryConfig, source_of=lambda _: "TelemetryConfig")
         raise ConfigError(found) from error
+
+
+def check_given(model: object, output_dir: object, groups: object, grad_scaler: object) -> None:
+    """Refuse what is of another kind than the collector needs, where it is given and not where it is used.
+
+    Raises:
+        MisuseError: with what was given.
+    """
+    if not isinstance(model, nn.Module):
+        raise MisuseError(f"model is a {type(model).__name__}: give the torch.nn.Module that is being trained.")
+    path = os.fspath(output_dir) if isinstance(output_dir, str | os.PathLike) else None
+    if not path or not isinstance(path, str):
+        raise MisuseError(f"output_dir is {output_dir!r}: give the run's directory, such as 'outputs/ava/my_run'.")
+    if groups is not None and not isinstance(groups, Mapping):
+        raise MisuseError(
+            f"groups is a {type(groups).__name__}: give a mapping column -> module, parameters or name globs, "
+            "such as {'stem': 'conv1.*'}."
+        )
+    if grad_scaler is not None and not callable(getattr(grad_scaler, "is_enabled", None)):
+        raise MisuseError(
+            f"grad_scaler is a {type(grad_scaler).__name__}: "
+            "give the torch.amp.GradScaler that scales the loss, or None."
+        )
 
 
 def rank() -> int:
@@ -85,14 +108,16 @@ def whole_number(name: str, value: object, *, least: int) -> int:
     """An int of whatever is one, NumPy's included; a tensor is not asked, since the device would have to be waited for.
 
     Raises:
-        MisuseError: it is none, or below `least`.
+        MisuseError: it is none, below `least`, or more than 64 bits hold.
     """
     try:
         number = None if isinstance(value, Tensor | bool) else operator.index(value)  # type: ignore[arg-type]  # asked here
     except TypeError:
         number = None
-    if number is None or number < least:
-        raise MisuseError(f"{name} is {value!r} ({type(value).__name__}): give an int, {least} or more.")
+    if number is None or not least <= number < 2**63:
+        raise MisuseError(
+            f"{name} is {value!r} ({type(value).__name__}): give an int, {least} or more and below 2**63."
+        )
     return number
 
 

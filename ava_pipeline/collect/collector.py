@@ -13,7 +13,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ava_pipeline.collect.arguments import as_json, check_values, rank, telemetry_config, whole_number
+from ava_pipeline.collect.arguments import as_json, check_given, check_values, rank, telemetry_config, whole_number
 from ava_pipeline.collect.autocast import AutocastWatch
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.groups import GroupChoice, find_groups, tell_groups
@@ -73,7 +73,7 @@ class TelemetryCollector:
     Raises:
         ConfigError: a field that is unknown or not allowed.
         GroupsError: no parameters behind a column, or no optimizer groups.
-        MisuseError: a name that cannot name a column, or run_info that is not JSON.
+        MisuseError: an argument of another kind, a name that cannot name a column, or run_info that is not JSON.
     """
 
     def __init__(  # noqa: PLR0913  # the model and its optimizer belong beside the directory
@@ -88,6 +88,7 @@ class TelemetryCollector:
         run_info: Mapping[str, Any] | None = None,
         **overrides: Any,
     ) -> None:
+        check_given(model, output_dir, groups, grad_scaler)
         self._config = telemetry_config(config, overrides)
         self._layout = RunLayout(Path(output_dir))
         self._named = named_parameters(model)
@@ -193,11 +194,12 @@ class TelemetryCollector:
             name: of the set: `val`, `test`, `val_ema`.
 
         Raises:
-            MisuseError: a name that cannot name a file, or a negative epoch.
+            MisuseError: a name that cannot name a file, or an epoch that is no int from 0.
         """
         check_column_name(name)
-        if "/" in name or epoch < 0:
-            raise MisuseError(f"{name!r}, epoch {epoch}: give a name without '/', and a 0-based epoch.")
+        if "/" in name:
+            raise MisuseError(f"predictions cannot be named {name!r}: give a name without '/', such as 'val_ema'.")
+        epoch = whole_number("epoch", epoch, least=0)
         return EpochPredictions(
             self._layout.epoch_predictions(epoch, name),
             is_written=self._may_write,

@@ -1,6 +1,6 @@
 """One epoch's validation predictions: collected a batch at a time, written as one complete file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -56,10 +56,10 @@ class EpochPredictions:
             gt: (B, 10): votes for each score, or the true shares.
 
         Raises:
-            MisuseError: shapes that don't fit together, or ids that are neither integers nor texts.
+            MisuseError: no tensors, shapes that don't fit together, or ids that are neither integers nor texts.
         """
         ids = _tensor_ids(image_ids) if isinstance(image_ids, Tensor) else _plain_ids(image_ids)
-        pred_dist, gt = torch.as_tensor(pred_dist), torch.as_tensor(gt)
+        pred_dist, gt = _as_tensor("pred_dist", pred_dist), _as_tensor("gt", gt)
         expected = (len(ids), NUM_SCORES)
         for name, given in (("pred_dist", pred_dist), ("gt", gt)):
             if tuple(given.shape) != expected:
@@ -122,6 +122,16 @@ def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> 
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def _as_tensor(name: str, given: object) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MisuseError(
+            f"{name} is a {type(given).__name__} that is no tensor ({error}): give one of a row an image, "
+            f"a column a score from 1 to {NUM_SCORES}."
+        ) from error
+
+
 def _tensor_ids(image_ids: Tensor) -> Tensor:
     is_whole = image_ids.dtype != torch.bool and not (image_ids.is_floating_point() or image_ids.is_complex())
     if not is_whole or image_ids.ndim != 1:
@@ -134,6 +144,11 @@ def _tensor_ids(image_ids: Tensor) -> Tensor:
 
 def _plain_ids(image_ids: Sequence[object] | NDArray[Any]) -> list[int | str]:
     given = image_ids.tolist() if isinstance(image_ids, np.ndarray) else image_ids
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise MisuseError(
+            f"image ids are {given!r}, which cannot be kept: give a list or a tensor of 64-bit integers or texts, "
+            "one an image."
+        )
     ids = [int(one) if isinstance(one, np.integer) else one for one in given]
     wrong = [one for one in ids if not isinstance(one, int | str) or isinstance(one, bool)]
     wrong += [one for one in ids if isinstance(one, int) and not -(2**63) <= one < 2**63]

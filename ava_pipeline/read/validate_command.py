@@ -23,9 +23,19 @@ def _list_rules(value: bool) -> None:  # noqa: FBT001  # typer hands the option 
         raise typer.Exit(_WELL)
 
 
+def _named(text: str) -> Path:
+    """No text, as of an unset variable of a shell, would be the current directory."""
+    if not text:
+        raise typer.BadParameter("it is empty; give a run directory, or . for the current one.")
+    return Path(text)
+
+
 def validate_command(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run directories, or single .csv and .parquet files of runs.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", parser=_named, help="Run directories, or single .csv and .parquet files of runs."
+        ),
     ],
     *,
     table: Annotated[

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -250,15 +251,16 @@ class TestMisuse:
         with pytest.raises(MisuseError, match=r"values\['loss'\] is a tensor of shape \(4,\)"):
             telemetry.step(values={"loss": torch.zeros(4)})
 
-    @pytest.mark.parametrize("epoch", [torch.tensor(1), 1.5, "x", None, -1, True])
+    @pytest.mark.parametrize("epoch", [torch.tensor(1), 1.5, "x", None, -1, True, 2**70])
     def test_an_epoch_that_is_none_is_refused(self, tmp_path: Path, epoch: object) -> None:
         """At the call, not as a failed row."""
         model, optimizer = tiny()
         telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
         with pytest.raises(MisuseError, match="epoch is"):
             telemetry.step(epoch)  # type: ignore[arg-type]  # wrong on purpose
-        with pytest.raises(MisuseError, match="batch_idx is"):
-            telemetry.step(0, batch_idx="3")  # type: ignore[arg-type]  # wrong on purpose
+        for batch_idx in ("3", 2**70):
+            with pytest.raises(MisuseError, match="batch_idx is"):
+                telemetry.step(0, batch_idx=batch_idx)  # type: ignore[arg-type]  # wrong on purpose
 
     def test_numpys_integers_are_integers(self, tmp_path: Path) -> None:
         """As they come from an arange."""
@@ -356,6 +358,25 @@ class TestMisuse:
             pickle.dumps(telemetry)
         with pytest.raises(MisuseError, match="belongs to one process"):
             copy.deepcopy(telemetry)
+
+    @pytest.mark.parametrize(
+        ("given", "sentence"),
+        [
+            ({"model": None}, "model is a NoneType: give the torch.nn.Module"),
+            ({"model": list(tiny()[0].parameters())}, "model is a list: give the torch.nn.Module"),
+            ({"output_dir": None}, "output_dir is None: give the run's directory"),
+            ({"output_dir": ""}, "output_dir is '': give the run's directory"),
+            ({"output_dir": b"run"}, "output_dir is b'run': give the run's directory"),
+            ({"groups": ["a"]}, "groups is a list: give a mapping"),
+            ({"grad_scaler": "x"}, "grad_scaler is a str: give the torch.amp.GradScaler"),
+        ],
+    )
+    def test_an_argument_of_another_kind(self, tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
+        """Is named where it is given, with what to give."""
+        model, optimizer = tiny()
+        with pytest.raises(MisuseError) as refused:
+            TelemetryCollector(**{"model": model, "optimizer": optimizer, "output_dir": tmp_path, **given})
+        assert str(refused.value).startswith(sentence)
 
     def test_a_model_without_parameters(self, tmp_path: Path) -> None:
         """There is nothing to measure."""

@@ -110,17 +110,35 @@ def test_a_wrong_shape_is_refused_at_once(tmp_path: Path, pred: tuple[int, ...],
 @pytest.mark.parametrize(
     "ids",
     [
-        *([True, False], [2**70, 1], [[1], [2]], [1.5, 2.5]),
+        *([True, False], [2**70, 1], [[1], [2]], [1.5, 2.5], None, 5, "12", np.int64(5), np.array(5)),
         *(torch.tensor(one) for one in ([True, False], [[1], [2]], [1.5, 2.5])),
     ],
 )
-def test_ids_that_cannot_be_kept_are_refused_at_once(tmp_path: Path, ids: list[object] | Tensor) -> None:
+def test_ids_that_cannot_be_kept_are_refused_at_once(tmp_path: Path, ids: Any) -> None:
     """Before a whole epoch was predicted."""
     with (
         pytest.raises(MisuseError, match="64-bit integers or texts"),
         collector(tmp_path).val_predictions(0) as predictions,
     ):
         predictions.add(ids, softmaxed(2), VOTES)
+
+
+@pytest.mark.parametrize("given", [None, "softmax", [[0.1], [0.1, 0.2]], {}])
+def test_what_is_no_tensor_is_refused_at_once(tmp_path: Path, given: Any) -> None:
+    """As predictions and as truth."""
+    for name, arguments in (("pred_dist", (given, VOTES)), ("gt", (softmaxed(2), given))):
+        with (
+            pytest.raises(MisuseError, match=f"{name} is a {type(given).__name__} that is no tensor"),
+            collector(tmp_path).val_predictions(0) as predictions,
+        ):
+            predictions.add([1, 2], *arguments)
+
+
+@pytest.mark.parametrize("epoch", ["0", None, 1.5, -1, True, 2**63])
+def test_an_epoch_that_names_no_file_is_refused(tmp_path: Path, epoch: Any) -> None:
+    """Before the block begins."""
+    with pytest.raises(MisuseError, match="give an int, 0 or more and below"):
+        collector(tmp_path).val_predictions(epoch)
 
 
 def test_every_failed_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -100,6 +100,7 @@ class TelemetryCollector:
         self._run_info = as_json(run_info or {})
         self._events = EventLog(self._layout.root)
         self._kept = KeptPredictions()
+        self._refused: set[str] = set()
         self._notices = Notices(self._events, self._optimizers.values(), AutocastWatch(model))
         self._clipping = Clipping(self._parameters)
         self._moments = Moments(
@@ -400,6 +401,13 @@ class TelemetryCollector:
             value_names=tuple(values),
             resumed_from=self._resumed_from,
         )
+        if all(owner is None for owner in watched.optimizer_of()):
+            message = (
+                "no parameter of the model is in an optimizer that the collector was given, so the learning rates are "
+                "another model's. Give it the optimizer that was made of this model's parameters, and make that after "
+                "whatever replaces them."
+            )
+            self._notices.tell("optimizer", message, self._batch_idx, self._epoch)
         return Recorder(
             watched,
             self._config,
@@ -415,6 +423,9 @@ class TelemetryCollector:
         if self._config.on_error == "raise":
             raise error
         at = self._batch_idx
+        if name in self._refused:  # else the event is logged, as the first of its kind
+            _log.warning("telemetry of %s: batch %d: %s", self._layout.root, at, error)
+        self._refused.add(name)
         self._events.add(
             Event(
                 event="failed_predictions",

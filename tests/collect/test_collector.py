@@ -232,6 +232,21 @@ class TestMisuse:
                 optimizer.step()
         assert len([one for one in warnings_of(caplog) if "accumulating=True" in one]) == 1
 
+    def test_an_optimizer_of_another_model_warns_once(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Its learning rates are not those of the gradients."""
+        model, optimizer = tiny()
+        _, other = tiny()
+        with TelemetryCollector(model, other, tmp_path, collect_every_n=1) as telemetry:
+            for batch in range(3):
+                backward(model, batch)
+                telemetry.step()
+                other.step()
+        assert sum("no parameter of the model is in an optimizer" in told for told in warnings_of(caplog)) == 1
+        caplog.clear()
+        with TelemetryCollector(model, {"other": other, "own": optimizer}, tmp_path / "both") as telemetry:
+            train(telemetry, model, optimizer, 10)
+        assert "no parameter of the model" not in caplog.text
+
     def test_a_right_loop_warns_of_nothing(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """Also with accumulation and a step left out now and then."""
         model, optimizer = tiny()

@@ -121,10 +121,11 @@ def test_evaluating_needs_no_torch(tmp_path: Path) -> None:
     ("content", "sentence", "status"),
     [
         (None, "no predictions there. Give a run directory", 2),
-        (b"epoch\n", "cannot be read as Parquet", 1),
-        (b"", "cannot be read as Parquet", 1),
+        (b"epoch\n", "is no Parquet file. Give a run directory", 2),
+        (b"", "is no Parquet file. Give a run directory", 2),
+        (b"PAR1torn", "cannot be read as Parquet", 1),
     ],
-    ids=["missing", "csv", "empty"],
+    ids=["missing", "csv", "empty", "torn"],
 )
 def test_what_cannot_be_evaluated_is_named(
     tmp_path: Path,

@@ -14,6 +14,11 @@ from ava_pipeline.read.predicted import read_predicted
 from ava_pipeline.read.prediction_files import PredictionFile, prediction_file
 
 NUM_RESAMPLES = 1000
+_MAGIC = b"PAR1"
+_REMEDY = (
+    "Give a run directory whose config has save_val_predictions: true and that has finished an epoch, or a Parquet "
+    "file with pred_dist_1..10, gt_dist_1..10, pred_mean and gt_mean."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +82,22 @@ def prediction_paths(path: Path) -> Sequence[Path]:
         path: a run directory, its predictions folder or a Parquet file.
 
     Raises:
-        NotARunError: there are none.
+        NotARunError: there are none, or the file is of another kind.
         DamagedFileError: one lies outside of the run.
     """
     if path.is_file():
+        if not _begins_as_parquet(path):
+            raise NotARunError(f"{path} is no Parquet file. {_REMEDY}")
         return [path]
     layout = RunLayout(path.parent if path.name == "predictions" else path)
     check_inside(layout)
     files = sorted(layout.predictions.glob("*.parquet"), key=lambda one: prediction_file(one) or (one.stem, -1, one))
     if not files:
-        raise NotARunError(
-            f"{path}: no predictions there. Give a run directory whose config has save_val_predictions: true and that "
-            "has finished an epoch, or a Parquet file with pred_dist_1..10, gt_dist_1..10, pred_mean and gt_mean."
-        )
+        raise NotARunError(f"{path}: no predictions there. {_REMEDY}")
     return files
+
+
+def _begins_as_parquet(path: Path) -> bool:
+    """Whether it does; a torn file does too, and is called damaged where it is read."""
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC

@@ -36,6 +36,7 @@ _RANGES = (
 )
 # int() takes quadratic time and refuses more than 4300 digits. Zeros may lead, so 19 would be too few.
 _MAX_DIGITS = 1000
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
 _TO_SPACE = bytes.maketrans(b"\t\v\f", b"   ")
 
@@ -45,7 +46,7 @@ def read_ava_labels(path: str | Path) -> pd.DataFrame:
 
     A row is 15 integers apart by any whitespace: running index, image id, the counts of votes for 1 to 10, two tags (0:
     none), challenge. A byte-order mark, CRLF, blank lines and a missing last newline do no harm. Rows that repeat an
-    image with the same votes are dropped with a warning; tags that AVA does not have only warn.
+    image with the same votes are dropped with a warning, whatever their tags; tags that AVA does not have only warn.
 
     Args:
         path: The file, AVA.txt as a rule.
@@ -81,7 +82,10 @@ def _read_bytes(path: Path) -> bytes:
         raise LabelsError(
             f"{path}: not a text file, it holds NUL bytes. Give AVA.txt itself, saved as plain UTF-8 text."
         )
-    return data.removeprefix(b"\xef\xbb\xbf")
+    text = data.removeprefix(_BYTE_ORDER_MARK)
+    if text.startswith(_BYTE_ORDER_MARK):
+        raise LabelsError(f"{path}: begins with more than one byte-order mark. Save it as UTF-8 text without any.")
+    return text
 
 
 def _parse_vectorised(data: bytes) -> Int64Array | None:
@@ -167,7 +171,14 @@ def _tell_of_repeats(path: Path, data: bytes, rows: Int64Array, pairs: Int64Arra
             f"{path}: different votes for the same image.\n{_listing(told)}\nWhich row is right cannot be told from "
             "the file: delete the wrong one of each pair."
         )
-    logger.warning("%s: dropped %d rows that repeat an image with the same votes.\n%s", path, len(told), _listing(told))
+    others = (rows[pairs[:, 0], 12:] != rows[pairs[:, 1], 12:]).any(axis=1).sum()
+    logger.warning(
+        "%s: dropped %d rows that repeat an image with the same votes%s.\n%s",
+        path,
+        len(told),
+        f"; {others} of them have other tags or another challenge, of which the first row's are kept" if others else "",
+        _listing(told),
+    )
 
 
 def _warn_of_unknown_tags(path: Path, rows: Int64Array) -> None:

@@ -134,10 +134,16 @@ def test_twenty_bad_lines_are_listed_and_the_rest_counted(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "no rows"), (b"\r\n \n", "no rows"), (b"\xef\xbb\xbf", "no rows"), (b"\xff\xd8\0\1", "not a text file")],
+    [
+        (b"", "no rows"),
+        (b"\r\n \n", "no rows"),
+        (b"\xef\xbb\xbf", "no rows"),
+        (b"\xff\xd8\0\1", "not a text file"),
+        (b"\xef\xbb\xbf" * 2 + GOOD.encode(), "more than one byte-order mark"),
+    ],
 )
 def test_files_without_rows_say_so(path: Path, data: bytes, reason: str) -> None:
-    """Empty, blank and binary files each get a sentence, not a parser's error."""
+    """Empty, blank, binary and twice converted files each get a sentence, not a parser's error."""
     assert reason in complaint(path, data)
 
 
@@ -160,6 +166,14 @@ def test_identical_duplicates_are_dropped_with_a_warning(path: Path, caplog: pyt
     assert frame["image_id"].to_list() == [953958, 953619]
     assert "dropped 1 rows" in caplog.text
     assert "lines 1 and 4: image 953958" in caplog.text
+
+
+def test_duplicates_with_other_tags_are_dropped_and_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are not identical; training uses the votes alone."""
+    with caplog.at_level(logging.WARNING):
+        frame = read(path, "\n".join([row(7, tags="1 2"), row(8), row(7, tags="3 2"), row(8)]))
+    assert frame["tag_1"].to_list()[0] == 1
+    assert "dropped 2 rows that repeat an image with the same votes; 1 of them have other tags" in caplog.text
 
 
 def test_conflicting_duplicates_are_an_error_that_names_both_lines(path: Path) -> None:

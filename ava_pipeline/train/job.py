@@ -114,8 +114,20 @@ def _begin(loop: Loop, layout: RunLayout, config: RunConfig, data: TrainData, ch
     else:
         loop.go_on_from(checkpoint)
         go_on(layout, dump_config(config), loop.position.results)
-        _log.info("Going on from %s: epoch %d, batch %d.", layout.checkpoint, checkpoint.epoch, checkpoint.batch)
+        _tell_where(layout, checkpoint, config.train.epochs)
     data.save(layout)
+
+
+def _tell_where(layout: RunLayout, checkpoint: Checkpoint, epochs: int) -> None:
+    """Say where training goes on, or that it was done before."""
+    if checkpoint.epoch < epochs:
+        _log.info("Going on from %s: epoch %d, batch %d.", layout.checkpoint, checkpoint.epoch, checkpoint.batch)
+    else:
+        _log.info(
+            "Nothing is left to do: %s holds all %d epochs. Set train.epochs higher to train on.",
+            layout.checkpoint,
+            checkpoint.epoch,
+        )
 
 
 def _model(config: RunConfig, device: torch.device) -> AvaModel:

@@ -1,5 +1,6 @@
 """A run that was ended and went on is the run that was never ended, to the last bit."""
 
+import logging
 import shutil
 import signal
 from pathlib import Path
@@ -88,11 +89,14 @@ def test_resume_begins_where_there_is_no_checkpoint_yet(
     assert same_runs(whole, tmp_path / "run") == []
 
 
-def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
-    """And is left as it is."""
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which is said, and is left as it is."""
     run(tmp_path, "train.epochs=1")
     before = (tmp_path / "run/telemetry/manifest.json").read_bytes()
-    outcome = run(tmp_path, "train.epochs=1", resume=True)
+    with caplog.at_level(logging.INFO):
+        outcome = run(tmp_path, "train.epochs=1", resume=True)
+    assert "Nothing is left to do: " in caplog.text
+    assert "holds all 1 epochs. Set train.epochs higher" in caplog.text
     assert (outcome.costs.num_batches, len(outcome.results)) == (0, 1)
     assert (tmp_path / "run/telemetry/manifest.json").read_bytes() == before
 

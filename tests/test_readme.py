@@ -1,4 +1,4 @@
-"""Every Python and shell snippet of the README runs."""
+"""Every Python and shell snippet of the README runs, and so does what `make demo` does."""
 
 import os
 import re
@@ -102,6 +102,19 @@ def test_shell_snippets(command: str, home: Path) -> None:
         return
     small = [*SMALL, "data.labels=data/ava/AVA.txt", "data.images=data/ava/images"] if " train " in command else []
     run(" ".join([command, *(f"--set {setting}" for setting in small)]), home)
+
+
+def test_the_demo_can_be_run_again(home: Path) -> None:
+    """Its commands, as make gives them, twice: the second time sets the first one's run aside. Then the report."""
+    told = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # noqa: S607  # the user's make
+    train, report = re.findall(r"^\.venv/bin/(ava-pipeline .*)$", told, re.MULTILINE)
+    small = [*SMALL, "data.sample.num_images=40", "output_dir=outputs/ava/again"]
+    for _ in range(2):
+        run(f"{train} --set {' --set '.join(small)}", home)
+    assert (home / "outputs/ava/again/superseded/attempt-1/metrics.csv").exists()
+    page = home / "outputs/ava/again/report.html"
+    run(report.replace("outputs/ava/demo", "outputs/ava/again"), home)
+    assert page.stat().st_size > 10_000
 
 
 def test_yaml_snippets() -> None:

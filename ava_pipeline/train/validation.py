@@ -22,7 +22,8 @@ def validate(
     """Predict every validation image with the model as it is.
 
     Args:
-        step: holds model, precision and telemetry; the model is in eval mode during the pass and in train mode after.
+        step: holds model, precision and telemetry; the model is in eval mode during the pass and in train mode after,
+            whatever ends it.
         batches: yields image ids, images and votes.
         epoch: 0-based, names the predictions file.
         save_predictions: write that file; it appears complete or, where `on_batch` raises, not at all.
@@ -33,18 +34,20 @@ def validate(
     """
     device = next(step.model.parameters()).device
     gathered: list[tuple[Tensor, Tensor]] = []
-    step.model.eval()
     saving: Any = step.telemetry.val_predictions(epoch) if save_predictions else nullcontext()
-    with torch.inference_mode(), saving as predictions:
-        for done, (image_ids, images, votes) in enumerate(batches, start=1):
-            with step.precision.autocast():
-                logits = step.model(images.to(device, non_blocking=True))
-            pred_dist = logits.float().softmax(dim=1)
-            if predictions is not None:
-                predictions.add(image_ids, pred_dist, votes)
-            gathered.append((pred_dist, votes))
-            on_batch(done)
-    step.model.train()
+    step.model.eval()
+    try:
+        with torch.inference_mode(), saving as predictions:
+            for done, (image_ids, images, votes) in enumerate(batches, start=1):
+                with step.precision.autocast():
+                    logits = step.model(images.to(device, non_blocking=True))
+                pred_dist = logits.float().softmax(dim=1)
+                if predictions is not None:
+                    predictions.add(image_ids, pred_dist, votes)
+                gathered.append((pred_dist, votes))
+                on_batch(done)
+    finally:
+        step.model.train()
     return _metrics(*(torch.cat(parts).cpu().numpy() for parts in zip(*gathered, strict=True)))
 
 

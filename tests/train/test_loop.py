@@ -135,6 +135,26 @@ def test_the_model_trains_in_train_mode_and_predicts_in_eval_mode(
     assert modes == [*epoch, *[(False, False)] * num_val] * 2
 
 
+def test_a_validation_that_fails_leaves_the_model_in_train_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever catches the error and trains on, trains."""
+    models: list[AvaModel] = []
+
+    def failing(self: AvaModel, _images: Tensor) -> Tensor:
+        models.append(self)
+        raise ZeroDivisionError
+
+    def in_eval_mode(model: AvaModel, images: Tensor) -> Tensor:
+        return forward(model, images) if model.training else failing(model, images)
+
+    forward = AvaModel.forward
+    monkeypatch.setattr(AvaModel, "forward", in_eval_mode)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path)
+    assert [model.training for model in models] == [True]
+
+
 def test_clipping_bounds_what_the_optimizer_sees_and_not_what_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

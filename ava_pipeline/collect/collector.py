@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ava_pipeline.collect.arguments import as_json, check_given, check_values, rank, telemetry_config, whole_number
 from ava_pipeline.collect.autocast import AutocastWatch
+from ava_pipeline.collect.batch_count import BatchCount
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.groups import GroupChoice, find_groups, tell_groups
 from ava_pipeline.collect.kept_predictions import KeptPredictions
@@ -116,9 +117,7 @@ class TelemetryCollector:
         self._has_ended = False
         self._is_child = False
         self._epoch = 0
-        self._batch_idx = self._resumed_from = 0
-        self._num_accumulating = 0
-        self._has_own_count = True
+        self._count = BatchCount()
         self._next_row: float = self._config.collect_every_n if self._is_collecting else math.inf
         self._due = self._next_row  # where step() has more to do than count: the next row, or a finding to tell
         wake = weakref.WeakMethod(self._wake)  # the background thread must not keep a forgotten collector alive
@@ -154,16 +153,17 @@ class TelemetryCollector:
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
         self._epoch = epoch
+        count = self._count
         if batch_idx is None:
-            self._batch_idx += 1
+            count.batch_idx += 1
         else:
             self._follow(batch_idx)
         if accumulating and self._closed is None:
-            self._num_accumulating += 1
+            count.num_accumulating += 1
             return False
-        if self._batch_idx < self._due:
+        if count.batch_idx < self._due:
             return False
-        is_due = self._batch_idx >= self._next_row
+        is_due = count.batch_idx >= self._next_row
         if is_due:
             self._collect(values or {}, sample_ids)
         # First the mark, then the look: a finding that arrives between them sets it again.
@@ -224,7 +224,7 @@ class TelemetryCollector:
         Returns:
             That norm before clipping, a scalar tensor on the gradients' device.
         """
-        return self._clipping.clip(max_norm, self._batch_idx)
+        return self._clipping.clip(max_norm, self._count.batch_idx)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every row so far is in the files, or was refused and told; False when the time is up first.
@@ -256,7 +256,7 @@ class TelemetryCollector:
                 CHECKPOINT_TIMEOUT_S,
             )
         epoch = whole_number("epoch", self._epoch, least=0)
-        return {"batch_idx": self._batch_idx, "epoch": epoch, **self._clipping.state_dict()}
+        return {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on behind a checkpoint's batch; rows past it are set aside at the first collected step.
@@ -264,19 +264,19 @@ class TelemetryCollector:
         Raises:
             MisuseError: steps were counted already, or this is no state of a collector.
         """
-        if self._batch_idx:
+        if self._count.batch_idx:
             raise MisuseError(
-                f"load_state_dict() came after {self._batch_idx} batches: call it before the first step()."
+                f"load_state_dict() came after {self._count.batch_idx} batches: call it before the first step()."
             )
         if not isinstance(state, Mapping) or not {"batch_idx", "epoch"} <= set(state):
             raise MisuseError(f"{state!r} is no collector's state: give what state_dict() returned.")
         batch_idx = whole_number("state['batch_idx']", state["batch_idx"], least=0)
         epoch = whole_number("state['epoch']", state["epoch"], least=0)
         self._clipping.load_state_dict(state)
-        self._batch_idx, self._epoch = batch_idx, epoch
-        self._resumed_from = self._batch_idx
+        self._count.resume(batch_idx)
+        self._epoch = epoch
         if self._is_collecting:
-            self._due = self._next_row = self._next_due()
+            self._due = self._next_row = self._count.next_multiple(self._config.collect_every_n)
 
     def close(self, timeout_s: float | None = CLOSE_TIMEOUT_S) -> TelemetryStats:
         """Write what waits, finish the files and stop. Closing twice is closing once.
@@ -335,28 +335,10 @@ class TelemetryCollector:
     def _may_write(self) -> bool:
         return rank() == 0 and not self._is_child
 
-    def _next_due(self) -> int:
-        every = self._config.collect_every_n
-        return (self._batch_idx // every + 1) * every
-
     def _follow(self, batch_idx: int) -> None:
-        """Take the user's count where it rises, and go on counting where it does not."""
-        if isinstance(batch_idx, int) and batch_idx < 1:
-            raise MisuseError(
-                f"batch_idx is {batch_idx}; the run's batches count from 1 and on across epochs. "
-                "With enumerate, give enumerate(loader, start=1) plus the batches of earlier epochs, or leave it out."
-            )
-        batch_idx = whole_number("batch_idx", batch_idx, least=1)
-        if batch_idx > self._batch_idx:
-            self._has_own_count = self._has_own_count and batch_idx == self._batch_idx + 1
-            self._batch_idx = batch_idx
-            return
-        message = (
-            f"batch_idx {batch_idx} came after {self._batch_idx} and does not rise; the collector counts on by itself. "
-            "Give the run's own count, which does not begin again with an epoch, or leave it out."
-        )
-        self._batch_idx += 1
-        self._notices.tell("batch_idx", message, self._batch_idx, self._epoch)
+        complaint = self._count.follow(batch_idx)
+        if complaint is not None:
+            self._notices.tell("batch_idx", complaint, self._count.batch_idx, self._epoch)
 
     def _collect(self, values: Mapping[str, Value], sample_ids: Sequence[object] | None) -> None:
         if self._closed is not None:
@@ -364,31 +346,25 @@ class TelemetryCollector:
         self._raise_trouble()
         check_values(values)
         self._epoch = whole_number("epoch", self._epoch, least=0)
-        is_deferred = self._batch_idx != self._next_row
-        self._next_row = self._next_due()
+        is_deferred = self._count.batch_idx != self._next_row
+        self._next_row = self._count.next_multiple(self._config.collect_every_n)
         if self._recorder is None:
             self._recorder = self._start(values)
         self._recorder.record(
             StepCall(
-                batch_idx=self._batch_idx,
+                batch_idx=self._count.batch_idx,
                 epoch=self._epoch,
                 values=values,
                 sample_ids=sample_ids,
                 is_deferred=is_deferred,
-                resumed_from=self._resumed_from,
-                num_calls=self._num_calls(),
+                resumed_from=self._count.resumed_from,
+                num_calls=self._count.num_calls,
             )
         )
 
     def _wake(self) -> None:
         """Make the next `step` look for findings; called in the background thread."""
         self._due = -1
-
-    def _num_calls(self) -> int | None:
-        """Calls of `step` in this process that did not only accumulate; None where the user's count has holes."""
-        if not self._has_own_count:
-            return None
-        return self._batch_idx - self._resumed_from - self._num_accumulating
 
     def _start(self, values: Mapping[str, Value]) -> Recorder:
         for name in values:
@@ -399,7 +375,7 @@ class TelemetryCollector:
             groups=self._groups,
             optimizers=self._optimizers,
             value_names=tuple(values),
-            resumed_from=self._resumed_from,
+            resumed_from=self._count.resumed_from,
         )
         if all(owner is None for owner in watched.optimizer_of()):
             message = (
@@ -407,7 +383,7 @@ class TelemetryCollector:
                 "another model's. Give it the optimizer that was made of this model's parameters, and make that after "
                 "whatever replaces them."
             )
-            self._notices.tell("optimizer", message, self._batch_idx, self._epoch)
+            self._notices.tell("optimizer", message, self._count.batch_idx, self._epoch)
         return Recorder(
             watched,
             self._config,
@@ -422,7 +398,7 @@ class TelemetryCollector:
     def _tell_of_predictions(self, name: str, error: AvaPipelineError) -> None:
         if self._config.on_error == "raise":
             raise error
-        at = self._batch_idx
+        at = self._count.batch_idx
         if name in self._refused:  # else the event is logged, as the first of its kind
             _log.warning("telemetry of %s: batch %d: %s", self._layout.root, at, error)
         self._refused.add(name)
@@ -462,14 +438,14 @@ class TelemetryCollector:
     def _tell_of_no_row(self) -> None:
         """Warn once where a whole run was too short for a row; nothing else would say so."""
         every = self._config.collect_every_n
-        if 0 < self._batch_idx < every == self._next_row:  # still the first row that was to come
+        if 0 < self._count.batch_idx < every == self._next_row:  # still the first row that was to come
             _log.warning(
                 "telemetry of %s: %d batches, collect_every_n=%d: no row was due, and none is recorded. "
                 "Lower collect_every_n to %d or less.",
                 self._layout.root,
-                self._batch_idx,
+                self._count.batch_idx,
                 every,
-                self._batch_idx,
+                self._count.batch_idx,
             )
 
     def _become_child(self) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ava_pipeline.contract.events import Event
 from ava_pipeline.errors import AvaPipelineError, DamagedFileError
-from ava_pipeline.evaluate.evaluated import evaluate
+from ava_pipeline.evaluate.evaluated import evaluate, prediction_paths
 from ava_pipeline.read.run import open_run
 from ava_pipeline.read.validate import validate_run
 from ava_pipeline.write.recover import recover_run
@@ -31,7 +31,7 @@ READERS: tuple[Callable[[Path], object], ...] = (
     lambda root: open_run(root).val_predictions(0),
     lambda root: open_run(root).metrics(),
     validate_run,
-    evaluate,
+    lambda root: [evaluate(file) for file in prediction_paths(root)],
     lambda root: recover_run(root, dry_run=True),
 )
 

@@ -34,6 +34,7 @@ class NormPlan:
         in_rows: which are measured row by row, each with its dtype.
         owners: int64, the place of the gradient that each number of `measure` is a piece of, absent ones counted.
         are_dense: whether every gradient is a dense tensor of real numbers.
+        are_apart: whether gradients lie on several devices.
         are_torchs: whether the numbers are what torch's own clipping would compute of float32 gradients.
         left_out: the places of gradients that are there and cannot be measured.
     """
@@ -42,6 +43,7 @@ class NormPlan:
     in_rows: tuple[tuple[int, torch.dtype], ...]
     owners: NDArray[np.int64]
     are_dense: bool
+    are_apart: bool
     are_torchs: bool
     left_out: frozenset[int]
 
@@ -74,6 +76,7 @@ class NormPlan:
             in_rows=tuple((index, _sum_dtype([there[index]])) for index in in_rows),
             owners=np.array(owners, dtype=np.int64),
             are_dense=not any(gradient.is_sparse or gradient.is_complex() for gradient in there),
+            are_apart=len({gradient.device for gradient in there}) > 1,
             are_torchs=len(at_once) == 1 and not in_rows and {one.dtype for one in there} == {torch.float32},
             left_out=left_out,
         )
@@ -94,7 +97,7 @@ class NormPlan:
         norms += [part for index, dtype in self.in_rows for part in _row_norms(numbers[index], dtype)]
         if len(norms) == 1:
             return norms[0]
-        if len(self.at_once) > 1:  # accelerators come first, so that nothing is brought home here
+        if self.are_apart:  # accelerators come first, so that nothing is brought home here
             norms = [one.to(norms[0].device, non_blocking=True) for one in norms]
         return torch.cat(norms)
 
@@ -194,7 +197,8 @@ def combine(
     norms = numbers[:, : len(layout.owners)]
     if layout.is_scaled.any():
         scale = np.where(layout.is_scaled[layout.owners], numbers[:, len(layout.owners) :], 1.0)
-        norms = norms / scale
+        with np.errstate(divide="ignore", invalid="ignore"):  # a scale that was halved down to 0 leaves nothing finite
+            norms = norms / scale
     squares = np.square(norms)
     columns = [squares[:, np.flatnonzero(np.isin(layout.owners, group))].sum(axis=1) for group in groups]
     norms_of_groups: NDArray[np.float64] = np.sqrt(np.stack(columns, axis=1))

@@ -47,7 +47,7 @@ class Notices:
                 "are read by all of them together. Their total is what torch.nn.utils.clip_grad_norm_ returns: give it "
                 "in values."
             )
-            self.tell("left out", message, batch_idx, epoch, event="not_measured")
+            self.tell("left out", message, batch_idx, epoch, event="left_out")
         elif all(gradient is None for gradient in moment.gradients):
             message = (
                 "no parameter had a gradient, so the row's norms are null. "

@@ -41,7 +41,7 @@ class _OnHost:
 
 
 class HostStaging(Staging):
-    """Gradients on the CPU: a plain copy."""
+    """Gradients on the CPU: the reading's numbers are new ones, and are there."""
 
     def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
         """Read the numbers."""

@@ -11,10 +11,11 @@ EventName = Literal[
     "non_finite",  # nan or inf was measured
     "gap",  # collected steps that never reached the files
     "failed_row",  # a row that broke a rule of its table
-    "failed_write",  # rows that a file did not take, or that the disk did not sync
+    "failed_write",  # rows that a file did not take
+    "failed_sync",  # rows that a file took and the disk did not sync
     "damaged_file",  # bytes of an older file that could not be read
     "changed_columns",  # a resumed run whose columns are not those of its older rows
-    "not_measured",  # gradients that one process cannot measure without waiting
+    "left_out",  # gradients that one process cannot measure without waiting
     "unknown_scale",  # gradients under a loss scale that could not be read
     "skipped_step",  # optimizer steps that the GradScaler left out, because gradients were not finite
     "misuse",  # the collector was called in a way that cannot be right
@@ -31,6 +32,7 @@ EventName = Literal[
     "loss_negative",
     "loss_rising",
     "loss_scale_collapse",
+    "not_measured",
     "not_optimized",
     "rising",
     "spike",

@@ -18,6 +18,9 @@ _SEARCHED_BYTES = 2**20
 # Frames do not overlap: however damaged, to look at each is to read the file once. Made-up ones could cost its square.
 _TRIES_PER_BYTE = 4
 
+_TORN_HEADER, _TORN_FRAME = "a torn header", "a torn frame"
+TORN = frozenset({_TORN_HEADER, _TORN_FRAME})  # what a frame is called that was being written when the file was read
+
 MAX_PAYLOAD_BYTES = 256 * 2**20
 
 
@@ -70,8 +73,15 @@ def read_frames(file: BinaryIO, damage: list[Damage]) -> Iterator[Frame]:
             continue
         budget -= found.num_bytes
         end = _next_magic(file, offset + 1, size) if budget > 0 else size
-        damage.append(Damage(offset, end - offset, found.reason))
+        damage.append(Damage(offset, end - offset, _reason(found, is_last=end == size, is_searched=budget > 0)))
         offset = end
+
+
+def _reason(found: "_NoFrame", *, is_last: bool, is_searched: bool) -> str:
+    """Only the last frame can be torn; one that others follow has a wrong length."""
+    if not is_searched:
+        return f"{found.reason}, as were many before it; what follows was not searched"
+    return found.reason if is_last or found.reason not in TORN else "a frame whose length is wrong"
 
 
 def _head(magic: bytes, num_bytes: int, rows_before: int, num_rows: int, payload: bytes | memoryview) -> bytes:
@@ -92,12 +102,12 @@ def _frame_at(file: BinaryIO, offset: int, size: int) -> Frame | _NoFrame:
     file.seek(offset)
     head = file.read(_HEADER.size)
     if len(head) < _HEADER.size:
-        return _NoFrame("a torn header")
+        return _NoFrame(_TORN_HEADER)
     magic, num_bytes, rows_before, num_rows, _ = _HEADER.unpack(head)
     if magic not in {SCHEMA_MAGIC, ROWS_MAGIC}:
         return _NoFrame("no frame begins here")
     if offset + _HEADER.size + num_bytes > size:
-        return _NoFrame("a torn frame")
+        return _NoFrame(_TORN_FRAME)
     if num_bytes > MAX_PAYLOAD_BYTES:
         return _NoFrame("a frame that is larger than any")
     payload = file.read(num_bytes)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ava_pipeline.contract.frames import Damage
+from ava_pipeline.contract.frames import TORN, Damage
 from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.stored import read_stored
@@ -13,7 +13,6 @@ from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.csv import num_rows, read_csv
 
-_TORN = {"a torn header", "a torn frame"}
 _KEYS = {column.name for column in KEY_COLUMNS}
 
 
@@ -63,7 +62,7 @@ def _kind(kind: pa.DataType) -> str:
 
 def lasting_damage(damage: tuple[Damage, ...]) -> tuple[Damage, ...]:
     """Damage beside a torn last frame, which is being written or was when the process was killed."""
-    return damage[:-1] if damage and damage[-1].reason in _TORN else damage
+    return damage[:-1] if damage and damage[-1].reason in TORN else damage
 
 
 def _warn(journal: Path, damage: Damage) -> None:

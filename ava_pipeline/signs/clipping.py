@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from ava_pipeline.signs.figures import Evidence
 from ava_pipeline.signs.finding import Finding
 from ava_pipeline.signs.stretches import stretches
@@ -17,7 +19,7 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
         return
     rates = run.steps.values(_RATE)
     for stretch in stretches(rates >= limits.clip_share, least=2 * limits.least_rows, bridge=2):
-        value = float(rates[stretch.rows].mean())
+        value = float(np.nanmean(rates[stretch.rows]))
         yield stretch.finding(
             run.steps,
             sign=SIGN,

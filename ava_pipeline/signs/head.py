@@ -29,7 +29,7 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
         ratio = share / np.sqrt(np.maximum(1.0 - share**2, 1e-7))
         ratio[:begin] = 0.0
         for stretch in stretches(ratio > limits.head_ratio, least=limits.least_rows, bridge=2):
-            value = float(np.median(ratio[stretch.rows]))
+            value = float(np.nanmedian(ratio[stretch.rows]))
             yield stretch.finding(
                 run.norms,
                 sign=SIGN,

@@ -39,7 +39,7 @@ def check(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
 
 
 def _finding(run: Evidence, sign: str, norms: Values, stretch: Stretch, what: str, advice: str) -> Finding:
-    value = float(np.median(norms[stretch.rows]))
+    value = float(np.nanmedian(norms[stretch.rows]))
     return stretch.finding(
         run.norms,
         sign=sign,

@@ -60,8 +60,10 @@ def _order(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
         for backbone in backbones:
             is_wrong = run.rates.values(head) <= run.rates.values(backbone)
             for stretch in stretches(is_wrong, least=limits.least_rows):
-                ratio = run.rates.values(head)[stretch.rows] / run.rates.values(backbone)[stretch.rows]
-                value = float(np.median(ratio))
+                of_head, of_backbone = (
+                    float(np.median(run.rates.values(one)[stretch.rows])) for one in (head, backbone)
+                )
+                value = of_head / of_backbone if of_backbone else 0.0
                 yield stretch.finding(
                     run.rates,
                     sign=ORDER,

@@ -57,10 +57,15 @@ MAX_LISTED = 20
 
 
 def findings_of(run: Evidence, limits: Thresholds) -> list[Finding]:
-    """What all rules find, at most 20 of a sign and column; what follows from another finding is left out."""
+    """What all rules find, at most 20 of a sign and column."""
+    return _listed(all_findings_of(run, limits))
+
+
+def all_findings_of(run: Evidence, limits: Thresholds) -> list[Finding]:
+    """What all rules find, however much; what follows from another finding is left out."""
     found = [finding for rule in RULES for finding in rule(run, limits)]
     reasons = [finding for finding in found if finding.sign in _REASONS]
-    return _listed([one for one in found if not any(_explains(reason, one) for reason in reasons)])
+    return [one for one in found if not any(_explains(reason, one) for reason in reasons)]
 
 
 def _explains(reason: Finding, one: Finding) -> bool:

@@ -23,7 +23,8 @@ def scale_drop_events(
         scale, batch_idx, epoch = row["loss_scale"], row["batch_idx"], row["epoch"]
         if not (isinstance(scale, float) and isinstance(batch_idx, int) and isinstance(epoch, int)):
             continue
-        if scale_before is not None and scale < scale_before:
+        # A drop before an attempt's first batch is of another one's.
+        if scale_before is not None and scale < scale_before and batch_before < batch_idx:
             yield Event(
                 event="skipped_step",
                 severity="info",

@@ -53,7 +53,7 @@ def unsynced_event(steps: Sequence[PendingRow], reason: object, *, file: str) ->
         file: the one that holds them.
     """
     message = f"{file} took {len(steps)} collected steps that could not be synced, so a power loss may take them:"
-    return replace(lost_event(steps, reason, file=file), message=f"{message} {reason}")
+    return replace(lost_event(steps, reason, file=file), event="failed_sync", message=f"{message} {reason}")
 
 
 def refused_row_event(step: PendingRow, table: str, problem: RowProblem) -> Event:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ava_pipeline.errors import in_words
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.losses import lost_event, refused_row_event, unmade_row_event, unsynced_event, with_samples
-from ava_pipeline.write.rows import Numbers, PendingRow, RowSource, rows_of_each
+from ava_pipeline.write.rows import Numbers, PendingRow, Rows, RowSource, rows_of_each
 from ava_pipeline.write.sign_watch import SignWatch
 from ava_pipeline.write.table_files import Outcome, TableFiles
 
@@ -50,9 +50,7 @@ class MeasuredTable:
         self._tell(outcome, made)
         if self._watch is not None and outcome.rows is not None:
             self._watch.take(self._name, outcome.rows)
-        by_batch = {step.batch_idx: step for step in made}
-        for event in self._source.events(rows):
-            self._log.add(with_samples(event, by_batch))
+        self._tell_of_rows(rows, made)
         return {step.batch_idx for step, _ in refused} | {made[row].batch_idx for row in outcome.failed}
 
     def sync(self, steps: Sequence[PendingRow]) -> bool:
@@ -74,6 +72,14 @@ class MeasuredTable:
     def abandon(self) -> None:
         """Let go of every file as it is."""
         self._files.abandon()
+
+    def _tell_of_rows(self, rows: Rows, steps: Sequence[PendingRow]) -> None:
+        by_batch = {step.batch_idx: step for step in steps}
+        try:
+            for event in self._source.events(rows):
+                self._log.add(with_samples(event, by_batch))
+        except Exception as error:  # noqa: BLE001  # a measure is anyone's code: what it says costs no row
+            self._log.fail(error, f"what is odd about rows of {self._name} could not be told")
 
     def _tell(self, outcome: Outcome, steps: Sequence[PendingRow]) -> None:
         for problem in outcome.problems:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from ava_pipeline.contract.damaged import keep_damaged, keep_damaged_end
 from ava_pipeline.contract.files import written_aside
+from ava_pipeline.contract.frames import TORN
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.contract.parquet_file import check_parquet, num_parquet_rows, parquet_rows, write_parquet
@@ -62,7 +63,7 @@ def make_whole(layout: RunLayout, names: Collection[str]) -> list[Mended]:
         size = journal.stat().st_size
         for damage in store_journal(layout.parquet(journal.stem), journal, schemas.get(journal.stem)):
             message = f"{damage.num_bytes} bytes at {damage.offset} are lost: {damage.reason}"
-            is_tail = damage.reason.startswith("a torn") and damage.offset + damage.num_bytes == size
+            is_tail = damage.reason in TORN and damage.offset + damage.num_bytes == size
             mended.append(Mended(journal.name, message, is_tail))
     return mended
 

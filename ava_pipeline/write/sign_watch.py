@@ -17,7 +17,7 @@ from ava_pipeline.contract.manifest import Group
 from ava_pipeline.signs import finite
 from ava_pipeline.signs.figures import NOTHING, NUM_FIRST, Evidence, Figures, is_loss
 from ava_pipeline.signs.finding import GRAVITY, Finding, Severity
-from ava_pipeline.signs.rules import MOMENTS, SAMPLED, findings_of
+from ava_pipeline.signs.rules import MOMENTS, SAMPLED, all_findings_of
 from ava_pipeline.signs.thresholds import Thresholds
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.losses import listed, with_samples
@@ -121,7 +121,7 @@ class SignWatch:
             first=first,
             highest_rates=self._highest_rates,
         )
-        found = findings_of(run, self._limits)
+        found = all_findings_of(run, self._limits)
         if len(norms):
             self._tell_new(found, norms, is_scaled=run.is_scaled)
             self._judged_up_to = int(norms.batch_idx[-1])

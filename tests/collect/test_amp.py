@@ -4,6 +4,7 @@ from collections.abc import Container
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -212,6 +213,22 @@ def test_a_step_skipped_by_one_of_two_optimizers_is_told(tmp_path: Path) -> None
             scaler.update()
     events = open_run(tmp_path).events()
     assert events[events["event"] == "skipped_step"]["batch_idx"].tolist() == [3, 5]
+
+
+def test_a_scale_that_was_halved_to_0_costs_no_row(tmp_path: Path) -> None:
+    """Nothing finite is left to record, and that is what the rows say."""
+    model, optimizer = tiny()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
+        for batch in range(3):
+            optimizer.zero_grad()
+            backward(model, batch, scaler=scaler)
+            assert scaler._scale is not None
+            scaler._scale.fill_(0.0)
+            telemetry.step()
+            telemetry.clip_grad_norm_(1.0)
+    assert telemetry.stats().written == 3
+    assert not np.isfinite(open_run(tmp_path).gradient_norms()["overall"].to_numpy(dtype=float)).any()
 
 
 def test_what_clipping_multiplies_by_is_unknown_where_only_some_gradients_are_unscaled(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_sharded_gradients_are_not_measured_and_hold_nobody_up(tmp_path: Path, s
     assert run.gradient_norms()[["overall", "all"]].isna().all(axis=None)
     assert run.learning_rates()["lr_group_0"].tolist() == [0.1] * 3
     assert run.steps()["clip_coefficient"].isna().all()
-    assert run.events()["event"].tolist() == ["not_measured"]
+    assert run.events()["event"].tolist() == ["left_out"]
 
 
 def test_rows_are_before_clipping_and_tell_of_it(tmp_path: Path) -> None:

@@ -234,6 +234,16 @@ def test_pieces_cover_every_number_once(numel: int) -> None:
     assert squares == pytest.approx([numel, 3], rel=1e-6)
 
 
+def test_numbers_come_together_on_the_accelerator() -> None:
+    """Also where a long tensor lies on the CPU, as an embedding that does not fit."""
+    gradients: list[Tensor] = [torch.ones(3 * ROW_LENGTH), torch.empty(5, device="meta")]
+    plan = NormPlan.of(gradients)
+    vector = plan.measure(gradients)
+    assert vector.device.type == "meta"
+    assert plan.owners.tolist() == [1, 0, 0, 0]
+    assert vector.shape == (4,)
+
+
 def test_gradients_are_not_kept(tmp_path: Path) -> None:
     """After zero_grad a gradient's memory is free: the collector holds none of them."""
     model, optimizer = tiny()

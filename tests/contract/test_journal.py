@@ -74,6 +74,16 @@ def test_a_flipped_bit_costs_one_batch_at_most(path: Path) -> None:
         assert all(batch in BATCHES for _, batch in journal.batches), at
 
 
+def test_a_length_beyond_the_file_is_no_torn_end(path: Path) -> None:
+    """Only the last frame can be torn; rows lost before others are told of."""
+    data = bytearray(path.read_bytes())
+    second = data.index(b"AVAjrnR1")
+    data[second + 11] = 0x0F
+    path.write_bytes(data)
+    assert {damage.reason for damage in read_journal(path).damage} == {"a frame whose length is wrong"}
+    assert starts(path) == [2, 4]
+
+
 def test_rows_whose_schema_is_lost_need_one(path: Path) -> None:
     """A damaged first frame costs no row where the table is known, and is told where it is not."""
     data = bytearray(path.read_bytes())

@@ -311,7 +311,7 @@ def test_rows_that_the_disk_does_not_sync_are_told_and_count_as_failed(
     assert room.files.write(steps([4])) == 0
     room.close()
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3, 4]
-    (told,) = event_rows(tmp_path, "failed_write")
+    (told,) = event_rows(tmp_path, "failed_sync")
     file = name.replace("journal", "parquet")
     assert (told["batch_idx"], told["batch_idx_end"], told["value"], told["column"]) == (2, 3, 2, file)
     assert f"{file} took 2 collected steps that could not be synced" in str(told["message"])

@@ -227,6 +227,18 @@ def test_a_measure_with_a_bug_costs_its_rows_and_not_the_thread(run: Callable[..
     assert csv_batches(room.root) == [1, 3]
 
 
+def test_what_a_measure_tells_of_its_rows_costs_none_of_them(
+    run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its events come of anyone's code too: where it breaks, that is logged."""
+    room = run()
+    monkeypatch.setattr(room.measure, "events", lambda _: 1 / 0)
+    room.offer(step(1))
+    assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=1, written=1)
+    assert csv_batches(room.root) == [1]
+    assert "could not be told" in caplog.text
+
+
 def test_an_unforeseen_exception_while_writing_costs_its_rows_and_not_the_thread(
     run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch
 ) -> None:

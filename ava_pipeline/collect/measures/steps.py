@@ -80,5 +80,5 @@ def _coefficient(total: float | None, scale: float | None, max_norm: float | Non
     """What clipping multiplies gradients by, as in `torch.nn.utils.clip_grads_with_norm_`."""
     if total is None or max_norm is None:
         return None
-    length = total if scale is None else total / scale
+    length = total if scale is None else total / scale if scale else math.nan  # halved down to 0 by a GradScaler
     return length if math.isnan(length) else min(1.0, max_norm / (length + 1e-6))

@@ -29,7 +29,7 @@ def traces_of(
     bounds: tuple[float, float],
     axes: dict[str, str],
 ) -> Iterator[Trace]:
-    """What is drawn of one series .
+    """What is drawn of one series.
 
     Args:
         series: what to draw.

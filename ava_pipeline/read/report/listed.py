@@ -29,7 +29,7 @@ class ListedFinding:
 
     @property
     def where(self) -> str:
-        """Its batches and epoch."""
+        """Its batches."""
         first, last = self.finding.batch_idx, self.finding.batch_idx_end
         return f"batch {first}" if first == last else f"batches {first} to {last}"
 

@@ -111,10 +111,14 @@ def summary_of(name: str, layout: RunLayout, *, now: datetime | None = None, fin
     told: dict[str, Any] = {}
     for piece in pieces:
         try:
-            told.update(piece(open_run(layout.root)))
+            told = {**told, **piece(open_run(layout.root)), **_first_problem(told)}
         except Exception as error:  # noqa: BLE001  # whatever is wrong with this run, the others are to be listed
             told.setdefault("problem", str(error) or type(error).__name__)
     return Summary(name=name, path=layout.root, **told)
+
+
+def _first_problem(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {"problem": told["problem"]} if "problem" in told else {}
 
 
 def _state(run: Run, *, now: datetime) -> dict[str, Any]:

@@ -118,7 +118,8 @@ class Runs:
             for file in prediction_files(run.layout):
                 with _left_out_if_broken(f"A file of run {run_name!r}"):
                     if file.name == name:
-                        parts.append(parquet_part(file.path, {RUN: run_name, EPOCH: file.epoch}))
+                        part = parquet_part(file.path, {RUN: run_name, EPOCH: file.epoch})
+                        parts.append(_left_out_if_unreadable(run_name, part))
         return dataset_of(_ids_alike(parts), (RUN, EPOCH))
 
     def _of_each(self, part: Callable[[Run, Keys], Part | None]) -> ds.Dataset:

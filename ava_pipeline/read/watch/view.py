@@ -22,6 +22,7 @@ from ava_pipeline.read.watch.watched import EVENTS_TABLE, Watched
 Columns: TypeAlias = dict[str, tuple[Floats, Bools]]
 
 _TITLES = {"gradient_norms": "gradient norm", "learning_rates": "learning rate", "steps": "value"}
+_NO_MANIFEST = "no manifest yet"
 _STYLES = {"running": "cyan", "finished": "green", "info": "cyan", "warning": "yellow", "error": "red"}
 _NUM_EVENTS, _NUM_EVENTS_OF_FEW_LINES, _FEW_LINES = 5, 3, 30
 _NUM_PACE = 50
@@ -61,14 +62,18 @@ def _measured(recent: Recent) -> Columns:
 def _rooms(wanted: dict[str, int], height: int | None) -> dict[str, int]:
     """How many columns of each table are shown: of the longest ones fewer, until all tables fit."""
     room = dict(wanted)
-    while height is not None and sum(room.values()) + _HEADER_LINES * len(room) > height and max(room.values()) > 1:
+    while (
+        height is not None
+        and sum(room.values()) + _HEADER_LINES * len(room) > height
+        and max(room.values(), default=0) > 1
+    ):
         longest = max(room, key=lambda name: room[name])
         room[longest] -= 1
     return room
 
 
 def _title(watched: Watched) -> Text:
-    status = watched.status or "no manifest yet"
+    status = watched.status or _NO_MANIFEST
     name = plain(watched.run.layout.root.resolve().name)
     told = Text.assemble((name, "bold"), "  ", (status, _STYLES.get(status, "red")), f"  {_way_on(status)}")
     told.no_wrap, told.overflow = True, "ellipsis"
@@ -76,7 +81,11 @@ def _title(watched: Watched) -> Text:
 
 
 def _way_on(status: str) -> str:
-    ways = {"running": "Ctrl-C leaves it running.", "finished": "Nothing more will come."}
+    ways = {
+        "running": "Ctrl-C leaves it running.",
+        "finished": "Nothing more will come.",
+        _NO_MANIFEST: "Waiting for its first row; Ctrl-C ends this.",
+    }
     return ways.get(status, "Waiting until it is resumed; Ctrl-C ends this.")
 
 

@@ -151,7 +151,6 @@ class _Marks:
 
     def __init__(self, gradients: Sequence[Tensor | None], batch_idx: int) -> None:
         self._batch_idx = batch_idx
-        self._is_there = [one is not None for one in gradients]
         there = [one for one in gradients if one is not None]
         # Asked of every gradient twice a step, so in C and not in a loop of Python's. torch has no other name for it.
         self._references = [*map(ref, there)]
@@ -162,7 +161,7 @@ class _Marks:
         there = [one for one in gradients if one is not None]
         return (
             batch_idx == self._batch_idx
-            and [one is not None for one in gradients] == self._is_there
+            and len(there) == len(self._references)
             and all(map(is_, map(call, self._references), there))
             and [*map(_version, there)] == self._versions
         )

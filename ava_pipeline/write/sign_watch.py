@@ -28,7 +28,7 @@ _log = logging.getLogger("ava_pipeline")
 WINDOW_ROWS = 1024
 MAX_NEW_ROWS = 4096
 # The rules may take this share of the time, except where rows come so fast that some would leave the window unseen.
-_SHARE = 1 / 100
+_SHARE = 1 / 25
 # A sign that comes and goes all the time is logged this often, and in events.csv for ever.
 _MAX_LOGGED = 10
 

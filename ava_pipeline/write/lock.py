@@ -7,7 +7,7 @@ import os
 import threading
 from pathlib import Path
 
-from ava_pipeline.errors import WriteError
+from ava_pipeline.errors import DamagedFileError, WriteError
 from ava_pipeline.write.holder import Holder, lives_elsewhere, read_holder, this_process, write_holder
 
 _guard = threading.Lock()  # of what is held, never while anything is waited for
@@ -37,6 +37,7 @@ class RunLock:
     Raises:
         WriteError: another process holds it; the message names it.
         BlockingIOError: another collector of this process holds it.
+        DamagedFileError: the lock file is a link.
         OSError: the file cannot be opened, or its file system knows no locks.
     """
 
@@ -99,10 +100,20 @@ def _claim(path: Path, flags: int) -> tuple[int, tuple[int, int, int]]:
     """Open the lock file, unless this process has it open: closing a second descriptor would let go of the lock."""
     with _guard:
         _refuse_second(path)
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        descriptor = _opened(path, flags)
         file = _identity(os.fstat(descriptor))
         _held.add(file)
     return descriptor, file
+
+
+def _opened(path: Path, flags: int) -> int:
+    """Never by way of a link, since whoever holds the lock writes over what is there."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise DamagedFileError(f"{path} is a link. Remove it: a lock file is made where there is none.") from error
 
 
 def _let_go(descriptor: int, file: tuple[int, int, int]) -> None:

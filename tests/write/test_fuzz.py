@@ -18,7 +18,7 @@ from ava_pipeline.errors import AvaPipelineError
 from ava_pipeline.read.validate import validate_run
 from ava_pipeline.write.recover import recover_run
 from tests.read.building import RunBuilder
-from tests.read.test_fuzz import CHANGES, NUM_EXAMPLES, Change
+from tests.read.test_fuzz import CHANGES, IS_SHORT, NUM_EXAMPLES, Change
 from tests.write.feeding import NO_STEPS, Room, leave_as_killed, parquet_batches, step
 
 Damage = Callable[[Path], None]
@@ -114,7 +114,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
 
 
 @pytest.mark.timeout(3600)
-@settings(max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=NUM_EXAMPLES, derandomize=IS_SHORT, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), damage=DAMAGES, lock=LOCKS, act=ACTS)
 def test_any_damaged_run_is_brought_in_order_or_refused_in_our_words(
     roots: list[Path], data: st.DataObject, damage: Damage, lock: bytes, act: Damage

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from ava_pipeline.contract.manifest import Manifest, utc_now, write_manifest
-from ava_pipeline.errors import WriteError
+from ava_pipeline.errors import DamagedFileError, WriteError
 from ava_pipeline.write.holder import lives_elsewhere
-from ava_pipeline.write.lock import RunLock
+from ava_pipeline.write.lock import RunLock, check_unlocked
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -243,3 +243,13 @@ def test_whoever_waits_for_another_host_holds_up_nobody_else(tmp_path: Path, mon
     with pytest.raises(WriteError, match="on host elsewhere"):
         RunLock(tmp_path / "writer.lock")
     assert were_held_up == [False]
+
+
+def test_a_lock_file_that_is_a_link_is_refused_and_what_it_leads_to_is_kept(tmp_path: Path) -> None:
+    """Whoever holds the lock writes its name over what is there."""
+    (tmp_path / "events.csv").write_text("rows")
+    (tmp_path / "writer.lock").symlink_to("events.csv")
+    for ask in (RunLock, check_unlocked):
+        with pytest.raises(DamagedFileError, match="is a link"):
+            ask(tmp_path / "writer.lock")
+    assert (tmp_path / "events.csv").read_text() == "rows"

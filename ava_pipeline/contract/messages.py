@@ -13,7 +13,8 @@ from ava_pipeline.contract.keys import check_batches, check_has_batches
 from ava_pipeline.contract.tables import STORED_TYPES
 from ava_pipeline.errors import DamagedFileError
 
-UNUSABLE = (pa.ArrowException, OSError, DamagedFileError)
+FROM_ARROW = (pa.ArrowException, OSError, UnicodeError)  # what Arrow raises of a damaged file; the last of names in it
+UNUSABLE = (*FROM_ARROW, DamagedFileError)
 
 # Places in the tables of Arrow's Message.fbs: Message.header and RecordBatch.compression.
 _HEADER_PLACE = 2

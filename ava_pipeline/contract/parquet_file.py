@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from ava_pipeline.contract.declared_size import check_declared_size
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.keys import check_batches, check_has_batches
+from ava_pipeline.contract.messages import UNUSABLE
 from ava_pipeline.contract.packed_text import TextAllowance, text_columns
 from ava_pipeline.contract.row_stream import ROWS_PER_BLOCK, RowStream, num_rows, same_rows
 from ava_pipeline.errors import DamagedFileError
@@ -103,7 +104,7 @@ def parquet_schema(path: Path) -> pa.Schema:
     try:
         with path.open("rb") as file:
             return pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
+    except UNUSABLE as error:
         raise _unreadable(path, error) from error
 
 
@@ -116,7 +117,7 @@ def num_parquet_rows(path: Path) -> int:
     try:
         with path.open("rb") as file:
             return int(pq.read_metadata(file).num_rows)
-    except (pa.ArrowException, OSError) as error:
+    except UNUSABLE as error:
         raise _unreadable(path, error) from error
 
 
@@ -153,7 +154,7 @@ def _batches(
                 batch.validate(full=True)
                 check(batch)
                 yield batch
-    except (pa.ArrowException, OSError, DamagedFileError) as error:
+    except UNUSABLE as error:
         raise _unreadable(path, error) from error
 
 

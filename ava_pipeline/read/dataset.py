@@ -13,6 +13,7 @@ from pyarrow import fs
 from ava_pipeline.contract.declared_size import check_declared_size
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
+from ava_pipeline.contract.messages import FROM_ARROW, UNUSABLE
 from ava_pipeline.contract.packed_text import text_columns
 from ava_pipeline.contract.parquet_file import read_parquet
 from ava_pipeline.contract.tables import RunTable
@@ -116,7 +117,7 @@ def read_selected(
         wanted &= ds.field("batch_idx") <= last
     try:
         return dataset.to_table(columns=None if columns is None else list(columns), filter=wanted if batches else None)
-    except (pa.ArrowException, OSError) as error:
+    except FROM_ARROW as error:
         reason = str(error).partition("\n")[0].removesuffix(".")
         raise DamagedFileError(f"A table cannot be read: {reason}. `ava-pipeline validate` says more.") from error
 
@@ -160,7 +161,7 @@ def _parquet_part(path: Path, keys: Mapping[str, str | int]) -> tuple[Part, int]
         schema = metadata.schema.to_arrow_schema()
         # A dataset would unpack text whatever it takes.
         return Part(partial(read_parquet, path) if text_columns(schema) else path, schema, keys), metadata.num_rows
-    except (pa.ArrowException, OSError, DamagedFileError) as error:
+    except UNUSABLE as error:
         reason = str(error).partition("\n")[0].removesuffix(".")
         raise DamagedFileError(
             f"{path} cannot be read as Parquet: {reason}. Restore it from a backup, or move it away."

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
+from ava_pipeline.contract.messages import FROM_ARROW
 from ava_pipeline.contract.predictions import PREDICTIONS
 from ava_pipeline.contract.tables import TABLE_KEY, RunTable
 from ava_pipeline.errors import MisuseError, NotARunError
@@ -57,7 +57,7 @@ def validate_file(
         raise NotARunError(f"{path} is no file: check the path.")
     try:
         columns, named = _csv_columns(path) if kind == "csv" else _parquet_columns(path)
-    except (pa.ArrowException, OSError) as error:
+    except FROM_ARROW as error:
         listing.add(UNREADABLE.found(path.name, told(str(error).partition("\n")[0], path)))
         return listing.violations()
     found = _manifest_beside(path)

@@ -202,3 +202,12 @@ def test_text_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"abcdefgh", b"abc\xff\xfefgh"))
     with pytest.raises(DamagedFileError, match=r"norms\.parquet.*UTF8"):
         read_parquet(path)
+
+
+def test_a_column_whose_name_is_no_text_is_refused_by_file(tmp_path: Path) -> None:
+    """Names in a Parquet file's footer have no checksum."""
+    path = tmp_path / "norms.parquet"
+    pq.write_table(pa.table({"batch_idx": [1, 2], "overall": [0.5, 1.0]}), path)
+    path.write_bytes(path.read_bytes().replace(b"overall", b"over\x80ll"))
+    with pytest.raises(DamagedFileError, match=r"norms\.parquet cannot be read as Parquet"):
+        read_parquet(path)

@@ -112,12 +112,14 @@ class NormLayout:
         unknown: bool, a parameter each: whether it had a gradient, and its norm is not known.
         is_scaled: bool, a parameter each: whether its gradient is still multiplied by the loss scale, which is then
             the last number, behind the norms.
+        has_scale: whether a GradScaler scales the loss, be the gradients unscaled already or not.
     """
 
     owners: NDArray[np.int64]
     present: NDArray[np.bool_]
     unknown: NDArray[np.bool_]
     is_scaled: NDArray[np.bool_]
+    has_scale: bool = False
 
     @classmethod
     def unscaled(cls, plan: NormPlan, num_parameters: int) -> Self:

@@ -35,11 +35,11 @@ class GradientNorms(Measure):
 
     def read(self, moment: Moment) -> Reading:
         """Take every gradient's norm, and the loss scale where gradients are still multiplied by it."""
-        self._has_scale = moment.scaler.scale is not None
+        has_scale = moment.scaler.scale is not None
         # One object for steps whose numbers mean the same: they are made rows of together.
         layouts = self._layouts.setdefault(moment.plan, {})
         num_groups = sum(len(optimizer.param_groups) for optimizer in self.watched.optimizers.values())
-        meaning = (*moment.scaler.of_optimizer.values(), num_groups)
+        meaning = (*moment.scaler.of_optimizer.values(), num_groups, has_scale)
         layout = layouts.get(meaning) or layouts.setdefault(meaning, self._layout(moment))
         if moment.norms is None:
             return Reading([], layout)
@@ -52,6 +52,7 @@ class GradientNorms(Measure):
         """Combine the pieces of every group in float64; null where a group had no gradient, or one is not known."""
         if not isinstance(layout, NormLayout):
             raise TypeError(f"The layout of gradient norms is a NormLayout, not {layout!r}.")
+        self._has_scale = layout.has_scale
         vectors = np.stack([np.asarray(vector, dtype=np.float64) for vector in numbers])
         norms = combine(vectors, layout, self._groups).astype(np.float32)
         return {
@@ -78,6 +79,7 @@ class GradientNorms(Measure):
             present=is_there & is_known,
             unknown=is_left_out | (is_there & ~is_known),
             is_scaled=np.array([of_it is Scaling.SCALED for of_it in scaling]),
+            has_scale=moment.scaler.scale is not None,
         )
 
 

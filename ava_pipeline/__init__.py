@@ -9,29 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ava_pipeline.collect.collector import TelemetryCollector
-    from ava_pipeline.config import RunConfig, TelemetryConfig
-    from ava_pipeline.read.diagnose import Diagnosis, diagnose_run
+    from ava_pipeline.config.models import RunConfig, TelemetryConfig
+    from ava_pipeline.contract.finding import Finding
+    from ava_pipeline.diagnose.diagnose import Diagnosis, diagnose_run
+    from ava_pipeline.many_runs.datasets import Runs, runs
     from ava_pipeline.read.run import Run, open_run
-    from ava_pipeline.read.runs.tables import Runs, runs
-    from ava_pipeline.signs.finding import Finding
-    from ava_pipeline.train.labels import read_ava_labels
+    from ava_pipeline.train.data.labels import read_ava_labels
     from ava_pipeline.write.channel import TelemetryStats
+
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Diagnosis": "ava_pipeline.read.diagnose",
-    "Finding": "ava_pipeline.signs.finding",
+    "Diagnosis": "ava_pipeline.diagnose.diagnose",
+    "Finding": "ava_pipeline.contract.finding",
     "Run": "ava_pipeline.read.run",
-    "RunConfig": "ava_pipeline.config",
-    "Runs": "ava_pipeline.read.runs.tables",
+    "RunConfig": "ava_pipeline.config.models",
+    "Runs": "ava_pipeline.many_runs.datasets",
     "TelemetryCollector": "ava_pipeline.collect.collector",
-    "TelemetryConfig": "ava_pipeline.config",
+    "TelemetryConfig": "ava_pipeline.config.models",
     "TelemetryStats": "ava_pipeline.write.channel",
-    "diagnose_run": "ava_pipeline.read.diagnose",
+    "diagnose_run": "ava_pipeline.diagnose.diagnose",
     "open_run": "ava_pipeline.read.run",
-    "read_ava_labels": "ava_pipeline.train.labels",
-    "runs": "ava_pipeline.read.runs.tables",
+    "read_ava_labels": "ava_pipeline.train.data.labels",
+    "runs": "ava_pipeline.many_runs.datasets",
 }
 
 __all__ = [

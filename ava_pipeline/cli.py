@@ -14,14 +14,15 @@ from rich.logging import RichHandler
 
 from ava_pipeline import __version__
 from ava_pipeline.bench.command import bench_command
-from ava_pipeline.config import RunConfig, load_config
+from ava_pipeline.config.load import load_config
+from ava_pipeline.config.models import RunConfig
+from ava_pipeline.diagnose.diagnose import diagnose_run
 from ava_pipeline.errors import AvaPipelineError, ConfigError, GroupsError, MisuseError, NotARunError, RunExistsError
-from ava_pipeline.evaluate.command import evaluate_command
-from ava_pipeline.read.diagnose import diagnose_run
-from ava_pipeline.read.report.command import plot_command, report_command
-from ava_pipeline.read.runs.command import runs_command
-from ava_pipeline.read.validate_command import validate_command
-from ava_pipeline.read.watch.command import watch_command
+from ava_pipeline.evaluation.command import evaluate_command
+from ava_pipeline.many_runs.command import runs_command
+from ava_pipeline.report.command import plot_command, report_command
+from ava_pipeline.validate.command import validate_command
+from ava_pipeline.watch.command import watch_command
 from ava_pipeline.write.recover import recover_run
 
 WELL, PROBLEMS, WRONG_USAGE, OUR_ERROR = 0, 1, 2, 3

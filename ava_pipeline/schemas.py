@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ava_pipeline.collect.measure import find_measures
-from ava_pipeline.config import RunConfig
-from ava_pipeline.contract.epoch_metrics import EPOCH_METRICS
+from ava_pipeline.collect.measures.measure import find_measures
+from ava_pipeline.config.models import RunConfig
+from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.predictions import PREDICTIONS

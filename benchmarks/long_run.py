@@ -8,13 +8,12 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, Group, Manifest, StepCounters, TableEntry, utc_now, write_manifest
-from ava_pipeline.contract.measured_tables import GRADIENT_NORMS
-from ava_pipeline.contract.parquet_file import write_parquet
-from ava_pipeline.contract.row_stream import RowStream
+from ava_pipeline.contract.parquet import RowStream, write_parquet
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.write.csv import CsvWriter
+from ava_pipeline.write.writers import CsvWriter
 
 Formats = tuple[Literal["csv", "parquet"], ...]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ava_pipeline.bench.hand_off import NUM_CALLS, OF_EMPTY_CALL, works_not_collected
+from ava_pipeline.bench.steps import NUM_CALLS, OF_EMPTY_CALL, works_not_collected
 from ava_pipeline.bench.workload import Workload
 from ava_pipeline.write.channel import Channel
 from benchmarks.judging import Bench

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ava_pipeline.bench.figures import Target
-from ava_pipeline.train.labels import read_ava_labels
+from ava_pipeline.bench.results import Target
+from ava_pipeline.train.data.labels import read_ava_labels
 from benchmarks.judging import Bench, Sizes
 
 OF_BARE_TABLE = Target(3.0)

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from torch import nn
 
-from ava_pipeline.bench.gradients import CLIPPING, STEP_OF_READING, STEP_OF_TOTAL_NORM, references
-from ava_pipeline.bench.rest import REST_US, works_of_short_gradients
+from ava_pipeline.bench.steps import (
+    CLIPPING,
+    REST_US,
+    STEP_OF_READING,
+    STEP_OF_TOTAL_NORM,
+    references,
+    works_of_short_gradients,
+)
 from ava_pipeline.bench.workload import Workload, collector
 from benchmarks.judging import Bench
 

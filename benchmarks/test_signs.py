@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ava_pipeline.bench.figures import Target
-from ava_pipeline.bench.rows import TABLES, WrittenRun
-from ava_pipeline.write import sign_watch
+from ava_pipeline.bench.results import Target
+from ava_pipeline.bench.writing import TABLES, WrittenRun
+from ava_pipeline.write import online_signs
 from benchmarks.judging import Bench, Sizes
 
 SHARE = Target(0.05)
@@ -18,14 +18,14 @@ SHARE = Target(0.05)
 def test_signs_over_writing(bench: Bench, sizes: Sizes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processor time of the looks over that of the whole process, rows coming as fast as they are taken."""
     looks_s: list[float] = []
-    judge = sign_watch.SignWatch._judge  # noqa: SLF001  # the looks by themselves, wherever they are called from
+    judge = online_signs.OnlineSigns._judge  # noqa: SLF001  # the looks by themselves, wherever they are called from
 
-    def timed(watch: sign_watch.SignWatch) -> None:
+    def timed(watch: online_signs.OnlineSigns) -> None:
         start_s = time.thread_time()
         judge(watch)
         looks_s.append(time.thread_time() - start_s)
 
-    monkeypatch.setattr(sign_watch.SignWatch, "_judge", timed)
+    monkeypatch.setattr(online_signs.OnlineSigns, "_judge", timed)
 
     def write() -> float:
         looks_s.clear()

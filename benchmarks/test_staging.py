@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ava_pipeline.bench.workload import Workload
-from ava_pipeline.collect.measure import Reading
+from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.norms import NormPlan
 from ava_pipeline.collect.staging import staging_for
 from benchmarks.judging import Bench

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
-from ava_pipeline.bench.figures import Target
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.bench.results import Target
+from ava_pipeline.validate.validate import validate_run
 from benchmarks.judging import Bench, Sizes
 from benchmarks.long_run import TABLE, Formats, write_long_run
 

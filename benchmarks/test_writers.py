@@ -8,12 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ava_pipeline.bench.rows import TABLES
-from ava_pipeline.bench.sustained import GROWTH_MB, STEPS_PER_S, write_rows_elsewhere
-from ava_pipeline.write.csv import CsvWriter
-from ava_pipeline.write.memory import MemoryWriter
-from ava_pipeline.write.parquet import ParquetWriter
-from ava_pipeline.write.writer import Writer
+from ava_pipeline.bench.writing import GROWTH_MB, STEPS_PER_S, TABLES, write_rows_elsewhere
+from ava_pipeline.write.writers import CsvWriter, MemoryWriter, ParquetWriter, Writer
 from benchmarks.judging import Bench, Sizes
 
 _SCHEMA = TABLES[0].arrow_schema

@@ -234,7 +234,7 @@ def test_an_error_of_ours_is_status_3_and_shows_where_on_request(
     def broken(_path: Path) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("ava_pipeline.evaluate.command.is_generated", broken)
+    monkeypatch.setattr("ava_pipeline.evaluation.command.is_generated", broken)
     assert status_of(monkeypatch, ["evaluate", str(tmp_path)]) == 3
     assert "ZeroDivisionError: ours. Set AVA_PIPELINE_TRACEBACK=1" in capsys.readouterr().err
     monkeypatch.setenv("AVA_PIPELINE_TRACEBACK", "1")

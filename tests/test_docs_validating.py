@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.read.building import RunBuilder
-from tests.read.damaging import set_field
+from tests.validate.building import RunBuilder
+from tests.validate.damaging import set_field
 
 DOC = Path(__file__).parents[1] / "docs" / "validating.md"
 

@@ -14,7 +14,7 @@ import torch
 from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.collect import measures
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.validate.validate import validate_run
 from tests.collect.models import TinyNet, tiny, train
 
 DOC = Path(__file__).parents[1] / "docs" / "extending.md"

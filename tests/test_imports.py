@@ -14,28 +14,35 @@ import ava_pipeline
 PACKAGE = Path(ava_pipeline.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# What each room may import of ava_pipeline, besides itself. Reading checks config.yaml, so it knows the config.
+# What each package may import of ava_pipeline, besides itself. Reading checks config.yaml, so it knows the config.
 CONTRACT = {"errors", "contract"}
-CONFIG = {"config", "config_errors", "yaml_text"}
-LEAVES = CONTRACT | CONFIG | {"signs", "metrics"}
+LEAVES = CONTRACT | {"config", "signs", "metrics"}
+READERS = ("validate", "diagnose", "many_runs", "watch", "report", "evaluation")
+READ = LEAVES | {"terminal", "read"}
 ALLOWED = {
     "errors": set(),
     "contract": {"errors"},
-    **dict.fromkeys(CONFIG, CONTRACT | CONFIG | {"signs"}),
+    "config": CONTRACT | {"signs"},
     "signs": CONTRACT,
     "metrics": CONTRACT,
-    "printed": CONTRACT | {"metrics"},
-    "which_code": set(),
-    "write": LEAVES | {"which_code"},
+    "terminal": CONTRACT | {"metrics"},
+    "provenance": set(),
+    "write": LEAVES | {"provenance"},
     "collect": LEAVES | {"write"},
-    "train": LEAVES | {"printed", "write", "collect"},
-    "read": LEAVES | {"printed"},
+    "train": LEAVES | {"terminal", "write", "collect"},
+    "read": LEAVES,
+    "validate": READ,
+    "diagnose": READ,
+    "evaluation": READ,
+    "many_runs": READ | {"diagnose"},
+    "watch": READ,
+    "report": READ | {"diagnose", "many_runs"},
 }
-NO_TORCH = ("contract", "signs", "metrics", "config", "errors", "write", "read")
+NO_TORCH = ("contract", "signs", "metrics", "config", "errors", "write", "read", *READERS)
 TORCH = {"torch", "torchvision"}
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     """The folder or the file below ava_pipeline."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -50,41 +57,41 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def rooms_imported(path: Path) -> set[str]:
-    """The rooms that a module imports from."""
+def packages_imported(path: Path) -> set[str]:
+    """The packages that a module imports from."""
     return {name.split(".")[1] for name in imported(path) if name.startswith("ava_pipeline.")}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_one_way(path: Path) -> None:
-    """A room imports only rooms below it, and nothing imports the command line."""
-    room = room_of(path)
-    if room in ALLOWED:
-        assert rooms_imported(path) <= ALLOWED[room] | {room}
-    if room not in {"cli", "__main__"}:
-        assert "cli" not in rooms_imported(path)
+    """A package imports only packages below it, and nothing imports the command line."""
+    package = package_of(path)
+    if package in ALLOWED:
+        assert packages_imported(path) <= ALLOWED[package] | {package}
+    if package not in {"cli", "__main__"}:
+        assert "cli" not in packages_imported(path)
 
 
-def test_every_room_has_its_place() -> None:
-    """A new room is placed in the order of imports, or it is an entry point that nothing imports."""
-    entry_points = {room_of(path) for path in MODULES} - set(ALLOWED) - {"__init__", "__main__", "cli"}
-    importers = {room: room_of(path) for path in MODULES for room in rooms_imported(path)}
-    below = {room: by for room, by in importers.items() if room in entry_points and by not in {room, "cli"}}
+def test_every_package_has_its_place() -> None:
+    """A new package is placed in the order of imports, or it is an entry point that nothing imports."""
+    entry_points = {package_of(path) for path in MODULES} - set(ALLOWED) - {"__init__", "__main__", "cli"}
+    importers = {package: package_of(path) for path in MODULES for package in packages_imported(path)}
+    below = {package: by for package, by in importers.items() if package in entry_points and by not in {package, "cli"}}
     assert not below
 
 
-def test_the_design_lists_every_room() -> None:
+def test_the_design_lists_every_package() -> None:
     """With what is in it."""
     design = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
-    rooms = {f"{path.name}/" if path.is_dir() else path.name for path in PACKAGE.iterdir() if path.name[0] != "_"}
-    assert {room for room in rooms - {"py.typed"} if f"`{room}`" not in design} == set()
+    packages = {f"{path.name}/" if path.is_dir() else path.name for path in PACKAGE.iterdir() if path.name[0] != "_"}
+    assert {package for package in packages - {"py.typed"} if f"`{package}`" not in design} == set()
 
 
-@pytest.mark.parametrize("room", NO_TORCH)
-def test_rooms_below_training_name_no_torch(room: str) -> None:
+@pytest.mark.parametrize("package", NO_TORCH)
+def test_packages_below_training_name_no_torch(package: str) -> None:
     """Reading, validating and reporting work where torch is not installed."""
     for path in MODULES:
-        if room_of(path) == room:
+        if package_of(path) == package:
             assert not {name.split(".")[0] for name in imported(path)} & TORCH, path
 
 
@@ -103,7 +110,7 @@ def test_the_package_itself_loads_nothing_heavy() -> None:
 
 def test_reading_and_validating_load_no_torch() -> None:
     """Not even by way of something else."""
-    statement = "import ava_pipeline.read.validate; from ava_pipeline import open_run"
+    statement = "import ava_pipeline.validate.validate; from ava_pipeline import open_run"
     assert not loaded_by(statement) & {*TORCH, "matplotlib"}
 
 

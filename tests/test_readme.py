@@ -14,9 +14,10 @@ import torch
 import yaml
 from torchvision.models import resnet50
 
-from ava_pipeline.config import RunConfig, load_config
-from ava_pipeline.train.loss import squared_emd
-from ava_pipeline.train.sample import write_sample_data
+from ava_pipeline.config.load import load_config
+from ava_pipeline.config.models import RunConfig
+from ava_pipeline.train.data.sample import write_sample_data
+from ava_pipeline.train.losses import squared_emd
 from tests.collect.models import TinyNet
 
 ROOT = Path(__file__).parents[1]

@@ -11,14 +11,14 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from ava_pipeline import schemas
-from ava_pipeline.config import RunConfig
-from ava_pipeline.contract.epoch_metrics import EPOCH_METRICS
+from ava_pipeline.config.models import RunConfig
+from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.metrics import Metrics
 from ava_pipeline.read.csv import read_csv
-from tests.read.building import RunBuilder, prediction_rows
-from tests.read.real_run import record
+from tests.validate.building import RunBuilder, prediction_rows
+from tests.validate.real_run import record
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 

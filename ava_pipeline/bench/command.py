@@ -1,13 +1,81 @@
-"""The command line of a bench; torch is imported only once the options are known to be well."""
+"""The command `ava-pipeline bench`; torch is imported only once the options are known to be right."""
 
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 from rich.console import Console
 
-from ava_pipeline.bench.options import Options
 from ava_pipeline.errors import ConfigError
+
+Track: TypeAlias = Callable[[int, str], Iterable[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of the command line; the figures to reach are stated for the defaults.
+
+    Attributes:
+        model: the backbone, `resnet18` or `resnet50`.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        image_size: width and height, in pixels.
+        batch_size: images a training step.
+        every: the spacings of collected steps to compare.
+        steps: training steps of each kind.
+        rows: collected steps that the writer writes.
+        bf16: forward passes under bfloat16 autocast.
+        channels_last: images and weights in that memory format.
+        peers: measure what others offer, too.
+    """
+
+    model: str = "resnet18"
+    device: str = "auto"
+    image_size: int = 64
+    batch_size: int = 32
+    every: tuple[int, ...] = (1, 10)
+    steps: int = 100
+    rows: int = 1_000_000
+    bf16: bool = False
+    channels_last: bool = False
+    peers: bool = False
+
+    def is_like(self, other: "Options") -> bool:
+        """Whether both train the same: a share of the step can be judged only where the step is known."""
+        names = ("model", "image_size", "batch_size", "bf16", "channels_last")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    def command(self) -> str:
+        """The command line that measures the same again."""
+        words = ["python", "-m", "ava_pipeline.bench"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not False:
+                words += [f"--{field.name.replace('_', '-')}", *_words(value)]
+        return shlex.join(words)
+
+
+def _words(value: object) -> list[str]:
+    if isinstance(value, bool):
+        return []
+    return [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What every part of a bench is given.
+
+    Attributes:
+        options: what to measure.
+        folder: for files that nobody needs afterwards.
+        track: `track(n, title)` counts n rounds and shows how far they are.
+    """
+
+    options: Options
+    folder: Path
+    track: Track
 
 
 def bench_command(  # noqa: PLR0913  # each is an option of the command line
@@ -58,8 +126,11 @@ def bench_command(  # noqa: PLR0913  # each is an option of the command line
 def _measure(options: Options, json_file: Path | None, plot_file: Path | None) -> None:
     _need_torch()
     from ava_pipeline.bench.measure import measure  # noqa: PLC0415  # the other commands work without torch
-    from ava_pipeline.bench.plot import need_matplotlib, write_plot  # noqa: PLC0415
-    from ava_pipeline.bench.table import show  # noqa: PLC0415
+    from ava_pipeline.bench.report import (  # noqa: PLC0415
+        need_matplotlib,
+        show,
+        write_plot,
+    )
 
     if plot_file is not None:
         need_matplotlib()

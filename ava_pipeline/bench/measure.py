@@ -8,21 +8,17 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.progress import Progress
 
-from ava_pipeline.bench.comparison import compare
-from ava_pipeline.bench.ends import measure_ends, measure_import
-from ava_pipeline.bench.fed import measure_fed
-from ava_pipeline.bench.figures import Figure
-from ava_pipeline.bench.gradients import measure_gradients
-from ava_pipeline.bench.hand_off import measure_hand_off
-from ava_pipeline.bench.lag import measure_lag
-from ava_pipeline.bench.options import Options, Setting
+from ava_pipeline.bench.command import Options, Setting
+from ava_pipeline.bench.ends import measure_ends, measure_import, measure_lag
+from ava_pipeline.bench.peers import compare
 from ava_pipeline.bench.report import Report, commit, machine
-from ava_pipeline.bench.rest import measure_rest
-from ava_pipeline.bench.sustained import measure_sustained
-from ava_pipeline.bench.training import measure_training
-from ava_pipeline.train.precision import pick_device
+from ava_pipeline.bench.results import Result
+from ava_pipeline.bench.steps import measure_gradients, measure_hand_off, measure_rest
+from ava_pipeline.bench.training import measure_fed, measure_training
+from ava_pipeline.bench.writing import measure_sustained
+from ava_pipeline.train.optim import pick_device
 
-PARTS: tuple[Callable[[Setting], list[Figure]], ...] = (
+PARTS: tuple[Callable[[Setting], list[Result]], ...] = (
     measure_gradients,
     measure_rest,
     measure_hand_off,

@@ -1,19 +1,34 @@
-"""Whole training steps, without telemetry and with it, in turn within one process."""
+"""Whole training steps, with telemetry and without."""
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 from time import perf_counter
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
 
-from ava_pipeline.bench.figures import TIMES, Figure, Target
-from ava_pipeline.bench.options import Options, Setting
-from ava_pipeline.bench.statistics import Estimate, bootstrap, median, percentile, ratio
-from ava_pipeline.bench.timing import NUM_WARMUP, Samples, interleaved
+from ava_pipeline.bench.command import Options, Setting
+from ava_pipeline.bench.results import (
+    NUM_WARMUP,
+    TIMES,
+    Estimate,
+    Result,
+    Samples,
+    Target,
+    bootstrap,
+    interleaved,
+    median,
+    percentile,
+    ratio,
+)
 from ava_pipeline.bench.workload import Workload, collector
+from ava_pipeline.bench.writing import WrittenRun
 from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.write.channel import TelemetryStats
 
@@ -62,7 +77,7 @@ class Trainer:
         self.is_collected.append(is_collected)
 
 
-def measure_training(setting: Setting) -> tuple[list[Figure], list[TelemetryStats]]:
+def measure_training(setting: Setting) -> tuple[list[Result], list[TelemetryStats]]:
     """Train with no telemetry and with each spacing of collected steps.
 
     Returns:
@@ -83,21 +98,21 @@ def measure_training(setting: Setting) -> tuple[list[Figure], list[TelemetryStat
     return [*figures, *_of_calls(trainers.values())], [trainer.stats() for trainer in trainers.values()]
 
 
-def _of_spacing(every: int, trainer: Trainer, times_s: dict[str, Samples], *, is_judged: bool) -> list[Figure]:
+def _of_spacing(every: int, trainer: Trainer, times_s: dict[str, Samples], *, is_judged: bool) -> list[Result]:
     off_s, on_s = times_s["off"], times_s[f"every_{every}"]
     of = f"collect_every_n={every}"
     raw = {"off_s": float(np.median(off_s)), "on_s": float(np.median(on_s))}
     target = SHARE_PCT.get(every) if is_judged else None
     return [
         *_share(every, trainer, on_s, target),
-        Figure(
+        Result(
             name=f"training_ratio_every_{every}",
             title=f"whole training step on/off, {of}",
             unit=TIMES,
             estimate=ratio(on_s, off_s),
             raw=raw,
         ),
-        Figure(
+        Result(
             name=f"added_every_{every}",
             title=f"added time per training step, {of}",
             unit="ms",
@@ -107,13 +122,13 @@ def _of_spacing(every: int, trainer: Trainer, times_s: dict[str, Samples], *, is
     ]
 
 
-def _share(every: int, trainer: Trainer, on_s: Samples, target: Target | None) -> list[Figure]:
+def _share(every: int, trainer: Trainer, on_s: Samples, target: Target | None) -> list[Result]:
     held_s, is_collected = (np.array(of_it[-len(on_s) :]) for of_it in (trainer.held_s, trainer.is_collected))
     kinds = {"collected": held_s[is_collected], "not_collected": held_s[~is_collected], "training_step": on_s}
     if not is_collected.any():
         return []
     return [
-        Figure(
+        Result(
             name=f"share_every_{every}",
             title=f"time inside step() over the training step's, of medians, collect_every_n={every}",
             unit="%",
@@ -145,12 +160,12 @@ def share(collected_s: Samples, not_collected_s: Samples, step_s: Samples, *, ev
     return bootstrap(statistic, collected_s, others_s, step_s, in_rounds=False)
 
 
-def _of_calls(trainers: Iterable[Trainer]) -> list[Figure]:
+def _of_calls(trainers: Iterable[Trainer]) -> list[Result]:
     held_s = np.array([one for trainer in trainers for one in trainer.held_s[NUM_WARMUP:]])
     is_collected = np.array([one for trainer in trainers for one in trainer.is_collected[NUM_WARMUP:]])
     kinds = {"collected": held_s[is_collected], "not_collected": held_s[~is_collected]}
     return [
-        Figure(
+        Result(
             name=f"step_{kind}_p{percent}",
             title=f"step() {kind.replace('_', ' ')}, p{percent}",
             unit="µs",
@@ -161,3 +176,67 @@ def _of_calls(trainers: Iterable[Trainer]) -> list[Figure]:
         for percent in (50, 99)
         if len(samples)
     ]
+
+
+_ROWS_PER_S = 1000
+_BURST = 20
+_BLOCK = 5
+
+
+class Feed:
+    """Offers rows at a steady rate from a thread of its own, while it is entered."""
+
+    def __init__(self, run: WrittenRun) -> None:
+        self._run = run
+        self._batches = count(1)
+        self._is_over = Event()
+
+    def __enter__(self) -> Self:
+        self._is_over.clear()
+        self._thread = Thread(target=self._feed)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self._run.flush()
+
+    def _feed(self) -> None:
+        due_s = time.perf_counter()
+        while not self._is_over.is_set():
+            self._run.offer(next(self._batches) for _ in range(_BURST))
+            due_s += _BURST / _ROWS_PER_S
+            time.sleep(max(0.0, due_s - time.perf_counter()))
+
+
+def measure_fed(setting: Setting) -> list[Result]:
+    """Train in blocks of a few steps, without telemetry and with it and the feed, in turn."""
+    workload = Workload(setting.options)
+    off, on = Trainer(workload), Trainer(workload, setting.folder / "fed_telemetry", 1)
+    off_s: list[float] = []
+    on_s: list[float] = []
+    with WrittenRun(setting.folder / "fed", flush_interval_s=0.1) as run, on.running() as fed:
+        off.step()
+        fed.step()
+        for _ in setting.track(-(-setting.options.steps // _BLOCK), "training while a writer is fed"):
+            off_s += [workload.clock(off.step) for _ in range(_BLOCK)]
+            with Feed(run):
+                on_s += [workload.clock(fed.step) for _ in range(_BLOCK)]
+    return [_fed_result(np.array(off_s), np.array(on_s), percent) for percent in (50, 99)]
+
+
+def _fed_result(off_s: Samples, on_s: Samples, percent: int) -> Result:
+    def statistic(samples: Samples, axis: int = -1) -> object:
+        return np.percentile(samples, percent, axis=axis)
+
+    estimate: Estimate = ratio(on_s, off_s, of=statistic)
+    return Result(
+        name=f"training_ratio_fed_p{percent}",
+        title=f"whole training step on/off, writer fed 1,000 rows/s, p{percent}",
+        unit=TIMES,
+        estimate=estimate,
+        raw={"off_s": float(np.percentile(off_s, percent)), "on_s": float(np.percentile(on_s, percent))},
+    )

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ava_pipeline.bench.options import Options
-from ava_pipeline.bench.timing import Clock, clock_for
+from ava_pipeline.bench.command import Options
+from ava_pipeline.bench.results import Clock, clock_for
 from ava_pipeline.collect.collector import TelemetryCollector
-from ava_pipeline.config import ModelConfig, OptimConfig
-from ava_pipeline.train.loss import squared_emd
-from ava_pipeline.train.model import NUM_SCORES, build_model
-from ava_pipeline.train.optim import build_optimizer
-from ava_pipeline.train.precision import pick_device
+from ava_pipeline.config.models import ModelConfig, OptimConfig
+from ava_pipeline.train.losses import squared_emd
+from ava_pipeline.train.models import NUM_SCORES, build_model
+from ava_pipeline.train.optim import build_optimizer, pick_device
 
 _PATIENCE_S = 600.0
 

@@ -1,13 +1,132 @@
-"""Writing rows as fast as the writer takes them: for a process of its own, which loads no torch."""
+"""The background half alone: rows through the channel to the files, at full speed and for long."""
 
+import math
 import resource
 import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
+from types import TracebackType
+from typing import Self
 
-from ava_pipeline.bench.rows import MAX_PENDING, WrittenRun
-from ava_pipeline.write.channel import TelemetryStats
+import numpy as np
+
+from ava_pipeline.bench.command import Setting
+from ava_pipeline.bench.results import Estimate, Result, Target, median
+from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES, STEPS
+from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.manifest import Group
+from ava_pipeline.contract.tables import KEY_COLUMNS, RunTable
+from ava_pipeline.errors import WriteError
+from ava_pipeline.signs.thresholds import Thresholds
+from ava_pipeline.signs.values import non_finite_events
+from ava_pipeline.write.attempts import RunFacts
+from ava_pipeline.write.channel import Channel, TelemetryStats
+from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.online_signs import OnlineSigns
+from ava_pipeline.write.pending import Numbers, PendingStep, Rows
+from ava_pipeline.write.run_writer import RunWriter
+from ava_pipeline.write.worker import Worker
+
+GROUPS = {
+    "overall": Group(role="overall", parameters=("layer4.weight", "fc.0.weight", "fc.3.weight")),
+    "backbone_layer4": Group(role="backbone_last", parameters=("layer4.weight",), parent="overall"),
+    "mlp_head": Group(role="head", parameters=("fc.0.weight", "fc.3.weight"), parent="overall"),
+    "mlp_layer_0": Group(role="head_layer", parameters=("fc.0.weight",), parent="mlp_head"),
+    "mlp_layer_3": Group(role="head_layer", parameters=("fc.3.weight",), parent="mlp_head"),
+}
+# The tables of a run of the AVA model, with all columns that its measures declare.
+TABLES = (
+    RunTable.of(GRADIENT_NORMS, tuple(GROUPS)),
+    RunTable.of(LEARNING_RATES, ("lr_group_0", "lr_group_1")),
+    RunTable.of(STEPS, ("loss",)),
+)
+MAX_PENDING = 1024
+_NUM_DIFFERENT = 1024
+_PATIENCE_S = 600.0
+
+
+class PlainSource:
+    """A table's rows of numbers that are its values already."""
+
+    def __init__(self, run_table: RunTable) -> None:
+        self.run_table = run_table
+        self._names = run_table.column_names[len(KEY_COLUMNS) :]
+
+    def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Sequence[object]]:  # noqa: ARG002  # these numbers need none
+        """A column a name."""
+        return dict(zip(self._names, zip(*numbers, strict=True), strict=True))
+
+    def events(self, rows: Rows) -> Iterable[Event]:
+        """What every measure tells: that values are not finite."""
+        return non_finite_events(rows)
+
+
+class _Ready:
+    """Numbers that are on the host already."""
+
+    def __init__(self, numbers: list[Numbers]) -> None:
+        self._numbers = numbers
+
+    def read(self) -> list[Numbers]:
+        return self._numbers
+
+
+class WrittenRun:
+    """A run's files and worker, fed by whoever calls `offer`.
+
+    Args:
+        root: the run directory.
+        flush_interval_s: as of the collector.
+    """
+
+    def __init__(self, root: Path, *, flush_interval_s: float = 1.0) -> None:
+        log = EventLog(root)
+        facts = RunFacts(groups=GROUPS, collect_every_n=1)
+        watch = OnlineSigns(GROUPS, Thresholds(), log, lambda _: None)
+        files = RunWriter(root, [PlainSource(table) for table in TABLES], facts, log, watch=watch)
+        self._channel: Channel[PendingStep] = Channel(MAX_PENDING, on_full="block", block_timeout_s=_PATIENCE_S)
+        self._worker = Worker(self._channel, files, log, flush_interval_s=flush_interval_s)
+        self._worker.start()
+        self._ready = [_Ready(_numbers(one)) for one in np.random.default_rng(0).random((_NUM_DIFFERENT, 6))]
+        self._layouts = (None,) * len(TABLES)
+
+    def offer(self, batches: Iterable[int]) -> None:
+        """Hand a step a batch over, waiting where there is no room."""
+        for batch in batches:
+            row = PendingStep(batch, 0, self._ready[batch % _NUM_DIFFERENT], self._layouts)
+            self._channel.offer(row, batch, 0)
+
+    def flush(self) -> None:
+        """Wait until all of them are in the files."""
+        self._channel.flush()
+
+    def close(self) -> TelemetryStats:
+        """Finish the files."""
+        return self._worker.close(None, "finished")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _numbers(drawn: "np.typing.NDArray[np.float64]") -> list[Numbers]:
+    """A step under a GradScaler, of a loop that clips now and then, so that no column is empty."""
+    backbone, *layers, first_rate, second_rate, loss = drawn.tolist()
+    head = math.hypot(*layers)
+    overall = math.hypot(backbone, head)
+    norms = np.array([overall, backbone, head, *layers], dtype=np.float32).tolist()
+    coefficient = min(1.0, 1.3 / (overall + 1e-6))
+    return [norms, [first_rate, second_rate], [datetime.now(UTC), 65536.0, coefficient, float(coefficient < 1), loss]]
+
 
 NUM_PARTS = 10
 
@@ -67,3 +186,58 @@ def _write_part(run: WrittenRun, batches: range) -> float:
         run.offer(batches[start : start + MAX_PENDING])
         run.flush()
     return len(batches) / (perf_counter() - start_s)
+
+
+STEPS_PER_S = Target(50_000.0, at_least=True)
+GROWTH_MB = Target(16.0)
+_MB = 1e6
+
+
+def measure_sustained(setting: Setting) -> list[Result]:
+    """Write CSV and Parquet, validated, as fast as it goes."""
+    (found,) = (
+        write_rows_elsewhere(setting.folder / "sustained", setting.options.rows)
+        for _ in setting.track(1, f"{setting.options.rows:,} rows a table")
+    )
+    raw = {"num_steps": found.stats.written, "close_s": found.close_s}
+    return [
+        Result(
+            name="writer_steps_per_s",
+            title="steps the writer sustains, CSV + Parquet, validated",
+            unit="steps/s",
+            estimate=median(np.array(found.steps_per_s)),
+            target=STEPS_PER_S,
+            raw=raw,
+        ),
+        Result(
+            name="memory_growth",
+            title=f"memory growth over {found.stats.written:,} rows a table",
+            unit="MB",
+            estimate=Estimate.exactly(found.growth_bytes / _MB),
+            target=GROWTH_MB,
+            raw=raw,
+        ),
+        Result(
+            name="memory_growth_with_close",
+            title="the same, finishing the files included",
+            unit="MB",
+            estimate=Estimate.exactly(found.growth_with_close_bytes / _MB),
+            raw=raw,
+        ),
+    ]
+
+
+def write_rows_elsewhere(folder: Path, num_rows: int) -> Sustained:
+    """Write them in a process of its own, so that nobody else's memory is counted.
+
+    Raises:
+        WriteError: not every row was written.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        found = pool.submit(write_rows, folder, num_rows).result()
+    if found.stats.written != found.stats.collected:
+        raise WriteError(
+            f"The writer took {found.stats.written} of {found.stats.collected} steps, so its speed tells nothing. "
+            f"Look whether {folder} has room."
+        )
+    return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ava_pipeline.collect.watched import unwrap
+from ava_pipeline.collect.targets import unwrap
 
 HEAD_NAMES = ("mlp_head", "head", "classifier", "fc", "heads")
 BACKBONE_NAMES = ("backbone", "encoder", "features", "trunk", "body")
@@ -48,7 +48,7 @@ def _head_layers(head: nn.Module) -> dict[str, nn.Module]:
 
 
 def _last_stage(model: nn.Module, backbone: nn.Module, head: nn.Module | None) -> dict[str, nn.Module]:
-    name = _told_last_stage(backbone)
+    name = _declared_last_stage(backbone)
     if name is None and (backbone is not model or head is not None):
         name = _likely_last_stage(backbone, head)
     if name is not None:
@@ -56,7 +56,7 @@ def _last_stage(model: nn.Module, backbone: nn.Module, head: nn.Module | None) -
     return {"backbone": backbone} if backbone is not model else {}
 
 
-def _told_last_stage(backbone: nn.Module) -> str | None:
+def _declared_last_stage(backbone: nn.Module) -> str | None:
     """What torchvision's and timm's models say themselves."""
     if isinstance(getattr(backbone, "layer4", None), nn.Module):
         return "layer4"

@@ -10,9 +10,9 @@ import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from ava_pipeline import config_errors
-from ava_pipeline.collect.measure import Value
-from ava_pipeline.config import TelemetryConfig
+from ava_pipeline.collect.measures.measure import Value
+from ava_pipeline.config import messages
+from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.errors import ConfigError, MisuseError
 
 _JSON = TypeAdapter(dict[str, JsonValue])
@@ -32,7 +32,7 @@ def telemetry_config(
     try:
         return TelemetryConfig.model_validate({**given, **overrides})
     except ValidationError as error:
-        found = config_errors.sentences(error, TelemetryConfig, source_of=lambda _: "TelemetryConfig")
+        found = messages.sentences(error, TelemetryConfig, source_of=lambda _: "TelemetryConfig")
         raise ConfigError(found) from error
 
 

@@ -43,7 +43,7 @@ class Clipping:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self._max_norm: float | None = None
-        self._marks: _Marks | None = None
+        self._marks: _GradientVersions | None = None
         self._total: Tensor | None = None
         self._num_shortened: Tensor | None = None
         self._num_clips = 0
@@ -85,7 +85,7 @@ class Clipping:
 
     def mark(self, gradients: Sequence[Tensor | None], batch_idx: int) -> None:
         """Remember which gradients the step measures, before its pass takes the memory's caches for itself."""
-        self._marks = _Marks(gradients, batch_idx) if self.is_used else None
+        self._marks = _GradientVersions(gradients, batch_idx) if self.is_used else None
         self._total = None
 
     def look(self, norms: Tensor | None, scale: Tensor | None, *, is_shared: bool) -> ClipFacts:
@@ -143,7 +143,7 @@ def _coefficient(total: Tensor, max_norm: float) -> Tensor:
     return torch.clamp(max_norm / (total + 1e-6), max=1.0)
 
 
-class _Marks:
+class _GradientVersions:
     """Which tensors the gradients are and how often each was changed in place, without holding them.
 
     Weak references, since a gradient that was let go of leaves its `id` to the next one.

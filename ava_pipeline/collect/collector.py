@@ -13,27 +13,23 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ava_pipeline.collect.amp import AutocastProbe
 from ava_pipeline.collect.arguments import as_json, check_given, check_values, rank, telemetry_config, whole_number
-from ava_pipeline.collect.autocast import AutocastWatch
-from ava_pipeline.collect.batch_count import BatchCount
+from ava_pipeline.collect.call_checks import BatchCount, CallChecks, StepCall
 from ava_pipeline.collect.clipping import Clipping
-from ava_pipeline.collect.groups import GroupChoice, find_groups, tell_groups
-from ava_pipeline.collect.kept_predictions import KeptPredictions
-from ava_pipeline.collect.measure import Value
-from ava_pipeline.collect.moments import Moments
-from ava_pipeline.collect.notices import Notices
-from ava_pipeline.collect.predictions import EpochPredictions
-from ava_pipeline.collect.recorder import Recorder
-from ava_pipeline.collect.step_call import StepCall
-from ava_pipeline.collect.told_findings import ToldFindings
-from ava_pipeline.collect.watched import Watched, is_parallel, is_sharded, named_parameters, optimizers_by_name
-from ava_pipeline.config import TelemetryConfig
+from ava_pipeline.collect.gradient_pass import GradientPass
+from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups
+from ava_pipeline.collect.measures.measure import Value
+from ava_pipeline.collect.predictions import EpochPredictions, PredictionFiles
+from ava_pipeline.collect.recorder import FindingQueue, Recorder
+from ava_pipeline.collect.targets import TrainingTargets, is_parallel, is_sharded, named_parameters, optimizers_by_name
+from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.errors import AvaPipelineError, MisuseError
-from ava_pipeline.signs.finding import Finding
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.event_log import EventLog
 
@@ -96,15 +92,15 @@ class TelemetryCollector:
         self._parameters = tuple(self._named.values())
         chosen = self._config.groups if groups is None else groups
         self._groups = find_groups(model, chosen)
-        tell_groups(model, self._groups, is_found=chosen is None)
+        log_groups(model, self._groups, is_found=chosen is None)
         self._optimizers = optimizers_by_name(optimizer)
         self._run_info = as_json(run_info or {})
         self._events = EventLog(self._layout.root)
-        self._kept = KeptPredictions()
+        self._kept = PredictionFiles()
         self._refused: set[str] = set()
-        self._notices = Notices(self._events, self._optimizers.values(), AutocastWatch(model))
+        self._notices = CallChecks(self._events, self._optimizers.values(), AutocastProbe(model))
         self._clipping = Clipping(self._parameters)
-        self._moments = Moments(
+        self._moments = GradientPass(
             self._parameters,
             self._optimizers.values(),
             grad_scaler,
@@ -121,7 +117,7 @@ class TelemetryCollector:
         self._next_row: float = self._config.collect_every_n if self._is_collecting else math.inf
         self._due = self._next_row  # where step() has more to do than count: the next row, or a finding to tell
         wake = weakref.WeakMethod(self._wake)  # the background thread must not keep a forgotten collector alive
-        self._findings = ToldFindings(wake)
+        self._findings = FindingQueue(wake)
         _alive.add(self)
 
     def step(
@@ -369,7 +365,7 @@ class TelemetryCollector:
     def _start(self, values: Mapping[str, Value]) -> Recorder:
         for name in values:
             check_column_name(name)
-        watched = Watched(
+        watched = TrainingTargets(
             parameters=self._parameters,
             names=tuple(self._named),
             groups=self._groups,

@@ -9,10 +9,9 @@ from typing import TypeAlias
 from torch import nn
 
 from ava_pipeline.collect.architecture import find_parts
-from ava_pipeline.collect.watched import named_parameters
-from ava_pipeline.contract.keys import KEY_COLUMNS
+from ava_pipeline.collect.targets import named_parameters
 from ava_pipeline.contract.manifest import Group, Role
-from ava_pipeline.contract.tables import check_column_name
+from ava_pipeline.contract.tables import KEY_COLUMNS, check_column_name
 from ava_pipeline.errors import GroupsError, MisuseError
 
 _log = logging.getLogger("ava_pipeline")
@@ -56,7 +55,7 @@ def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = Non
     }
 
 
-def tell_groups(model: nn.Module, groups: Mapping[str, Group], *, is_found: bool) -> None:
+def log_groups(model: nn.Module, groups: Mapping[str, Group], *, is_found: bool) -> None:
     """Log the columns; where nothing was found, with a warning that shows how to name groups."""
     told = ", ".join(f"{column} ({len(group.parameters)})" for column, group in groups.items())
     _log.info("%s: columns (parameters): %s", type(model).__name__, told)

@@ -1,6 +1,7 @@
-"""From the first collected step on: measures, staging, channel and worker."""
+"""Findings on their way from the background thread to the user's functions in the training thread."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -8,23 +9,66 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from ava_pipeline.collect.measure import find_measures
-from ava_pipeline.collect.moments import Moments
-from ava_pipeline.collect.notices import Notices
+from ava_pipeline.collect.call_checks import CallChecks, StepCall
+from ava_pipeline.collect.gradient_pass import GradientPass
+from ava_pipeline.collect.measures.measure import find_measures
 from ava_pipeline.collect.staging import staging_for
-from ava_pipeline.collect.step_call import StepCall
-from ava_pipeline.collect.watched import Watched
-from ava_pipeline.config import TelemetryConfig
+from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.config.models import TelemetryConfig
+from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError
-from ava_pipeline.signs.finding import Finding
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
-from ava_pipeline.write.rows import PendingRow
-from ava_pipeline.write.run_files import RunFiles
-from ava_pipeline.write.sign_watch import SignWatch
+from ava_pipeline.write.online_signs import OnlineSigns
+from ava_pipeline.write.pending import PendingStep
+from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
+
+MAX_WAITING = 256
+
+
+class FindingQueue:
+    """Holds findings until the training thread comes by; the oldest give way where they are too many.
+
+    Args:
+        wake: a weak reference to what is called after each one.
+    """
+
+    def __init__(self, wake: Callable[[], Callable[[], None] | None]) -> None:
+        self._wake = wake
+        self._waiting: deque[Finding] = deque(maxlen=MAX_WAITING)
+        self._due: deque[tuple[Callable[[Finding], object], Finding]] = deque()
+        self._callbacks: list[Callable[[Finding], object]] = []
+
+    def register(self, callback: Callable[[Finding], object]) -> None:
+        """Tell `callback` too."""
+        self._callbacks.append(callback)
+
+    def put(self, finding: Finding) -> None:
+        """Take a finding; called in the background thread."""
+        self._waiting.append(finding)
+        self._wake_up()
+
+    def deliver(self) -> None:
+        """Call the functions; what one of them raises is raised, and what the others were still to hear waits on."""
+        while self._due or self._waiting:
+            if not self._due:
+                finding = self._waiting.popleft()
+                self._due.extend((callback, finding) for callback in self._callbacks)
+                continue
+            callback, finding = self._due.popleft()
+            try:
+                callback(finding)
+            except BaseException:
+                self._wake_up()
+                raise
+
+    def _wake_up(self) -> None:
+        wake = self._wake()
+        if wake is not None:
+            wake()
 
 
 class Recorder:
@@ -43,13 +87,13 @@ class Recorder:
 
     def __init__(  # noqa: PLR0913  # the one place where everything meets
         self,
-        watched: Watched,
+        watched: TrainingTargets,
         config: TelemetryConfig,
         output_dir: Path,
         log: EventLog,
         *,
-        moments: Moments,
-        notices: Notices,
+        moments: GradientPass,
+        notices: CallChecks,
         run_info: Mapping[str, JsonValue],
         on_finding: Callable[[Finding], None],
     ) -> None:
@@ -62,7 +106,7 @@ class Recorder:
         self._staging = staging_for(watched.device)
         self._is_strict = config.on_error == "raise"
         self._log = log
-        self._channel: Channel[PendingRow] = Channel(
+        self._channel: Channel[PendingStep] = Channel(
             config.max_pending_rows, on_full=config.on_full, block_timeout_s=config.block_timeout_s
         )
         facts = RunFacts(
@@ -73,8 +117,8 @@ class Recorder:
             device=_device_name(watched.device),
             thresholds=config.signs.model_dump(exclude_defaults=True),
         )
-        watch = SignWatch(facts.groups, config.signs, log, on_finding) if config.signs.on_line else None
-        files = RunFiles(
+        watch = OnlineSigns(facts.groups, config.signs, log, on_finding) if config.signs.on_line else None
+        files = RunWriter(
             output_dir, self._measures, facts, log, formats=config.formats, fsync=config.fsync, watch=watch
         )
         self._worker = Worker(self._channel, files, log, flush_interval_s=config.flush_interval_s)
@@ -99,11 +143,11 @@ class Recorder:
                 return
             self._channel.offer(row, call.batch_idx, call.epoch)
 
-    def _measure(self, call: StepCall) -> PendingRow:
+    def _measure(self, call: StepCall) -> PendingStep:
         moment = self._moments.take(call.values, call.batch_idx)
         self._notices.look(moment, call, value_names=self._value_names)
         readings = [measure.read(moment) for measure in self._measures]
-        return PendingRow(
+        return PendingStep(
             batch_idx=call.batch_idx,
             epoch=call.epoch,
             staged=self._staging.stage(readings),

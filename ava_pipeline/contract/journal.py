@@ -1,21 +1,141 @@
-"""The journal of a table: rows that are not in its Parquet file yet.
+"""Frames: the bytes of a journal, each frame whole or known to be damaged.
 
-A journal is a row of frames: one that holds the Arrow schema, then one for each batch of rows, each an Arrow IPC
-message. Every frame goes to the system in one unbuffered write, so that a killed process leaves whole frames and at
-most one torn one. The running row count in each tells how many rows damaged ones before it held.
+A frame is a header (magic, payload length, rows before it, rows in it, CRC32 of header and payload) and a payload. The
+magic lets a reader find the next frame behind damaged bytes, the checksum tells it that they are damaged.
 """
 
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from ava_pipeline.contract.frames import ROWS_MAGIC, SCHEMA_MAGIC, Damage, Frame, frame_bytes, read_frames
-from ava_pipeline.contract.messages import UNUSABLE, read_rows, read_schema
-from ava_pipeline.contract.tables import VERSION_KEY
+from ava_pipeline.contract.files import append_whole
+from ava_pipeline.contract.untrusted import UNUSABLE, read_rows, read_schema
 from ava_pipeline.errors import DamagedFileError
+
+SCHEMA_MAGIC = b"AVAjrnS1"
+ROWS_MAGIC = b"AVAjrnR1"
+_ANY_MAGIC = b"AVAjrn"
+_HEADER = struct.Struct("<8sIQII")  # magic, payload bytes, rows before, rows, CRC32
+_SEARCHED_BYTES = 2**20
+# Frames do not overlap: however damaged, to look at each is to read the file once. Made-up ones could cost its square.
+_TRIES_PER_BYTE = 4
+
+_TORN_HEADER, _TORN_FRAME = "a torn header", "a torn frame"
+TORN = frozenset({_TORN_HEADER, _TORN_FRAME})  # what a frame is called that was being written when the file was read
+
+MAX_PAYLOAD_BYTES = 256 * 2**20
+
+
+class Damage(NamedTuple):
+    """Bytes of a journal that are no whole frame."""
+
+    offset: int
+    num_bytes: int
+    reason: str
+
+
+class Frame(NamedTuple):
+    """One whole frame; what its payload holds is not known yet."""
+
+    magic: bytes
+    rows_before: int
+    num_rows: int
+    payload: bytes
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """Where the next one begins."""
+        return self.offset + _HEADER.size + len(self.payload)
+
+
+def frame_bytes(magic: bytes, payload: memoryview, *, rows_before: int, num_rows: int) -> bytes:
+    """A frame as it lies in the file.
+
+    Raises:
+        OSError: the payload is too large for a frame.
+    """
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise OSError(f"{num_rows} rows take {len(payload)} bytes; a journal takes {MAX_PAYLOAD_BYTES} at once")
+    return _head(magic, len(payload), rows_before, num_rows, payload) + payload
+
+
+def read_frames(file: BinaryIO, damage: list[Damage]) -> Iterator[Frame]:
+    """Every whole frame up to where the file ends now; what is none is added to `damage`.
+
+    Plain reads and no memory map: a writer may cut the file at any time, and a map of what is cut kills its reader.
+    """
+    offset, size = 0, file.seek(0, os.SEEK_END)
+    budget = _TRIES_PER_BYTE * size
+    while offset < size:
+        found = _frame_at(file, offset, size)
+        if isinstance(found, Frame):
+            yield found
+            offset = found.end
+            continue
+        budget -= found.num_bytes
+        end = _next_magic(file, offset + 1, size) if budget > 0 else size
+        damage.append(Damage(offset, end - offset, _reason(found, is_last=end == size, is_searched=budget > 0)))
+        offset = end
+
+
+def _reason(found: "_NoFrame", *, is_last: bool, is_searched: bool) -> str:
+    """Only the last frame can be torn; one that others follow has a wrong length."""
+    if not is_searched:
+        return f"{found.reason}, as were many before it; what follows was not searched"
+    return found.reason if is_last or found.reason not in TORN else "a frame whose length is wrong"
+
+
+def _head(magic: bytes, num_bytes: int, rows_before: int, num_rows: int, payload: bytes | memoryview) -> bytes:
+    unsigned = _HEADER.pack(magic, num_bytes, rows_before, num_rows, 0)
+    checksum = zlib.crc32(payload, zlib.crc32(unsigned))
+    return _HEADER.pack(magic, num_bytes, rows_before, num_rows, checksum)
+
+
+class _NoFrame(NamedTuple):
+    """Why there is none, and how many bytes had to be read to tell."""
+
+    reason: str
+    num_bytes: int = 0
+
+
+def _frame_at(file: BinaryIO, offset: int, size: int) -> Frame | _NoFrame:
+    """The frame at `offset`, or why there is none."""
+    file.seek(offset)
+    head = file.read(_HEADER.size)
+    if len(head) < _HEADER.size:
+        return _NoFrame(_TORN_HEADER)
+    magic, num_bytes, rows_before, num_rows, _ = _HEADER.unpack(head)
+    if magic not in {SCHEMA_MAGIC, ROWS_MAGIC}:
+        return _NoFrame("no frame begins here")
+    if offset + _HEADER.size + num_bytes > size:
+        return _NoFrame(_TORN_FRAME)
+    if num_bytes > MAX_PAYLOAD_BYTES:
+        return _NoFrame("a frame that is larger than any")
+    payload = file.read(num_bytes)
+    if _head(magic, num_bytes, rows_before, num_rows, payload) != head:
+        return _NoFrame("a frame whose checksum is wrong", num_bytes)
+    return Frame(magic, rows_before, num_rows, payload, offset)
+
+
+def _next_magic(file: BinaryIO, start: int, size: int) -> int:
+    """Where the next frame may begin, at `start` or behind it; `size` where none does."""
+    while start < size:
+        file.seek(start)
+        found = file.read(_SEARCHED_BYTES)
+        at = found.find(_ANY_MAGIC)
+        if at >= 0:
+            return start + at
+        if len(found) < len(_ANY_MAGIC):
+            break
+        start += len(found) - len(_ANY_MAGIC) + 1
+    return size
 
 
 class JournalWriter:
@@ -61,27 +181,6 @@ class JournalWriter:
     def _append(self, magic: bytes, payload: pa.Buffer, num_rows: int) -> None:
         frame = frame_bytes(magic, memoryview(payload), rows_before=self._num_rows, num_rows=num_rows)
         self._end = append_whole(self._file.fileno(), frame, self._end)
-
-
-def append_whole(descriptor: int, data: bytes, end: int) -> int:
-    """Write `data` at `end`, the end of the file, in full or not at all.
-
-    Returns:
-        The new end of the file, in bytes.
-
-    Raises:
-        OSError: the system did not take the bytes; the file ends at `end` again.
-    """
-    try:
-        if os.lseek(descriptor, 0, os.SEEK_END) > end:  # half a write, by a disk that refused to cut it too
-            os.ftruncate(descriptor, end)
-        left = memoryview(data)
-        while left:
-            left = left[os.pwrite(descriptor, left, end + len(data) - len(left)) :]
-    except OSError:
-        os.ftruncate(descriptor, end)
-        raise
-    return end + len(data)
 
 
 class JournalReader:
@@ -176,9 +275,3 @@ def read_journal(path: Path, *, schema: pa.Schema | None = None) -> Journal:
     reader = JournalReader(path, schema)
     batches = list(reader.batches())
     return Journal(reader.schema, reader.rows_before, batches, reader.damage)
-
-
-def same_columns(one: pa.Schema, other: pa.Schema) -> bool:
-    """Whether two schemas are the same columns of the same schema version."""
-    versions = [(schema.metadata or {}).get(VERSION_KEY) for schema in (one, other)]
-    return bool(one.equals(other)) and versions[0] == versions[1]

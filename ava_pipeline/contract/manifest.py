@@ -1,9 +1,9 @@
 """telemetry/manifest.json: what the tables are, who wrote them, and how much of what was collected."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
@@ -181,4 +181,26 @@ def partitions(groups: Mapping[str, Group]) -> dict[str, tuple[str, ...]]:
         held = [name for child in children for name in groups[child].parameters]
         if children and len(held) == len(set(held)) and set(held) == members[parent]:
             found[parent] = children
+    return found
+
+
+STALE_AFTER = timedelta(minutes=2)
+
+
+class AttemptSpan(NamedTuple):
+    """The batches whose rows an attempt left in the main tables: behind `begin`, up to `end`."""
+
+    attempt: Attempt
+    begin: int
+    end: float
+
+
+def attempt_spans(manifest: Manifest) -> list[AttemptSpan]:
+    """Each attempt goes up to where a later one resumed; the latest first."""
+    found: list[AttemptSpan] = []
+    end = float("inf")
+    for attempt in reversed(manifest.attempts):
+        if attempt.resumed_from < end:
+            found.append(AttemptSpan(attempt, attempt.resumed_from, end))
+            end = attempt.resumed_from
     return found

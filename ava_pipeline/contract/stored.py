@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ava_pipeline.contract.damaged import keep_damaged
-from ava_pipeline.contract.frames import Damage
-from ava_pipeline.contract.journal import Journal, JournalReader, read_journal
-from ava_pipeline.contract.parquet_file import (
+from ava_pipeline.contract.files import keep_damaged
+from ava_pipeline.contract.journal import Damage, Journal, JournalReader, read_journal
+from ava_pipeline.contract.parquet import (
+    RowStream,
     check_parquet,
+    joined,
     num_parquet_rows,
+    num_rows,
     parquet_rows,
     read_parquet,
     write_parquet,
 )
-from ava_pipeline.contract.row_stream import RowStream, joined, num_rows
 from ava_pipeline.errors import DamagedFileError
 
 # What Arrow says of columns or values that cannot become those of another schema.
@@ -24,7 +25,7 @@ _MISFIT = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredTable:
     """Every row that could be read of a table.
 
     Attributes:
@@ -36,7 +37,7 @@ class Stored:
     damage: tuple[Damage, ...] = ()
 
 
-def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> Stored | None:
+def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> StoredTable | None:
     """Read a table from its Parquet file and its journal into memory, without changing either.
 
     The journal goes on behind the rows that the Parquet file held when it began; where it was turned into Parquet
@@ -63,8 +64,8 @@ def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -
         parts.append(rows.slice(max(0, num_stored - found.rows_before)))
     damage = found.damage if found else []
     if not parts:
-        return None if not damage else Stored(pa.table({}), tuple(damage))
-    return Stored(_joined(parts, parquet), tuple(damage))
+        return None if not damage else StoredTable(pa.table({}), tuple(damage))
+    return StoredTable(_joined(parts, parquet), tuple(damage))
 
 
 def _joined(parts: list[pa.Table], parquet: Path) -> pa.Table:
@@ -99,7 +100,7 @@ def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None)
     if not journal.exists():
         return ()
     num_stored = num_parquet_rows(parquet) if parquet.exists() else 0
-    new = NewRows(journal, schema, num_stored)
+    new = JournalRows(journal, schema, num_stored)
     is_more = next(new.read(), None) is not None
     if new.schema is not None and (is_more or not parquet.exists()):
         try:
@@ -123,7 +124,7 @@ def find_misfit(parquet: Path, journal: Path, schema: pa.Schema | None = None) -
     Raises:
         DamagedFileError: the Parquet file cannot be read.
     """
-    new = NewRows(journal, schema, num_parquet_rows(parquet))
+    new = JournalRows(journal, schema, num_parquet_rows(parquet))
     if next(new.read(), None) is None or new.schema is None:
         return None
     try:
@@ -141,7 +142,7 @@ def _all_rows(parquet: Path, new: RowStream) -> RowStream:
     return joined(parquet_rows(parquet), new) if parquet.exists() else new
 
 
-class NewRows:
+class JournalRows:
     """The journal's rows that its Parquet file does not hold yet."""
 
     def __init__(self, journal: Path, schema: pa.Schema | None, num_stored: int) -> None:

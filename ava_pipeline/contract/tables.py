@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from ava_pipeline.contract.computed_once import computed_once
-from ava_pipeline.errors import MisuseError
+from ava_pipeline.contract.lockless_cached_property import lockless_cached_property
+from ava_pipeline.errors import DamagedFileError, MisuseError
 
 SCHEMA_VERSION: Final = 1
 TABLE_KEY = b"ava_pipeline.table"
@@ -54,7 +54,7 @@ _MOST_NOT_BELOW = 2**53  # a float tells it from its neighbours
 
 
 class _Declaration(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(computed_once,))
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(lockless_cached_property,))
 
 
 class Column(_Declaration):
@@ -151,7 +151,7 @@ class Table(_Declaration):
                 raise ValueError(f"column {name!r} stands twice; rename one of them")
         return self
 
-    @computed_once
+    @lockless_cached_property
     def row_model(self) -> type[BaseModel]:
         """The pydantic model of a row: strict, its run columns of one type."""
         fields: dict[str, Any] = {
@@ -200,7 +200,7 @@ class RunTable(_Declaration):
             raise ValueError(f"table {self.table.name!r} has a column twice")
         return self
 
-    @computed_once
+    @lockless_cached_property
     def columns(self) -> tuple[Column, ...]:
         """Every column, in file order."""
         if self.table.run_columns is None:
@@ -208,12 +208,12 @@ class RunTable(_Declaration):
         kind = self.table.run_columns
         return self.table.columns + tuple(kind.model_copy(update={"name": name}) for name in self.run_column_names)
 
-    @computed_once
+    @lockless_cached_property
     def column_names(self) -> tuple[str, ...]:
         """The names of every column, in file order."""
         return tuple(column.name for column in self.columns)
 
-    @computed_once
+    @lockless_cached_property
     def arrow_schema(self) -> pa.Schema:
         """The table in Arrow; the metadata names table and schema version."""
         metadata: dict[bytes | str, bytes | str] = {
@@ -222,7 +222,7 @@ class RunTable(_Declaration):
         }
         return pa.schema([column.arrow_field for column in self.columns], metadata=metadata)
 
-    @computed_once
+    @lockless_cached_property
     def _rows_adapter(self) -> TypeAdapter[Any]:
         return TypeAdapter(list[self.table.row_model])  # type: ignore[name-defined]  # a model made at run time
 
@@ -252,3 +252,42 @@ def _row_problem(detail: Any) -> RowProblem:
     row, *place = detail["loc"]
     message = str(detail["msg"]).removeprefix("Value error, ")  # pydantic's own words in front of a rule's
     return RowProblem(row=row, column=str(place[0]) if place else "", value=repr(detail["input"]), message=message)
+
+
+KEY_COLUMNS = (
+    Column(name="batch_idx", dtype="int64", description="1-based; counts every batch of the run.", not_below=1),
+    Column(name="epoch", dtype="int64", description="0-based epoch.", not_below=0),
+)
+BATCH = "batch_idx"
+
+
+def check_has_batches(schema: pa.Schema) -> None:
+    """Refuse columns that tell of no row which batch it is of.
+
+    Raises:
+        DamagedFileError: there is no column batch_idx of integers, or a name stands twice.
+    """
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise DamagedFileError(f"it has more than one column {', '.join(map(repr, twice))}")
+    if BATCH not in schema.names:
+        raise DamagedFileError(f"it has no column {BATCH}, which every table has")
+    if schema.field(BATCH).type != pa.int64():
+        raise DamagedFileError(f"its column {BATCH} is {schema.field(BATCH).type}, not int64")
+
+
+def check_batches(rows: pa.RecordBatch) -> None:
+    """Refuse rows that lack a value which every row has.
+
+    Raises:
+        DamagedFileError: batch_idx is null, or a column that the schema says is never null.
+    """
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        if column.null_count and (field.name == BATCH or not field.nullable):
+            raise DamagedFileError(f"{column.null_count} of its rows have no {field.name}")
+
+
+def same_columns(one: pa.Schema, other: pa.Schema) -> bool:
+    """Whether two schemas are the same columns of the same schema version."""
+    versions = [(schema.metadata or {}).get(VERSION_KEY) for schema in (one, other)]
+    return bool(one.equals(other)) and versions[0] == versions[1]

@@ -52,3 +52,8 @@ def text(rows: pa.Table, name: str, position: int) -> str:
     """One value as a violation shows it; null is "null"."""
     value = rows.column(name)[position].as_py()
     return "null" if value is None else str(value)
+
+
+BatchIndices = NDArray[np.int64]
+
+Floats = NDArray[np.float64]

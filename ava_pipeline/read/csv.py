@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import csv
 
-from ava_pipeline.contract.declared_size import MAX_BYTES
 from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.contract.untrusted import MAX_TABLE_BYTES
 from ava_pipeline.errors import DamagedFileError
 
 
@@ -38,9 +38,10 @@ def num_rows(path: Path) -> int:
 def check_size(path: Path) -> None:
     """Look before reading: a sparse file may claim any size."""
     size = path.stat().st_size
-    if size > MAX_BYTES:
+    if size > MAX_TABLE_BYTES:
         raise DamagedFileError(
-            f"{path} is {size} bytes; at most {MAX_BYTES} are read into memory. Read it in parts with pyarrow.csv."
+            f"{path} is {size} bytes; at most {MAX_TABLE_BYTES} are read into memory. "
+            "Read it in parts with pyarrow.csv."
         )
 
 

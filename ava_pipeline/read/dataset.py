@@ -1,26 +1,89 @@
-"""Tables of one run or of many as a `pyarrow.dataset`: nothing is read before it is asked for, nothing is written."""
+"""Rows that lie in no Parquet file yet, as files that Arrow can scan: they exist only while they are read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from ava_pipeline.contract.declared_size import check_declared_size
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
-from ava_pipeline.contract.messages import FROM_ARROW, UNUSABLE
-from ava_pipeline.contract.packed_text import text_columns
-from ava_pipeline.contract.parquet_file import read_parquet
+from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.contract.untrusted import FROM_ARROW, UNUSABLE, check_declared_size, text_columns
 from ava_pipeline.errors import DamagedFileError, MisuseError
 from ava_pipeline.read.csv import num_rows
-from ava_pipeline.read.tables import read_table
-from ava_pipeline.read.virtual_files import Rows, VirtualFiles
+from ava_pipeline.read.table import read_table
+
+ReadRows = Callable[[], pa.Table]
+
+
+def _refuse(*_: Any) -> Any:
+    raise PermissionError("rows are only read here")
+
+
+_READ_ONLY: Any = _refuse
+
+
+class InMemoryFileSystem(fs.FileSystemHandler):
+    """A file system that holds Arrow IPC files by name, each one made when it is opened; nothing reaches the disk.
+
+    Source: https://arrow.apache.org/docs/python/filesystems.html, "Using fsspec-compatible filesystems" and
+    `pyarrow.fs.FileSystemHandler`.
+
+    Args:
+        files: name -> what reads the rows; an error of it reaches whoever scans.
+    """
+
+    def __init__(self, files: Mapping[str, ReadRows]) -> None:
+        self._files = files
+
+    def get_type_name(self) -> str:
+        """How Arrow calls this file system."""
+        return "virtual"
+
+    def normalize_path(self, path: str) -> str:
+        """Names are what they are."""
+        return path
+
+    def get_file_info(self, paths: str | list[str]) -> list[fs.FileInfo]:
+        """Each name is a file, or there is none."""
+        paths = [paths] if isinstance(paths, str) else paths
+        kinds = (fs.FileType.File if path in self._files else fs.FileType.NotFound for path in paths)
+        return [fs.FileInfo(path, kind) for path, kind in zip(paths, kinds, strict=True)]
+
+    def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        """There are no folders."""
+        raise _no_folders(selector.base_dir)
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        """Read the rows, and give them as an Arrow IPC file."""
+        rows = self._files[path]()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, rows.schema) as file:
+            file.write_table(rows)
+        return pa.BufferReader(sink.getvalue())
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        """The same, for readers that do not jump."""
+        return self.open_input_file(path)
+
+    create_dir = delete_dir = delete_file = move = copy_file = _READ_ONLY
+    delete_dir_contents = open_output_stream = open_append_stream = _READ_ONLY
+
+    def delete_root_dir_contents(self) -> None:
+        """Nothing is deleted."""
+        _refuse()
+
+
+def _no_folders(path: str) -> NotADirectoryError:
+    return NotADirectoryError(f"{path}: there are only files here")
+
 
 _KEY_TYPES = {str: pa.string(), int: pa.int64()}
 _NO_KEYS: Mapping[str, str | int] = {}
@@ -32,7 +95,7 @@ _IPC = ds.IpcFileFormat()
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DatasetPart:
     """Rows of a dataset that lie together.
 
     Attributes:
@@ -42,12 +105,14 @@ class Part:
         keys: columns that the source has not: their names, and the value that all its rows share.
     """
 
-    source: Path | Rows
+    source: Path | ReadRows
     schema: pa.Schema
     keys: Mapping[str, str | int] = field(default_factory=dict)
 
 
-def table_part(layout: RunLayout, manifest: Manifest, name: str, keys: Mapping[str, str | int] = _NO_KEYS) -> Part:
+def table_part(
+    layout: RunLayout, manifest: Manifest, name: str, keys: Mapping[str, str | int] = _NO_KEYS
+) -> DatasetPart:
     """A measure's table of one run: its Parquet file where that holds every row, else whatever holds most.
 
     Args:
@@ -68,12 +133,12 @@ def table_part(layout: RunLayout, manifest: Manifest, name: str, keys: Mapping[s
     return read_part(layout, declaration, keys)
 
 
-def read_part(layout: RunLayout, declaration: RunTable, keys: Mapping[str, str | int]) -> Part:
+def read_part(layout: RunLayout, declaration: RunTable, keys: Mapping[str, str | int]) -> DatasetPart:
     """A table that is read from whichever of its files holds most, once it is asked for."""
-    return Part(partial(read_table, layout, declaration), declaration.arrow_schema, keys)
+    return DatasetPart(partial(read_table, layout, declaration), declaration.arrow_schema, keys)
 
 
-def parquet_part(path: Path, keys: Mapping[str, str | int]) -> Part:
+def parquet_part(path: Path, keys: Mapping[str, str | int]) -> DatasetPart:
     """A Parquet file that lies by itself.
 
     Raises:
@@ -82,7 +147,7 @@ def parquet_part(path: Path, keys: Mapping[str, str | int]) -> Part:
     return _parquet_part(path, keys)[0]
 
 
-def dataset_of(parts: Sequence[Part], keys: Sequence[str] = ()) -> ds.Dataset:
+def dataset_of(parts: Sequence[DatasetPart], keys: Sequence[str] = ()) -> ds.Dataset:
     """Parts as one dataset, in their order; a column that a part has not is null in its rows.
 
     Args:
@@ -94,7 +159,7 @@ def dataset_of(parts: Sequence[Part], keys: Sequence[str] = ()) -> ds.Dataset:
     """
     schema = _joined_schema(parts, keys)
     files = {str(number): part.source for number, part in enumerate(parts) if not isinstance(part.source, Path)}
-    virtual = fs.PyFileSystem(VirtualFiles(files))
+    virtual = fs.PyFileSystem(InMemoryFileSystem(files))
     children = [_child(part, str(number), schema, virtual) for number, part in enumerate(parts)]
     return ds.dataset(children) if children else ds.FileSystemDataset([], schema, _PARQUET, _LOCAL)
 
@@ -122,7 +187,7 @@ def read_selected(
         raise DamagedFileError(f"A table cannot be read: {reason}. `ava-pipeline validate` says more.") from error
 
 
-def _child(part: Part, name: str, schema: pa.Schema, virtual: fs.FileSystem) -> ds.Dataset:
+def _child(part: DatasetPart, name: str, schema: pa.Schema, virtual: fs.FileSystem) -> ds.Dataset:
     is_file = isinstance(part.source, Path)
     kind: ds.FileFormat = _PARQUET if is_file else _IPC
     where, path = (_LOCAL, str(part.source)) if is_file else (virtual, name)
@@ -132,35 +197,39 @@ def _child(part: Part, name: str, schema: pa.Schema, virtual: fs.FileSystem) -> 
     return ds.FileSystemDataset([kind.make_fragment(path, where, shared)], schema, kind, where)
 
 
-def _joined_schema(parts: Sequence[Part], keys: Sequence[str]) -> pa.Schema:
+def _joined_schema(parts: Sequence[DatasetPart], keys: Sequence[str]) -> pa.Schema:
     values = {key: next((part.keys[key] for part in parts), "") for key in keys}
     schema = pa.schema([pa.field(key, _KEY_TYPES[type(value)]) for key, value in values.items()])
     for part in parts:
         try:
             schema = pa.unify_schemas([schema, _nullable(part, keys)], promote_options="permissive")
         except pa.ArrowException as error:
-            raise DamagedFileError(f"{_told(part)} has other types than the tables before it: {error}.") from error
+            raise DamagedFileError(f"{_part_name(part)} has other types than the tables before it: {error}.") from error
     return schema
 
 
-def _nullable(part: Part, keys: Sequence[str]) -> pa.Schema:
+def _nullable(part: DatasetPart, keys: Sequence[str]) -> pa.Schema:
     taken = set(keys) & set(part.schema.names)
     if taken:
-        raise DamagedFileError(f"{_told(part)} has columns {', '.join(sorted(taken))} of its own; read it by itself.")
+        raise DamagedFileError(
+            f"{_part_name(part)} has columns {', '.join(sorted(taken))} of its own; read it by itself."
+        )
     return pa.schema([column.with_nullable(True) for column in part.schema])  # noqa: FBT003  # Arrow's own order
 
 
-def _told(part: Part) -> str:
+def _part_name(part: DatasetPart) -> str:
     return ", ".join(f"{key} {value!r}" for key, value in part.keys.items()) or "the table"
 
 
-def _parquet_part(path: Path, keys: Mapping[str, str | int]) -> tuple[Part, int]:
+def _parquet_part(path: Path, keys: Mapping[str, str | int]) -> tuple[DatasetPart, int]:
     try:
         metadata = pq.read_metadata(path)
         check_declared_size(metadata, path.stat().st_size)
         schema = metadata.schema.to_arrow_schema()
         # A dataset would unpack text whatever it takes.
-        return Part(partial(read_parquet, path) if text_columns(schema) else path, schema, keys), metadata.num_rows
+        return DatasetPart(
+            partial(read_parquet, path) if text_columns(schema) else path, schema, keys
+        ), metadata.num_rows
     except UNUSABLE as error:
         reason = str(error).partition("\n")[0].removesuffix(".")
         raise DamagedFileError(

@@ -8,18 +8,18 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from ava_pipeline.contract.epoch_metrics import EPOCH_METRICS
+from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
-from ava_pipeline.contract.inside import check_inside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest, read_manifest
-from ava_pipeline.contract.parquet_file import read_parquet
+from ava_pipeline.contract.parquet import read_parquet
+from ava_pipeline.contract.predictions import prediction_files
 from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import MisuseError, NotARunError
 from ava_pipeline.read.csv import read_csv
 from ava_pipeline.read.dataset import dataset_of, read_selected, table_part
-from ava_pipeline.read.prediction_files import prediction_files
-from ava_pipeline.read.tables import read_table
+from ava_pipeline.read.table import read_table
 
 _LOOKS_LIKE = "a run directory holds telemetry/manifest.json, predictions/<name>_epoch_000.parquet or metrics.csv"
 

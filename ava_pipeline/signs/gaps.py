@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Attempt
-from ava_pipeline.signs.finding import Finding, collected_steps
+from ava_pipeline.signs.evidence import collected_steps
 
-SIGN = "telemetry-gap"
+TELEMETRY_GAP = "telemetry-gap"
 EVENTS = ("gap", "failed_row", "failed_write", "damaged_file")
 _ADVICE = (
     "Look at the disk. Where it is merely slower than training, raise collect_every_n or max_pending_rows, or wait for "
@@ -18,11 +19,11 @@ _ADVICE = (
 # Of these the manifest counts deferred steps late, or not to the end.
 _COUNTS_LATE = {"running", "killed"}
 
-Batches = NDArray[np.int64]
+BatchIndices = NDArray[np.int64]
 
 
 def gap_findings(
-    events: Iterable[Mapping[str, Any]], attempts: Iterable[tuple[Attempt, int, float]], batches: Batches
+    events: Iterable[Mapping[str, Any]], attempts: Iterable[tuple[Attempt, int, float]], batches: BatchIndices
 ) -> Iterator[Finding]:
     """A finding an event that says which steps are missing, and one an attempt for those that no event tells of.
 
@@ -50,7 +51,7 @@ def gap_findings(
             yield from _counted(attempt, begin, rows)
 
 
-def _holes(attempt: Attempt, begin: int, rows: Batches, told: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _holes(attempt: Attempt, begin: int, rows: BatchIndices, told: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     """Rows that came later than due, the widest holes, but for as many as were deferred."""
     every = attempt.collect_every_n
     due = (np.concatenate(([begin], rows[:-1]))[: len(rows)] // every + 1) * every
@@ -72,7 +73,7 @@ def _holes(attempt: Attempt, begin: int, rows: Batches, told: Sequence[Mapping[s
     )
 
 
-def _counted(attempt: Attempt, begin: int, rows: Batches) -> Iterator[Finding]:
+def _counted(attempt: Attempt, begin: int, rows: BatchIndices) -> Iterator[Finding]:
     """Steps that only the manifest's counters tell of."""
     counters = attempt.counters
     lost = max(counters.dropped + counters.failed, counters.written - len(rows))
@@ -86,7 +87,7 @@ def _finding(
     first: int, last: int, message: str, *, value: float | None, column: str | None = None, epoch: int = 0
 ) -> Finding:
     return Finding(
-        sign=SIGN,
+        id=TELEMETRY_GAP,
         severity="warning",
         column=column,
         batch_idx=first,

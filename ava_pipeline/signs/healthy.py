@@ -4,31 +4,27 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from ava_pipeline.contract.finding import Finding
 from ava_pipeline.signs import (
-    backbone,
-    clipping,
-    dead_layer,
-    finite,
     gaps,
-    head,
-    loss,
-    magnitude,
-    not_measured,
-    not_optimized,
+    gradients,
     rates,
-    rising,
-    spikes,
+    stability,
+    values,
 )
-from ava_pipeline.signs.figures import Evidence, Figures
-from ava_pipeline.signs.finding import Finding
-from ava_pipeline.signs.stretches import Stretch
+from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues
 from ava_pipeline.signs.thresholds import Thresholds
 
-_NOTHING_LEARNS = (finite.SIGN, magnitude.VANISHING, magnitude.EXPLODING, not_measured.SIGN)
-_GROUP_STILL = (backbone.SIGN, dead_layer.SIGN, head.SIGN, not_optimized.SIGN)
+_NOTHING_LEARNS = (values.NON_FINITE, gradients.VANISHING, gradients.EXPLODING, gradients.NOT_MEASURED)
+_GROUP_STILL = (
+    gradients.BACKBONE_NOT_LEARNING,
+    gradients.DEAD_LAYER,
+    gradients.HEAD_DOMINATING,
+    gradients.NOT_OPTIMIZED,
+)
 
 
-class _Seen:
+class _RunHealth:
     """What a run shows, and what is amiss with it.
 
     Args:
@@ -71,7 +67,7 @@ def healthy_signs(
 ) -> Iterator[Finding]:
     """What is as it should be, with its figures; nothing while the rows are too few to tell."""
     if is_enough(run, limits):
-        seen = _Seen(run, found, limits, num_collected)
+        seen = _RunHealth(run, found, limits, num_collected)
         for sign in (_finite, _complete, _steady, _backbone, _head, _rates, _losses, _clipping):
             yield from sign(seen)
 
@@ -82,67 +78,73 @@ def is_enough(run: Evidence, limits: Thresholds) -> bool:
     return num >= limits.least_rows
 
 
-def _told(sign: str, rows: Figures, message: str, column: str | None = None, value: float | None = None) -> Finding:
-    return Stretch(0, len(rows) - 1).finding(
+def _healthy(
+    sign: str, rows: TableValues, message: str, column: str | None = None, value: float | None = None
+) -> Finding:
+    return RowRange(0, len(rows) - 1).finding(
         rows, sign=sign, severity="info", column=column, value=value, message=message
     )
 
 
-def _finite(seen: _Seen) -> Iterator[Finding]:
-    if not seen.has(finite.SIGN, finite.OVERFLOW):
-        yield _told("all-finite", seen.run.norms, "every measured norm and value is finite.")
+def _finite(seen: _RunHealth) -> Iterator[Finding]:
+    if not seen.has(values.NON_FINITE, values.LOSS_SCALE_COLLAPSE):
+        yield _healthy("all-finite", seen.run.norms, "every measured norm and value is finite.")
 
 
-def _complete(seen: _Seen) -> Iterator[Finding]:
+def _complete(seen: _RunHealth) -> Iterator[Finding]:
     num = len(seen.run.norms)
-    if not seen.has(gaps.SIGN):
+    if not seen.has(gaps.TELEMETRY_GAP):
         of = "" if seen.num_collected is None else f"{num} of "
         message = f"all {of}{seen.num_collected or num} collected steps are there."
-        yield _told("rows-complete", seen.run.norms, message, value=float(num))
+        yield _healthy("rows-complete", seen.run.norms, message, value=float(num))
 
 
-def _steady(seen: _Seen) -> Iterator[Finding]:
+def _steady(seen: _RunHealth) -> Iterator[Finding]:
     run, overall = seen.run, seen.run.overall
-    if overall is None or seen.warns(*_NOTHING_LEARNS, spikes.SIGN, rising.SIGN):
+    if overall is None or seen.warns(*_NOTHING_LEARNS, stability.SPIKE, stability.RISING):
         return
     norms = run.norms.values(overall)[run.norms.finite(overall)]
     if len(norms):
         low, high = np.quantile(norms, (0.05, 0.95))
         message = f"{overall} stays between {low:.3g} and {high:.3g} in 9 of 10 collected steps."
-        yield _told("norms-steady", run.norms, message, overall, float(high))
+        yield _healthy("norms-steady", run.norms, message, overall, float(high))
 
 
-def _backbone(seen: _Seen) -> Iterator[Finding]:
+def _backbone(seen: _RunHealth) -> Iterator[Finding]:
     overall = seen.run.overall
-    if overall is None or seen.has(head.SIGN):
+    if overall is None or seen.has(gradients.HEAD_DOMINATING):
         return
     for column in filter(seen.learns, seen.run.of_role("backbone_last")):
         shares = seen.run.share(column, overall)
         if np.isfinite(shares).any():
             share = float(np.nanmedian(shares))
             message = f"{column} learns: its norm is {share:.2g} of the overall norm (median)."
-            yield _told("backbone-learning", seen.run.norms, message, column, share)
+            yield _healthy("backbone-learning", seen.run.norms, message, column, share)
 
 
-def _head(seen: _Seen) -> Iterator[Finding]:
+def _head(seen: _RunHealth) -> Iterator[Finding]:
     layers = seen.run.of_role("head_layer") or seen.run.of_role("head")
     if layers and all(map(seen.learns, layers)):
         message = f"{', '.join(layers)}: every layer of the head learns."
-        yield _told("head-learning", seen.run.norms, message, layers[0])
+        yield _healthy("head-learning", seen.run.norms, message, layers[0])
 
 
-def _rates(seen: _Seen) -> Iterator[Finding]:
+def _rates(seen: _RunHealth) -> Iterator[Finding]:
     rows = seen.run.rates
-    if not rows.names or not len(rows) or seen.has(rates.ZERO, rates.JUMP, rates.ORDER, not_optimized.SIGN):
+    if (
+        not rows.names
+        or not len(rows)
+        or seen.has(rates.RATE_ZERO, rates.RATE_JUMP, rates.RATE_ORDER, gradients.NOT_OPTIMIZED)
+    ):
         return
     # That of a frozen group may, without a warning.
     if all((rows.values(name) != 0).any() for name in rows.names):
-        yield _told("rates-in-order", rows, "no learning rate stays at 0 or leaps.")
+        yield _healthy("rates-in-order", rows, "no learning rate stays at 0 or leaps.")
 
 
-def _losses(seen: _Seen) -> Iterator[Finding]:
+def _losses(seen: _RunHealth) -> Iterator[Finding]:
     steps = seen.run.steps
-    if seen.warns(finite.SIGN) or seen.has(loss.NEGATIVE, loss.RISING):
+    if seen.warns(values.NON_FINITE) or seen.has(values.LOSS_NEGATIVE, values.LOSS_RISING):
         return
     for column in seen.run.losses:
         losses = steps.values(column)[steps.finite(column)]
@@ -151,12 +153,12 @@ def _losses(seen: _Seen) -> Iterator[Finding]:
         first, last = (float(np.median(part)) for part in (losses[: len(losses) // 4 + 1], losses[-len(losses) // 4 :]))
         if last < first:
             message = f"{column} fell from {first:.3g} to {last:.3g} (medians of the first and the last quarter)."
-            yield _told("loss-falling", steps, message, column, last - first)
+            yield _healthy("loss-falling", steps, message, column, last - first)
 
 
-def _clipping(seen: _Seen) -> Iterator[Finding]:
+def _clipping(seen: _RunHealth) -> Iterator[Finding]:
     steps = seen.run.steps
     shares = steps.values("clip_rate") if "clip_rate" in steps.names else np.array([])
-    if np.isfinite(shares).any() and not seen.has(clipping.SIGN):
+    if np.isfinite(shares).any() and not seen.has(rates.CLIPPING_OFTEN):
         share = float(np.nanmean(shares))
-        yield _told("clipping-seldom", steps, f"clipping shortened {share:.0%} of the steps.", "clip_rate", share)
+        yield _healthy("clipping-seldom", steps, f"clipping shortened {share:.0%} of the steps.", "clip_rate", share)

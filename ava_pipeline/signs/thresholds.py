@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Rows = Annotated[int, Field(ge=2)]
+NumRows = Annotated[int, Field(ge=2)]
 
 
 class Thresholds(BaseModel):
@@ -15,7 +15,7 @@ class Thresholds(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     on_line: bool = Field(default=True, description="Look while training too; `diagnose` looks in any case.")
-    least_rows: Rows = Field(default=20, description="Collected steps that a state must last to be a sign.")
+    least_rows: NumRows = Field(default=20, description="Collected steps that a state must last to be a sign.")
     backbone_share: Positive = Field(
         default=3e-3, description="The backbone's last stage is not learning below this share of the overall norm."
     )
@@ -29,7 +29,7 @@ class Thresholds(BaseModel):
     exploding_ratio: Positive = Field(default=100.0, description="... or above this multiple of the beginning's norm.")
     spike_factor: Positive = Field(default=5.0, description="A spike is this many times the median before it, and")
     spike_deviations: Positive = Field(default=6.0, description="this many robust deviations of the logarithm above.")
-    spike_window: Rows = Field(default=64, description="Collected steps before it that a spike is held against.")
+    spike_window: NumRows = Field(default=64, description="Collected steps before it that a spike is held against.")
     saturated_share: Positive = Field(
         default=1e-3, description="A batch saturates the outputs where the norm falls to this share of the median, and"
     )

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, optim
 from torch.amp.grad_scaler import GradScaler
 
-from ava_pipeline.train.loss import drop_unless, squared_emd
-from ava_pipeline.train.model import AvaModel
-from ava_pipeline.train.optim import Schedule
-from ava_pipeline.train.precision import Precision
+from ava_pipeline.train.losses import drop_unless, squared_emd
+from ava_pipeline.train.models import AvaModel
+from ava_pipeline.train.optim import Precision, Schedule
 
 if TYPE_CHECKING:
     from ava_pipeline.collect.collector import TelemetryCollector

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ava_pipeline.printed import GENERATED
-from ava_pipeline.train.history import EpochResult
+from ava_pipeline.terminal import GENERATED
+from ava_pipeline.train.run_dir import EpochResult
 
 _SECONDS_BETWEEN_UPDATES = 0.2
 

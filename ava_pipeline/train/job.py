@@ -8,23 +8,20 @@ import torch
 
 from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.collect.groups import find_groups
-from ava_pipeline.config import RunConfig, dump_config
-from ava_pipeline.contract.inside import check_name
+from ava_pipeline.config.load import dump_config
+from ava_pipeline.config.models import RunConfig
 from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import ConfigError, GroupsError, MisuseError
 from ava_pipeline.metrics import Metrics
 from ava_pipeline.train.batch_step import BatchStep, Costs
-from ava_pipeline.train.checkpoint import Checkpoint, check_fits, load_checkpoint
+from ava_pipeline.train.checkpoint import Checkpoint, check_fits, load_checkpoint, seed_all
+from ava_pipeline.train.data.prepare import TrainData, prepare_data
 from ava_pipeline.train.display import Display
-from ava_pipeline.train.history import EpochResult
 from ava_pipeline.train.loop import Loop
-from ava_pipeline.train.model import AvaModel, build_model
-from ava_pipeline.train.optim import Schedule, build_optimizer
-from ava_pipeline.train.precision import Precision, pick_device
-from ava_pipeline.train.prepare import TrainData, prepare_data
-from ava_pipeline.train.rng import seed_all
-from ava_pipeline.train.run_dir import begin_anew, check_free, check_writable, go_on
-from ava_pipeline.train.sole_writer import sole_writer
+from ava_pipeline.train.models import AvaModel, build_model
+from ava_pipeline.train.optim import Precision, Schedule, build_optimizer, pick_device
+from ava_pipeline.train.run_dir import EpochResult, begin_anew, check_free, check_writable, go_on, sole_writer
 from ava_pipeline.train.stop import StopRequested, StopSignals
 
 _log = logging.getLogger("ava_pipeline")

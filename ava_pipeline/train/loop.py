@@ -1,29 +1,163 @@
-"""Epochs: train, validate, record, checkpoint, and stop or go on where asked to."""
+"""One pass over the validation images."""
 
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ava_pipeline.config import RunConfig
+from ava_pipeline.config.models import RunConfig
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import NonFiniteLossError
+from ava_pipeline.metrics import Metrics, mean_scores, prediction_metrics
 from ava_pipeline.train.batch_step import BatchStep
-from ava_pipeline.train.checkpoint import Checkpoint, save_checkpoint
+from ava_pipeline.train.checkpoint import Checkpoint, restore_rng_states, rng_states, save_checkpoint
 from ava_pipeline.train.display import Display
-from ava_pipeline.train.history import EpochResult, append_result
-from ava_pipeline.train.loss_watch import BatchLoss, LossWatch
-from ava_pipeline.train.rng import restore_rng_states, rng_states
+from ava_pipeline.train.run_dir import EpochResult, append_result
 from ava_pipeline.train.stop import StopRequested, StopSignals
-from ava_pipeline.train.validation import validate
 
 if TYPE_CHECKING:
-    from ava_pipeline.train.prepare import TrainData
+    from ava_pipeline.train.data.dataset import BatchLoader
+
+if TYPE_CHECKING:
+    from ava_pipeline.train.data.prepare import TrainData
+
+
+def validate(
+    step: BatchStep, batches: "BatchLoader", *, epoch: int, save_predictions: bool, on_batch: Callable[[int], None]
+) -> Metrics:
+    """Predict every validation image with the model as it is.
+
+    Args:
+        step: holds model, precision and telemetry; the model is in eval mode during the pass and in train mode after,
+            whatever ends it.
+        batches: yields image ids, images and votes.
+        epoch: 0-based, names the predictions file.
+        save_predictions: write that file; it appears complete or, where `on_batch` raises, not at all.
+        on_batch: called after each batch with the number done.
+
+    Returns:
+        The metrics that `ava-pipeline evaluate` finds in the predictions file.
+    """
+    device = next(step.model.parameters()).device
+    gathered: list[tuple[Tensor, Tensor]] = []
+    saving: Any = step.telemetry.val_predictions(epoch) if save_predictions else nullcontext()
+    step.model.eval()
+    try:
+        with torch.inference_mode(), saving as predictions:
+            for done, (image_ids, images, votes) in enumerate(batches, start=1):
+                with step.precision.autocast():
+                    logits = step.model(images.to(device, non_blocking=True))
+                pred_dist = logits.float().softmax(dim=1)
+                if predictions is not None:
+                    predictions.add(image_ids, pred_dist, votes)
+                gathered.append((pred_dist, votes))
+                on_batch(done)
+    finally:
+        step.model.train()
+    return _metrics(*(torch.cat(parts).cpu().numpy() for parts in zip(*gathered, strict=True)))
+
+
+def _metrics(softmax: npt.NDArray[np.float32], votes: npt.NDArray[np.int64]) -> Metrics:
+    """Take shares and means as the predictions file has them, so that both give the same figures."""
+    shares = softmax.astype(np.float64)
+    pred = shares / shares.sum(axis=1)[:, None]
+    counts = votes.sum(axis=1, dtype=np.int64)
+    gt_dist = votes / counts[:, None]
+    return prediction_metrics(
+        pred.astype(np.float32), gt_dist.astype(np.float32), mean_scores(pred), mean_scores(votes) / counts
+    )
+
+
+# A CUDA stream takes about a thousand launches before it makes the host wait; a loss this old has long been computed.
+_MAX_BEHIND = 64
+_NUM_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """One batch's loss, known by now.
+
+    Attributes:
+        epoch: 0-based.
+        batch: 1-based in the epoch.
+        image_ids: of the batch.
+        value: may be nan or inf.
+    """
+
+    epoch: int
+    batch: int
+    image_ids: list[int]
+    value: float
+
+    def __str__(self) -> str:
+        """Where and what, for a sentence."""
+        shown = ", ".join(map(str, self.image_ids[:_NUM_SHOWN]))
+        more = ", ..." if len(self.image_ids) > _NUM_SHOWN else ""
+        return f"The loss of epoch {self.epoch}, batch {self.batch} is {self.value} (images {shown}{more})"
+
+
+@dataclass(frozen=True, slots=True)
+class _OnItsWay:
+    host: Tensor
+    copied: torch.cuda.Event
+    epoch: int
+    batch: int
+    image_ids: list[int]
+
+    def is_known(self) -> bool:
+        """Whether the copy has arrived, without waiting for it."""
+        return bool(self.copied.query())  # type: ignore[no-untyped-call]  # torch leaves it out
+
+
+class LossWatch:
+    """Follows the losses: at once on the CPU, some batches behind on CUDA, where nothing waits.
+
+    Args:
+        on_nonfinite: called with every loss that is nan or inf, once, as soon as it is known.
+    """
+
+    def __init__(self, on_nonfinite: Callable[[BatchLoss], None]) -> None:
+        self._on_nonfinite = on_nonfinite
+        self._behind: deque[_OnItsWay] = deque()
+        self.latest = math.nan
+
+    def add(self, loss: Tensor, *, epoch: int, batch: int, image_ids: list[int]) -> None:
+        """Take one batch's loss, a scalar on any device; what has become known meanwhile is looked at."""
+        if loss.device.type != "cuda":
+            self._look(BatchLoss(epoch, batch, image_ids, float(loss.detach())))
+            return
+        host = torch.empty((), dtype=loss.dtype, pin_memory=True)
+        host.copy_(loss.detach(), non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it out
+        copied.record()
+        self._behind.append(_OnItsWay(host, copied, epoch, batch, image_ids))
+        while self._behind and (self._behind[0].is_known() or len(self._behind) > _MAX_BEHIND):
+            self._take()
+
+    def catch_up(self) -> None:
+        """Wait until every loss is known: before a checkpoint, which must not hold weights that are nan."""
+        while self._behind:
+            self._take()
+
+    def _take(self) -> None:
+        oldest = self._behind.popleft()
+        oldest.copied.synchronize()
+        self._look(BatchLoss(oldest.epoch, oldest.batch, oldest.image_ids, float(oldest.host)))
+
+    def _look(self, loss: BatchLoss) -> None:
+        self.latest = loss.value
+        if not math.isfinite(loss.value):
+            self._on_nonfinite(loss)
+
 
 _log = logging.getLogger("ava_pipeline")
 _MAX_WARNINGS = 3

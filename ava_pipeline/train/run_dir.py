@@ -1,15 +1,94 @@
-"""The run directory: used or free, and what earlier attempts left set aside."""
+"""What to do when the disk refuses a file of the run."""
 
-from collections.abc import Sequence
+import csv
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from io import StringIO
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from ava_pipeline.contract.files import written_aside
-from ava_pipeline.contract.inside import check_inside, check_name
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.errors import ConfigError, RunExistsError
-from ava_pipeline.train.history import EpochResult, write_results
+from ava_pipeline.contract.untrusted import check_inside, check_name
+from ava_pipeline.errors import ConfigError, RunExistsError, RunInUseError, TrainingError, WriteError
+from ava_pipeline.metrics import Metrics
+from ava_pipeline.write.lock import RunLock
+
+
+@contextmanager
+def told_if_refused(path: Path) -> Iterator[None]:
+    """Write `path` within the block; a resume writes it anew, from the checkpoint or from the start.
+
+    Raises:
+        TrainingError: the disk refused; says what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written ({error.strerror}). Make room, or see to the disk, then go on with --resume."
+        ) from error
+
+
+COLUMNS = ("epoch", "train_loss", *(field.name for field in fields(Metrics)))
+
+
+@dataclass(frozen=True, slots=True)
+class EpochResult:
+    """What one epoch reached.
+
+    Attributes:
+        epoch: 0-based.
+        train_loss: mean over the epoch's finite batch losses; nan where there were none.
+        metrics: of the validation images.
+    """
+
+    epoch: int
+    train_loss: float
+    metrics: Metrics
+
+    def to_row(self) -> dict[str, float]:
+        """Column -> value, in file order."""
+        return {"epoch": self.epoch, "train_loss": self.train_loss, **asdict(self.metrics)}
+
+    @classmethod
+    def from_row(cls, row: dict[str, float]) -> "EpochResult":
+        """Read back what `to_row` gave."""
+        metrics = Metrics(**{field.name: row[field.name] for field in fields(Metrics)})
+        return cls(epoch=int(row["epoch"]), train_loss=row["train_loss"], metrics=metrics)
+
+
+def append_result(path: Path, result: EpochResult) -> None:
+    """Add one row, in one write; the header comes with the first.
+
+    Raises:
+        TrainingError: the disk refused.
+    """
+    with told_if_refused(path), path.open("a", encoding="utf-8", newline="") as file:
+        file.write(_lines([result], header=file.tell() == 0))
+
+
+def write_results(path: Path, results: Sequence[EpochResult]) -> None:
+    """Replace the file by these rows: complete, or not at all.
+
+    Raises:
+        TrainingError: the disk refused.
+    """
+    with told_if_refused(path), written_aside(path) as file:
+        file.write(_lines(results, header=True).encode())
+
+
+def _lines(results: Sequence[EpochResult], *, header: bool) -> str:
+    """LF, no quotes, floats in the shortest form that reads back to the same bits."""
+    text = StringIO()
+    rows = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    if header:
+        rows.writeheader()
+    rows.writerows(result.to_row() for result in results)
+    return text.getvalue()
 
 
 def split_path(layout: RunLayout) -> Path:
@@ -129,3 +208,53 @@ def _unwritable(folder: Path, error: OSError) -> ConfigError:
 def _num_lines(path: Path) -> int:
     """Lines, a torn last one counted, so that a file with one is set aside."""
     return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+
+
+_log = logging.getLogger("ava_pipeline")
+
+
+def train_lock(layout: RunLayout) -> Path:
+    """Held from before the first file of a training to behind its last one."""
+    return layout.root / "train.lock"
+
+
+@contextmanager
+def sole_writer(layout: RunLayout) -> Iterator[None]:
+    """Keep other trainings out of the run directory while the block lasts.
+
+    Raises:
+        RunInUseError: another process trains into it, or writes its telemetry; the message names it.
+    """
+    lock = _take(layout)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _take(layout: RunLayout) -> RunLock | None:
+    """The lock; None on a file system that knows none."""
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(train_lock(layout), layout.manifest)
+    except (WriteError, BlockingIOError) as error:
+        raise RunInUseError(str(error)) from error
+    except OSError as error:
+        _log.warning("%s cannot be locked (%s): see to it that no other process trains into it.", layout.root, error)
+        return None
+    try:
+        _refuse_telemetry(layout)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _refuse_telemetry(layout: RunLayout) -> None:
+    """Ask for the collector's own lock, which it takes at the first collected step, and let go of it."""
+    if layout.lock.exists():
+        try:
+            RunLock(layout.lock).release()
+        except (WriteError, BlockingIOError) as error:
+            raise RunInUseError(str(error)) from error

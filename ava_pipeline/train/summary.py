@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.printed import add_metrics, metrics_table, plain_table, shown
+from ava_pipeline.terminal import add_metrics, metrics_table, plain_table, rounded
 from ava_pipeline.train.batch_step import Costs
 from ava_pipeline.train.job import Outcome
 
@@ -45,7 +45,7 @@ def _epochs(outcome: Outcome) -> Table:
     title = "Validation metrics, an epoch a row, counted from 0"
     table = metrics_table(title, ["epoch", "train loss"], generated=outcome.generated)
     for result in outcome.results:
-        add_metrics(table, [str(result.epoch), shown(result.train_loss, 5)], result.metrics)
+        add_metrics(table, [str(result.epoch), rounded(result.train_loss, 5)], result.metrics)
     add_metrics(table, ["constant", ""], outcome.constant)
     table.caption = "constant: predicts the training images' mean distribution for every image."
     table.caption_justify = "left"

@@ -11,18 +11,16 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from ava_pipeline.contract.damaged import keep_damaged
 from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.files import keep_damaged
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, Group, Manifest, TableEntry, read_manifest, utc_now
-from ava_pipeline.contract.storable import storable
 from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.contract.untrusted import storable
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.which_code import ask_git, versions
-from ava_pipeline.write.accounts import missing_rows, rows_of_last
-from ava_pipeline.write.continued import change_events, continue_tables, groups_of
-from ava_pipeline.write.older_rows import Mended, count_rows, make_whole, set_aside
-from ava_pipeline.write.own_tables import own_tables
+from ava_pipeline.provenance import ask_git, versions
+from ava_pipeline.write.older_rows import Mended, count_rows, make_whole, own_tables, set_aside
+from ava_pipeline.write.resumed_tables import change_events, groups_of, resume_tables
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -77,7 +75,7 @@ def begin_attempt(
     lacking = missing_rows(older, count_rows(layout, names))
     is_moved = set_aside(layout, names, after_batch=facts.resumed_from, attempt=number)
     behind = before if facts.resumed_from else None
-    continued = continue_tables(layout, tables, facts.groups, behind, attempt=number)
+    continued = resume_tables(layout, tables, facts.groups, behind, attempt=number)
     attempt = _attempt(number, facts, missing_rows(older, count_rows(layout, names)))
     attempt.columns = {table.table.name: table.run_column_names for table in tables}
     manifest = Manifest(
@@ -170,3 +168,38 @@ def _damage_event(message: str, first_batch_idx: int, last_batch_idx: int) -> Ev
         batch_idx_end=last_batch_idx,
         epoch=0,
     )
+
+
+def rows_of_last(attempts: Sequence[Attempt], counts: Mapping[str, int]) -> dict[str, int]:
+    """Rows that the last attempt wrote, where it was killed before it could count them all.
+
+    Args:
+        attempts: every attempt so far.
+        counts: rows in each file now.
+
+    Returns:
+        By file name; never fewer than it counted itself.
+    """
+    *before, last = attempts
+    aside = {name: sum(one.set_aside.get(name, 0) for one in attempts) for name in counts}
+    others = {name: sum(one.rows.get(name, 0) for one in before) for name in counts}
+    found = {name: count + aside[name] - others[name] for name, count in counts.items()}
+    return {name: max(found.get(name, 0), last.rows.get(name, 0)) for name in {**last.rows, **found}}
+
+
+def missing_rows(attempts: Sequence[Attempt], counts: Mapping[str, int]) -> dict[str, int]:
+    """Rows that attempts wrote and the files no longer hold.
+
+    Args:
+        attempts: every attempt so far.
+        counts: rows in each file now.
+
+    Returns:
+        By file name, where it is not 0.
+    """
+    expected: dict[str, int] = {}
+    for one in attempts:
+        for name in {**one.rows, **one.set_aside}:
+            expected[name] = expected.get(name, 0) + one.rows.get(name, 0) - one.set_aside.get(name, 0)
+    missing = {name: num_rows - counts.get(name, 0) for name, num_rows in expected.items()}
+    return {name: num_rows for name, num_rows in missing.items() if num_rows > 0}

@@ -1,6 +1,6 @@
-"""What an earlier attempt left in the run directory: made whole, and set aside where it is superseded."""
+"""Which files of the telemetry folder are the run's tables. What else lies there is somebody's, and is left alone."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -8,18 +8,123 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ava_pipeline.contract.damaged import keep_damaged, keep_damaged_end
-from ava_pipeline.contract.files import written_aside
-from ava_pipeline.contract.frames import TORN
+from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES, STEPS
+from ava_pipeline.contract.events import EVENTS
+from ava_pipeline.contract.files import keep_damaged, keep_damaged_copy, keep_damaged_end, written_aside
+from ava_pipeline.contract.journal import TORN
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
-from ava_pipeline.contract.parquet_file import check_parquet, num_parquet_rows, parquet_rows, write_parquet
+from ava_pipeline.contract.parquet import check_parquet, num_parquet_rows, parquet_rows, write_parquet
 from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.contract.untrusted import read_line, read_lines
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.write.csv import cut_torn_line, torn_line
-from ava_pipeline.write.csv_damage import batch_of, mend_csv
-from ava_pipeline.write.own_tables import files_of
+from ava_pipeline.write.writers import cut_torn_line, torn_line
+
+_BUILT_IN = frozenset(table.name for table in (GRADIENT_NORMS, LEARNING_RATES, STEPS))
+
+
+def own_tables(layout: RunLayout, tables: Sequence[RunTable] = ()) -> frozenset[str]:
+    """Names of the run's tables: those of any attempt so far, the events, and those of the attempt that begins.
+
+    Where the manifest is lost, the tables that come with the package, and those of which a journal is left.
+
+    Args:
+        layout: of the run.
+        tables: of the attempt that begins.
+    """
+    return frozenset({EVENTS.name, *(one.table.name for one in tables), *_older(layout)})
+
+
+def files_of(layout: RunLayout, names: Collection[str], kind: str) -> list[Path]:
+    """The tables' files of one kind (`csv`, `parquet` or `journal`) that are there, in the order of their names."""
+    return [path for path in sorted(layout.telemetry.glob(f"*.{kind}")) if path.stem in names]
+
+
+def _older(layout: RunLayout) -> Collection[str]:
+    try:
+        manifest = read_manifest(layout.manifest)
+    except (FileNotFoundError, DamagedFileError):  # whoever needs the manifest itself says so
+        return _BUILT_IN.union(path.stem for path in layout.telemetry.glob("*.journal"))
+    return {*manifest.tables, *(name for one in manifest.attempts for name in one.columns)}
+
+
+_EVENTS_HEADER = (",".join(column.name for column in EVENTS.columns) + "\n").encode()
+
+
+class CsvDamage(NamedTuple):
+    """What of a file's whole lines is no row of its table.
+
+    Attributes:
+        num_lines: how many of the lines below the header; None is the whole file, whose header is not ours, or one of
+            whose lines is longer than any.
+    """
+
+    message: str
+    num_lines: int | None
+
+
+def csv_damage(path: Path) -> CsvDamage | None:
+    """Look for lines that are no rows; None where there are none. A last line that was never finished is none yet."""
+    try:
+        return _find_damage(path)
+    except DamagedFileError as error:
+        return CsvDamage(str(error), None)
+
+
+def _find_damage(path: Path) -> CsvDamage | None:
+    with path.open("rb") as file:
+        header = read_line(file)
+        if header.endswith(b"\n") and not _is_header(path, header):
+            return CsvDamage(f"its header is {header[:80]!r}, which was not written here", None)
+        bad = ((number, line) for number, line in enumerate(read_lines(file), start=2) if _is_damaged(line))
+        first = next(bad, None)
+        if first is None:
+            return None
+        num_lines = 1 + sum(1 for _ in bad)
+    return CsvDamage(f"{num_lines} lines begin with no batch, at first line {first[0]}: {first[1][:40]!r}", num_lines)
+
+
+def mend_csv(path: Path) -> CsvDamage | None:
+    """Keep a damaged file in `damaged/`, and leave in its place the lines that are rows.
+
+    Returns:
+        What was found; None where all is well.
+
+    Raises:
+        OSError: the disk refused; the file still stands as it was.
+    """
+    damage = csv_damage(path)
+    if damage is not None and damage.num_lines is None:
+        keep_damaged(path)
+    elif damage is not None:
+        keep_damaged_copy(path)
+        with path.open("rb") as older, written_aside(path) as file:
+            file.write(older.readline())
+            file.writelines(line for line in older if not _is_damaged(line))
+    return damage
+
+
+def batch_of(line: bytes) -> int:
+    """The batch that a line begins with.
+
+    Raises:
+        ValueError: with none.
+    """
+    return int(line.split(b",", 1)[0])
+
+
+def _is_header(path: Path, header: bytes) -> bool:
+    return header == _EVENTS_HEADER if path.stem == EVENTS.name else header.startswith(b"batch_idx,")
+
+
+def _is_damaged(line: bytes) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        return batch_of(line) < 0
+    except ValueError:
+        return True
 
 
 class Mended(NamedTuple):
@@ -144,7 +249,7 @@ def _free(path: Path) -> Path:
 
 def _split_csv(path: Path, folder: Path, after_batch: int) -> bool:
     """Lines behind `after_batch` to `folder`, the others stay; first the copy, then the cut."""
-    is_past = any(_lines(path, lambda batch: batch > after_batch))
+    is_past = any(_picked_lines(path, lambda batch: batch > after_batch))
     if is_past:
         _copy_lines(path, _free(folder / path.name), lambda batch: batch > after_batch)
         _copy_lines(path, path, lambda batch: batch <= after_batch)
@@ -154,10 +259,10 @@ def _split_csv(path: Path, folder: Path, after_batch: int) -> bool:
 def _copy_lines(path: Path, place: Path, rule: Callable[[int], bool]) -> None:
     with path.open("rb") as older, written_aside(place) as file:
         file.write(older.readline())
-        file.writelines(_lines(path, rule))
+        file.writelines(_picked_lines(path, rule))
 
 
-def _lines(path: Path, rule: Callable[[int], bool]) -> Iterator[bytes]:
+def _picked_lines(path: Path, rule: Callable[[int], bool]) -> Iterator[bytes]:
     """The lines below the header whose batch the rule picks, one in memory at a time."""
     with path.open("rb") as file:
         file.readline()

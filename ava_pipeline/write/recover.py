@@ -1,29 +1,103 @@
-"""Bring a run that was killed, or damaged since, to files that any program reads."""
+"""What recovering a run found: for each table what was there, what was saved, what was lost."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from ava_pipeline.contract.damaged import free_place
 from ava_pipeline.contract.events import Event
-from ava_pipeline.contract.frames import Damage
-from ava_pipeline.contract.inside import check_inside
-from ava_pipeline.contract.journal import JournalReader
-from ava_pipeline.contract.keys import BATCH
+from ava_pipeline.contract.files import free_place
+from ava_pipeline.contract.journal import Damage, JournalReader
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest, read_manifest, write_manifest
-from ava_pipeline.contract.parquet_file import check_parquet, parquet_rows
+from ava_pipeline.contract.parquet import check_parquet, parquet_rows
 from ava_pipeline.contract.stored import find_misfit
+from ava_pipeline.contract.tables import BATCH
+from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, WriteError
-from ava_pipeline.write.accounts import rows_of_last
-from ava_pipeline.write.csv import torn_line
-from ava_pipeline.write.csv_damage import csv_damage
+from ava_pipeline.write.attempts import rows_of_last
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.lock import RunLock, check_unlocked
-from ava_pipeline.write.older_rows import count_rows, declared_schemas, make_whole
-from ava_pipeline.write.own_tables import files_of, own_tables
-from ava_pipeline.write.recovery import RecoveredFile, Recovery
+from ava_pipeline.write.older_rows import count_rows, csv_damage, declared_schemas, files_of, make_whole, own_tables
+from ava_pipeline.write.writers import torn_line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredFile:
+    """One file of a table.
+
+    Attributes:
+        file: its name in `telemetry/`.
+        num_bytes: that were there.
+        num_rows: that were read back; of a journal, those that its Parquet file did not hold yet.
+        lost: a sentence for each part that could not be read.
+        kept_in: where in `telemetry/` the damaged original lies; None where nothing was lost.
+    """
+
+    file: str
+    num_bytes: int
+    num_rows: int
+    lost: tuple[str, ...] = ()
+    kept_in: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """A run that was recovered, or would be.
+
+    Attributes:
+        run: the run directory.
+        is_dry: nothing was changed.
+        tables: the files of each table that were there.
+        notes: what else is worth a line.
+    """
+
+    run: Path
+    is_dry: bool
+    tables: dict[str, list[RecoveredFile]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every byte of every table belongs to a row that was saved."""
+        return not self.lost
+
+    @property
+    def lost(self) -> list[tuple[str, str]]:
+        """File and sentence of everything lost."""
+        return [(one.file, sentence) for files in self.tables.values() for one in files for sentence in one.lost]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for programs."""
+        tables = {name: [asdict(one) for one in files] for name, files in self.tables.items()}
+        return {
+            "run": str(self.run),
+            "dry_run": self.is_dry,
+            "complete": self.is_complete,
+            "tables": tables,
+            "notes": list(self.notes),
+        }
+
+    def to_text(self) -> str:
+        """A line a file, what it lost below it, and one that sums up."""
+        lines = [line for files in self.tables.values() for one in files for line in self._lines(one)]
+        return "\n".join([*lines, *self.notes, self._summary()])
+
+    def _lines(self, one: RecoveredFile) -> list[str]:
+        moved = ""
+        if one.file.endswith(".journal"):
+            moved = f", {'to go into' if self.is_dry else 'now in'} {Path(one.file).stem}.parquet"
+        lines = [f"{one.file}: {one.num_rows} rows of {one.num_bytes} bytes{moved}"]
+        lines += [f"  lost: {sentence}" for sentence in one.lost]
+        if one.kept_in is not None:
+            lines.append(f"  {'to be kept' if self.is_dry else 'kept'} as {one.kept_in}")
+        return lines
+
+    def _summary(self) -> str:
+        outcome = "nothing is lost" if self.is_complete else f"{len(self.lost)} parts of files are lost"
+        return f"{self.run}: {outcome}{'; nothing was changed.' if self.is_dry else '.'}"
 
 
 def recover_run(root: Path, *, dry_run: bool = False) -> Recovery:

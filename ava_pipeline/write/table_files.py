@@ -8,8 +8,8 @@ import pandas as pd  # noqa: F401  # Arrow imports it at the first batch, which 
 import pyarrow as pa
 
 from ava_pipeline.contract.tables import RowProblem, RunTable
-from ava_pipeline.write.rows import Rows
-from ava_pipeline.write.writer import Writer
+from ava_pipeline.write.pending import Rows
+from ava_pipeline.write.writers import Writer
 
 
 @dataclass(slots=True)

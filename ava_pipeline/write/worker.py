@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import in_words
 from ava_pipeline.write.channel import MAX_ROWS_PER_WAKE, Channel, TelemetryStats
-from ava_pipeline.write.event_log import EventLog
-from ava_pipeline.write.losses import gap_event, lost_event
-from ava_pipeline.write.rows import PendingRow
-from ava_pipeline.write.run_files import RunFiles
+from ava_pipeline.write.event_log import EventLog, gap_event, lost_event
+from ava_pipeline.write.pending import PendingStep
+from ava_pipeline.write.run_writer import RunWriter
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -30,8 +29,8 @@ class Worker:
 
     def __init__(
         self,
-        channel: Channel[PendingRow],
-        files: RunFiles,
+        channel: Channel[PendingStep],
+        files: RunWriter,
         log: EventLog,
         *,
         flush_interval_s: float,
@@ -124,7 +123,7 @@ class Worker:
             self._files.heartbeat(self._channel.stats())
         self._files.close(self._channel.stats(), *(self._ending or ("finished", None)))
 
-    def _write(self, steps: Sequence[PendingRow]) -> None:
+    def _write(self, steps: Sequence[PendingStep]) -> None:
         num_failed = len(steps)
         try:
             self._files.open(self._channel.stats())

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ava_pipeline import open_run
-from ava_pipeline.contract.samples import samples_in
-from ava_pipeline.read.diagnose import diagnose_run
-from ava_pipeline.signs.rules import SAMPLED
+from ava_pipeline.contract.events import samples_in
+from ava_pipeline.diagnose.diagnose import diagnose_run
+from ava_pipeline.signs.registry import SIGNS_WITH_SAMPLES
 from benchmarks.diagnosis.faults import Fault
 from benchmarks.diagnosis.settings import draw
 from benchmarks.diagnosis.training import train
@@ -100,4 +100,4 @@ def _is_found(fault: Fault, told: Sequence[_Told]) -> bool:
 def _is_telling(fault: Fault, one: _Told) -> bool:
     if one.sign not in fault.signs or fault.at not in {None, one.batch_idx}:
         return False
-    return fault.at is None or one.sign not in SAMPLED or one.sample_ids[:1] == (f"image-{fault.at}-0",)
+    return fault.at is None or one.sign not in SIGNS_WITH_SAMPLES or one.sample_ids[:1] == (f"image-{fault.at}-0",)

@@ -8,7 +8,7 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from ava_pipeline.collect.slots import Slot
+from ava_pipeline.collect.staging import Slot
 
 POISON = float("nan")
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ava_pipeline import TelemetryCollector, open_run
-from ava_pipeline.collect.measure import Reading
+from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.staging import DeviceStaging
-from ava_pipeline.write.rows import StagedNumbers
+from ava_pipeline.write.pending import StagedNumbers
 from tests.collect.clipped import INFINITE, NOT_A_NUMBER, assert_clips_to_torchs_bits
 from tests.collect.models import ava_resnet18
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ava_pipeline import TelemetryCollector, open_run
-from ava_pipeline.read.diagnose import diagnose_run
-from ava_pipeline.signs.finding import Finding
+from ava_pipeline.contract.finding import Finding
+from ava_pipeline.diagnose.diagnose import diagnose_run
 from tests.collect.models import backward, tiny
 
 MAX_STEPS = 500
@@ -174,7 +174,7 @@ def test_signs_can_be_turned_off_while_training(tmp_path: Path) -> None:
 def a_finding() -> Finding:
     """Anything."""
     return Finding(
-        sign="spike",
+        id="spike",
         severity="warning",
         column="overall",
         batch_idx=1,

@@ -16,8 +16,8 @@ import torch
 
 from ava_pipeline import TelemetryCollector, TelemetryStats, open_run
 from ava_pipeline.errors import WriteError
-from ava_pipeline.read.validate import validate_run
-from ava_pipeline.write.parquet import ParquetWriter
+from ava_pipeline.validate.validate import validate_run
+from ava_pipeline.write.writers import ParquetWriter
 from tests.collect.models import tiny, train
 from tests.write.test_worker import Gate
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import convnext_tiny, resnet18, vit_b_32
 from torchvision.models import googlenet as torchvision_googlenet
 
-from ava_pipeline.collect.groups import find_groups, tell_groups
+from ava_pipeline.collect.groups import find_groups, log_groups
 from ava_pipeline.contract.manifest import partitions
 from ava_pipeline.errors import GroupsError, MisuseError
 from tests.collect.models import TinyNet, ava_resnet18
@@ -177,6 +177,6 @@ def test_an_unknown_architecture_says_what_to_do(model: nn.Module, caplog: pytes
     """Only `overall` is left, no layer passes for a backbone: one warning shows how to name groups."""
     with caplog.at_level(logging.WARNING):
         found = find_groups(model)
-        tell_groups(model, found, is_found=True)
+        log_groups(model, found, is_found=True)
     assert list(found) == ["overall"]
     assert caplog.text.count("groups={'mlp_head'") == 1

@@ -15,7 +15,7 @@ from torchvision.models import resnet50
 from ava_pipeline import TelemetryCollector
 from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.collect.norms import ROW_LENGTH, NormPlan
-from ava_pipeline.collect.watched import named_parameters
+from ava_pipeline.collect.targets import named_parameters
 from tests.collect.models import ava_resnet18, tiny
 
 

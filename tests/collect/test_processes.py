@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ava_pipeline import open_run
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.validate.validate import validate_run
 
 pytestmark = pytest.mark.timeout(150)
 

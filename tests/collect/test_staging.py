@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ava_pipeline.collect.measure import Reading
-from ava_pipeline.collect.slots import Slot
-from ava_pipeline.collect.staging import SPARE_NUMBERS, DeviceStaging
-from ava_pipeline.write.rows import StagedNumbers
+from ava_pipeline.collect.measures.measure import Reading
+from ava_pipeline.collect.staging import SPARE_NUMBERS, DeviceStaging, Slot
+from ava_pipeline.write.pending import StagedNumbers
 from tests.collect.late import LateDevice, late_device
 
 LENGTH = 10

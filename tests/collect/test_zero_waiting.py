@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ava_pipeline import TelemetryCollector, open_run
-from ava_pipeline.collect import moments, recorder
+from ava_pipeline.collect import gradient_pass, recorder
+from ava_pipeline.collect.call_checks import CallChecks
 from ava_pipeline.collect.clipping import Clipping
-from ava_pipeline.collect.measure import find_measures
-from ava_pipeline.collect.moments import Moments
-from ava_pipeline.collect.notices import Notices
+from ava_pipeline.collect.gradient_pass import GradientPass
+from ava_pipeline.collect.measures.measure import find_measures
 from ava_pipeline.collect.predictions import EpochPredictions
-from ava_pipeline.collect.slots import Slot
-from ava_pipeline.collect.staging import DeviceStaging
+from ava_pipeline.collect.staging import DeviceStaging, Slot
 from tests.collect.models import TinyNet
 from tests.collect.no_waiting import FakeSlot, NoWaiting, WaitedError, no_waiting
 
@@ -135,9 +134,9 @@ def asked(loss: Tensor) -> object:
 
 WAYS = [item, cpu, truth, copied, sent, asked]
 PATH: list[tuple[Any, str]] = [
-    (Moments, "take"),
-    (moments, "scaler_state"),
-    (Notices, "look"),
+    (GradientPass, "take"),
+    (gradient_pass, "scaler_state"),
+    (CallChecks, "look"),
     *((measure, "read") for measure in find_measures()),
     (DeviceStaging, "stage"),
     (Clipping, "clip"),

@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ava_pipeline.contract.frames import Damage, read_frames
-from ava_pipeline.contract.journal import read_journal
-from ava_pipeline.contract.parquet_file import read_parquet
+from ava_pipeline.contract.journal import Damage, read_frames, read_journal
+from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.errors import DamagedFileError
 

@@ -9,12 +9,12 @@ import pytest
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.read.generated import is_generated
+from ava_pipeline.many_runs.summary import settings_of
 from ava_pipeline.read.run import open_run
-from ava_pipeline.read.runs.settings import settings_of
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.read.status import is_generated
+from ava_pipeline.validate.validate import validate_run
 from ava_pipeline.write.recover import recover_run
-from tests.read.building import RunBuilder
+from tests.validate.building import RunBuilder
 from tests.write.feeding import Room, csv_batches
 
 pytestmark = pytest.mark.timeout(60)

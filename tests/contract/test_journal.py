@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ava_pipeline.contract.journal import JournalWriter, read_journal, same_columns
-from ava_pipeline.contract.tables import VERSION_KEY
+from ava_pipeline.contract.journal import JournalWriter, read_journal
+from ava_pipeline.contract.tables import VERSION_KEY, same_columns
 
 FIELDS: dict[str, pa.DataType] = {"batch_idx": pa.int64(), "name": pa.string()}
 SCHEMA = pa.schema(FIELDS)

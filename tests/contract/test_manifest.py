@@ -17,7 +17,7 @@ from ava_pipeline.contract.manifest import (
     write_manifest,
 )
 from ava_pipeline.errors import DamagedFileError
-from tests.read.building import GROUPS, NORMS
+from tests.validate.building import GROUPS, NORMS
 
 
 @pytest.fixture

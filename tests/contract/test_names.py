@@ -11,9 +11,9 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.run import open_run
-from ava_pipeline.write.csv import CsvWriter
-from tests.read.building import RunBuilder
-from tests.read.damaging import Json, edit_manifest
+from ava_pipeline.write.writers import CsvWriter
+from tests.validate.building import RunBuilder
+from tests.validate.damaging import Json, edit_manifest
 from tests.write.feeding import batch_of
 
 

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ava_pipeline.contract.events import Event
-from ava_pipeline.contract.samples import MAX_TOLD_SAMPLES, name_samples, samples_in
+from ava_pipeline.contract.events import MAX_TOLD_SAMPLES, Event, name_samples, samples_in
 
 BEHIND = ("", " And 3 more of this kind, up to batch 9.")
 

@@ -7,8 +7,7 @@ import pytest
 
 from ava_pipeline.contract import stored
 from ava_pipeline.contract.journal import Journal, JournalWriter, read_journal
-from ava_pipeline.contract.parquet_file import write_parquet
-from ava_pipeline.contract.row_stream import same_bits
+from ava_pipeline.contract.parquet import same_bits, write_parquet
 from ava_pipeline.contract.stored import read_stored, store_journal
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.arrays import integers

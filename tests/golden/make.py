@@ -19,9 +19,9 @@ import torch
 
 from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.contract.tables import SCHEMA_VERSION
-from ava_pipeline.read.validate import validate_run
-from tests.read.real_run import SmallModel, record
+from ava_pipeline.validate.validate import validate_run
 from tests.train import small_runs
+from tests.validate.real_run import SmallModel, record
 
 FOLDER = Path(__file__).parent
 _TORN_BYTES = 7

@@ -7,7 +7,7 @@ import pytest
 
 from ava_pipeline import open_run
 from ava_pipeline.contract.tables import SCHEMA_VERSION
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.validate.validate import validate_run
 from ava_pipeline.write.recover import recover_run
 from tests.golden.make import RUNS
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from ava_pipeline.contract.events import Event
 from ava_pipeline.errors import AvaPipelineError, DamagedFileError
-from ava_pipeline.evaluate.evaluated import evaluate, prediction_paths
+from ava_pipeline.evaluation.evaluate import evaluate, prediction_paths
 from ava_pipeline.read.run import open_run
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.validate.validate import validate_run
 from ava_pipeline.write.recover import recover_run
-from tests.read.building import RunBuilder
+from tests.validate.building import RunBuilder
 
 IS_SHORT = "AVA_FUZZ_EXAMPLES" not in os.environ  # then with the same files each time, so that what fails was changed
 NUM_EXAMPLES = 40 if IS_SHORT else int(os.environ["AVA_FUZZ_EXAMPLES"])

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ava_pipeline.contract.layout import RunLayout
-from tests.read.building import RunBuilder
-from tests.read.damaging import Json, edit_manifest
 from tests.scripts import run_script
+from tests.validate.building import RunBuilder
+from tests.validate.damaging import Json, edit_manifest
 
 pytestmark = pytest.mark.timeout(120)
 

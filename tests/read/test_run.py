@@ -13,9 +13,9 @@ from ava_pipeline import open_run
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
-from ava_pipeline.read.report.seen import see
-from tests.read.building import Format, Row, RunBuilder
-from tests.read.damaging import cut, edit_lines, set_field
+from ava_pipeline.report.run_data import read_run_data
+from tests.validate.building import Format, Row, RunBuilder
+from tests.validate.damaging import cut, edit_lines, set_field
 
 FORMATS = [("csv", "parquet"), ("csv",), ("parquet",)]
 
@@ -132,7 +132,7 @@ def test_columns_of_another_kind_are_refused(column: str, kind: pa.DataType, tmp
     pq.write_table(rows.set_column(rows.column_names.index(column), column, changed), path)
     with pytest.raises(DamagedFileError, match=rf"steps\.parquet: its column {column} is {str(kind)[:4]}"):
         open_run(root).steps()
-    assert any(f"its column {column}" in trouble for trouble in see("run", RunLayout(root)).troubles)
+    assert any(f"its column {column}" in trouble for trouble in read_run_data("run", RunLayout(root)).troubles)
 
 
 def test_predictions_and_metrics_open(tmp_path: Path) -> None:

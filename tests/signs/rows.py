@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Group
-from ava_pipeline.signs.figures import Evidence, Figures
-from ava_pipeline.signs.finding import Finding
+from ava_pipeline.signs.evidence import Evidence, TableValues
 from ava_pipeline.signs.healthy import healthy_signs
-from ava_pipeline.signs.rules import findings_of
+from ava_pipeline.signs.registry import findings_of
 from ava_pipeline.signs.thresholds import Thresholds
 
 Column = NDArray[np.float64] | list[float | None]
@@ -61,9 +61,9 @@ def evidence(given: Mapping[str, Any], groups: Mapping[str, Group] = GROUPS) -> 
     num_rows = len(given["overall"])
     keys = {"batch_idx": np.arange(1, num_rows + 1) * EVERY, "epoch": np.arange(num_rows) // 50}
 
-    def figures(*names: str) -> Figures:
+    def figures(*names: str) -> TableValues:
         held = {name: pa.array(list(given[name]), pa.float64()) for name in names if name in given}
-        return Figures(pa.table({**{name: pa.array(key) for name, key in keys.items()}, **held}))
+        return TableValues(pa.table({**{name: pa.array(key) for name, key in keys.items()}, **held}))
 
     return Evidence(
         norms=figures("overall", "trunk", "top", "first", "second"),

@@ -14,7 +14,7 @@ from benchmarks.diagnosis.network import batch_of
 from benchmarks.diagnosis.settings import AT, draw
 from benchmarks.diagnosis.table import BEGIN, END, into_docs, table
 from benchmarks.diagnosis.training import train
-from tests.read.building import RunBuilder
+from tests.validate.building import RunBuilder
 
 DOCS = Path(__file__).parents[2] / "docs" / "diagnosis.md"
 NUM_STEPS = 40

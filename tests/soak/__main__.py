@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.validate.validate import validate_run
 from tests.soak.checks import broken_files
 from tests.soak.faults import KINDS
 from tests.soak.feeder import Life, begin

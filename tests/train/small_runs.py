@@ -12,7 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from ava_pipeline.config import RunConfig, load_config
+from ava_pipeline.config.load import load_config
+from ava_pipeline.config.models import RunConfig
 from ava_pipeline.train.batch_step import BatchStep
 from ava_pipeline.train.display import Display
 from ava_pipeline.train.job import Outcome, train

@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from ava_pipeline.errors import CheckpointError
-from ava_pipeline.train.checkpoint import Checkpoint, check_fits, load_checkpoint, save_checkpoint
-from ava_pipeline.train.rng import restore_rng_states, rng_states, seed_all
+from ava_pipeline.train.checkpoint import (
+    Checkpoint,
+    check_fits,
+    load_checkpoint,
+    restore_rng_states,
+    rng_states,
+    save_checkpoint,
+    seed_all,
+)
 
 
 def checkpoint(batch: int = 3) -> Checkpoint:

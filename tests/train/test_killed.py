@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ava_pipeline.contract.manifest import read_manifest
-from ava_pipeline.contract.parquet_file import read_parquet
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.contract.parquet import read_parquet
+from ava_pipeline.validate.validate import validate_run
 from tests.scripts import run_script
 from tests.train.small_runs import BATCHES_PER_EPOCH, config_file
 from tests.write.feeding import csv_rows

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ava_pipeline.config import ModelConfig, OptimConfig
-from ava_pipeline.train.model import AvaModel, build_model
+from ava_pipeline.config.models import ModelConfig, OptimConfig
+from ava_pipeline.train.models import AvaModel, build_model
 from ava_pipeline.train.optim import Schedule, build_optimizer
 
 

@@ -8,17 +8,16 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ava_pipeline.contract.events import Event
-from ava_pipeline.contract.keys import KEY_COLUMNS
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Group
 from ava_pipeline.contract.stored import read_stored
-from ava_pipeline.contract.tables import Column, RunTable, Table
-from ava_pipeline.signs.non_finite import non_finite_events
+from ava_pipeline.contract.tables import KEY_COLUMNS, Column, RunTable, Table
+from ava_pipeline.signs.values import non_finite_events
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
-from ava_pipeline.write.rows import Numbers, PendingRow, Rows
-from ava_pipeline.write.run_files import RunFiles
+from ava_pipeline.write.pending import Numbers, PendingStep, Rows
+from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
 
 NORMS = Table(
@@ -66,13 +65,13 @@ class Staged:
         return list(self.numbers)
 
 
-def step(batch_idx: int, *values: object, sample_ids: Sequence[object] | None = None) -> PendingRow:
+def step(batch_idx: int, *values: object, sample_ids: Sequence[object] | None = None) -> PendingStep:
     """A collected step of one measure; without values, numbers that tell the batch."""
     numbers = list(values) or [float(batch_idx), 0.5]
-    return PendingRow(batch_idx, 0, Staged([numbers]), (None,), sample_ids=sample_ids)
+    return PendingStep(batch_idx, 0, Staged([numbers]), (None,), sample_ids=sample_ids)
 
 
-def steps(batches: Iterable[int]) -> list[PendingRow]:
+def steps(batches: Iterable[int]) -> list[PendingStep]:
     """A step a batch."""
     return [step(batch) for batch in batches]
 
@@ -95,8 +94,8 @@ class Room:
         self.layout = RunLayout(self.root)
         self.log = EventLog(self.root)
         facts = RunFacts(groups=self.groups, collect_every_n=self.collect_every_n, resumed_from=self.resumed_from)
-        self.files = RunFiles(self.root, [self.measure], facts, self.log, retry_s=self.retry_s, fsync=self.fsync)
-        self.channel: Channel[PendingRow] = Channel(self.max_pending)
+        self.files = RunWriter(self.root, [self.measure], facts, self.log, retry_s=self.retry_s, fsync=self.fsync)
+        self.channel: Channel[PendingStep] = Channel(self.max_pending)
         self.worker = Worker(self.channel, self.files, self.log, flush_interval_s=self.flush_interval_s)
 
     def write(self, batches: Iterable[int]) -> None:
@@ -109,7 +108,7 @@ class Room:
         """Finish the run, without a thread."""
         self.files.close(NO_STEPS, "finished", None)
 
-    def offer(self, one: PendingRow) -> None:
+    def offer(self, one: PendingStep) -> None:
         """Hand a step to the worker."""
         self.channel.offer(one, one.batch_idx, one.epoch)
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from ava_pipeline.contract.journal import read_journal
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
-from ava_pipeline.write.older_rows import count_rows
-from ava_pipeline.write.own_tables import own_tables
+from ava_pipeline.write.older_rows import count_rows, own_tables
 from tests.write.feeding import (
     NO_STEPS,
     NORMS,
@@ -306,7 +305,7 @@ def test_what_an_opening_without_a_manifest_set_aside_is_not_written_over(
 
     attempt(tmp_path, range(1, 7))
     with monkeypatch.context() as full:
-        full.setattr("ava_pipeline.write.kept_manifest.write_manifest", refuse)
+        full.setattr("ava_pipeline.write.run_writer.write_manifest", refuse)
         with pytest.raises(OSError, match="No space"):
             Room(tmp_path, resumed_from=4).files.open(NO_STEPS)
     attempt(tmp_path, range(resumed_from + 1, resumed_from + 2), resumed_from=resumed_from)

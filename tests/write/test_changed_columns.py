@@ -14,7 +14,7 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Group, Role, read_manifest
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import Table
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.validate.validate import validate_run
 from tests.write.feeding import (
     NO_STEPS,
     NORMS,

@@ -9,7 +9,7 @@ from pyarrow import csv
 
 from ava_pipeline.contract.tables import Column, RunTable, Table
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.write.csv import CsvWriter, cut_torn_line, torn_line
+from ava_pipeline.write.writers import CsvWriter, cut_torn_line, torn_line
 from tests.write.feeding import batch_of
 
 _BATCH = Column(name="batch_idx", dtype="int64", description="Batch.")

@@ -9,7 +9,7 @@ import pytest
 
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
-from ava_pipeline.contract.parquet_file import read_parquet
+from ava_pipeline.contract.parquet import read_parquet
 from tests.scripts import run_script, with_deadline
 from tests.write.feeding import Room, csv_batches, csv_rows, event_rows, parquet_batches
 

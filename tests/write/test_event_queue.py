@@ -1,7 +1,7 @@
 """Events stay few however long a trouble lasts, and together they cover every batch."""
 
 from ava_pipeline.contract.events import Event, EventName
-from ava_pipeline.write.event_queue import MAX_EXACT, MERGED_EVERY_S, EventQueue
+from ava_pipeline.write.event_log import MAX_EXACT, MERGED_EVERY_S, EventQueue
 
 
 def event(batch_idx: int, name: EventName = "non_finite", column: str = "overall", value: float = 1.0) -> Event:

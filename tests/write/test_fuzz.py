@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import AvaPipelineError
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.validate.validate import validate_run
 from ava_pipeline.write.recover import recover_run
-from tests.read.building import RunBuilder
 from tests.read.test_fuzz import CHANGES, IS_SHORT, NUM_EXAMPLES, Change
+from tests.validate.building import RunBuilder
 from tests.write.feeding import NO_STEPS, Room, leave_as_killed, parquet_batches, step
 
 Damage = Callable[[Path], None]

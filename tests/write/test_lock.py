@@ -18,8 +18,7 @@ import pytest
 
 from ava_pipeline.contract.manifest import Manifest, utc_now, write_manifest
 from ava_pipeline.errors import DamagedFileError, WriteError
-from ava_pipeline.write.holder import lives_elsewhere
-from ava_pipeline.write.lock import RunLock, check_unlocked
+from ava_pipeline.write.lock import RunLock, check_unlocked, lives_elsewhere
 
 pytestmark = pytest.mark.timeout(30)
 

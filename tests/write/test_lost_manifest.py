@@ -10,7 +10,7 @@ from ava_pipeline import open_run
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.validate.validate import validate_run
 from ava_pipeline.write.recover import recover_run
 from tests.write.feeding import Room, csv_batches, csv_rows, event_rows, leave_as_killed, parquet_batches
 

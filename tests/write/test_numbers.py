@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from ava_pipeline.read.run import open_run
-from ava_pipeline.write.rows import PendingRow
+from ava_pipeline.write.pending import PendingStep
 from tests.write.feeding import NO_STEPS, PlainMeasure, Room, Staged
 
 pytestmark = pytest.mark.timeout(60)
@@ -27,7 +27,7 @@ def written(root: Path, columns: Sequence[str], rows: Sequence[tuple[int, int, l
     room = Room(root, measure=PlainMeasure(columns=columns))
     room.files.open(NO_STEPS)
     for batch, epoch, values in rows:
-        assert room.files.write([PendingRow(batch, epoch, Staged([values]), (None,))]) == 0
+        assert room.files.write([PendingStep(batch, epoch, Staged([values]), (None,))]) == 0
     room.close()
 
 
@@ -84,7 +84,7 @@ def test_minus_infinity_breaks_the_rule_of_a_norm_and_is_told(tmp_path: Path) ->
     """A norm is not below 0; -inf is the one value that is not finite and no norm."""
     room = Room(tmp_path)
     room.files.open(NO_STEPS)
-    assert room.files.write([PendingRow(1, 0, Staged([[-math.inf, 1.0]]), (None,))]) == 1
+    assert room.files.write([PendingStep(1, 0, Staged([[-math.inf, 1.0]]), (None,))]) == 1
     room.close()
     events = open_run(tmp_path).events()
     assert set(events["event"]) == {"failed_row", "non_finite"}

@@ -10,14 +10,13 @@ from typer.testing import CliRunner, Result
 from ava_pipeline.cli import app
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
-from ava_pipeline.contract.parquet_file import read_parquet
+from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, WriteError
 from ava_pipeline.read.arrays import integers
-from ava_pipeline.read.validate import validate_run
+from ava_pipeline.validate.validate import validate_run
 from ava_pipeline.write.lock import RunLock
-from ava_pipeline.write.recover import recover_run
-from ava_pipeline.write.recovery import RecoveredFile
-from tests.read.building import NOW, TABLES, RunBuilder
+from ava_pipeline.write.recover import RecoveredFile, recover_run
+from tests.validate.building import NOW, TABLES, RunBuilder
 from tests.write.feeding import Room, csv_batches, event_rows, leave_as_killed
 from tests.write.test_lock import held_elsewhere
 

@@ -11,9 +11,8 @@ import pytest
 
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.write.channel import TelemetryStats
-from ava_pipeline.write.csv import CsvWriter
-from ava_pipeline.write.holder import lives_elsewhere
-from ava_pipeline.write.parquet import ParquetWriter
+from ava_pipeline.write.lock import lives_elsewhere
+from ava_pipeline.write.writers import CsvWriter, ParquetWriter
 from tests.write.feeding import Room, csv_batches, event_rows, parquet_batches, step
 from tests.write.test_lock import left_by_another_host
 

@@ -11,13 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import csv
 
-from ava_pipeline.contract.parquet_file import read_parquet
+from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import Column, RunTable, Table
-from ava_pipeline.write.csv import CsvWriter
-from ava_pipeline.write.memory import MemoryWriter
-from ava_pipeline.write.parquet import ParquetWriter
-from ava_pipeline.write.writer import Writer
+from ava_pipeline.write.writers import CsvWriter, MemoryWriter, ParquetWriter, Writer
 from tests.scripts import run_script
 from tests.write.feeding import batch_of
 

@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 
 from ava_pipeline.collect.amp import Scaling
-from ava_pipeline.collect.measure import Measure, Moment, Reading
+from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
 from ava_pipeline.collect.norms import NormLayout, NormPlan, combine
-from ava_pipeline.collect.watched import Watched
+from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS
 from ava_pipeline.contract.events import Event
-from ava_pipeline.contract.measured_tables import GRADIENT_NORMS
-from ava_pipeline.signs.non_finite import non_finite_events
-from ava_pipeline.write.rows import Numbers, Rows
+from ava_pipeline.signs.values import non_finite_events
+from ava_pipeline.write.pending import Numbers, Rows
 
 
 class GradientNorms(Measure):
@@ -22,7 +22,7 @@ class GradientNorms(Measure):
 
     table = GRADIENT_NORMS
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: TrainingTargets) -> None:
         super().__init__(watched)
         self._groups = [np.array(positions) for positions in watched.positions().values()]
         self._layouts: WeakKeyDictionary[NormPlan, dict[object, NormLayout]] = WeakKeyDictionary()
@@ -33,7 +33,7 @@ class GradientNorms(Measure):
         """The groups, `overall` first."""
         return tuple(self.watched.groups)
 
-    def read(self, moment: Moment) -> Reading:
+    def read(self, moment: StepSnapshot) -> Reading:
         """Take every gradient's norm, and the loss scale where gradients are still multiplied by it."""
         has_scale = moment.scaler.scale is not None
         # One object for steps whose numbers mean the same: they are made rows of together.
@@ -64,7 +64,7 @@ class GradientNorms(Measure):
         """What is not finite: information under a loss scale, which is too high now and then."""
         yield from non_finite_events(rows, is_scaled=self._has_scale)
 
-    def _layout(self, moment: Moment) -> NormLayout:
+    def _layout(self, moment: StepSnapshot) -> NormLayout:
         # Nobody unscales the gradients of what no optimizer steps.
         scaling = [
             moment.scaler.of_nobody if owner is None else moment.scaler.of_optimizer[id(owner)]

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from ava_pipeline.collect.measure import Measure, Moment, Reading
-from ava_pipeline.collect.watched import Watched, rate_column
-from ava_pipeline.contract.measured_tables import LEARNING_RATES
-from ava_pipeline.write.rows import Numbers
+from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
+from ava_pipeline.collect.targets import TrainingTargets, rate_column
+from ava_pipeline.contract.builtin_tables import LEARNING_RATES
+from ava_pipeline.write.pending import Numbers
 
 
 class LearningRates(Measure):
@@ -13,7 +13,7 @@ class LearningRates(Measure):
 
     table = LEARNING_RATES
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: TrainingTargets) -> None:
         super().__init__(watched)
         self._num_groups = len(self._rates())
 
@@ -22,7 +22,7 @@ class LearningRates(Measure):
         """`lr_group_0`, `lr_group_1`, ..."""
         return tuple(map(rate_column, range(self._num_groups)))
 
-    def read(self, moment: Moment) -> Reading:  # noqa: ARG002  # rates stand in the optimizers
+    def read(self, moment: StepSnapshot) -> Reading:  # noqa: ARG002  # rates stand in the optimizers
         """Take every group's rate."""
         rates = self._rates()[: self._num_groups]
         return Reading(rates + [None] * (self._num_groups - len(rates)))

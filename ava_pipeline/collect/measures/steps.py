@@ -6,13 +6,12 @@ from datetime import UTC, datetime
 from typing import SupportsFloat
 
 from ava_pipeline.collect.amp import hooks_tell_skips
-from ava_pipeline.collect.measure import Measure, Moment, Reading
-from ava_pipeline.collect.watched import Watched
+from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
+from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.contract.builtin_tables import STEPS
 from ava_pipeline.contract.events import Event
-from ava_pipeline.contract.measured_tables import STEPS
-from ava_pipeline.signs.non_finite import non_finite_events
-from ava_pipeline.signs.scale_drops import scale_drop_events
-from ava_pipeline.write.rows import Numbers, Rows
+from ava_pipeline.signs.values import non_finite_events, scale_drop_events
+from ava_pipeline.write.pending import Numbers, Rows
 
 
 class Steps(Measure):
@@ -20,7 +19,7 @@ class Steps(Measure):
 
     table = STEPS
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: TrainingTargets) -> None:
         super().__init__(watched)
         self._is_told_by_scale = not hooks_tell_skips(tuple(watched.optimizers.values()))
         self._first_scale: float | None = None
@@ -31,7 +30,7 @@ class Steps(Measure):
         """The user's values, named as at the first collected step."""
         return self.watched.value_names
 
-    def read(self, moment: Moment) -> Reading:
+    def read(self, moment: StepSnapshot) -> Reading:
         """Take what there is; a value not given is null."""
         self._first_scale = moment.scaler.first_scale
         return Reading([

@@ -1,0 +1,85 @@
+"""The tables that come with the package: what a reader knows of them without a manifest and without torch."""
+
+from ava_pipeline.contract.tables import KEY_COLUMNS, Column, Table
+
+GRADIENT_NORMS = Table(
+    name="gradient_norms",
+    description="L2 norm of every group's gradients taken as one vector: true scale, before clipping.",
+    columns=KEY_COLUMNS,
+    run_columns=Column(
+        name="<group>",
+        dtype="float32",
+        description="L2 norm of the group's gradients; null where it had none.",
+        nullable=True,
+        not_below=0,
+    ),
+    l2_of_groups=True,
+)
+
+LEARNING_RATES = Table(
+    name="learning_rates",
+    description="The learning rate this step uses, in the optimizer's own group order, on through further optimizers.",
+    columns=KEY_COLUMNS,
+    run_columns=Column(
+        name="<lr_group>",
+        dtype="float64",
+        description="Rate of one parameter group; null where the group came later or is gone.",
+        nullable=True,
+        not_below=0,
+    ),
+)
+
+STEPS = Table(
+    name="steps",
+    description="When each collected step was, its loss scale, and what the user gave as values.",
+    columns=(
+        *KEY_COLUMNS,
+        Column(name="time_utc", dtype="timestamp", description="When the step was collected, UTC."),
+        Column(
+            name="loss_scale",
+            dtype="float64",
+            description="What the loss was multiplied by under AMP; null without a GradScaler.",
+            nullable=True,
+            not_below=0,
+        ),
+        Column(
+            name="clip_coefficient",
+            dtype="float64",
+            description="What clipping multiplies this step's gradients by, 1 where they are short enough; "
+            "by the max_norm of the clip before. Null without telemetry.clip_grad_norm_.",
+            nullable=True,
+            not_below=0,
+        ),
+        Column(
+            name="clip_rate",
+            dtype="float64",
+            description="Share of the clips since the last row, this step's not yet among them, that shortened.",
+            nullable=True,
+            not_below=0,
+        ),
+    ),
+    run_columns=Column(
+        name="<value>", dtype="float64", description="A value that the user gave to step().", nullable=True
+    ),
+)
+
+
+def _metric(name: str, description: str, *, not_below: int | None = None) -> Column:
+    return Column(name=name, dtype="float64", description=description, not_below=not_below)
+
+
+EPOCH_METRICS = Table(
+    name="metrics",
+    description="Validation metrics, a row an epoch. nan: not defined, as a correlation with a constant.",
+    columns=(
+        Column(name="epoch", dtype="int64", description="0-based epoch.", not_below=0),
+        _metric("train_loss", "Mean training loss of the epoch."),
+        _metric("emd_r1", "Mean absolute difference of the cumulative distributions.", not_below=0),
+        _metric("emd_r2", "Mean over images of the root mean squared CDF difference.", not_below=0),
+        _metric("srcc", "Spearman's rank correlation of the mean scores.", not_below=-1),
+        _metric("plcc", "Pearson's correlation of the mean scores.", not_below=-1),
+        _metric("accuracy", "Share of images on the right side of a mean score of 5.", not_below=0),
+        _metric("mae", "Mean absolute error of the mean scores, in score points.", not_below=0),
+        _metric("rmse", "Root mean squared error of the mean scores, in score points.", not_below=0),
+    ),
+)

@@ -1,0 +1,82 @@
+"""The predictions of one Parquet file, a run's or anybody else's, as arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ava_pipeline.contract.parquet import read_parquet
+from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
+from ava_pipeline.errors import DamagedFileError
+from ava_pipeline.metrics import Metrics, prediction_metrics
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+_COLUMNS = (*PRED_COLUMNS, *GT_COLUMNS, "pred_mean", "gt_mean")
+_IMAGE = "image_id"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predicted:
+    """One file of predictions.
+
+    Attributes:
+        path: the Parquet file.
+        image_ids: [images] the ids as Arrow has them, int64 or string; None where the file has none.
+        pred: [images, 10] predicted shares, float64.
+        truth: [images, 10] true shares, float64.
+        pred_mean: [images] predicted mean scores.
+        gt_mean: [images] true mean scores.
+    """
+
+    path: Path
+    image_ids: "pa.ChunkedArray[pa.Scalar[pa.DataType]] | None"
+    pred: Floats
+    truth: Floats
+    pred_mean: Floats
+    gt_mean: Floats
+
+    @property
+    def num_images(self) -> int:
+        """Rows of the file."""
+        return len(self.pred_mean)
+
+    def metrics(self) -> Metrics:
+        """How well the predictions fit the truth."""
+        return prediction_metrics(self.pred, self.truth, self.pred_mean, self.gt_mean)
+
+
+def read_predicted(path: Path) -> Predicted:
+    """Read a file of predictions.
+
+    Raises:
+        DamagedFileError: it is no Parquet, or holds no predictions.
+    """
+    rows = read_parquet(path)
+    missing = [name for name in _COLUMNS if name not in rows.column_names]
+    if missing:
+        raise DamagedFileError(f"{path}: no predictions; it has no columns {', '.join(missing)}.")
+    if not rows.num_rows:
+        raise DamagedFileError(f"{path}: no predictions; it has the columns and no image. Remove it, or predict anew.")
+    return Predicted(
+        path=path,
+        image_ids=rows[_IMAGE] if _IMAGE in rows.column_names else None,
+        pred=_matrix(path, rows, PRED_COLUMNS),
+        truth=_matrix(path, rows, GT_COLUMNS),
+        pred_mean=_column(path, rows, "pred_mean"),
+        gt_mean=_column(path, rows, "gt_mean"),
+    )
+
+
+def _matrix(path: Path, rows: pa.Table, names: Sequence[str]) -> Floats:
+    return np.column_stack([_column(path, rows, name) for name in names])
+
+
+def _column(path: Path, rows: pa.Table, name: str) -> Floats:
+    kind = rows.schema.field(name).type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise DamagedFileError(f"{path}: no predictions; its column {name} is {kind}, not numbers.")
+    return np.asarray(rows[name].to_numpy(), dtype=np.float64)

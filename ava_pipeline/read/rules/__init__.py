@@ -1,1 +1,0 @@
-"""The rules of a run directory, one file a family."""

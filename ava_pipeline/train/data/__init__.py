@@ -1,0 +1,1 @@
+"""Labels and images of AVA, from files to batches."""

@@ -1,0 +1,211 @@
+"""Images and votes for the model: the same tensors for the same seed and epoch, whatever the workers."""
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from ava_pipeline.errors import ConfigError, ImagesError, LabelsError
+from ava_pipeline.train.data.images import image_path, open_rgb
+from ava_pipeline.train.data.labels import VOTE_COLUMNS
+
+Int64Array = npt.NDArray[np.int64]
+Sample = tuple[int, Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor]
+
+# Of the images torchvision's weights were trained on; https://docs.pytorch.org/vision/stable/models.html.
+_IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+_IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+# Composition is part of what is judged: crops keep at least this share of width and height.
+_LEAST_CROP = 0.9
+_NUM_SHOWN = 5
+
+
+class AvaDataset(Dataset[Sample]):
+    """Items are `(image_id, image, votes)`: int; float32[3, S, S]; int64[10].
+
+    Images are normalised with ImageNet's mean and standard deviation. The whole image is resized to S by S.
+    With `augment` it is cropped slightly and mirrored half the time, by random numbers of seed, epoch and image id
+    alone.
+
+    Args:
+        folder: Holds `<image_id>.jpg` files.
+        labels: What `read_ava_labels` returned.
+        image_ids: int64[N], the items in their order.
+        image_size: S, in pixels.
+        augment: Crop and mirror at random.
+        seed: Any integer from 0.
+
+    Raises:
+        LabelsError: Some ids have no labels.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        labels: pd.DataFrame,
+        image_ids: npt.ArrayLike,
+        *,
+        image_size: int,
+        augment: bool,
+        seed: int,
+    ) -> None:
+        self.image_ids: Int64Array = np.asarray(image_ids, dtype=np.int64)
+        self._votes = torch.from_numpy(_votes_of(labels, self.image_ids))
+        self._folder = Path(folder)
+        self._size = image_size
+        self._augment = augment
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Augment as in this epoch, from 0. Loaders made before keep theirs."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        image_id = int(self.image_ids[index])
+        image = open_rgb(image_path(self._folder, image_id))
+        rng = np.random.default_rng([self._seed, self._epoch, image_id]) if self._augment else None
+        return image_id, _normalised(_resized(image, self._size, rng)), self._votes[index]
+
+
+def _votes_of(labels: pd.DataFrame, image_ids: Int64Array) -> Int64Array:
+    """Return the votes for each id, int64[N, 10]."""
+    rows: npt.NDArray[np.intp] = pd.Index(labels["image_id"]).get_indexer(pd.Index(image_ids))
+    missing = image_ids[rows < 0]
+    if len(missing):
+        shown = ", ".join(map(str, missing[:_NUM_SHOWN]))
+        raise LabelsError(
+            f"{len(missing)} image ids have no labels, such as {shown}. Give ids of the labels file only."
+        )
+    votes: Int64Array = labels[list(VOTE_COLUMNS)].to_numpy(dtype=np.int64)[rows]
+    return votes
+
+
+def _resized(image: Image.Image, size: int, rng: np.random.Generator | None) -> Image.Image:
+    """Resize the whole image, or with random numbers a slight crop of it, mirrored half the time."""
+    if rng is None:
+        return image.resize((size, size), Image.Resampling.BILINEAR)
+    width, height = np.array(image.size) * rng.uniform(_LEAST_CROP, 1)
+    left, top = rng.uniform(size=2) * (np.array(image.size) - (width, height))
+    box = (float(left), float(top), float(left + width), float(top + height))
+    crop = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop  # noqa: PLR2004  # a half
+
+
+def _normalised(image: Image.Image) -> Tensor:
+    """Return float32[3, H, W]."""
+    pixels = (np.asarray(image, dtype=np.float32) / 255 - _IMAGENET_MEAN) / _IMAGENET_STD
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+class _AtEpoch(Dataset[Sample | ImagesError]):
+    """The dataset as it is in one epoch, whatever is set later.
+
+    Errors are items: raised in a worker process, they would reach the user wrapped in that worker's traceback.
+    """
+
+    def __init__(self, dataset: AvaDataset, epoch: int) -> None:
+        self._dataset = copy(dataset)
+        self._dataset.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> Sample | ImagesError:
+        try:
+            return self._dataset[index]
+        except ImagesError as error:
+            return error
+
+
+def _collated(samples: list[Sample | ImagesError]) -> Batch | ImagesError:
+    """Stack samples to a batch; the first error among them takes its place."""
+    errors = [sample for sample in samples if isinstance(sample, ImagesError)]
+    return errors[0] if errors else tuple(default_collate(samples))
+
+
+@dataclass(frozen=True, eq=False)
+class BatchLoader:
+    """One epoch's batches, from `make_loader`: `(image_ids int64[B], images float32[B, 3, S, S], votes int64[B, 10])`.
+
+    Raises:
+        ImagesError: While iterating: an image became unreadable since it was scanned.
+    """
+
+    _loader: DataLoader[Sample | ImagesError]
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, ImagesError):
+                raise batch
+            yield batch
+
+
+def make_loader(  # noqa: PLR0913  # each is a setting of the epoch, given by name
+    dataset: AvaDataset,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    epoch: int,
+    num_workers: int,
+    start_batch: int = 0,
+    drop_last: bool = False,
+) -> BatchLoader:
+    """Return one epoch's batches. Make a new loader each epoch: its workers then know the epoch.
+
+    Order and augmentation depend on seed and epoch alone; torch's own random numbers are neither used nor moved on.
+
+    Args:
+        dataset: The images; it is not changed.
+        batch_size: Images a batch.
+        shuffle: Draw the order from seed and epoch.
+        seed: Any integer from 0.
+        epoch: Counted from 0.
+        num_workers: Processes that load ahead; 0: this one loads.
+        start_batch: Batches of the epoch to skip, without decoding them, as after a resume.
+        drop_last: Leave out a last batch that is not full.
+
+    Raises:
+        ConfigError: There is no full batch to be had, or `start_batch` lies behind the epoch's last batch.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(dataset)) if shuffle else np.arange(len(dataset))
+    num_batches = len(order) // batch_size if drop_last else ceil(len(order) / batch_size)
+    _refuse_none(len(order), batch_size, num_batches=num_batches, start_batch=start_batch)
+    batches = [order[n * batch_size : (n + 1) * batch_size].tolist() for n in range(start_batch, num_batches)]
+    loader = DataLoader(
+        _AtEpoch(dataset, epoch),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collated,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+    return BatchLoader(loader)
+
+
+def _refuse_none(num_images: int, batch_size: int, *, num_batches: int, start_batch: int) -> None:
+    if num_batches == 0:
+        raise ConfigError(
+            f"A batch of {batch_size} is larger than the set of {num_images} images: there is no full batch. Give a "
+            f"batch size of at most {num_images}, or more images."
+        )
+    if not 0 <= start_batch <= num_batches:
+        raise ConfigError(
+            f"The epoch has {num_batches} batches and cannot start at batch {start_batch}. Resume with the images, "
+            "split and batch size that the run had, or start it anew."
+        )

@@ -1,0 +1,195 @@
+"""From the config to training and validation images."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ava_pipeline.config.models import DataConfig, RunConfig, SampleConfig, SplitConfig
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.metrics import Metrics, constant_predictor
+from ava_pipeline.train.data.dataset import AvaDataset, BatchLoader, make_loader
+from ava_pipeline.train.data.images import ImageScan, scan_images, write_excluded
+from ava_pipeline.train.data.labels import VOTE_COLUMNS, read_ava_labels
+from ava_pipeline.train.data.sample import write_sample_data
+from ava_pipeline.train.data.split import Split, listed_ids, split_by_hash, split_from_files
+from ava_pipeline.train.display import Display
+from ava_pipeline.train.run_dir import excluded_path, split_path, told_if_refused
+
+_log = logging.getLogger("ava_pipeline")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainData:
+    """What a run trains and validates on.
+
+    Attributes:
+        config: the whole run's.
+        labels: one row an image, more than are used.
+        scan: which images are usable, and why the others are not.
+        split: disjoint ids of usable images.
+        train: the training images, augmented.
+        val: the validation images.
+    """
+
+    config: RunConfig
+    labels: pd.DataFrame
+    scan: ImageScan
+    split: Split
+    train: AvaDataset
+    val: AvaDataset
+
+    @property
+    def num_batches(self) -> int:
+        """Training batches an epoch; images that fill no batch wait for another epoch's order."""
+        return len(self.train) // self.config.train.batch_size
+
+    @property
+    def num_val_batches(self) -> int:
+        """Validation batches an epoch."""
+        return len(self.val_batches())
+
+    def train_batches(self, epoch: int, *, start_batch: int = 0) -> BatchLoader:
+        """An epoch's batches from `start_batch` on, in the order that seed and epoch give.
+
+        Raises:
+            ConfigError: there are fewer images than a batch holds.
+        """
+        return make_loader(
+            self.train,
+            batch_size=self.config.train.batch_size,
+            shuffle=True,
+            seed=self.config.seed,
+            epoch=epoch,
+            num_workers=self.config.data.num_workers,
+            start_batch=start_batch,
+            drop_last=True,
+        )
+
+    def val_batches(self) -> BatchLoader:
+        """All validation images, always in the same order."""
+        return make_loader(
+            self.val,
+            batch_size=self.config.train.batch_size,
+            shuffle=False,
+            seed=self.config.seed,
+            epoch=0,
+            num_workers=self.config.data.num_workers,
+        )
+
+    def constant_predictor(self) -> Metrics:
+        """What predicting the training images' mean distribution reaches on the validation images."""
+        val = self._votes(self.split.val)
+        scores = val @ np.arange(1.0, len(VOTE_COLUMNS) + 1) / val.sum(axis=1)
+        return constant_predictor(_shares(self._votes(self.split.train)), _shares(val), scores)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What of the data must be the same for a run to go on."""
+        ids = np.ascontiguousarray(self.split.train, dtype="<i8").tobytes()
+        return {
+            "data.image_size": self.config.data.image_size,
+            "training images": f"{len(self.split.train)} ids, SHA-256 {hashlib.sha256(ids).hexdigest()[:16]}",
+        }
+
+    def save(self, layout: RunLayout) -> None:
+        """Write the split and the excluded images into the run.
+
+        Raises:
+            TrainingError: the disk refused.
+        """
+        with told_if_refused(split_path(layout)):
+            self.split.save(split_path(layout))
+        with told_if_refused(excluded_path(layout)):
+            write_excluded(excluded_path(layout), self.scan)
+
+    def _votes(self, image_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        votes = self.labels.set_index("image_id").loc[image_ids, list(VOTE_COLUMNS)]
+        return votes.to_numpy(dtype=np.int64)
+
+
+def prepare_data(config: RunConfig, layout: RunLayout, display: Display, *, resume: bool) -> TrainData:
+    """Read the labels, look at every image that may be used, and split.
+
+    Args:
+        config: the whole run's.
+        layout: of the run; where `resume` is set, its saved split is used again.
+        display: shows how far generating and scanning have come.
+        resume: go on with the run's own split.
+
+    Raises:
+        ConfigError: a path is missing.
+        DataError: labels, images or split cannot be used, or images of the saved split are gone.
+    """
+    data = config.data
+    if data.sample is not None:
+        _generate(data.sample, data.labels.parent, display)
+    labels = read_ava_labels(data.labels)
+    saved = split_path(layout)
+    begun = Split.load(saved) if resume and saved.exists() else None
+    scan = _scan(data, _to_scan(data.split, labels, begun), display)
+    if len(scan.excluded):
+        _log.warning("%d images cannot be used and are left out: see excluded_images.csv.", len(scan.excluded))
+    split = _split(config, scan) if begun is None else begun
+    if begun is not None:
+        reasons = dict(zip(scan.excluded["image_id"], scan.excluded["reason"], strict=True))
+        begun.check_usable(saved, scan.good_ids, reasons)
+    return TrainData(
+        config=config,
+        labels=labels,
+        scan=scan,
+        split=split,
+        train=_dataset(config, labels, split.train, augment=True),
+        val=_dataset(config, labels, split.val, augment=False),
+    )
+
+
+def _generate(sample: SampleConfig, folder: Path, display: Display) -> None:
+    with display.bar("generating images (not AVA)", total=sample.num_images) as bar:
+        write_sample_data(
+            folder,
+            num_images=sample.num_images,
+            seed=sample.seed,
+            image_size=sample.image_size,
+            on_progress=lambda done, _total: bar.update(done),
+        )
+
+
+def _to_scan(chosen: SplitConfig, labels: pd.DataFrame, begun: Split | None) -> npt.NDArray[np.int64]:
+    """The images to look at: of id lists only those listed, and those that the run began with; else all with labels."""
+    image_ids = labels["image_id"].to_numpy()
+    if not chosen.paths:
+        return image_ids
+    listed = [listed_ids(chosen.paths), *([] if begun is None else [begun.train, begun.val, begun.test])]
+    return image_ids[np.isin(image_ids, np.concatenate(listed))]
+
+
+def _scan(data: DataConfig, image_ids: npt.NDArray[np.int64], display: Display) -> ImageScan:
+    with display.bar("looking at every image", total=len(image_ids)) as bar:
+        return scan_images(
+            data.images,
+            image_ids,
+            cache_path=data.images.with_name(f"{data.images.name}.scan.parquet"),
+            max_bad_fraction=data.max_bad_fraction,
+            on_progress=lambda done, _total: bar.update(done),
+        )
+
+
+def _split(config: RunConfig, scan: ImageScan) -> Split:
+    fractions = config.data.split.fractions
+    if fractions is None:
+        return split_from_files(config.data.split.paths, scan.good_ids)
+    return split_by_hash(scan.good_ids, fractions=fractions, seed=config.seed)
+
+
+def _dataset(config: RunConfig, labels: pd.DataFrame, ids: npt.NDArray[np.int64], *, augment: bool) -> AvaDataset:
+    size = config.data.image_size
+    return AvaDataset(config.data.images, labels, ids, image_size=size, augment=augment, seed=config.seed)
+
+
+def _shares(votes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    return np.asarray(votes / votes.sum(axis=1, keepdims=True), dtype=np.float64)

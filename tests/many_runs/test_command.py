@@ -1,0 +1,373 @@
+"""`ava-pipeline runs`: a line a run, whatever became of it, chosen and sorted as asked."""
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+from datetime import timedelta
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from ava_pipeline import cli
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import utc_now
+from ava_pipeline.diagnose.diagnose import diagnose_run
+from ava_pipeline.errors import MisuseError
+from ava_pipeline.many_runs.command import show_runs
+from ava_pipeline.many_runs.selection import parse_where
+from ava_pipeline.many_runs.summary import summary_of
+from ava_pipeline.read.run import open_run
+from tests.evaluation.evaluating import predictions_file
+from tests.validate.building import NOW, Row, RunBuilder
+from tests.validate.damaging import cut, edit_manifest
+
+DEMO = (Path(__file__).parents[2] / "configs" / "demo.yaml").read_text()
+HOSTILE = "[red]x\x1b[2J\u202e\nnext"
+
+
+def run_directory(root: Path, *, lr: str = "1e-3", hidden: int = 64, **told: Any) -> Path:
+    """A run of training, with its config."""
+    RunBuilder(root=root, **told).write()
+    text = DEMO
+    for old, new in (
+        ("outputs/ava/demo", json.dumps(str(root))),
+        ("base_lr: 3e-4", f"base_lr: {lr}\n  min_lr: 0"),
+        ("hidden_sizes: [64]", f"hidden_sizes: [{hidden}]"),
+    ):
+        assert old in text
+        text = text.replace(f"{old}\n", f"{new}\n")
+    (root / "config.yaml").write_text(text)
+    return root
+
+
+def set_metrics(root: Path, srcc: list[float]) -> None:
+    """One line an epoch; the other metrics get worse from epoch to epoch."""
+    lines = [f"{epoch},0.{epoch + 1},0.{epoch + 1},0.2,{value},0.5,0.6,0.5,0.7" for epoch, value in enumerate(srcc)]
+    header = "epoch,train_loss,emd_r1,emd_r2,srcc,plcc,accuracy,mae,rmse"
+    (root / "metrics.csv").write_text("\n".join([header, *lines]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three finished runs that differ in two settings."""
+    parent = tmp_path_factory.mktemp("three")
+    for name, lr, hidden, srcc in (
+        ("low", "1e-4", 64, [0.1, 0.5, 0.4]),
+        ("mid", "1e-3", 64, [0.2, 0.6]),
+        ("top", "1e-2", 128, [float("nan"), 0.3]),
+    ):
+        set_metrics(run_directory(parent / name, lr=lr, hidden=hidden), srcc)
+    return parent
+
+
+@pytest.fixture
+def folder(three_runs: Path, tmp_path: Path) -> Path:
+    """Three runs of a test's own, to be changed."""
+    return Path(shutil.copytree(three_runs, tmp_path / "runs"))
+
+
+def listed(*arguments: str) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(cli.app, ["runs", *arguments])
+
+
+def told(*arguments: str) -> list[dict[str, Any]]:
+    """The runs as a program gets them."""
+    runs: list[dict[str, Any]] = json.loads(listed(*arguments, "--json").stdout)["runs"]
+    return runs
+
+
+def names(*arguments: str) -> list[str]:
+    """Which runs are listed, in order."""
+    return [one["name"] for one in told(*arguments, "--quick")]
+
+
+def test_a_line_a_run_with_what_tells_them_apart(folder: Path) -> None:
+    """Status, last batch, the best of each metric, and only the settings that differ."""
+    found = listed(f"{folder}/*")
+    assert found.exit_code == 0
+    head, titles, *lines = found.stdout.splitlines()
+    assert head == "3 runs, the best of each metric (generated, not AVA)"
+    assert titles.split()[:6] == ["run", "status", "age", "batch", "SRCC", "emd_r1"]
+    assert [line.split()[0] for line in lines] == ["low", "mid", "top"]
+    assert "finished" in lines[0]
+    assert "  120  0.5000  0.1000  " in lines[0]
+    assert lines[2].endswith("hidden_sizes=[128] base_lr=0.01")
+    assert "seed" not in found.stdout
+    assert "output_dir" not in found.stdout
+    (folder / "top/config.yaml").write_text(DEMO.replace("sample: {num", "# {num"))
+    head = listed(f"{folder}/*", "--quick").stdout.splitlines()[0]
+    assert head == "3 runs, the best of each metric (2 of them generated, not AVA)"
+    assert [one["is_generated"] for one in told(f"{folder}/*", "--quick")] == [True, True, False]
+
+
+def test_programs_get_everything(folder: Path) -> None:
+    """The best of each metric with its epoch, nan passed over; all settings, and the names of those that differ."""
+    whole = json.loads(listed(f"{folder}/*", "--json").stdout)
+    assert whole["differing_settings"] == ["model.hidden_sizes", "optim.base_lr"]
+    low, _, top = whole["runs"]
+    assert low["best"]["srcc"] == {"value": 0.5, "epoch": 1}
+    assert low["best"]["emd_r1"] == {"value": 0.1, "epoch": 0}
+    assert top["best"]["srcc"] == {"value": 0.3, "epoch": 1}
+    assert top["settings"] == top["settings"] | {"seed": 0, "optim.base_lr": 0.01, "model.hidden_sizes": "[128]"}
+    assert "output_dir" not in top["settings"]
+    assert (low["last_batch"], low["last_epoch"], low["status"], low["problem"]) == (120, 2, "finished", None)
+
+
+@pytest.mark.parametrize(
+    ("sort", "order"),
+    [
+        ("srcc", ["mid", "low", "top"]),
+        ("-srcc", ["top", "low", "mid"]),
+        ("lr", ["low", "mid", "top"]),
+        ("-lr", ["top", "mid", "low"]),
+        ("emd_r1", ["low", "mid", "top"]),
+        ("-run", ["top", "mid", "low"]),
+    ],
+)
+def test_the_best_come_first(sort: str, order: list[str], folder: Path) -> None:
+    """By a metric, whichever way it goes; else the least; a minus turns it round; equals keep their order."""
+    assert names(f"{folder}/*", "--sort", sort) == order
+
+
+def test_runs_without_the_value_come_last(folder: Path) -> None:
+    """Both ways round."""
+    (folder / "mid/metrics.csv").unlink()
+    for path in (folder / "mid/predictions").iterdir():
+        path.unlink()
+    for sort in ("srcc", "-srcc"):
+        assert names(f"{folder}/*", "--sort", sort)[-1] == "mid"
+
+
+@pytest.mark.parametrize(
+    ("condition", "chosen"),
+    [
+        ("lr>1e-3", ["top"]),
+        ("lr >= 1e-3", ["mid", "top"]),
+        ("optim.base_lr<1e-2 and srcc>0.5", ["mid"]),
+        ("srcc>0.2, lr<0.01,hidden_sizes='[64]'", ["low", "mid"]),
+        ("hidden_sizes!='[64]'", ["top"]),
+        ("weights=none and status==finished", ["low", "mid", "top"]),
+        ("run=low", ["low"]),
+        ("seed!=0", []),
+        ("seed=false", []),
+        ("batch>100 and findings>=0 and epoch=2", ["low", "mid", "top"]),
+    ],
+)
+def test_conditions_choose(condition: str, chosen: list[str], folder: Path) -> None:
+    """On settings, metrics and what else is told of a run; a setting's last part is enough of its name."""
+    arguments = [f"{folder}/*", "--where", condition]
+    assert (names(*arguments) if "findings" not in condition else [one["name"] for one in told(*arguments)]) == chosen
+
+
+@pytest.mark.parametrize(
+    ("condition", "sentence"),
+    [
+        ("", "cannot be read from 'its end' on"),
+        ("lr", "cannot be read from 'lr' on"),
+        ("lr>1e-3 or seed=0", "There is no or"),
+        ("lr>1e-3 and", "cannot be read from 'its end' on"),
+        ("lr>fast", "> compares numbers, and fast is none"),
+        ("__import__('os').system('touch x')", "cannot be read from"),
+        ("lr>3; import os", "> compares numbers, and 3; is none"),
+        ("a=b c=d", "cannot be read from 'c=d' on"),
+    ],
+)
+def test_what_is_no_condition_is_refused(condition: str, sentence: str) -> None:
+    """From where on it cannot be read; nothing of it is ever run."""
+    with pytest.raises(MisuseError) as error:
+        parse_where(condition)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--where", "batchsize>3"], "No run has 'batchsize'. Names that are there: batch"),
+        (["--sort", "scrr"], "No run has 'scrr'. Names that are there: srcc"),
+        (["--where", "b=1"], "may be one.b, two.b"),
+    ],
+)
+def test_unknown_names_name_the_near_ones(arguments: list[str], sentence: str, folder: Path) -> None:
+    """Status 2, as for all wrong usage."""
+    (folder / "low/config.yaml").write_text("one: {b: 1}\ntwo: {b: 2}\n")
+    found = listed(f"{folder}/*", "--quick", *arguments)
+    assert found.exit_code == 2
+    assert sentence in " ".join(found.stderr.replace("│", " ").split())
+
+
+def test_nothing_that_matches_is_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 2, in a sentence."""
+    monkeypatch.setattr(sys, "argv", ["ava-pipeline", "runs", f"{tmp_path}/*"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+
+
+def test_how_a_run_stands(tmp_path: Path) -> None:
+    """Alive, silent for too long, failed, interrupted, and without telemetry."""
+    now = utc_now()
+    for name, status, silent_s in (
+        ("alive", "running", 10),
+        ("dead", "running", 600),
+        ("broke", "failed", 0),
+        ("left", "interrupted", 0),
+    ):
+        heartbeat = now - timedelta(seconds=silent_s)
+        RunBuilder(root=tmp_path / name, status=status, heartbeat_utc=heartbeat).write()  # type: ignore[arg-type]  # from a tuple
+    RunBuilder(root=tmp_path / "bare").write()
+    (tmp_path / "bare/telemetry/manifest.json").unlink()
+    for path in (tmp_path / "bare/telemetry").iterdir():
+        path.unlink()
+    found = {one["name"]: one for one in told(f"{tmp_path}/*")}
+    assert {name: one["status"] for name, one in found.items()} == {
+        "alive": "running",
+        "bare": "unknown",
+        "broke": "failed",
+        "dead": "killed",
+        "left": "interrupted",
+    }
+    assert found["alive"]["last_batch"] == 120
+    assert found["dead"]["silent_s"] == pytest.approx(600, abs=60)
+    assert found["alive"]["age_s"] == pytest.approx((now - NOW).total_seconds(), abs=60)
+    assert not any(one["problem"] for one in found.values())
+
+
+def be_killed(builder: RunBuilder) -> None:
+    """Write, and end as a process does that the system kills for its memory."""
+    builder.write()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_run_killed_this_moment_is_listed_with_its_rows(tmp_path: Path) -> None:
+    """A real process, a real SIGKILL; nothing of its directory is touched."""
+    builder = RunBuilder(root=tmp_path / "run", status="running", heartbeat_utc=utc_now())
+    process = multiprocessing.get_context("fork").Process(target=be_killed, args=[builder])
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (found,) = told(f"{tmp_path}/*")
+    assert (found["last_batch"], found["status"], found["problem"]) == (120, "running", None)
+    layout = RunLayout(tmp_path / "run")
+    assert summary_of("run", layout, now=utc_now() + timedelta(minutes=3)).status == "killed"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_without_metrics_the_predictions_tell(tmp_path: Path) -> None:
+    """A loop of one's own writes no metrics.csv."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    (root / "metrics.csv").unlink()
+    for epoch, noise in enumerate((0.6, 0.1, 0.3)):
+        predictions_file(root / f"predictions/val_epoch_00{epoch}.parquet", range(1, 41), noise=noise)
+    (found,) = told(str(root))
+    assert {name: best["epoch"] for name, best in found["best"].items() if name != "accuracy"} == dict.fromkeys(
+        ("emd_r1", "emd_r2", "srcc", "plcc", "mae", "rmse"), 1
+    )
+
+
+def test_the_first_finding_is_told_with_its_batch(tmp_path: Path) -> None:
+    """The earliest warning or error that `diagnose` finds; and how many there are."""
+    broken: dict[int, Row] = {batch: {"mlp_layer_3": float("nan"), "mlp_head": float("nan")} for batch in (50, 60)}
+    root = RunBuilder(root=tmp_path / "run", norms=broken).write()
+    findings = [one for one in diagnose_run(root).findings if one.severity != "info"]
+    first = min(findings, key=lambda one: one.batch_idx)
+    (found,) = told(str(root))
+    assert found["finding"]["id"] == first.sign
+    assert found["finding"]["batch_idx"] == first.batch_idx == 50
+    assert found["num_findings"] == len(findings)
+    assert f"{first.sign} {first.column} at batch 50" in listed(str(root)).stdout
+    assert told(str(root), "--quick")[0]["finding"] is None
+
+
+def test_a_broken_run_is_listed_and_does_not_hide_the_others(folder: Path) -> None:
+    """Status 1; what can be told of it is; it fulfils every condition, since nobody knows."""
+    cut(folder / "mid/telemetry/manifest.json", 20)
+    (folder / "low/telemetry/gradient_norms.csv").write_text("no,such,columns\n" * 20)
+    (folder / "low/telemetry/gradient_norms.parquet").unlink()
+    found = listed(f"{folder}/*", "--where", "lr>1")
+    assert found.exit_code == 1
+    lines = found.stdout.splitlines()[2:]
+    assert [line.split()[:2] for line in lines] == [["low", "finished"], ["mid", "unreadable"]]
+    assert "telemetry/gradient_norms.csv begins with" in lines[0]
+    assert "telemetry/manifest.json is no manifest" in lines[1]
+    assert "0.6000" in lines[1]
+    assert [one["name"] for one in told(f"{folder}/*", "--sort", "batch")] == ["top", "low", "mid"]
+
+
+def test_a_link_out_of_a_run_is_told_and_not_followed(folder: Path) -> None:
+    """Nothing else of such a run is read."""
+    (folder / "mid/telemetry/more.csv").symlink_to("/etc/hostname")
+    found = told(f"{folder}/mid")[0]
+    assert found["status"] == "unreadable"
+    assert "link out of the run directory" in found["problem"]
+    assert found["best"] == {}
+
+
+def set_run_info(manifest: dict[str, Any], info: dict[str, str]) -> None:
+    """As a user's loop gives it."""
+    manifest["run_info"] = info
+
+
+def test_names_and_settings_are_text_on_the_terminal(tmp_path: Path) -> None:
+    """Markup and control characters in them are shown, not obeyed, and a run stays one line."""
+    for name in (HOSTILE, "plain"):
+        root = RunBuilder(root=tmp_path / name).write()
+        edit_manifest(root, partial(set_run_info, info={HOSTILE: HOSTILE + name}))
+    (tmp_path / HOSTILE / "metrics.csv").write_text("[red]\x1b]0;x\x07\n1\n")
+    found = listed(f"{tmp_path}/*")
+    assert found.exit_code == 1
+    assert not {"\x1b", "\x07", "\u202e"} & set(found.stdout)
+    lines = found.stdout.splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith(r"[red]x\x1b[2J\u202e\nnext  finished")
+    assert r"begins with '[red]\x1b]0;x\x07'" in lines[2]
+    assert lines[3].endswith(r"[red]x\x1b[2J\u202e\nnext=[red]x\x1b[2J\u202e\nnextplain")
+    assert names(f"{tmp_path}/*", "--where", "run=plain") == [HOSTILE, "plain"]
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_a_run_is_one_line_on_a_terminal(columns: int, folder: Path) -> None:
+    """Cut off where the terminal ends, the figures never."""
+    console = Console(file=StringIO(), force_terminal=True, width=columns, no_color=True)
+    show_runs([summary_of(path.name, RunLayout(path)) for path in sorted(folder.iterdir())], console)
+    assert isinstance(console.file, StringIO)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue()).splitlines()
+    assert len(lines) == 5
+    assert {len(line) for line in lines} == {columns}
+    assert all(name in line for name, line in zip(("low", "mid", "top"), lines[2:], strict=True))
+    assert "0.5000  0.1000" in lines[2]
+    assert ("PLCC" in lines[1]) == (columns == 140)
+
+
+def test_an_unforeseen_error_in_one_run_does_not_hide_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of ours in the diagnosis of one is that run's problem."""
+
+    def odd(run: Any) -> Any:
+        if run.layout.root.name == "mid":
+            raise ZeroDivisionError
+        return diagnose_run(run)
+
+    monkeypatch.setattr("ava_pipeline.many_runs.summary.diagnose_run", odd)
+    found = told(f"{folder}/*")
+    assert [one["problem"] for one in found] == [None, "ZeroDivisionError", None]
+    assert found[1]["best"]["srcc"]["value"] == 0.6
+
+
+def test_a_table_of_ones_own_tells_how_far_a_run_came(tmp_path: Path) -> None:
+    """Where there are no gradient norms."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    edit_manifest(root, lambda told: told["tables"].pop("gradient_norms"))
+    layout = open_run(root).layout
+    assert summary_of("run", layout, findings=False).last_batch == 120
+    edit_manifest(root, lambda told: told["tables"].clear())
+    assert summary_of("run", layout, findings=False).last_batch is None

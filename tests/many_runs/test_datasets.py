@@ -1,0 +1,281 @@
+"""Many runs as one table: every row of every run, whatever became of it, and nothing read that nobody asked for."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+import ava_pipeline
+from ava_pipeline import TelemetryCollector, open_run, runs
+from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.journal import JournalWriter
+from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
+from ava_pipeline.read.run import frame
+from tests.validate.building import RATES, RunBuilder
+from tests.validate.damaging import cut, edit_manifest, edit_parquet
+
+TABLES = ("gradient_norms", "learning_rates", "steps")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four runs: finished, alive with journals, crashed in the middle of a frame and of a line, CSV only."""
+    RunBuilder(root=tmp_path / "finished").write()
+    RunBuilder(root=tmp_path / "alive", status="running", formats=("parquet",)).write()
+    crashed = RunBuilder(root=tmp_path / "crashed", status="running").write()
+    cut(crashed / "telemetry/gradient_norms.journal", 10)
+    cut(crashed / "telemetry/gradient_norms.csv", 5)
+    RunBuilder(root=tmp_path / "text", formats=("csv",)).write()
+    return tmp_path
+
+
+def rows_of(dataset: ds.Dataset, name: str) -> pd.DataFrame:
+    """One run's rows, without the column that names it."""
+    return frame(dataset.to_table(filter=ds.field("run") == name).drop_columns(["run"]))
+
+
+def state(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Every file's size and time of change."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
+
+
+def damage_column(path: Path, index: int) -> None:
+    """Flip a bit at the end of a column's last page."""
+    column = pq.read_metadata(path).row_group(0).column(index)
+    start = column.dictionary_page_offset or column.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start + column.total_compressed_size - 1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_each_run_has_the_rows_that_open_run_reads(table: str, folder: Path) -> None:
+    """Journals and torn files included, bit for bit, and no file is touched."""
+    before = state(folder)
+    dataset = runs(f"{folder}/*").table(table)
+    assert dataset.schema.names[0] == "run"
+    for name in ("finished", "alive", "crashed", "text"):
+        pd.testing.assert_frame_equal(rows_of(dataset, name), open_run(folder / name).table(table), check_exact=True)
+    assert dataset.count_rows() == sum(len(open_run(run).table(table)) for run in folder.iterdir())
+    assert state(folder) == before
+
+
+def test_a_run_is_read_while_it_is_being_written(tmp_path: Path) -> None:
+    """A dataset shows rows that came after it was made, and goes on when the run ends."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    groups = {"mlp_head": model[1]}
+    with TelemetryCollector(model, optimizer, tmp_path / "live", collect_every_n=1, groups=groups) as telemetry:
+        for batch in range(1, 4):
+            model(torch.ones(2, 4)).sum().backward()
+            telemetry.step(0)
+            assert telemetry.flush()
+            if batch == 1:
+                dataset = runs(tmp_path / "live").gradient_norms()
+            assert dataset.to_table()["batch_idx"].to_pylist() == list(range(1, batch + 1))
+    assert runs(tmp_path / "live").gradient_norms().count_rows() == 3
+
+
+def test_a_resumed_run_has_the_rows_behind_its_parquet_file(tmp_path: Path) -> None:
+    """Those of earlier attempts lie in Parquet, those of this one in the journal beside it."""
+    builder = RunBuilder(root=tmp_path / "run", formats=("parquet",))
+    builder.write()
+    row = {"batch_idx": 130, "epoch": 3, "lr_group_0": 0.1, "lr_group_1": 1.0}
+    batch = pa.RecordBatch.from_pylist([row], schema=RATES.arrow_schema)
+    writer = JournalWriter(builder.layout.journal("learning_rates"), RATES.arrow_schema, rows_before=12)
+    writer.write(batch)
+    writer.close()
+    for batches in (
+        runs(tmp_path / "run").learning_rates().to_table(),
+        open_run(tmp_path / "run").arrow("learning_rates"),
+    ):
+        assert batches["batch_idx"].to_pylist() == list(range(10, 131, 10))
+
+
+def test_columns_that_a_run_has_not_are_null(tmp_path: Path) -> None:
+    """Not measured is null, measured and not finite stays nan; types are widened."""
+    RunBuilder(root=tmp_path / "one", norms={10: {"overall": float("nan")}}).write()
+    other = RunBuilder(root=tmp_path / "two").write()
+    names = {"mlp_layer_3": "mlp_layer_6"}
+    edit_parquet(other / "telemetry/gradient_norms.parquet", lambda rows: rows.rename_columns(names))
+    rows = runs(tmp_path / "*").gradient_norms().to_table()
+    assert rows.column_names[-2:] == ["mlp_layer_3", "mlp_layer_6"]
+    nulls = rows.group_by("run").aggregate([("mlp_layer_3", "count"), ("mlp_layer_6", "count"), ("overall", "count")])
+    assert sorted(nulls.to_pylist(), key=str) == sorted(
+        (
+            {"run": "one", "mlp_layer_3_count": 12, "mlp_layer_6_count": 0, "overall_count": 12},
+            {"run": "two", "mlp_layer_3_count": 0, "mlp_layer_6_count": 12, "overall_count": 12},
+        ),
+        key=str,
+    )
+    assert np.isnan(rows["overall"].to_numpy()).sum() == 1
+
+
+def test_only_the_runs_and_columns_asked_for_are_read(tmp_path: Path) -> None:
+    """A damaged page is met by the query that needs it, and by no other."""
+    for name in ("one", "two"):
+        RunBuilder(root=tmp_path / name, formats=("parquet",)).write()
+    damage_column(tmp_path / "two/telemetry/gradient_norms.parquet", 2)
+    norms = runs(tmp_path / "*").gradient_norms()
+    assert norms.to_table(columns=["overall"], filter=ds.field("run") == "one").num_rows == 12
+    assert norms.to_table(columns=["run", "mlp_head"]).num_rows == 24
+    with pytest.raises(OSError, match=r"(?i)crc|checksum"):
+        norms.to_table(columns=["overall"])
+
+
+def test_predictions_carry_run_and_epoch(tmp_path: Path) -> None:
+    """A row a run, epoch and image; ids are text where any run's are."""
+    RunBuilder(root=tmp_path / "numbers").write()
+    assert str(runs(tmp_path / "*").val_predictions().schema.field("image_id").type) == "int64"
+    RunBuilder(root=tmp_path / "texts", image_ids=["a", "b"]).write()
+    rows = frame(runs(tmp_path / "*").val_predictions().to_table())
+    assert rows.groupby(["run", "epoch"]).size().to_dict() == {
+        **{("numbers", epoch): 30 for epoch in range(3)},
+        **{("texts", epoch): 2 for epoch in range(3)},
+    }
+    assert set(rows["image_id"]) == {*map(str, range(953_000, 953_030)), "a", "b"}
+    assert runs(tmp_path / "*").val_predictions(name="ema").count_rows() == 0
+
+
+def test_metrics_and_events_come_along(tmp_path: Path) -> None:
+    """The tables that lie in CSV alone; a run without them has no rows there."""
+    spike = Event(event="non_finite", severity="warning", message="m", batch_idx=10, batch_idx_end=10, epoch=0)
+    RunBuilder(root=tmp_path / "one", events=[spike]).write()
+    RunBuilder(root=tmp_path / "two", status="running").write()
+    found = runs(tmp_path / "*")
+    assert found.metrics().to_table()["run"].to_pylist() == ["one"] * 3
+    assert found.events().to_table(columns=["run", "event"]).to_pylist() == [{"run": "one", "event": "non_finite"}]
+
+
+def test_a_run_that_cannot_be_read_is_left_out_by_name(tmp_path: Path) -> None:
+    """The others are there, and nothing is silent."""
+    for name in ("good", "bad", "lost"):
+        RunBuilder(root=tmp_path / name).write()
+    cut(tmp_path / "bad/telemetry/steps.parquet", 20)
+    (tmp_path / "lost/telemetry/manifest.json").unlink()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        steps = runs(f"{tmp_path}/*").steps()
+    assert [str(one.message).split(":")[0] for one in told] == ["Run 'bad' is left out", "Run 'lost' is left out"]
+    assert set(steps.to_table()["run"].to_pylist()) == {"good"}
+
+
+def test_a_link_out_of_a_run_is_not_followed(tmp_path: Path) -> None:
+    """A run directory may come from anywhere; the others are read."""
+    for name in ("good", "evil"):
+        RunBuilder(root=tmp_path / name).write()
+    secret = tmp_path / "secret.csv"
+    secret.write_text("s")
+    (tmp_path / "evil/telemetry/more.csv").symlink_to(secret)
+    with pytest.warns(UserWarning, match="Run 'evil' is left out: .*link out of the run directory"):
+        assert list(runs(f"{tmp_path}/*").runs) == ["good"]
+
+
+def test_a_column_that_contradicts_is_an_error_that_names_the_run(tmp_path: Path) -> None:
+    """Numbers and texts cannot share a column, and a user's `run` would hide which run a row is of."""
+    for name in ("one", "two"):
+        RunBuilder(root=tmp_path / name).write()
+    steps = tmp_path / "two/telemetry/steps.parquet"
+    edit_parquet(steps, lambda rows: rows.set_column(4, "loss", rows["time_utc"]))
+    with pytest.raises(DamagedFileError, match="run 'two' has other types"):
+        runs(tmp_path / "*").steps()
+    edit_parquet(steps, lambda rows: rows.drop_columns(["loss"]).append_column("run", rows["epoch"]))
+    with pytest.raises(DamagedFileError, match="run 'two' has columns run of its own"):
+        runs(tmp_path / "*").steps()
+
+
+def test_the_longer_csv_is_read_where_parquet_lost_rows(tmp_path: Path) -> None:
+    """As `open_run` does: the manifest tells that Parquet took fewer."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    edit_parquet(root / "telemetry/gradient_norms.parquet", lambda rows: rows.slice(0, 4))
+    edit_manifest(root, lambda told: told["attempts"][0]["rows"].update({"gradient_norms.parquet": 4}))
+    assert runs(root).gradient_norms().count_rows() == 12
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        ("{0}/a/*", ["one", "two"]),
+        ("{0}/*/one", ["a/one", "b/one"]),
+        ("{0}/**", ["a/one", "a/two", "b/one"]),
+        (["{0}/a/one", "{0}/b/one"], ["{0}/a/one", "{0}/b/one"]),
+        (["{0}/a/one", "{0}/a/*"], ["one", "two"]),
+        ("{0}/a/[ot]*", ["one", "two"]),
+    ],
+    ids=str,
+)
+def test_runs_are_named_by_what_the_wildcards_stand_for(
+    patterns: str | list[str], names: list[str], tmp_path: Path
+) -> None:
+    """Short, whatever matches beside them; by their paths where that would give two of them one name."""
+    for name in ("a/one", "a/two", "b/one"):
+        RunBuilder(root=tmp_path / name).write()
+    (tmp_path / "a/notes").mkdir()
+    given = [patterns] if isinstance(patterns, str) else patterns
+    found = runs([pattern.format(tmp_path) for pattern in given])
+    assert list(found.runs) == [name.format(tmp_path) for name in names]
+
+
+def test_a_directory_named_like_a_pattern_is_itself(tmp_path: Path) -> None:
+    """`[a]` is a legal name."""
+    root = RunBuilder(root=tmp_path / "try [1]*").write()
+    RunBuilder(root=tmp_path / "try 1").write()
+    assert list(runs(root).runs) == ["try [1]*"]
+
+
+def test_nothing_that_matches_is_an_error(tmp_path: Path) -> None:
+    """An empty table would look like runs without rows."""
+    (tmp_path / "empty").mkdir()
+    for patterns in ([f"{tmp_path}/*"], [tmp_path / "none", tmp_path / "empty"], []):
+        with pytest.raises(NotARunError, match="no run there"):
+            runs(patterns)
+
+
+def test_an_unknown_table_names_the_known_ones(tmp_path: Path) -> None:
+    """Of all runs."""
+    RunBuilder(root=tmp_path / "run").write()
+    with pytest.raises(MisuseError, match="'weights'; their tables: gradient_norms, learning_rates, steps"):
+        runs(tmp_path / "run").table("weights")
+
+
+@pytest.mark.parametrize("formats", [("csv", "parquet"), ("csv",), ("parquet",)], ids=str)
+@pytest.mark.parametrize("status", ["finished", "running"])
+def test_some_columns_of_some_batches_are_read(formats: tuple[str, ...], status: str, tmp_path: Path) -> None:
+    """Of one run: both ends included, columns in the order asked for, to the same bits."""
+    root = RunBuilder(root=tmp_path / "run", formats=formats, status=status).write()  # type: ignore[arg-type]  # from a parameter
+    run = open_run(root)
+    whole = run.learning_rates()
+    found = run.table("learning_rates", columns=["lr_group_1", "batch_idx"], batches=(30, 60))
+    expected = whole.loc[whole["batch_idx"].between(30, 60), ["lr_group_1", "batch_idx"]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    assert run.arrow("learning_rates", batches=(100, None))["batch_idx"].to_pylist() == [100, 110, 120]
+    assert run.arrow("learning_rates").schema.names == list(RATES.column_names)
+
+
+def test_an_unknown_column_names_the_known_ones(tmp_path: Path) -> None:
+    """Not Arrow's own words."""
+    run = open_run(RunBuilder(root=tmp_path / "run").write())
+    with pytest.raises(MisuseError, match=r"no column lr; the columns: batch_idx, epoch, lr_group_0, lr_group_1\."):
+        run.arrow("learning_rates", columns=["lr"])
+
+
+def test_a_damaged_page_is_an_error_of_the_run(tmp_path: Path) -> None:
+    """Whether all rows are read or some."""
+    root = RunBuilder(root=tmp_path / "run", formats=("parquet",)).write()
+    damage_column(root / "telemetry/learning_rates.parquet", 2)
+    for batches in (None, (10, 50)):
+        with pytest.raises(DamagedFileError):
+            open_run(root).arrow("learning_rates", batches=batches)
+
+
+def test_the_public_door_leads_here() -> None:
+    """`ava_pipeline.many_runs` is what the documentation shows."""
+    assert ava_pipeline.many_runs is runs
+    assert ava_pipeline.Runs({}).runs == {}

@@ -1,0 +1,276 @@
+"""Reports as files: what is in them, where they go, and what is said where there is none."""
+
+import base64
+import http.client
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ava_pipeline import cli
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import Attempt, read_manifest, utc_now, write_manifest
+from ava_pipeline.errors import ConfigError
+from ava_pipeline.report.live import HOST, LiveRuns, server_of
+from ava_pipeline.train.run_dir import begin_anew
+from ava_pipeline.validate.validate import validate_run
+from tests.report.reported import SPIKE, SPIKE_AT, crashed, empty, every_batch, faulty, healthy, long, report
+from tests.validate.building import NOW, RunBuilder
+
+MOST_BYTES = 6_000_000
+
+
+def specs(page: str) -> dict[str, Any]:
+    """What plotly is given, by figure."""
+    figures = re.findall(r'<figure id="([^"]+)".*?<script type="application/json">(.*?)</script>', page, re.DOTALL)
+    return {name: json.loads(spec) for name, spec in figures}
+
+
+def numbers(packed: Any) -> np.ndarray:
+    """An array as plotly packs it."""
+    return (
+        np.frombuffer(base64.b64decode(packed["bdata"]), dtype=packed["dtype"])
+        if isinstance(packed, dict)
+        else np.asarray(packed)
+    )
+
+
+def told(arguments: list[str]) -> tuple[int, str]:
+    """The status and the output of a command."""
+    found = CliRunner().invoke(cli.app, arguments)
+    return found.exit_code, found.output
+
+
+def test_a_page_of_a_long_run_is_small_and_keeps_its_spike(tmp_path: Path) -> None:
+    """One value among a hundred thousand, where it lies; nothing on the page comes from elsewhere."""
+    page = report(tmp_path / "r.html", long(tmp_path / "run", 100_000)).read_text()
+    assert len(page.encode()) < MOST_BYTES
+    area, line = specs(page)["norms"]["data"][:2]
+    heights, batches = numbers(area["y"]), numbers(area["x"])
+    assert len(heights) < 5000
+    assert np.nanmax(heights) == pytest.approx(SPIKE)
+    assert batches[np.nanargmax(heights)] == SPIKE_AT % 100_000 + 1
+    assert (area["fill"], area["name"], line["name"]) == ("toself", "overall", "overall")
+    assert np.nanmax(numbers(line["y"])) < 10
+    assert not re.findall(r'<(?:script|img|iframe)[^>]*\ssrc=|<link[^>]*href="(?!data:)', page)
+
+
+def test_many_long_runs_share_one_small_page(tmp_path: Path) -> None:
+    """They are drawn more coarsely."""
+    long(tmp_path / "runs" / "run", 20_000)
+    for number in range(11):
+        shutil.copytree(tmp_path / "runs" / "run", tmp_path / "runs" / f"run-{number}")
+    assert report(tmp_path / "r.html", tmp_path / "runs" / "*").stat().st_size < MOST_BYTES
+
+
+def test_what_is_no_number_is_told_apart(tmp_path: Path) -> None:
+    """Gaps and nulls break the line, nan and inf are marked, and so is 0, which a logarithmic scale cannot show."""
+    traces = specs(report(tmp_path / "r.html", faulty(tmp_path / "run")).read_text())["norms"]["data"]
+    named = {trace["name"]: trace for trace in traces}
+    assert numbers(named["mlp_head: not finite"]["x"]).tolist() == [70]
+    assert named["mlp_head: not finite"]["text"] == ["inf"]
+    assert numbers(named["mlp_layer_3: 0"]["x"]).tolist() == list(range(62, 68))
+    line = numbers(named["backbone_layer4"]["y"])
+    assert np.isnan(line[numbers(named["backbone_layer4"]["x"]) == 110]).any()
+    assert not np.isin(
+        numbers(named["mlp_layer_0"]["x"])[~np.isnan(numbers(named["mlp_layer_0"]["y"]))], range(90, 100)
+    ).any()
+
+
+def test_tables_and_facts_are_shown_and_stay_short(tmp_path: Path) -> None:
+    """The first rows of each table and of the predictions; a fact of megabytes is cut."""
+    root = healthy(tmp_path / "run")
+    manifest = read_manifest(RunLayout(root).manifest)
+    manifest.run_info["notes"] = "long " * 1_000_000
+    write_manifest(RunLayout(root).manifest, manifest)
+    page = report(tmp_path / "r.html", root).read_text()
+    for name in ("gradient_norms", "learning_rates", "steps", "events", "val_epoch_002.parquet"):
+        assert f"<summary>{name}</summary>" in page
+    assert "<td>953000</td>" in page
+    assert "<dt>notes</dt><dd>long long" in page
+    assert len(page) < MOST_BYTES
+
+
+def test_a_killed_run_is_called_so_everywhere(tmp_path: Path) -> None:
+    """Among the facts too, of its last attempt as well; and the page says when that was so."""
+    page = report(tmp_path / "r.html", crashed(tmp_path / "run")).read_text()
+    assert '<span class="badge killed">' in page
+    assert "<dt>status</dt><dd>killed</dd>" in page
+    assert "<dt>attempt 1: status</dt><dd>killed</dd>" in page
+    assert re.search(r"As of 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC\.", page)
+
+
+def test_runs_lie_over_each_other(tmp_path: Path) -> None:
+    """A colour a run, a part of the plot a group."""
+    healthy(tmp_path / "one")
+    faulty(tmp_path / "two")
+    norms = specs(report(tmp_path / "r.html", tmp_path / "*").read_text())["norms"]
+    assert {trace["name"] for trace in norms["data"]} >= {"one", "two"}
+    assert {trace["yaxis"] for trace in norms["data"]} == {"y", "y2", "y3", "y4", "y5"}
+
+
+def test_what_cannot_be_read_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
+    """A damaged file costs its part of the page."""
+    root = healthy(tmp_path / "run")
+    RunLayout(root).parquet("learning_rates").write_bytes(b"PAR1 no more")
+    page = report(tmp_path / "r.html", root).read_text()
+    assert "learning_rates.parquet cannot be read" in page
+    assert {"norms", "predicted", "metric-srcc"} <= set(specs(page))
+
+
+def test_a_run_that_lost_its_manifest_still_shows_its_predictions(tmp_path: Path) -> None:
+    """And says that there is none."""
+    root = healthy(tmp_path / "run")
+    RunLayout(root).manifest.unlink()
+    page = report(tmp_path / "r.html", root).read_text()
+    assert "manifest.json does not exist" in page
+    assert "predicted" in specs(page)
+
+
+def test_the_command_writes_into_the_run_and_validate_minds_it_not(tmp_path: Path) -> None:
+    """Its path is the last word; a training that begins anew sets the page aside with the rest."""
+    root = healthy(tmp_path / "run")
+    before = list(validate_run(root))
+    status, output = told(["report", str(root)])
+    assert (status, output) == (0, f"Report: {root / 'report.html'}\n")
+    assert list(validate_run(root)) == before
+    begin_anew(RunLayout(root), "")
+    assert (root / "superseded/attempt-1/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["report", "{}/nothing"], "no run there"),
+        (["report", "{}/one", "{}/two"], "say where it goes with -o"),
+        (["report", "{}/one", "-o", "{}"], "is a folder"),
+        (["report", "{}/one", "-o", "{}/one/config.yaml/r.html"], "cannot be written"),
+        (["report", "{}/one", "--live", "0", "-o", "{}/r.html"], "leave out --output"),
+        (["plot", "{}/nothing", "-o", "{}/n.png"], "is no directory"),
+        (["plot", "{}/one", "-o", "{}/n.gif"], "the endings: png, svg"),
+        (["plot", "{}/none", "-o", "{}/n.png"], "there is nothing to draw"),
+    ],
+)
+def test_wrong_usage_is_named(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In one sentence, with status 2, and nothing is written."""
+    for name in ("one", "two"):
+        healthy(tmp_path / name)
+    (tmp_path / "one/config.yaml").write_text("")
+    empty(tmp_path / "none")
+    monkeypatch.setattr(sys, "argv", ["ava-pipeline", *(argument.format(tmp_path) for argument in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not [*tmp_path.rglob("*.html"), *tmp_path.rglob("n.*")]
+
+
+@pytest.mark.parametrize(
+    ("command", "library", "extra"), [("report", "plotly", "report"), ("plot", "matplotlib", "plot")]
+)
+def test_a_missing_extra_is_named(
+    command: str, library: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With how to install it."""
+    monkeypatch.setitem(sys.modules, library, None)
+    found = CliRunner().invoke(cli.app, [command, str(healthy(tmp_path / "run"))])
+    assert isinstance(found.exception, ConfigError)
+    assert f"{library}" in str(found.exception)
+    assert f"pip install 'ava-pipeline[{extra}]'" in str(found.exception)
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    """Where a live page of a run is served, to this machine alone."""
+    root = RunBuilder(root=tmp_path / "run", status="running", attempts=every_batch()).write()
+    with server_of(LiveRuns({"run": RunLayout(root)}), 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        assert server.server_address[0] == "127.0.0.1"
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def ask(port: int, path: str, **headers: str) -> tuple[int, str, str | None]:
+    """The status, the text and the tag of an answer."""
+    connection = http.client.HTTPConnection(HOST, port)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    found = answer.status, answer.read().decode(), answer.headers["ETag"]
+    connection.close()
+    return found
+
+
+def test_a_live_page_is_for_this_machine_alone(port: int, tmp_path: Path) -> None:
+    """Not for a name of elsewhere that leads here, and no file can be asked for."""
+    assert ask(port, "/")[0] == 200
+    assert ask(port, "/", Host=f"localhost:{port}")[0] == 200
+    for host in ("evil.example", f"evil.example:{port}", HOST, f"{HOST}:{port + 1}", ""):
+        status, text, _ = ask(port, "/contents", Host=host)
+        assert (status, "run" in text) == (421, False)
+    for path in ("/../../../etc/passwd", f"/{tmp_path}/run/metrics.csv", "//etc/passwd", "/contents/../..", "/%2e%2e/"):
+        assert ask(port, path)[0] == 404
+
+
+def test_a_live_page_is_sent_again_only_where_it_changed(port: int) -> None:
+    """A browser asks every other second."""
+    status, text, tag = ask(port, "/contents")
+    assert (status, "figure" in text) == (200, True)
+    assert ask(port, "/contents", **{"If-None-Match": str(tag)})[:2] == (304, "")
+
+
+def test_a_live_page_survives_that_its_run_is_away(tmp_path: Path) -> None:
+    """And shows it again when it is back."""
+    root = healthy(tmp_path / "run")
+    runs = LiveRuns({"run": RunLayout(root)})
+    runs._due = 0.0
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="is no directory"):
+        runs.contents()
+    (tmp_path / "elsewhere").rename(root)
+    assert "Gradient norms by group" in runs.contents()
+    assert "Gradient norms by group" in runs.page()
+
+
+def test_a_live_page_tells_that_its_run_was_killed(tmp_path: Path) -> None:
+    """Without a word in any file: its process is gone. When it is resumed it runs again."""
+    builder = RunBuilder(root=tmp_path / "run", status="running", attempts=every_batch(), heartbeat_utc=utc_now())
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as training:
+        builder.attempts[0].pid, builder.attempts[0].host = training.pid, platform.node()
+        runs = LiveRuns({"run": RunLayout(builder.write())})
+        was_running = '<span class="badge running">' in runs.contents()
+        training.kill()
+    assert was_running
+    runs._due = 0.0
+    assert '<span class="badge killed">' in runs.contents()
+    builder.attempts.append(
+        Attempt(number=2, started_utc=NOW, collect_every_n=1, pid=os.getpid(), host=platform.node())
+    )
+    builder.write_manifest()
+    runs._due = 0.0
+    assert '<span class="badge running">' in runs.contents()
+
+
+def test_a_run_of_too_few_rows_is_not_called_healthy(tmp_path: Path) -> None:
+    """The page says what `diagnose` says."""
+    text = report(tmp_path / "r.html", empty(tmp_path / "run")).read_text(encoding="utf-8")
+    assert "Too few rows to tell." in text
+    assert "Healthy." not in text

@@ -1,0 +1,178 @@
+"""What a run of `ava-pipeline train` promises by its config, and damage to it."""
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ava_pipeline.validate.validate import validate_run
+from tests.validate.building import NOW, RunBuilder
+from tests.validate.damaging import cut, edit_manifest
+from tests.validate.test_damage import EVENTS, NORMS, Damage, is_well_said
+
+CONFIG = """
+output_dir: run
+data: {labels: AVA.txt, images: images}
+train: {batch_size: 2}
+telemetry: {collect_every_n: 10}
+"""
+CHECKPOINT = "checkpoints/last.pt"
+
+
+def flip(path: Path, at: int) -> None:
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def remove(run: Path, *names: str) -> None:
+    """Delete files and folders."""
+    for name in names:
+        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+
+
+def with_crlf(path: Path) -> None:
+    """Turn a file's line ends into those of Windows."""
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+
+
+def train_run(root: Path, **changes: object) -> Path:
+    """A run with everything that training writes."""
+    RunBuilder(root=root, **changes).write()  # type: ignore[arg-type]  # a test's own changes
+    edit_manifest(root, lambda manifest: manifest.update(run_info={"job": "ava-pipeline train"}))
+    (root / "config.yaml").write_text(CONFIG)
+    (root / "split.csv").write_text("image_id,set\n" + "".join(f"{number},train\n" for number in range(80)))
+    (root / CHECKPOINT).parent.mkdir()
+    with zipfile.ZipFile(root / CHECKPOINT, "w") as parts:
+        parts.writestr("last/data.pkl", bytes(500))
+        parts.writestr("last/data/0", bytes(5000))
+    return root
+
+
+def too_short_for_a_row(run: Path) -> None:
+    """Collect none of three epochs of 40 batches."""
+    remove(run, "telemetry")
+    (run / "config.yaml").write_text(CONFIG.replace("collect_every_n: 10", "collect_every_n: 121"))
+
+
+def crlf(file: str, row: int | None = None) -> Damage:
+    """A CSV file with Windows' line ends."""
+    return Damage(f"{file} with CRLF", lambda run: with_crlf(run / file), "files.line-end", file, row)
+
+
+DAMAGES = [
+    Damage(
+        "telemetry is gone",
+        lambda run: shutil.rmtree(run / "telemetry"),
+        "manifest.missing",
+        "telemetry/manifest.json",
+    ),
+    Damage(
+        "predictions are gone",
+        lambda run: shutil.rmtree(run / "predictions"),
+        "metrics.predictions",
+        "metrics.csv",
+        3,
+        "epoch",
+    ),
+    Damage("metrics are gone", lambda run: (run / "metrics.csv").unlink(), "metrics.missing", "metrics.csv"),
+    Damage(
+        "metrics and predictions are gone",
+        lambda run: remove(run, "metrics.csv", "predictions"),
+        "metrics.missing",
+        "metrics.csv",
+    ),
+    Damage(
+        "the run is too short for a row",
+        too_short_for_a_row,
+        "telemetry.no-row",
+        "config.yaml",
+    ),
+    Damage("the config is gone", lambda run: (run / "config.yaml").unlink(), "config.missing", "config.yaml"),
+    Damage(
+        "config and telemetry are gone",
+        lambda run: remove(run, "config.yaml", "telemetry"),
+        "config.missing",
+        "config.yaml",
+    ),
+    Damage("a checkpoint's byte is flipped", lambda run: flip(run / CHECKPOINT, 2000), "files.checkpoint", CHECKPOINT),
+    Damage("a checkpoint is cut short", lambda run: cut(run / CHECKPOINT, 100), "files.checkpoint", CHECKPOINT),
+    crlf(f"{NORMS}.csv"),
+    crlf("metrics.csv"),
+    Damage(
+        "one line ends in CRLF",
+        lambda run: (run / f"{NORMS}.csv").write_bytes(
+            b"\n".join(
+                line + (b"\r" if row == 4 else b"")
+                for row, line in enumerate((run / f"{NORMS}.csv").read_bytes().split(b"\n"))
+            )
+        ),
+        "files.line-end",
+        f"{NORMS}.csv",
+        4,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of training, which validates clean."""
+    root = train_run(tmp_path_factory.mktemp("sound") / "run")
+    assert validate_run(root) == []
+    return root
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
+def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: Path) -> None:
+    """One violation names the rule, the file, the row and the column; no unrelated rule speaks up."""
+    run = shutil.copytree(sound_run, tmp_path / "run")
+    damage.do(run)
+    violations = validate_run(run)
+    assert [found.message for found in violations if not is_well_said(found, run)] == []
+    places = {(found.rule, found.file, found.row, found.column) for found in violations}
+    assert (damage.rule, damage.file, damage.row, damage.column) in places, places
+    assert {found.rule for found in violations} == {damage.rule}, places
+
+
+@pytest.mark.parametrize(
+    ("line", "gone"),
+    [
+        ("save_val_predictions: false", "predictions"),
+        ("telemetry: {enabled: false}", "telemetry"),
+    ],
+    ids=["predictions", "telemetry"],
+)
+def test_what_the_config_does_not_promise_may_be_missing(line: str, gone: str, sound_run: Path, tmp_path: Path) -> None:
+    """Who turned it off misses nothing."""
+    run = shutil.copytree(sound_run, tmp_path / "run")
+    text = CONFIG.replace("telemetry: {collect_every_n: 10}\n", "") if line.startswith("telemetry") else CONFIG
+    (run / "config.yaml").write_text(f"{text}{line}\n")
+    shutil.rmtree(run / gone)
+    assert validate_run(run) == []
+
+
+def test_a_running_run_has_not_kept_its_promises_yet(tmp_path: Path) -> None:
+    """Before its first epoch ends there are no metrics."""
+    assert validate_run(train_run(tmp_path / "run", status="running"), now=NOW) == []
+
+
+def test_a_foreign_loop_promises_nothing(sound_run: Path, tmp_path: Path) -> None:
+    """Its telemetry, its own metrics.csv and a checkpoint of another format: no config, no violation."""
+    run = shutil.copytree(sound_run, tmp_path / "run")
+    (run / "config.yaml").unlink()
+    (run / "split.csv").unlink()
+    (run / CHECKPOINT).write_bytes(b"a pickle")
+    edit_manifest(run, lambda manifest: manifest.update(run_info={}))
+    assert validate_run(run) == []
+
+
+def test_text_may_hold_any_line_end(tmp_path: Path) -> None:
+    """An event's message is quoted as it came."""
+    run = RunBuilder(root=tmp_path / "run").write()
+    header = "batch_idx,batch_idx_end,epoch,time_utc,event,severity,column,value,message\n"
+    (run / EVENTS).write_bytes(
+        header.encode() + b'20,20,0,2026-01-02T03:04:05.678901Z,non_finite,warning,loss,,"a\r\nb"\n'
+    )
+    assert [found for found in validate_run(run) if found.rule == "files.line-end"] == []

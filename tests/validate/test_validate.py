@@ -1,0 +1,239 @@
+"""What is right validates clean: runs that defer, lose, resume and grow, in every format."""
+
+import shutil
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from ava_pipeline.contract.events import Event, EventName
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import Attempt, StepCounters
+from ava_pipeline.contract.parquet import write_parquet
+from ava_pipeline.errors import MisuseError, NotARunError
+from ava_pipeline.validate.validate import RULES, validate_run
+from ava_pipeline.validate.violations import MAX_LISTED
+from tests.validate.building import GROUPS, NOW, Format, Row, RunBuilder, prediction_rows
+from tests.validate.damaging import cut, edit_lines, edit_manifest, set_field
+
+AVA = Path(__file__).parents[3] / "shared" / "ava"
+
+
+def attempt(number: int = 1, *, every: int = 10, **facts: object) -> Attempt:
+    """An attempt that counts no rows yet."""
+    return Attempt.model_validate({"number": number, "started_utc": NOW, "collect_every_n": every} | facts)
+
+
+def told(name: EventName, first: int, last: int) -> Event:
+    """An event about some batches."""
+    return Event(event=name, severity="warning", message="told", batch_idx=first, batch_idx_end=last, epoch=0)
+
+
+def rules_broken(root: Path) -> set[str]:
+    """The ids of the rules that a run breaks."""
+    return {violation.rule for violation in validate_run(root, now=NOW)}
+
+
+@pytest.mark.parametrize("formats", [("csv", "parquet"), ("csv",), ("parquet",)], ids=str)
+def test_a_run_in_any_format_is_clean(formats: tuple[Format, ...], tmp_path: Path) -> None:
+    """Tables may be CSV, Parquet or both."""
+    assert validate_run(RunBuilder(root=tmp_path / "run", formats=formats).write()) == []
+
+
+def test_string_ids_are_clean(tmp_path: Path) -> None:
+    """Images may be named by text."""
+    names = [f"holiday-{number}" for number in range(30)]
+    assert validate_run(RunBuilder(root=tmp_path / "run", image_ids=names).write()) == []
+
+
+def test_nan_inf_and_null_are_clean(tmp_path: Path) -> None:
+    """Measured and not finite, and not measured, are both values of a norm."""
+    norms: dict[int, Row] = {
+        20: {"overall": float("nan"), "mlp_head": float("nan"), "mlp_layer_0": float("nan")},
+        30: {"overall": float("inf"), "backbone_layer4": float("inf")},
+        40: {"mlp_head": float("inf"), "overall": float("inf")},
+        50: {"backbone_layer4": None},
+        60: {"mlp_head": 2.5, "mlp_layer_0": None, "mlp_layer_3": 2.5, "overall": 1e3},
+        70: {"mlp_head": None, "mlp_layer_0": None, "mlp_layer_3": None},
+        80: {"overall": 3e38, "backbone_layer4": 3e38},
+        90: {"overall": 1e-44, "backbone_layer4": 0.0, "mlp_head": 1e-44, "mlp_layer_0": 7e-45, "mlp_layer_3": 7e-45},
+    }
+    assert validate_run(RunBuilder(root=tmp_path / "run", norms=norms).write()) == []
+
+
+def test_counted_deferrals_are_clean_and_others_are_not(tmp_path: Path) -> None:
+    """With accumulation over 4 batches, what is due at 10 is collected at 12: the manifest counts such steps."""
+    batches = (12, 20, 32, 40, 52, 60)
+    clean = RunBuilder(root=tmp_path / "run", batches=batches, attempts=[attempt(deferred=3)]).write()
+    assert validate_run(clean) == []
+    edit_manifest(clean, lambda manifest: manifest["attempts"][0].update(deferred=2))
+    assert rules_broken(clean) == {"rows.spacing"}
+
+
+def test_a_row_between_two_due_ones_is_never_clean(tmp_path: Path) -> None:
+    """No deferral makes a row come early."""
+    run = RunBuilder(root=tmp_path / "run", batches=(10, 15, 20), attempts=[attempt(deferred=3)]).write()
+    early = [found for found in validate_run(run) if found.file.endswith("norms.csv")]
+    assert [(found.rule, found.row, found.value) for found in early] == [("rows.spacing", 2, "15")]
+
+
+def test_missing_rows_are_clean_where_a_gap_tells_them(tmp_path: Path) -> None:
+    """Dropped steps have no rows; the event that says so is what tells them from lost ones."""
+    batches = (10, 20, 50, 60)
+    told_of = RunBuilder(root=tmp_path / "told", batches=batches, events=[told("gap", 30, 40)]).write()
+    assert validate_run(told_of) == []
+    assert rules_broken(RunBuilder(root=tmp_path / "silent", batches=batches).write()) == {"rows.spacing"}
+
+
+def test_a_failed_row_of_one_table_is_clean(tmp_path: Path) -> None:
+    """A row that broke a rule is missing in its own table only, and an event names it."""
+    lost = {"gradient_norms": [30]}
+    events = [told("failed_row", 30, 30)]
+    assert validate_run(RunBuilder(root=tmp_path / "told", lost=lost, events=events).write()) == []
+    silent = RunBuilder(root=tmp_path / "silent", lost=lost).write()
+    assert rules_broken(silent) == {"rows.tables", "rows.spacing"}
+
+
+def test_a_resumed_run_with_another_spacing_is_clean(tmp_path: Path) -> None:
+    """Each attempt has its own n; rows that a later attempt set aside are not counted."""
+    rows = {
+        f"{table}.{kind}": 5 for table in ("gradient_norms", "learning_rates", "steps") for kind in ("csv", "parquet")
+    }
+    first = attempt(status="killed", rows=rows, counters=StepCounters(collected=5, written=5).model_dump())
+    second = attempt(
+        2,
+        every=20,
+        resumed_from=35,
+        set_aside=dict.fromkeys(rows, 2),
+        rows=dict.fromkeys(rows, 3),
+        counters=StepCounters(collected=3, written=3).model_dump(),
+    )
+    run = RunBuilder(root=tmp_path / "run", batches=(10, 20, 30, 40, 60, 80), attempts=[first, second]).write()
+    assert validate_run(run) == []
+    edit_manifest(run, lambda manifest: manifest["attempts"][1].update(collect_every_n=10))
+    assert rules_broken(run) == {"rows.spacing"}
+
+
+def test_the_open_tail_of_a_running_run_is_clean(tmp_path: Path) -> None:
+    """Journals, a torn line, counters behind and tables of different lengths are how a run looks while it grows."""
+    builder = RunBuilder(root=tmp_path / "run", status="running")
+    builder.attempts[0].rows = {"gradient_norms.csv": 7, "gradient_norms.parquet": 7}
+    run = builder.write()
+    cut(run / "telemetry/learning_rates.csv", 30)
+    cut(run / "telemetry/steps.journal", 40)
+    (run / "telemetry/manifest.json.partial").touch()
+    assert validate_run(run, now=NOW) == []
+
+
+def test_damage_before_the_open_tail_is_found(tmp_path: Path) -> None:
+    """That a run is being written excuses its tail alone."""
+    run = RunBuilder(root=tmp_path / "run", status="running").write()
+    set_field(run / "telemetry/learning_rates.csv", 2, "lr_group_0", "0.5")
+    assert [(found.rule, found.row) for found in validate_run(run, now=NOW)] == [("files.csv-parquet", 2)]
+
+
+def test_a_killed_run_gets_an_info_and_nothing_else(tmp_path: Path) -> None:
+    """A running run without a sign of life was killed, which is worth a word, and no failure."""
+    run = RunBuilder(root=tmp_path / "run", status="running").write()
+    violations = validate_run(run, now=NOW + timedelta(hours=3))
+    assert [(found.rule, found.severity) for found in violations] == [("run.killed", "info")]
+
+
+def test_a_damaged_journal_is_found(tmp_path: Path) -> None:
+    """A flipped byte costs the rows of its frame, and the violation says so."""
+    run = RunBuilder(root=tmp_path / "run", status="running", formats=("parquet",)).write()
+    journal = run / "telemetry/gradient_norms.journal"
+    data = bytearray(journal.read_bytes())
+    second_frame = data.find(b"AVAjrnR1")
+    data[second_frame + 100] ^= 1
+    journal.write_bytes(data)
+    found = [violation for violation in validate_run(run, now=NOW) if violation.rule == "files.journal"]
+    assert [violation.file for violation in found] == ["telemetry/gradient_norms.journal"]
+
+
+def test_a_journal_beside_a_finished_run_is_a_warning(tmp_path: Path) -> None:
+    """Rows that never reached Parquet are still read, and recover turns them into it."""
+    run = RunBuilder(root=tmp_path / "run", status="running").write()
+    edit_manifest(
+        run, lambda manifest: [manifest.update(status="failed"), manifest["attempts"][0].update(status="failed")]
+    )
+    violations = validate_run(run)
+    assert {(found.rule, found.severity) for found in violations} == {("files.leftover", "warning")}
+
+
+def test_a_partition_other_than_the_head_is_checked(tmp_path: Path) -> None:
+    """Wherever children share out all parameters of their parent, their squares add up."""
+    run = RunBuilder(root=tmp_path / "run").write()
+    both = [*GROUPS["backbone_layer4"].parameters, *GROUPS["mlp_head"].parameters]
+    edit_manifest(run, lambda manifest: manifest["groups"]["overall"].update(parameters=both))
+    found = [violation for violation in validate_run(run) if violation.file.endswith(".csv")]
+    assert {(violation.rule, violation.column) for violation in found} == {("norms.partition", "overall")}
+
+
+def test_at_most_twenty_violations_a_rule_and_file_are_listed(tmp_path: Path) -> None:
+    """The rest is counted, so that one broken column does not bury everything else."""
+    run = RunBuilder(root=tmp_path / "run", batches=tuple(range(10, 1001, 10)), formats=("csv",)).write()
+    spoil = lambda lines: [lines[0], *(f"{line.rpartition(',')[0]},-1" for line in lines[1:])]  # noqa: E731  # used once
+    edit_lines(run / "telemetry/learning_rates.csv", spoil)
+    violations = [found for found in validate_run(run) if found.rule == "values.range"]
+    assert len(violations) == MAX_LISTED + 1
+    assert violations[-1].message.startswith("80 more")
+    assert violations[-1].row is None
+
+
+@pytest.mark.parametrize("ignore", [["files.csv-parquet"], ["files"]], ids=str)
+def test_ignored_rules_may_be_broken(ignore: Sequence[str], tmp_path: Path) -> None:
+    """A rule is ignored by its id, or with its family."""
+    run = RunBuilder(root=tmp_path / "run").write()
+    set_field(run / "telemetry/steps.csv", 2, "loss", "0.5")
+    assert validate_run(run)
+    assert validate_run(run, ignore=ignore) == []
+
+
+def test_ignoring_an_unknown_rule_names_the_nearest(tmp_path: Path) -> None:
+    """A mistyped id would otherwise ignore nothing, silently."""
+    run = RunBuilder(root=tmp_path / "run").write()
+    with pytest.raises(MisuseError, match=r"norms\.head-sum"):
+        validate_run(run, ignore=["norms.headsum"])
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    """An empty directory is a wrong path, not a run with violations."""
+    with pytest.raises(NotARunError, match=r"manifest\.json"):
+        validate_run(tmp_path)
+
+
+def test_predictions_alone_are_a_run(tmp_path: Path) -> None:
+    """A loop with telemetry switched off still writes predictions, of whatever sets."""
+    layout = RunLayout(tmp_path)
+    for name in ("val", "val_ema", "test"):
+        write_parquet(layout.epoch_predictions(0, name), prediction_rows([1, 2, 3], seed=1))
+    assert validate_run(tmp_path) == []
+
+
+def test_real_predictions_are_clean(tmp_path: Path) -> None:
+    """25,548 real images keep the rules, means from integer votes included."""
+    source = AVA / "real_val_predictions.parquet"
+    if not source.exists():
+        pytest.skip(f"{AVA} is not here: real AVA predictions are not redistributed")
+    target = RunLayout(tmp_path).epoch_predictions(0)
+    target.parent.mkdir()
+    shutil.copy(source, target)
+    assert validate_run(tmp_path) == []
+
+
+def test_rule_ids_are_unique_families_and_names() -> None:
+    """Scripts ignore rules by these ids."""
+    ids = [rule.id for rule in RULES]
+    assert len(ids) == len(set(ids))
+    assert all(part.replace("-", "").isalpha() for rule_id in ids for part in rule_id.split(".", 1))
+    assert all(rule.sentence.endswith(".") for rule in RULES)
+
+
+def test_validating_changes_nothing(tmp_path: Path) -> None:
+    """Validation only reads: a run that another process writes is not disturbed."""
+    run = RunBuilder(root=tmp_path / "run", status="running").write()
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
+    validate_run(run)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()} == before

@@ -1,0 +1,165 @@
+"""`ava-pipeline validate`: what it prints, and its exit status."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ava_pipeline.cli import app
+from ava_pipeline.validate.validate import RULES
+from tests.validate.building import RunBuilder
+from tests.validate.damaging import set_field
+
+
+def validate(*arguments: str | Path) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(app, ["validate", *map(str, arguments)])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that is clean."""
+    return RunBuilder(root=tmp_path / "run").write()
+
+
+@pytest.fixture
+def broken_run(run: Path) -> Path:
+    """A run with one wrong field."""
+    set_field(run / "telemetry/steps.csv", 3, "loss", "0.5")
+    return run
+
+
+def test_a_clean_run_says_so(run: Path) -> None:
+    """Exit status 0, and one line."""
+    result = validate(run)
+    assert (result.exit_code, result.stdout) == (0, f"{run}: clean.\n")
+
+
+def test_each_violation_is_a_line(broken_run: Path) -> None:
+    """`file:row column: message [rule]`, then a summary, and exit status 1."""
+    result = validate(broken_run)
+    violation, summary = result.stdout.splitlines()
+    assert violation.startswith("telemetry/steps.csv:3 loss: 0.5 here, 0.01 in row 3 of steps.parquet.")
+    assert violation.endswith("[files.csv-parquet]")
+    assert summary == f"{broken_run}: not clean (1 error)."
+    assert result.exit_code == 1
+
+
+def test_json_is_for_programs(broken_run: Path) -> None:
+    """By path; each field of a violation under its own name."""
+    result = validate(broken_run, "--json")
+    told = json.loads(result.stdout)[str(broken_run)]
+    assert (told["clean"], result.exit_code) == (False, 1)
+    (violation,) = told["violations"]
+    assert violation.pop("message")
+    assert violation == {
+        "rule": "files.csv-parquet",
+        "severity": "error",
+        "file": "telemetry/steps.csv",
+        "row": 3,
+        "column": "loss",
+        "value": "0.5",
+    }
+
+
+def test_many_runs_and_files_in_one_call(broken_run: Path, tmp_path: Path) -> None:
+    """Each is told under its path; one that is not clean fails them all."""
+    clean = RunBuilder(root=tmp_path / "clean").write()
+    file = clean / "telemetry/steps.csv"
+    result = validate(clean, broken_run, file, "--json")
+    told = json.loads(result.stdout)
+    assert {path: one["clean"] for path, one in told.items()} == {
+        str(clean): True,
+        str(broken_run): False,
+        str(file): True,
+    }
+    assert result.exit_code == 1
+    assert validate(clean, file).stdout.splitlines() == [f"{clean}: clean.", f"{file}: clean."]
+
+
+def test_one_that_is_no_run_costs_the_others_nothing(broken_run: Path, tmp_path: Path) -> None:
+    """As `outputs/ava/*` finds a note or an empty folder: it is told, and the worst status is that of the call."""
+    (tmp_path / "empty").mkdir()
+    clean = RunBuilder(root=tmp_path / "clean").write()
+    result = validate(clean, tmp_path / "empty", broken_run, "--json")
+    told = json.loads(result.stdout)
+    assert [one["clean"] for one in told.values()] == [True, None, False]
+    assert "telemetry/manifest.json" in told[str(tmp_path / "empty")]["problem"]
+    assert result.exit_code == 2
+    result = validate(tmp_path / "empty", clean)
+    assert (result.exit_code, result.stdout) == (2, f"{clean}: clean.\n")
+
+
+def test_what_a_file_holds_moves_no_cursor(run: Path) -> None:
+    """A violation stays a line, and nothing in it is acted upon by a terminal."""
+    set_field(run / "telemetry/steps.csv", 3, "loss", "\x1b[31mred")
+    result = validate(run)
+    assert "\x1b" not in result.stdout
+    assert "\\x1b[31mred" in result.stdout
+
+
+def test_a_table_is_named_for_a_single_file_only(run: Path) -> None:
+    """Rather than ignored."""
+    result = validate(run, "--table", "steps")
+    assert result.exit_code == 2
+    assert "leave --table out" in result.stderr
+
+
+def test_a_file_of_no_table_asks_for_its_name(tmp_path: Path) -> None:
+    """Wrong usage, with what to say and the names there are."""
+    path = tmp_path / "x.csv"
+    path.write_text("batch_idx,epoch,a\n1,0,2.5\n")
+    result = validate(path)
+    assert result.exit_code == 2
+    assert "--table" in result.stderr
+    assert validate(path, "--table", "gradient_norms").exit_code == 0
+    assert "gradient_norms" in validate(path, "--table", "norms").stderr
+
+
+def test_ignored_rules_may_be_broken(broken_run: Path) -> None:
+    """`--ignore` can stand several times."""
+    assert validate(broken_run, "--ignore", "files.csv-parquet", "--ignore", "rows").exit_code == 0
+
+
+@pytest.mark.parametrize(("options", "status"), [([], 0), (["--strict"], 1)], ids=str)
+def test_warnings_count_under_strict_alone(options: Sequence[str], status: int, run: Path) -> None:
+    """A leftover is worth a line, and fails nothing unless it is asked to."""
+    (run / "telemetry/old.csv.partial").touch()
+    result = validate(run, *options)
+    assert (result.exit_code, "files.leftover" in result.stdout) == (status, True)
+
+
+def test_an_unknown_rule_is_wrong_usage(run: Path) -> None:
+    """A mistyped id is told with the nearest one."""
+    result = validate(run, "--ignore", "norms.headsum")
+    assert result.exit_code == 2
+    assert "norms.head-sum" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["foo", "normal", "all"])
+def test_a_rule_like_no_other_gets_no_guess(name: str, run: Path) -> None:
+    """A hint that is far off misleads."""
+    result = validate(run, "--ignore", name)
+    assert result.exit_code == 2
+    assert "did you mean" not in result.stderr
+    assert "--rules" in result.stderr
+
+
+def test_the_rules_are_listed_without_a_run() -> None:
+    """Every id, with what a run that keeps it is like."""
+    lines = validate("--rules").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [rule.id for rule in RULES]
+    assert all(rule.sentence in line for rule, line in zip(RULES, lines, strict=True))
+
+
+def test_no_run_is_wrong_usage_in_one_sentence(tmp_path: Path) -> None:
+    """Exit status 2, what was given, what a run looks like, and no traceback."""
+    command = [sys.executable, "-m", "ava_pipeline", "validate", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "telemetry/manifest.json" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,318 @@
+"""A running job followed in the terminal."""
+
+import fcntl
+import os
+import platform
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from select import select
+
+import numpy as np
+import pyte
+import pytest
+from rich.console import Console
+
+from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import read_manifest, utc_now, write_manifest
+from ava_pipeline.read.arrays import integers
+from ava_pipeline.read.run import open_run
+from ava_pipeline.read.status import status_now
+from ava_pipeline.watch.live_run import NUM_KEPT, LiveRun
+from ava_pipeline.watch.view import BARS, sparkline, view
+from tests.report.reported import crashed, every_batch, faulty
+from tests.validate.building import NOW, RunBuilder
+from tests.write.feeding import PlainMeasure, Room, leave_as_killed
+
+_COLUMNS, _LINES = 100, 40
+_DEADLINE_S = 150
+
+
+class Terminal:
+    """A pseudo-terminal with a process in it, and what can be read on its screen."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", descriptor: int, columns: int, lines: int) -> None:
+        self.process = process
+        self.descriptor = descriptor
+        self._screen = pyte.Screen(columns, lines)
+        self._stream = pyte.ByteStream(self._screen)
+
+    @property
+    def text(self) -> str:
+        """All lines."""
+        return "\n".join(self._screen.display)
+
+    def read_until(self, is_so: Callable[[str], bool]) -> None:
+        """Read what the process writes, piece by piece, until the screen shows all that is asked for."""
+        while not is_so(self.text):
+            assert self._read(), self.text
+
+    def read_to_end(self) -> int:
+        """Read until the process is gone, since one that writes to a full terminal does not end; its exit status."""
+        while self._read():
+            pass
+        return self.process.wait(_DEADLINE_S)
+
+    def _read(self) -> bool:
+        ready, _, _ = select([self.descriptor], [], [], _DEADLINE_S)
+        assert ready, f"nothing new on the screen:\n{self.text}"
+        try:
+            self._stream.feed(os.read(self.descriptor, 65536))
+        except OSError:  # the process ended and its terminal is gone
+            return False
+        return True
+
+
+@contextmanager
+def watching(root: Path, columns: int = _COLUMNS, lines: int = _LINES) -> Iterator[Terminal]:
+    """`ava-pipeline watch` in a terminal of its own."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    command = [sys.executable, "-m", "ava_pipeline", "watch", str(root), "--interval", "0.1"]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "", "LINES": ""}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        try:
+            yield Terminal(process, ours, columns, lines)
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def be_gone(root: Path) -> None:
+    """Let the manifest name a process of this host that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    path = RunLayout(root).manifest
+    manifest = read_manifest(path)
+    manifest.attempt.pid, manifest.attempt.host = ended.pid, platform.node()
+    write_manifest(path, manifest)
+
+
+def test_a_run_is_followed_through_a_crash_and_a_resume_to_its_end(tmp_path: Path) -> None:
+    """New rows appear, the crash and the resume are told, and the end ends it with status 0 and a last picture."""
+    root = tmp_path / "run"
+    first = Room(root)
+    first.write(range(1, 31))
+    with watching(root) as terminal:
+        terminal.read_until(lambda text: all(word in text for word in ("running", "batch 30", "overall")))
+        first.write(range(31, 41))
+        terminal.read_until(lambda text: "batch 40" in text)
+        leave_as_killed(first)
+        be_gone(root)
+        terminal.read_until(lambda text: "killed" in text and "Waiting until it is resumed" in text)
+        second = Room(root, resumed_from=20)
+        second.write(range(21, 26))
+        terminal.read_until(lambda text: all(word in text for word in ("running", "attempt 2", "batch 25")))
+        second.close()
+        assert terminal.read_to_end() == 0
+        assert "Nothing more will come." in terminal.text
+        assert "batch 25" in terminal.text
+
+
+def test_ctrl_c_leaves_the_run_alone(tmp_path: Path) -> None:
+    """Status 0, the last picture stays, no traceback."""
+    room = Room(tmp_path / "run")
+    room.write(range(1, 6))
+    with watching(tmp_path / "run") as terminal:
+        terminal.read_until(lambda text: "batch 5" in text)
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.read_to_end() == 0
+        assert "latest events" in terminal.text
+        assert "Traceback" not in terminal.text
+    room.close()
+
+
+def eventful(root: Path) -> Path:
+    """A running run with findings whose sentences are longer than any line."""
+    told = [
+        Event(
+            event="spike",
+            severity="warning",
+            message="overall spiked to 1e+06, 3.35e+05 times the median. Look at the samples of this batch: labels, "
+            "decoding, normalisation. Samples of batch 80: " + ", ".join(f"image-{number}.jpg" for number in range(20)),
+            batch_idx=batch,
+            batch_idx_end=batch,
+            epoch=0,
+            column="overall",
+        )
+        for batch in (10, 50, 80)
+    ]
+    builder = RunBuilder(root=root, batches=range(1, 121), attempts=every_batch(), status="running", events=told)
+    builder.heartbeat_utc = utc_now()
+    builder.attempts[0].pid, builder.attempts[0].host = os.getpid(), platform.node()
+    return builder.write()
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (50, 24), (50, 40)])
+def test_a_small_terminal_shows_every_event_and_the_newest_rows(columns: int, lines: int, tmp_path: Path) -> None:
+    """A line an event, without what to try; of rows the newest, and no number cut into another one."""
+    with watching(eventful(tmp_path / "run"), columns, lines) as terminal:
+        terminal.read_until(lambda text: "loss" in text)
+        found = [line.rstrip() for line in terminal.text.splitlines()]
+        first = found.index("latest events") + 1
+        assert [line[:15] for line in found[first : first + 3]] == [f"batch {batch}  spike" for batch in (80, 50, 10)]
+        assert not [line for line in found if "Look at" in line]
+        rates = next(line for line in found if line.startswith("lr_group_0"))
+        bars = "".join(letter for letter in rates if letter in BARS)
+        assert bars == sparkline(1e-4 / np.arange(1, 121), np.zeros(120, dtype=bool), len(bars))
+        assert len(bars) >= 16
+        assert rates.endswith("8.33e-07 … 0.0001" if columns == 80 else bars)
+
+
+def test_tables_share_the_lines_that_there_are(tmp_path: Path) -> None:
+    """Of the longest fewer columns are shown, and it is said how many are not; without a terminal all are."""
+    watched = LiveRun(open_run(eventful(tmp_path / "run")))
+    watched.look(utc_now())
+    for height in (17, 20, 40):
+        lines = shown(watched, height).splitlines()
+        assert len(lines) <= height
+        assert all(any(line.startswith(name) for line in lines) for name in ("overall", "lr_group_0", "loss"))
+    assert re.search(r"^gradient norm +last +[34] more", shown(watched, 18), re.MULTILINE)
+    assert "mlp_layer_3" in shown(watched)
+
+
+def shown(watched: LiveRun, height: int | None = None) -> str:
+    """The view as text."""
+    console = Console(width=_COLUMNS, file=open(os.devnull, "w"), record=True)  # noqa: PTH123, SIM115  # closed below
+    console.print(view(watched, utc_now(), _COLUMNS, height))
+    console.file.close()
+    return console.export_text()
+
+
+def batches(watched: LiveRun, table: str = "norms") -> list[int]:
+    """The batches of the rows that are kept."""
+    rows = watched.tables[table].rows
+    return [] if rows is None else integers(rows, "batch_idx").tolist()
+
+
+def test_only_what_is_new_is_read(tmp_path: Path) -> None:
+    """Of a long table its end, and then whole lines as they come."""
+    room = Room(tmp_path / "run")
+    room.files.open(room.channel.stats())
+    path = RunLayout(tmp_path / "run").csv("norms")
+    with path.open("a") as file:
+        file.writelines(f"{batch},0,{batch}.0,0.5\n" for batch in range(1, 100_001))
+    watched = LiveRun(open_run(tmp_path / "run"))
+    watched.look(utc_now())
+    assert batches(watched) == list(range(100_001 - NUM_KEPT, 100_001))
+    with path.open("a") as file:
+        file.write("100001,0,1.0,0.5\n100002,0,1.")
+    tail = watched._tails["norms"]
+    assert tail.look().rows["batch_idx"].to_pylist() == [100_001]
+    with path.open("a") as file:
+        file.write("25,0.5\n")
+    assert tail.look().rows.to_pylist()[0]["overall"] == 1.25
+    assert tail.look().rows.num_rows == 0
+    room.close()
+
+
+def test_a_file_that_was_cut_and_written_on_is_read_anew(tmp_path: Path) -> None:
+    """Even where it is as long as before."""
+    room = Room(tmp_path / "run")
+    room.write(range(1, 9))
+    watched = LiveRun(open_run(tmp_path / "run"))
+    watched.look(utc_now())
+    path = RunLayout(tmp_path / "run").csv("norms")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:5], *(line.replace(",0.5", ",0.7") for line in lines[5:])]))
+    watched.look(utc_now())
+    rows = watched.tables["norms"].rows
+    assert rows is not None
+    assert rows["head"].to_pylist() == pytest.approx([0.5] * 4 + [0.7] * 4)
+    room.close()
+
+
+def test_a_resumed_run_may_measure_other_columns(tmp_path: Path) -> None:
+    """Those of the new attempt are shown."""
+    first = Room(tmp_path / "run")
+    first.write(range(1, 6))
+    watched = LiveRun(open_run(tmp_path / "run"))
+    watched.look(utc_now())
+    leave_as_killed(first)
+    second = Room(tmp_path / "run", resumed_from=5, measure=PlainMeasure(columns=("overall", "tail")))
+    second.write(range(6, 9))
+    watched.look(utc_now())
+    assert not watched.trouble
+    assert "tail" in shown(watched)
+    assert batches(watched) == list(range(1, 9))
+    second.close()
+
+
+def test_a_file_whose_header_is_being_written_has_no_rows(tmp_path: Path) -> None:
+    """They come with the rest of it."""
+    root = RunBuilder(root=tmp_path / "run", batches=range(1, 6), formats=("csv",)).write()
+    path = RunLayout(root).csv("gradient_norms")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:9])
+    watched = LiveRun(open_run(root))
+    watched.look(utc_now())
+    assert batches(watched, "gradient_norms") == []
+    path.write_bytes(whole)
+    watched.look(utc_now())
+    assert batches(watched, "gradient_norms") == [1, 2, 3, 4, 5]
+
+
+def test_a_run_without_csv_is_followed_in_its_journal(tmp_path: Path) -> None:
+    """And its rows are there once more rows are."""
+    RunBuilder(root=tmp_path / "run", batches=range(1, 61), status="running", formats=("parquet",)).write()
+    watched = LiveRun(open_run(tmp_path / "run"))
+    watched.look(utc_now())
+    watched.look(utc_now())
+    assert batches(watched, "gradient_norms") == list(range(1, 61))
+
+
+def test_a_crashed_run_is_called_killed(tmp_path: Path) -> None:
+    """At once where its process was of this host, else when it was silent for long."""
+    root = crashed(tmp_path / "run")
+    manifest = read_manifest(RunLayout(root).manifest)
+    assert status_now(manifest, NOW) == "running"
+    assert status_now(manifest, NOW + timedelta(minutes=3)) == "killed"
+    be_gone(root)
+    assert status_now(read_manifest(RunLayout(root).manifest), NOW) == "killed"
+
+
+def test_what_a_run_is_called_moves_no_cursor(tmp_path: Path) -> None:
+    """Names and messages come from anywhere; what a terminal would act upon is shown instead."""
+    root = RunBuilder(root=tmp_path / "\x1b[2Jrun\x07", batches=range(1, 6), attempts=every_batch()).write()
+    watched = LiveRun(open_run(root))
+    watched.look(utc_now())
+    assert "\\x1b[2Jrun\\x07" in shown(watched)
+    assert "\x1b" not in shown(watched)
+
+
+def test_what_cannot_be_read_is_told_and_tried_again(tmp_path: Path) -> None:
+    """As while a resumed run moves its files."""
+    root = faulty(tmp_path / "run")
+    watched = LiveRun(open_run(root))
+    path = RunLayout(root).manifest
+    path.rename(tmp_path / "manifest")
+    watched.look(utc_now())
+    assert "does not exist" in shown(watched).replace("\n", " ")
+    assert not watched.is_finished
+    (tmp_path / "manifest").rename(path)
+    watched.look(utc_now())
+    assert "not exist" not in shown(watched)
+    assert watched.is_finished
+
+
+def test_a_sparkline_tells_numbers_apart_from_what_is_none() -> None:
+    """Logarithmic, the greatest of each stretch; ! not finite, _ nought, empty where nothing was measured."""
+    none = np.zeros(8, dtype=bool)
+    values = np.array([1, 10, 100, 1000, np.nan, np.inf, 0, 0])
+    assert sparkline(values, none, 8) == "▁▃▆█!!__"
+    assert sparkline(values, none, 4) == "▃█!_"
+    assert sparkline(values, ~none, 3) == "   "
+    assert sparkline(np.array([2.0]), none[:1], 5) == "▅"
+    assert sparkline(np.array([]), none[:0], 5) == ""

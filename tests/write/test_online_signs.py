@@ -1,0 +1,233 @@
+"""The signs on line: told when they appear and when they go, over a bounded window, without costing a row."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.finding import Finding
+from ava_pipeline.signs import registry
+from ava_pipeline.signs.evidence import Evidence
+from ava_pipeline.signs.thresholds import Thresholds
+from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.online_signs import MAX_NEW_ROWS, WINDOW_ROWS, OnlineSigns
+from ava_pipeline.write.pending import PendingStep
+from tests.signs.rows import EVERY, GROUPS, Columns, columns, evidence
+
+NORMS = ("overall", "trunk", "top", "first", "second")
+
+
+class KeptLog(EventLog):
+    """An event log that keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("run"))
+        self.events: list[Event] = []
+
+    def add(self, event: Event) -> None:
+        """Keep it, and log as always."""
+        self.events.append(event)
+        super().add(event)
+
+    def end(self, event: Event) -> None:
+        """Keep it, and log as always."""
+        self.events.append(event)
+        super().end(event)
+
+
+class Feed:
+    """A watch that is given rows block by block."""
+
+    def __init__(self, given: Columns, *, clock_step_s: float = 1.0) -> None:
+        self.log = KeptLog()
+        self.told: list[Finding] = []
+        self._now = 0.0
+        self._clock_step_s = clock_step_s
+        self.watch = OnlineSigns(GROUPS, Thresholds(), self.log, self.told.append, clock=lambda: self._now)
+        self._run = evidence(given)
+        self._next = 0
+
+    def rows(self, num_rows: int, *, samples: bool = True, look: bool = True) -> None:
+        """Hand the next rows over, as the worker does."""
+        self._now += self._clock_step_s
+        first, self._next = self._next, self._next + num_rows
+        tables = {"gradient_norms": self._run.norms, "learning_rates": self._run.rates, "steps": self._run.steps}
+        for name, figures in tables.items():
+            for batch in figures.rows.slice(first, num_rows).to_batches():
+                self.watch.take(name, batch)
+        self.watch.remember([pending(row, samples=samples) for row in range(first, self._next)])
+        if look:
+            self.watch.look()
+
+    @property
+    def signs(self) -> list[str]:
+        """Of what was told, in order."""
+        return [finding.sign for finding in self.told]
+
+
+class Nothing:
+    """No numbers."""
+
+    def read(self) -> list[object]:
+        """None."""
+        return []
+
+
+def pending(row: int, *, samples: bool) -> PendingStep:
+    """The step of one row."""
+    batch = (row + 1) * EVERY
+    return PendingStep(batch, 0, Nothing(), (), sample_ids=[f"{batch}a", f"{batch}b"] if samples else None)  # type: ignore[arg-type]  # never read
+
+
+def changed(first: int, last: int, by: float, names: Sequence[str] = NORMS, num_rows: int = 400) -> Columns:
+    """Healthy columns, some of them multiplied over some rows."""
+    given = columns(num_rows)
+    for name in names:
+        given[name][first:last] *= by
+    return given
+
+
+def test_a_state_is_told_when_it_appears_and_when_it_goes(caplog: pytest.LogCaptureFixture) -> None:
+    """One event and one warning each, however many blocks it lasts; the callback hears of its coming."""
+    feed = Feed(changed(100, 200, 1e-6, ["trunk"]))
+    with caplog.at_level(logging.WARNING, "ava_pipeline"):
+        for _ in range(40):
+            feed.rows(10)
+    assert feed.signs == ["backbone-not-learning"]
+    appeared, gone = feed.log.events
+    assert (appeared.event, appeared.severity, appeared.column) == ("backbone_not_learning", "warning", "trunk")
+    assert appeared.batch_idx == 101 * EVERY
+    assert "Samples" not in appeared.message
+    assert feed.told[0].sample_ids == ()
+    assert (gone.event, gone.severity, gone.column) == ("backbone_not_learning", "info", "trunk")
+    assert 200 * EVERY < gone.batch_idx <= 240 * EVERY
+    assert len(caplog.records) == 2
+    assert "gone, after" in caplog.records[1].getMessage()
+
+
+def test_a_state_that_comes_again_is_told_again(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged anew too."""
+    given = changed(100, 150, 1e-6, ["trunk"])
+    given["trunk"][250:300] *= 1e-6
+    feed = Feed(given)
+    with caplog.at_level(logging.WARNING, "ava_pipeline"):
+        for _ in range(40):
+            feed.rows(10)
+    assert feed.signs == ["backbone-not-learning"] * 2
+    assert len(caplog.records) == 4
+
+
+def test_a_spike_names_the_samples_of_its_batch() -> None:
+    """In the event's text, and in the finding for the callback; it is told once."""
+    feed = Feed(changed(120, 121, 100.0))
+    for _ in range(20):
+        feed.rows(20)
+    (finding,) = feed.told
+    assert (finding.sign, finding.batch_idx, finding.sample_ids) == ("spike", 1210, ("1210a", "1210b"))
+    (event,) = feed.log.events
+    assert event.event == "spike"
+    assert event.message.endswith("Samples of batch 1210: 1210a, 1210b.")
+
+
+def test_what_is_not_finite_is_called_back_and_not_told_twice() -> None:
+    """The measures write its event by themselves."""
+    feed = Feed(changed(120, 125, float("nan"), ["overall"]))
+    for _ in range(20):
+        feed.rows(20)
+    (finding,) = feed.told
+    assert (finding.sign, finding.batch_idx, finding.sample_ids) == ("non-finite", 1210, ("1210a", "1210b"))
+    assert feed.log.events == []
+
+
+def test_what_stays_not_finite_is_called_back_again_as_an_error() -> None:
+    """Once as it comes, and once when it lasts, however many rows follow."""
+    feed = Feed(changed(120, 400, float("nan")))
+    for _ in range(400):
+        feed.rows(1)
+    assert [(one.sign, one.severity, one.batch_idx) for one in feed.told] == [
+        ("non-finite", "warning", 1210),
+        ("non-finite", "error", 1210),
+    ]
+
+
+def test_what_a_grad_scaler_does_not_heal_is_called_back_and_written() -> None:
+    """Steps that it skips while it looks for its scale are neither."""
+    given = changed(0, 5, float("inf"))
+    for name in NORMS:
+        given[name][300:] = float("nan")
+    given["loss_scale"] = [2.0 ** max(20 - row, 15) for row in range(400)]
+    feed = Feed(given)
+    for _ in range(400):
+        feed.rows(1)
+    assert [(one.sign, one.severity, one.batch_idx) for one in feed.told] == [("non-finite", "error", 3010)]
+    assert [(one.event, one.severity, one.batch_idx) for one in feed.log.events] == [("non_finite", "warning", 3010)]
+
+
+def test_a_warm_restart_of_a_long_schedule_is_no_jump_and_a_leap_beyond_it_is() -> None:
+    """However long ago the highest rate left the window."""
+    period, num_rows = 3000, 7000
+    given = columns(num_rows)
+    given["lr_group_0"] = 1e-4 * 0.5 * (1 + np.cos(np.pi * (np.arange(num_rows) % period) / period))
+    feed = Feed(given)
+    for _ in range(num_rows // 100):
+        feed.rows(100)
+    assert feed.told == []
+    given["lr_group_0"][6500:] *= 1000
+    feed = Feed(given)
+    for _ in range(num_rows // 100):
+        feed.rows(100)
+    assert [(one.sign, one.batch_idx) for one in feed.told] == [("learning-rate-jump", 6501 * EVERY)]
+
+
+def test_memory_is_bounded_however_many_rows_come() -> None:
+    """After each look a window is left, whatever came before."""
+    feed = Feed(columns(6000))
+    for _ in range(60):
+        feed.rows(100)
+        held = feed.watch._rows["gradient_norms"]
+        assert sum(batch.num_rows for batch in held) <= WINDOW_ROWS
+    assert sum(batch.get_total_buffer_size() for batch in held) < 10 * WINDOW_ROWS * 8 * 7
+    assert len(feed.watch._steps) == 0
+
+
+def test_a_busy_writer_is_looked_at_only_when_rows_would_leave_the_window_unseen() -> None:
+    """While the clock stands still only so many rows are waited for, and none of them is passed over."""
+    given = changed(500, 501, 100.0, num_rows=3 * MAX_NEW_ROWS)
+    feed = Feed(given, clock_step_s=0.0)
+    feed.watch._rests_until = 1.0
+    feed.rows(MAX_NEW_ROWS - 1)
+    assert feed.told == []
+    feed.rows(1)
+    assert feed.signs == ["spike"]
+    feed.rows(10)
+    feed.watch.look(is_last=True)
+    assert feed.signs == ["spike"]
+
+
+def test_a_rule_that_fails_ends_the_watching_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged once with its traceback; rows and memory are not touched."""
+
+    def broken(run: Evidence, limits: Thresholds) -> list[Finding]:
+        raise ZeroDivisionError("a rule of no use")
+
+    monkeypatch.setattr(registry, "RULES", (broken,))
+    feed = Feed(columns(400))
+    for _ in range(4):
+        feed.rows(100, samples=True)
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+    assert feed.told == []
+    assert feed.watch._rows["gradient_norms"] == []
+    assert feed.watch._steps == {}
+
+
+def test_tables_that_signs_do_not_read_are_left_alone() -> None:
+    """A measure of one's own is no business of the watch."""
+    feed = Feed(columns(10))
+    feed.watch.take("weights", pa.record_batch({"batch_idx": pa.array([1])}))
+    assert set(feed.watch._rows) == {"gradient_norms", "learning_rates", "steps"}

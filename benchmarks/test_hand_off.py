@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ava_pipeline.bench.steps import NUM_CALLS, OF_EMPTY_CALL, works_not_collected
+from ava_pipeline.bench.steps import NUM_CALLS, OF_EMPTY_CALL, uncollected_works
 from ava_pipeline.bench.workload import Workload
 from ava_pipeline.write.channel import Channel
 from benchmarks.judging import Bench
@@ -14,7 +14,7 @@ from benchmarks.judging import Bench
 @pytest.mark.gate
 def test_a_step_not_collected_over_an_empty_call(bench: Bench, workload: Workload, tmp_path: Path) -> None:
     """A counter and a comparison."""
-    works = works_not_collected(workload, tmp_path)
+    works = uncollected_works(workload, tmp_path)
     bench.judge(bench.ratio(works["step"], works["empty"]), OF_EMPTY_CALL)
 
 

@@ -12,7 +12,7 @@ from ava_pipeline.bench.steps import (
     STEP_OF_READING,
     STEP_OF_TOTAL_NORM,
     references,
-    works_of_short_gradients,
+    short_gradient_works,
 )
 from ava_pipeline.bench.workload import Workload, collector
 from benchmarks.judging import Bench
@@ -47,7 +47,7 @@ def test_the_pass_over_reading_once(bench: Bench, workload: Workload) -> None:
 @pytest.mark.gate
 def test_everything_but_the_pass(bench: Bench, workload: Workload, tmp_path: Path) -> None:
     """Measures, staging and hand-off, in microseconds."""
-    with works_of_short_gradients(len(workload.gradients()), tmp_path) as works:
+    with short_gradient_works(len(workload.gradients()), tmp_path) as works:
         times_s = bench.in_turn(works, _ROUNDS_OF_SHORT)
     bench.judge(float(np.median(times_s["step"] - times_s["pass"])) * 1e6, REST_US)
 

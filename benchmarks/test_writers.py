@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ava_pipeline.bench.writing import GROWTH_MB, STEPS_PER_S, TABLES, write_rows_elsewhere
+from ava_pipeline.bench.writing import GROWTH_MB, STEPS_PER_S, TABLES, write_rows_in_subprocess
 from ava_pipeline.write.writers import CsvWriter, MemoryWriter, ParquetWriter, Writer
 from benchmarks.judging import Bench, Sizes
 
@@ -50,6 +50,6 @@ def test_a_writer_over_keeping_in_memory(bench: Bench, kind: str, tmp_path: Path
 @pytest.mark.gate
 def test_csv_and_parquet_validated(bench: Bench, sizes: Sizes, tmp_path: Path) -> None:
     """A row in each of three tables a step, through the channel, in memory that does not grow."""
-    found = bench.show(lambda: write_rows_elsewhere(tmp_path, sizes.num_rows))
+    found = bench.show(lambda: write_rows_in_subprocess(tmp_path, sizes.num_rows))
     bench.judge(float(np.median(found.steps_per_s)), STEPS_PER_S, name="steps_per_s")
     bench.judge(found.growth_bytes / 1e6, GROWTH_MB, name="growth_mb")

@@ -126,11 +126,7 @@ def bench_command(  # noqa: PLR0913  # each is an option of the command line
 def _measure(options: Options, json_file: Path | None, plot_file: Path | None) -> None:
     _need_torch()
     from ava_pipeline.bench.measure import measure  # noqa: PLC0415  # the other commands work without torch
-    from ava_pipeline.bench.report import (  # noqa: PLC0415
-        need_matplotlib,
-        show,
-        write_plot,
-    )
+    from ava_pipeline.bench.report import need_matplotlib, print_report, write_plot  # noqa: PLC0415
 
     if plot_file is not None:
         need_matplotlib()
@@ -139,7 +135,7 @@ def _measure(options: Options, json_file: Path | None, plot_file: Path | None) -
         report.write(json_file)
     if plot_file is not None:
         write_plot(report, plot_file)
-    show(report, Console())
+    print_report(report, Console())
 
 
 def _spacings(every: list[int] | None, more: list[int] | None) -> tuple[int, ...]:

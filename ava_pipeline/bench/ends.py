@@ -1,4 +1,4 @@
-"""What a run pays once, and how late a row is: import, first step, closing, lag."""
+"""Costs that a run pays once (import, first step, close), and the lag between `step()` and the file."""
 
 import subprocess
 import sys
@@ -21,17 +21,19 @@ from ava_pipeline.contract.layout import RunLayout
 
 IMPORT_S = Target(0.1)
 _MOST_ROUNDS = 11
+_STEP_INTERVAL_S = 0.02
+_POLL_INTERVAL_S = 0.002
 
 
-def works_import() -> dict[str, Work]:
-    """A fresh interpreter that imports the package, and one that does nothing."""
+def import_works() -> dict[str, Work]:
+    """Work that starts an interpreter which imports the package, and work that starts one which does nothing."""
     return {name: _Interpreter(code) for name, code in (("import", "import ava_pipeline"), ("bare", "pass"))}
 
 
 def measure_import(setting: Setting) -> list[Result]:
-    """Start both in turn."""
+    """Measure `import ava_pipeline` beyond the start of the interpreter."""
     num_rounds = min(setting.options.steps, _MOST_ROUNDS)
-    times_s = interleaved(works_import(), setting.track(num_rounds, "import ava_pipeline"))
+    times_s = interleaved(import_works(), setting.track(num_rounds, "import ava_pipeline"))
     return [
         Result(
             name="import",
@@ -39,18 +41,19 @@ def measure_import(setting: Setting) -> list[Result]:
             unit="s",
             estimate=median(times_s["import"] - times_s["bare"]),
             target=IMPORT_S,
-            raw={f"{name}_s": float(np.median(of_it)) for name, of_it in times_s.items()},
+            raw={f"{name}_s": float(np.median(samples)) for name, samples in times_s.items()},
         )
     ]
 
 
 def measure_ends(setting: Setting) -> list[Result]:
-    """Open and close a run of one row several times, each in a folder of its own."""
+    """Start and close a run of one row several times, each in a new folder."""
     workload = Workload(setting.options)
     workload.backward()
     num_rounds = min(setting.options.steps, _MOST_ROUNDS)
     rows = [
-        _one_run(workload, setting.folder / f"ends_{one}") for one in setting.track(num_rounds, "start-up and close")
+        _time_one_run(workload, setting.folder / f"ends_{number}")
+        for number in setting.track(num_rounds, "start-up and close")
     ]
     titles = {
         "start_up": "start-up: constructor to the end of the first collected step()",
@@ -58,12 +61,12 @@ def measure_ends(setting: Setting) -> list[Result]:
         "close": "close()",
     }
     return [
-        Result(name=name, title=title, unit="ms", estimate=median(np.array(of_it)).times(1e3))
-        for (name, title), of_it in zip(titles.items(), zip(*rows, strict=True), strict=True)
+        Result(name=name, title=title, unit="ms", estimate=median(np.array(samples)).times(1e3))
+        for (name, title), samples in zip(titles.items(), zip(*rows, strict=True), strict=True)
     ]
 
 
-def _one_run(workload: Workload, folder: Path) -> tuple[float, float, float]:
+def _time_one_run(workload: Workload, folder: Path) -> tuple[float, float, float]:
     optimizer = workload.optimizer()
     start_s = perf_counter()
     telemetry = collector(workload, optimizer, folder, 1)
@@ -76,20 +79,16 @@ class _Interpreter:
         self._command = [sys.executable, "-c", code]
 
     def __call__(self) -> None:
-        subprocess.run(self._command, check=True)  # noqa: S603  # this interpreter, and code from above
-
-
-_BETWEEN_STEPS_S = 0.02
-_BETWEEN_LOOKS_S = 0.002
+        subprocess.run(self._command, check=True)  # noqa: S603  # this interpreter and constant code
 
 
 def measure_lag(setting: Setting) -> list[Result]:
-    """Step a small model fifty times a second at the default flush interval, and watch the file."""
+    """Step a small model fifty times a second at the default flush interval, and poll its CSV file."""
     folder = setting.folder / "lag"
     rounds = setting.track(3 * setting.options.steps, "lag from step() to file")
-    with _watched(RunLayout(folder).csv("gradient_norms")) as seen_s:
-        stepped_s = _step_all(folder, rounds)
-    lag_s = np.array(seen_s) - np.array(stepped_s)
+    with _polled(RunLayout(folder).csv("gradient_norms")) as appeared_s:
+        returned_s = _run_steps(folder, rounds)
+    lag_s = np.array(appeared_s) - np.array(returned_s)
     return [
         Result(
             name=f"lag_p{percent}",
@@ -102,41 +101,41 @@ def measure_lag(setting: Setting) -> list[Result]:
     ]
 
 
-def _step_all(folder: Path, rounds: Iterable[int]) -> list[float]:
-    """Step once a round; returns when each `step()` returned."""
+def _run_steps(folder: Path, rounds: Iterable[int]) -> list[float]:
+    """Step once per round and return the time at which each `step()` returned."""
     model = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters())
     model(torch.ones(1, 4)).sum().backward()
-    stepped_s = []
+    returned_s = []
     with TelemetryCollector(model, optimizer, folder, collect_every_n=1, groups={"mlp_head": model}) as telemetry:
         for _ in rounds:
             telemetry.step(0)
-            stepped_s.append(time.perf_counter())
+            returned_s.append(time.perf_counter())
             optimizer.step()
-            time.sleep(_BETWEEN_STEPS_S)
-    return stepped_s
+            time.sleep(_STEP_INTERVAL_S)
+    return returned_s
 
 
 @contextmanager
-def _watched(csv: Path) -> Iterator[list[float]]:
-    """Look at a CSV file again and again; the list holds when each of its rows was there."""
-    seen_s: list[float] = []
+def _polled(csv: Path) -> Iterator[list[float]]:
+    """Poll a CSV file in a thread; yield the list of times at which its rows appeared."""
+    appeared_s: list[float] = []
     is_over = Event()
-    watcher = Thread(target=_watch, args=(csv, seen_s, is_over))
-    watcher.start()
+    thread = Thread(target=_poll, args=(csv, appeared_s, is_over))
+    thread.start()
     try:
-        yield seen_s
+        yield appeared_s
     finally:
         is_over.set()
-        watcher.join()
+        thread.join()
 
 
-def _watch(csv: Path, seen_s: list[float], is_over: Event) -> None:
+def _poll(csv: Path, appeared_s: list[float], is_over: Event) -> None:
     num_lines, is_last = 0, False
     while not is_last:
         is_last = is_over.is_set()
         if csv.exists():
             with csv.open("rb") as file:
                 num_lines = sum(1 for _ in file)
-        seen_s += [time.perf_counter()] * (num_lines - 1 - len(seen_s))
-        is_over.wait(_BETWEEN_LOOKS_S)
+        appeared_s += [time.perf_counter()] * (num_lines - 1 - len(appeared_s))
+        is_over.wait(_POLL_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""A whole bench: every part in order, with a progress bar."""
+"""A whole benchmark: every part in order, with a progress bar."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -39,29 +39,29 @@ def measure(options: Options, console: Console) -> Report:
         console: where the progress bar goes.
 
     Raises:
-        ConfigError: a device that is not there.
-        OSError: no room for the files.
+        ConfigError: the device does not exist.
+        OSError: the files cannot be written.
     """
-    told = machine(pick_device(options.device)), commit()
-    # Redrawn between rounds only: a thread that draws would take its share of what is timed.
+    where, version = machine(pick_device(options.device)), commit()  # before anything is measured
+    # The bar is redrawn between rounds only: a thread that draws would take time from what is measured.
     with TemporaryDirectory(prefix="ava-bench-") as folder, Progress(console=console, auto_refresh=False) as progress:
         setting = Setting(options, Path(folder), _Tracker(progress))
-        figures, stats = measure_training(setting)
+        results, stats = measure_training(setting)
         for part in PARTS:
-            figures += part(setting)
-        compared, of_peers = compare(setting) if options.peers else ([], [])
+            results += part(setting)
+        compared, peer_results = compare(setting) if options.peers else ([], [])
     return Report(
         options=options,
-        machine=told[0],
-        commit=told[1],
-        figures=[*figures, *of_peers],
+        machine=where,
+        commit=version,
+        results=[*results, *peer_results],
         compared=compared,
         stats=stats,
     )
 
 
 class _Tracker:
-    """Counts rounds, a bar a part."""
+    """Shows one progress bar per part."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

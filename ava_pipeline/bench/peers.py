@@ -1,4 +1,8 @@
-"""Other ways of recording the same, measured on the same gradients."""
+"""Other tools that record gradients, measured on the same gradients.
+
+Each tool is prepared, measured and closed before the next one, so that its background work, such as wandb's service
+process, costs that tool and not the next.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -21,12 +25,12 @@ from ava_pipeline.collect.targets import named_parameters
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """What is recorded.
+class TrainedModel:
+    """A model whose gradients are recorded.
 
     Attributes:
         model: after a backward pass.
-        optimizer: its rates are recorded.
+        optimizer: its learning rates are recorded.
         loss: a scalar on the model's device.
         groups: column -> the parameters behind it.
     """
@@ -37,7 +41,7 @@ class Trained:
     groups: Mapping[str, Sequence[nn.Parameter]]
 
     def rates(self) -> dict[str, float]:
-        """Column -> the rate of a group of the optimizer."""
+        """Column -> learning rate of one optimizer group."""
         return {f"lr_group_{index}": float(group["lr"]) for index, group in enumerate(self.optimizer.param_groups)}
 
 
@@ -45,9 +49,9 @@ class Peer(ABC):
     """One way of recording gradients.
 
     Attributes:
-        title: for people.
-        packages: what must be installed.
-        has_same_columns: whether it records every group's norm, the rates and the loss, as we do.
+        title: its name in the table.
+        packages: packages that it needs.
+        has_same_columns: whether it records every group's norm, the learning rates and the loss, as the collector does.
     """
 
     title: ClassVar[str]
@@ -56,12 +60,12 @@ class Peer(ABC):
 
     @classmethod
     def missing(cls) -> str | None:
-        """How to install what is not there; None where all is."""
+        """How to install the missing packages; None if none is missing."""
         absent = [name for name in cls.packages if find_spec(name) is None]
         return f"not installed ({', '.join(absent)}): pip install 'ava-pipeline[peers]'" if absent else None
 
     @abstractmethod
-    def prepare(self, trained: Trained, folder: Path) -> None:
+    def prepare(self, trained: TrainedModel, folder: Path) -> None:
         """Open files in the folder."""
 
     @abstractmethod
@@ -74,18 +78,18 @@ class Peer(ABC):
 
 
 class Ours(Peer):
-    """The collector, every step."""
+    """`TelemetryCollector`, collecting every step."""
 
     title = "ava_pipeline: TelemetryCollector.step"
     has_same_columns = True
 
-    def prepare(self, trained: Trained, folder: Path) -> None:
-        """Make the collector."""
+    def prepare(self, trained: TrainedModel, folder: Path) -> None:
+        """Create the collector."""
         self._values = {"loss": trained.loss}
         self._telemetry = TelemetryCollector(trained.model, trained.optimizer, folder, collect_every_n=1)
 
-    def record(self, step: int) -> None:  # noqa: ARG002  # it counts by itself
-        """Collect a row a table."""
+    def record(self, step: int) -> None:  # noqa: ARG002  # the collector counts steps
+        """Collect one row per table."""
         self._telemetry.step(0, values=self._values)
 
     def close(self) -> None:
@@ -100,13 +104,13 @@ class TensorBoardScalars(Peer):
     packages = ("tensorboard",)
     has_same_columns = True
 
-    def prepare(self, trained: Trained, folder: Path) -> None:
+    def prepare(self, trained: TrainedModel, folder: Path) -> None:
         """Open a writer."""
         self._trained = trained
         self._writer: Any = import_module("torch.utils.tensorboard").SummaryWriter(folder)
 
     def record(self, step: int) -> None:
-        """A scalar a column."""
+        """Write one scalar per column."""
         for name, parameters in self._trained.groups.items():
             gradients = [one.grad for one in parameters if one.grad is not None]
             self._writer.add_scalar(f"norm/{name}", nn.utils.get_total_norm(gradients).item(), step)
@@ -125,7 +129,7 @@ class LightningGradNorm(Peer):
     title = "Lightning grad_norm + CSVLogger"
     packages = ("lightning",)
 
-    def prepare(self, trained: Trained, folder: Path) -> None:
+    def prepare(self, trained: TrainedModel, folder: Path) -> None:
         """Open a logger."""
         self._trained = trained
         self._grad_norm: Any = import_module("lightning.pytorch.utilities").grad_norm
@@ -147,13 +151,13 @@ class TensorBoardHistograms(Peer):
     title = "TensorBoard histograms of all gradients"
     packages = ("tensorboard",)
 
-    def prepare(self, trained: Trained, folder: Path) -> None:
+    def prepare(self, trained: TrainedModel, folder: Path) -> None:
         """Open a writer."""
         self._model = trained.model
         self._writer: Any = import_module("torch.utils.tensorboard").SummaryWriter(folder)
 
     def record(self, step: int) -> None:
-        """A histogram a parameter."""
+        """Log one histogram per parameter."""
         for name, parameter in self._model.named_parameters():
             self._writer.add_histogram(name, parameter.grad, step)
 
@@ -168,15 +172,15 @@ class WandbWatch(Peer):
     title = "wandb.watch's histograms, offline"
     packages = ("wandb",)
 
-    def prepare(self, trained: Trained, folder: Path) -> None:
-        """Begin an offline run."""
+    def prepare(self, trained: TrainedModel, folder: Path) -> None:
+        """Start an offline run."""
         wandb: Any = import_module("wandb")
         self._model = trained.model
         self._run = wandb.init(mode="offline", dir=folder, project="bench", settings=wandb.Settings(silent=True))
         self._history: Any = import_module("wandb.integration.torch.wandb_torch").TorchHistory()
 
     def record(self, step: int) -> None:
-        """A histogram a parameter."""
+        """Log one histogram per parameter."""
         for name, parameter in self._model.named_parameters():
             self._history.log_tensor_stats(parameter.grad, f"gradients/{name}")
         self._run.log({}, step=step)
@@ -189,19 +193,19 @@ class WandbWatch(Peer):
 PEERS: tuple[type[Peer], ...] = (TensorBoardScalars, LightningGradNorm, TensorBoardHistograms, WandbWatch)
 
 TIMES_CHEAPER = Target(1.5, at_least=True)
-_STEPS_PER_PEER = 2  # of those asked for: some of them take long
+_STEPS_PER_PEER = 2  # fewer steps than requested, because some peers are slow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One way of recording, measured or not.
+    """One tool, measured or not.
 
     Attributes:
-        title: for people.
-        has_same_columns: whether it records what we do.
+        title: its name in the table.
+        has_same_columns: whether it records the same columns as the collector.
         missing: why it was not measured.
-        record_ms: how long it holds the training thread up a recorded step.
-        times_ours: over ours.
+        record_ms: how long one recorded step blocks the training thread.
+        times_ours: the same, relative to the collector.
     """
 
     title: str
@@ -211,37 +215,38 @@ class Compared:
     times_ours: Estimate | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """The comparison as plain values."""
         estimates = {"record_ms": self.record_ms, "times_ours": self.times_ours}
-        return asdict(self) | {name: one and one._asdict() for name, one in estimates.items()}
+        return asdict(self) | {name: estimate and estimate._asdict() for name, estimate in estimates.items()}
 
 
 def compare(setting: Setting, peers: tuple[type[Peer], ...] = PEERS) -> tuple[list[Compared], list[Result]]:
     """Record the same gradients with each peer that is installed.
 
     Returns:
-        Every peer, ours first, and how much cheaper ours is than the cheapest that records the same columns.
+        Every peer, the collector first; and how much cheaper the collector is than the cheapest peer that records the
+        same columns.
     """
     workload = Workload(setting.options)
-    trained = _trained(workload)
+    trained = _trained_model(workload)
     installed: list[type[Peer]] = [Ours, *(peer for peer in peers if peer.missing() is None)]
     times_s = {peer.title: _times_s(peer, trained, setting, workload.clock) for peer in installed}
     ours_s = times_s[Ours.title]
-    everyone: tuple[type[Peer], ...] = (Ours, *peers)
-    compared = [_compared(peer, times_s.get(peer.title), ours_s) for peer in everyone]
+    candidates: tuple[type[Peer], ...] = (Ours, *peers)
+    compared = [_compared(peer, times_s.get(peer.title), ours_s) for peer in candidates]
     return compared, _results(compared)
 
 
-def _trained(workload: Workload) -> Trained:
+def _trained_model(workload: Workload) -> TrainedModel:
     loss = workload.backward()
     parameters = named_parameters(workload.model)
     groups = {
         column: [parameters[name] for name in group.parameters] for column, group in find_groups(workload.model).items()
     }
-    return Trained(workload.model, workload.optimizer(), loss, groups)
+    return TrainedModel(workload.model, workload.optimizer(), loss, groups)
 
 
-def _times_s(kind: type[Peer], trained: Trained, setting: Setting, clock: Clock) -> Samples:
+def _times_s(kind: type[Peer], trained: TrainedModel, setting: Setting, clock: Clock) -> Samples:
     peer, steps = kind(), count(1)
     folder = setting.folder / kind.__name__
     folder.mkdir()
@@ -260,15 +265,14 @@ def _compared(peer: type[Peer], times_s: Samples | None, ours_s: Samples) -> Com
         title=peer.title,
         has_same_columns=peer.has_same_columns,
         record_ms=median(times_s).times(1e3),
-        # Each was measured in a time of its own, so no sample of one belongs to a sample of the other.
+        # Peers are measured one after the other, so their samples are not paired.
         times_ours=Estimate.exactly(1.0) if peer is Ours else ratio(times_s, ours_s, in_rounds=False),
     )
 
 
 def _results(compared: list[Compared]) -> list[Result]:
-    """Against the cheapest that records the same columns; nothing where none of them is installed."""
-    rivals = [one for one in compared[1:] if one.has_same_columns]
-    ratios = [one.times_ours for one in rivals if one.times_ours is not None]
+    """The comparison with the cheapest peer that records the same columns; empty if none is installed."""
+    ratios = [peer.times_ours for peer in compared[1:] if peer.has_same_columns and peer.times_ours is not None]
     if not ratios:
         return []
     return [

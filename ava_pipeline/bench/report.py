@@ -1,4 +1,4 @@
-"""What a bench found, as JSON, as a table and as a picture."""
+"""The results of a benchmark as JSON, as a table and as a picture."""
 
 import json
 import os
@@ -16,55 +16,66 @@ from rich.table import Table
 
 from ava_pipeline.bench.command import Options
 from ava_pipeline.bench.peers import Compared
-from ava_pipeline.bench.results import TIMES, Result, Target, shown
+from ava_pipeline.bench.results import TIMES, Result, Target, rounded
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.errors import ConfigError
 from ava_pipeline.provenance import ask_git, versions
 from ava_pipeline.terminal import plain_table
 from ava_pipeline.write.channel import TelemetryStats
 
-_TOLD = ("ava-pipeline", "torch", "torchvision", "pyarrow", "pydantic", "numpy", "lightning", "tensorboard", "wandb")
+_LIBRARIES = (
+    "ava-pipeline",
+    "torch",
+    "torchvision",
+    "pyarrow",
+    "pydantic",
+    "numpy",
+    "lightning",
+    "tensorboard",
+    "wandb",
+)
+_LEAST_SHARE = 0.01  # the shortest bar of the picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A whole bench.
+    """Everything that one benchmark measured.
 
     Attributes:
-        options: what was asked.
-        machine: processor, cores and device, in words.
-        commit: of the code measured; None outside a git checkout.
-        figures: every figure.
-        compared: the peers; empty where they were not asked for.
-        stats: what became of the steps collected while training, one a spacing.
+        options: the options it ran with.
+        machine: description of processor, cores and device.
+        commit: commit of the measured code; None outside a git checkout.
+        results: every result.
+        compared: the peers; empty unless they were requested.
+        stats: the collector's counters for each value of `collect_every_n`.
     """
 
     options: Options
     machine: str
     commit: str | None
-    figures: Sequence[Result]
+    results: Sequence[Result]
     compared: Sequence[Compared]
     stats: Sequence[TelemetryStats]
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """The report as plain values."""
         return {
             "command": self.options.command(),
             "commit": self.commit,
             "machine": self.machine,
             "measured_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": told_versions(),
+            "versions": library_versions(),
             "options": asdict(self.options),
-            "figures": [figure.to_json() for figure in self.figures],
-            "peers": [one.to_json() for one in self.compared],
-            "stats": [asdict(one) for one in self.stats],
+            "figures": [result.to_json() for result in self.results],
+            "peers": [peer.to_json() for peer in self.compared],
+            "stats": [asdict(stats) for stats in self.stats],
         }
 
     def write(self, path: Path) -> None:
-        """Write it as JSON; the file appears complete.
+        """Write the report as JSON; the file appears complete.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as file:
@@ -72,42 +83,39 @@ class Report:
 
 
 def machine(device: torch.device) -> str:
-    """This machine in words, without its name."""
+    """Describe this machine, without its host name."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     is_virtual = "hypervisor" in _cpu_info("flags").split()
-    kind = f"{cores}-core {platform.machine()}{' virtual machine' if is_virtual else ''}"
-    what = "CPU" if device.type == "cpu" else torch.get_device_module(device).get_device_name(device)
-    return ", ".join(part for part in (kind, _cpu_info("model name"), platform.system(), what) if part)
+    cpu = f"{cores}-core {platform.machine()}{' virtual machine' if is_virtual else ''}"
+    device_name = "CPU" if device.type == "cpu" else torch.get_device_module(device).get_device_name(device)
+    return ", ".join(part for part in (cpu, _cpu_info("model name"), platform.system(), device_name) if part)
 
 
 def commit() -> str | None:
-    """The commit of this code; marked `-dirty` where files differ from it, None outside a git checkout."""
+    """The commit of this code, with `-dirty` if files differ from it; None outside a git checkout."""
     return ask_git(Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", timeout_s=30)
 
 
-def told_versions() -> dict[str, str]:
-    """Of Python and the libraries that matter."""
-    return versions(_TOLD)
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that affect the results."""
+    return versions(_LIBRARIES)
 
 
 def _cpu_info(key: str) -> str:
-    """A line of Linux's /proc/cpuinfo, empty elsewhere."""
+    """One entry of Linux's /proc/cpuinfo; empty on other systems."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
-_INFORMATIONAL = "informational"
-
-
-def show(report: Report, console: Console) -> None:
-    """Print everything."""
+def print_report(report: Report, console: Console) -> None:
+    """Print the tables of results and peers, and where they were measured."""
     console.print(_results_table(report))
     if report.compared:
         console.print()
         console.print(_peers_table(report))
-    told = ", ".join(f"{name} {number}" for name, number in told_versions().items())
-    where = f"{report.machine}; {told}; commit {report.commit or 'unknown'}\n{report.options.command()}"
+    libraries = ", ".join(f"{name} {number}" for name, number in library_versions().items())
+    where = f"{report.machine}; {libraries}; commit {report.commit or 'unknown'}\n{report.options.command()}"
     console.print(f"\n{escape(where)}", highlight=False, soft_wrap=True)
 
 
@@ -117,13 +125,13 @@ def _results_table(report: Report) -> Table:
     for name in ("measured", "interval", "target"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reached", no_wrap=True)
-    for figure in report.figures:
+    for result in report.results:
         table.add_row(
-            escape(figure.title),
-            f"{shown(figure.estimate.value)} {figure.unit}",
-            interval(figure),
-            target(figure.target),
-            reached(figure),
+            escape(result.title),
+            f"{rounded(result.estimate.value)} {result.unit}",
+            _interval_text(result),
+            _target_text(result.target),
+            _reached_text(result),
         )
     return table
 
@@ -133,46 +141,36 @@ def _peers_table(report: Report) -> Table:
     table.add_column("what", overflow="fold")
     for name in ("ms", "over ours", "same columns"):
         table.add_column(name, justify="right")
-    for one in report.compared:
-        table.add_row(escape(one.title), *_measured(one), "yes" if one.has_same_columns else "no")
+    for peer in report.compared:
+        table.add_row(escape(peer.title), *_peer_cells(peer), "yes" if peer.has_same_columns else "no")
     return table
 
 
-def _measured(one: Compared) -> tuple[str, str]:
-    if one.record_ms is None or one.times_ours is None:
-        return escape(one.missing or "not measured"), ""
-    return shown(one.record_ms.value), f"{shown(one.times_ours.value)} {TIMES}"
+def _peer_cells(peer: Compared) -> tuple[str, str]:
+    if peer.record_ms is None or peer.times_ours is None:
+        return escape(peer.missing or "not measured"), ""
+    return rounded(peer.record_ms.value), f"{rounded(peer.times_ours.value)} {TIMES}"
 
 
-def interval(figure: Result) -> str:
-    """Where the figure lies, or nothing where it was counted."""
-    _, low, high = figure.estimate
-    return "" if low == high else f"{shown(low)}–{shown(high)}"  # noqa: RUF001  # a range
+def _interval_text(result: Result) -> str:
+    """The confidence interval; empty for a value that was counted."""
+    _, low, high = result.estimate
+    return "" if low == high else f"{rounded(low)}–{rounded(high)}"  # noqa: RUF001  # a range
 
 
-def target(given: Target | None) -> str:
-    """The target in words."""
-    if given is None:
-        return ""
-    return f"{'≥' if given.at_least else '≤'} {given.limit:,g}"
+def _target_text(target: Target | None) -> str:
+    return "" if target is None else f"{'≥' if target.at_least else '≤'} {target.limit:,g}"
 
 
-def reached(figure: Result) -> str:
-    """Whether the target is."""
-    if figure.is_reached is None:
-        return _INFORMATIONAL
-    return "yes" if figure.is_reached else "no"
-
-
-_LEAST = 0.01
-_WELL, _MISSED = "tab:green", "tab:red"
+def _reached_text(result: Result) -> str:
+    return "informational" if result.is_reached is None else "yes" if result.is_reached else "no"
 
 
 def need_matplotlib() -> None:
-    """Say how to install it, before anything is measured for it.
+    """Refuse `--plot` before anything is measured if matplotlib is missing.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: matplotlib is not installed.
     """
     try:
         import matplotlib as mpl  # noqa: F401, PLC0415  # only to see whether it is there
@@ -181,33 +179,35 @@ def need_matplotlib() -> None:
 
 
 def write_plot(report: Report, path: Path) -> None:
-    """Draw a bar a figure: how much of its limit is used up, on a logarithmic scale.
+    """Draw one bar per result with a target: the share of its limit that is used, on a logarithmic scale.
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: the file's ending names no format that matplotlib writes.
+        ValueError: matplotlib cannot write the format that the file name ends in.
     """
     from matplotlib.figure import Figure as Picture  # noqa: PLC0415  # an extra, for this file only
 
-    judged = [figure for figure in report.figures if figure.target is not None]
+    judged = [result for result in report.results if result.target is not None]
     picture = Picture(figsize=(9, 1 + 0.4 * len(judged)), layout="constrained")
     axes = picture.add_subplot(
-        xscale="log", xlabel="share of the limit used up; left of the line the target is reached"
+        xscale="log", xlabel="share of the limit that is used; left of the line the target is reached"
     )
-    for place, figure in enumerate(reversed(judged)):
-        used = max(_used(figure), _LEAST)
-        axes.barh(place, used, color=_WELL if figure.is_reached else _MISSED)
-        axes.text(used, place, f" {shown(figure.estimate.value)} {figure.unit} ({target(figure.target)})", va="center")
-    axes.set_yticks(range(len(judged)), [figure.title for figure in reversed(judged)])
+    for place, result in enumerate(reversed(judged)):
+        used = max(_used_share(result), _LEAST_SHARE)
+        axes.barh(place, used, color="tab:green" if result.is_reached else "tab:red")
+        axes.text(
+            used, place, f" {rounded(result.estimate.value)} {result.unit} ({_target_text(result.target)})", va="center"
+        )
+    axes.set_yticks(range(len(judged)), [result.title for result in reversed(judged)])
     axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_xlim(_LEAST / 2, 10 * max([1.0, *map(_used, judged)]))
+    axes.set_xlim(_LEAST_SHARE / 2, 10 * max([1.0, *map(_used_share, judged)]))
     axes.set_title(report.machine, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=120)
 
 
-def _used(figure: Result) -> float:
-    if figure.target is None:
-        raise TypeError(f"{figure.name} has no target.")
-    share = figure.estimate.value / figure.target.limit
-    return 1 / share if figure.target.at_least else share
+def _used_share(result: Result) -> float:
+    if result.target is None:
+        raise TypeError(f"{result.name} has no target.")
+    share = result.estimate.value / result.target.limit
+    return 1 / share if result.target.at_least else share

@@ -1,4 +1,4 @@
-"""What a bench measures: estimates with their intervals, results, some of them with a target."""
+"""How a benchmark measures: interleaved timing, estimates with bootstrap intervals, results and their targets."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,30 +15,35 @@ Work: TypeAlias = Callable[[], object]
 Clock: TypeAlias = Callable[[Work], float]
 
 NUM_WARMUP = 3
+CONFIDENCE = 0.95
+TIMES = "×"
+_NUM_RESAMPLES = 2000
+_RESAMPLES_AT_ONCE = 50
+_SMALL = 10
 
 
 def clock_for(device: torch.device) -> Clock:
-    """A clock that takes work on the device in full, in seconds."""
+    """Return a clock, in seconds, that waits until work on the device has finished."""
     return host_s if device.type == "cpu" else _DeviceClock(device)
 
 
 def host_s(work: Work) -> float:
-    """How long the calling thread is held up, in seconds."""
+    """Measure how long `work` blocks the calling thread, in seconds."""
     start_s = perf_counter()
     work()
     return perf_counter() - start_s
 
 
 def interleaved(works: Mapping[str, Work], rounds: Iterable[int], clock: Clock = host_s) -> dict[str, Samples]:
-    """Time every work once a round, in an order drawn anew each round, so that other load hits all alike.
+    """Time all work once per round, in a new random order each round, so that other load affects all of it equally.
 
     Args:
         works: by name.
-        rounds: one round each; a few more go before them, untimed.
-        clock: takes the time.
+        rounds: one round is timed for each item; a few untimed warm-up rounds come first.
+        clock: measures the time.
 
     Returns:
-        Seconds by name, a number a round: those at one place are of the same round.
+        Name -> seconds per round; values at the same index come from the same round.
     """
     draw = np.random.default_rng(0)
     for work in [*works.values()] * NUM_WARMUP:
@@ -47,11 +52,11 @@ def interleaved(works: Mapping[str, Work], rounds: Iterable[int], clock: Clock =
     for _ in rounds:
         for name in draw.permutation(list(works)):
             times_s[name].append(clock(works[name]))
-    return {name: np.array(of_it) for name, of_it in times_s.items()}
+    return {name: np.array(values) for name, values in times_s.items()}
 
 
 class _DeviceClock:
-    """Two events on the device's current stream around the work, with nothing else under way.
+    """Times work with two events on the device's current stream, while nothing else runs on it.
 
     Args:
         device: an accelerator.
@@ -70,13 +75,8 @@ class _DeviceClock:
         return float(start.elapsed_time(end)) / 1e3
 
 
-CONFIDENCE = 0.95
-_NUM_RESAMPLES = 2000
-_RESAMPLES_AT_ONCE = 50
-
-
 class Estimate(NamedTuple):
-    """A figure and the interval that holds it with 95 % confidence, by bootstrap; without one, both ends are it."""
+    """A value and its 95 % bootstrap confidence interval; `low == high == value` if there is no interval."""
 
     value: float
     low: float
@@ -84,21 +84,21 @@ class Estimate(NamedTuple):
 
     @classmethod
     def exactly(cls, value: float) -> "Estimate":
-        """A figure that was counted, or measured once."""
+        """A value that was counted, or measured once."""
         return cls(value, value, value)
 
     def times(self, factor: float) -> "Estimate":
-        """The same in another unit."""
+        """The estimate converted to another unit."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor)
 
 
 def median(samples: Samples) -> Estimate:
-    """The median."""
+    """Estimate the median."""
     return bootstrap(np.median, samples)
 
 
 def percentile(samples: Samples, percent: float) -> Estimate:
-    """The value that `percent` of the samples do not exceed."""
+    """Estimate a percentile."""
 
     def statistic(values: Samples, axis: int = -1) -> Any:
         return np.percentile(values, percent, axis=axis)
@@ -109,13 +109,13 @@ def percentile(samples: Samples, percent: float) -> Estimate:
 def ratio(
     numerators: Samples, denominators: Samples, of: Callable[..., Any] = np.median, *, in_rounds: bool = True
 ) -> Estimate:
-    """The ratio of two medians, or of whatever `of` makes of samples.
+    """Estimate the ratio of two medians, or of another statistic.
 
     Args:
-        numerators: a number a round.
-        denominators: the same.
-        of: what is made of each, along an axis.
-        in_rounds: those at one place are of the same round, and stay together; else each are drawn by themselves.
+        numerators: one value per round.
+        denominators: one value per round.
+        of: the statistic, which takes samples and `axis`.
+        in_rounds: values at the same index come from the same round and are resampled together.
     """
 
     def statistic(above: Samples, below: Samples, axis: int = -1) -> Any:
@@ -125,18 +125,20 @@ def ratio(
 
 
 def bootstrap(statistic: Callable[..., Any], *samples: Samples, in_rounds: bool = True) -> Estimate:
-    """Whatever is made of samples.
+    """Estimate a statistic of samples with its percentile bootstrap interval.
 
     Args:
         statistic: takes all samples, and `axis`.
-        samples: each of one kind; of the same length where they are in rounds.
+        samples: arrays of measurements, of equal length if they are in rounds.
         in_rounds: as in `ratio`.
     """
     value = float(statistic(*samples, axis=-1))
-    if all(np.ptp(of_it) == 0 for of_it in samples):  # no spread, so no interval to draw
+    if all(np.ptp(values) == 0 for values in samples):  # without spread there is no interval
         return Estimate.exactly(value)
-    found = stats.bootstrap(
-        [np.repeat(of_it, 2) if len(of_it) == 1 else of_it for of_it in samples],  # scipy refuses to draw from one
+    result = stats.bootstrap(
+        [
+            np.repeat(values, 2) if len(values) == 1 else values for values in samples
+        ],  # scipy refuses to resample a single value
         statistic,
         paired=in_rounds and len(samples) > 1,
         vectorized=True,
@@ -146,36 +148,32 @@ def bootstrap(statistic: Callable[..., Any], *samples: Samples, in_rounds: bool 
         method="percentile",
         rng=0,
     )
-    return Estimate(value, float(found.confidence_interval.low), float(found.confidence_interval.high))
-
-
-TIMES = "×"
-_SMALL = 10
+    return Estimate(value, float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """How large a figure may be at most, or must be at least."""
+    """The limit that a result must not exceed, or must reach."""
 
     limit: float
     at_least: bool = False
 
     def is_reached(self, value: float) -> bool:
-        """Whether the value keeps it."""
+        """Whether `value` meets the target."""
         return value >= self.limit if self.at_least else value <= self.limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One row of the table.
+    """One measured value: a row of the table that a benchmark prints.
 
     Attributes:
-        name: in JSON, stable.
-        title: for people.
-        unit: of the estimate.
-        estimate: the figure and its interval.
-        target: None for a figure that is informational.
-        raw: what the figure was made of, with units in the names.
+        name: its name in JSON, which stays stable.
+        title: its description in the table.
+        unit: unit of the estimate.
+        estimate: the value and its interval.
+        target: None if the result is informational.
+        raw: the measurements behind it, with units in their names.
     """
 
     name: str
@@ -187,11 +185,11 @@ class Result:
 
     @property
     def is_reached(self) -> bool | None:
-        """Whether the target is; None where there is none."""
+        """Whether the target is reached; None without a target."""
         return None if self.target is None else self.target.is_reached(self.estimate.value)
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """The result as plain values."""
         return {
             "name": self.name,
             "title": self.title,
@@ -203,8 +201,8 @@ class Result:
         }
 
 
-def shown(value: float) -> str:
-    """Digits that count, and thousands set apart."""
+def rounded(value: float) -> str:
+    """Format three significant digits, with thousands separated."""
     size = abs(value)
     if size >= 10 * _SMALL:
         return f"{float(f'{value:.3g}'):,.0f}"

@@ -1,4 +1,4 @@
-"""Single calls: the pass over the gradients, a step that is not collected, a step without its pass."""
+"""Single calls of `step()`: the pass over the gradients, everything but that pass, and a step that collects nothing."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +17,18 @@ STEP_OF_TOTAL_NORM = Target(1.0)
 STEP_OF_READING = Target(2.0)
 PASS_OF_READING_ON_DEVICE = Target(2.0)
 CLIPPING = Target(1.03)
+REST_US = Target(200.0)
+OF_EMPTY_CALL = Target(5.0)
+NUM_CALLS = 10_000
+_NEVER = 10**12
+_ROUNDS_PER_STEP = 5
 _JUDGED_MODEL = "resnet50"
-# So high that every clip multiplies by 1: gradients stay as they are, and each round reads and writes the same.
+# So high that every clip multiplies by 1: the gradients do not change, and each round reads and writes the same values.
 _MAX_NORM = 1e9
 
 
 def measure_gradients(setting: Setting) -> list[Result]:
-    """Collect and clip the same gradients again and again."""
+    """Collect and clip the same gradients repeatedly, beside torch's own norms and clipping."""
     workload = Workload(setting.options)
     loss = workload.backward()
     with (
@@ -44,11 +49,11 @@ def measure_gradients(setting: Setting) -> list[Result]:
             "step_and_clip": step_and_clip,
         }
         rounds = setting.track(2 * setting.options.steps, "passes over the gradients")
-        return _figures(interleaved(works, rounds, workload.clock), setting, workload.device)
+        return _gradient_results(interleaved(works, rounds, workload.clock), setting, workload.device)
 
 
 def references(workload: Workload) -> dict[str, Work]:
-    """What the collected step is held against, on the gradients of the latest backward pass."""
+    """Work that a collected step is compared with, on the gradients of the latest backward pass."""
     gradients = workload.gradients()
     plan = NormPlan.of(gradients)
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
@@ -59,8 +64,8 @@ def references(workload: Workload) -> dict[str, Work]:
     }
 
 
-def _figures(times_s: dict[str, Samples], setting: Setting, device: torch.device) -> list[Result]:
-    raw = {f"{name}_s": float(np.median(of_it)) for name, of_it in times_s.items()}
+def _gradient_results(times_s: dict[str, Samples], setting: Setting, device: torch.device) -> list[Result]:
+    raw = {f"{name}_s": float(np.median(samples)) for name, samples in times_s.items()}
     is_cpu = device.type == "cpu"
     is_judged = is_cpu and setting.options.model == _JUDGED_MODEL
     ratios = (
@@ -93,19 +98,15 @@ def _figures(times_s: dict[str, Samples], setting: Setting, device: torch.device
     ]
 
 
-REST_US = Target(200.0)
-_ROUNDS_PER_STEP = 5
-
-
 def measure_rest(setting: Setting) -> list[Result]:
-    """A collected step and the pass alone, in turn, on as many parameters as the model has, of one number each.
+    """Time a collected step and its pass alone, on as many parameters as the model has, with one number each.
 
-    What is left of their difference does not depend on how long the gradients are, and on long ones it would drown
-    in what the pass takes more or less from one time to the next.
+    Their difference does not depend on the length of the gradients, and with long ones it would be lost in the
+    variation of the pass.
     """
     workload = Workload(setting.options)
     num_parameters = len(list(workload.model.parameters()))
-    with works_of_short_gradients(num_parameters, setting.folder / "rest", workload.device) as works:
+    with short_gradient_works(num_parameters, setting.folder / "rest", workload.device) as works:
         rounds = setting.track(_ROUNDS_PER_STEP * setting.options.steps, "steps without the pass")
         times_s = interleaved(works, rounds, workload.clock)
     return [
@@ -115,16 +116,16 @@ def measure_rest(setting: Setting) -> list[Result]:
             unit="µs",
             estimate=median(times_s["step"] - times_s["pass"]).times(1e6),
             target=REST_US if workload.device.type == "cpu" else None,
-            raw={f"{name}_s": float(np.median(of_it)) for name, of_it in times_s.items()},
+            raw={f"{name}_s": float(np.median(samples)) for name, samples in times_s.items()},
         )
     ]
 
 
 @contextmanager
-def works_of_short_gradients(
+def short_gradient_works(
     num_parameters: int, folder: Path, device: torch.device | None = None
 ) -> Iterator[Mapping[str, Work]]:
-    """A collected step, and the pass alone, over gradients of one number each."""
+    """Work that collects a step, and work that only passes over the gradients, for gradients of one number each."""
     model = nn.ParameterList(nn.Parameter(torch.ones(1, device=device)) for _ in range(num_parameters))
     for parameter in model:
         parameter.grad = torch.ones_like(parameter)
@@ -136,20 +137,15 @@ def works_of_short_gradients(
         yield {"step": lambda: telemetry.step(0, values=values), "pass": lambda: plan.measure(gradients)}
 
 
-OF_EMPTY_CALL = Target(5.0)
-NUM_CALLS = 10_000
-_NEVER = 10**12
-
-
 class Empty:
-    """What calling a method costs by itself."""
+    """Has a method that does nothing, to measure the cost of a call."""
 
     def step(self, epoch: int) -> None:
         """Do nothing."""
 
 
-def works_not_collected(workload: Workload, folder: Path) -> dict[str, Work]:
-    """Many calls of a collector that has nothing to collect, and as many of a method that does nothing."""
+def uncollected_works(workload: Workload, folder: Path) -> dict[str, Work]:
+    """Work that calls `step()` many times without collecting, and work that calls an empty method as often."""
     telemetry, empty = collector(workload, workload.optimizer(), folder, _NEVER), Empty()
 
     def call_step() -> None:
@@ -164,8 +160,8 @@ def works_not_collected(workload: Workload, folder: Path) -> dict[str, Work]:
 
 
 def measure_hand_off(setting: Setting) -> list[Result]:
-    """Call both in turn."""
-    works = works_not_collected(Workload(setting.options), setting.folder / "never")
+    """Measure a step that is not collected, relative to an empty method call."""
+    works = uncollected_works(Workload(setting.options), setting.folder / "never")
     times_s = interleaved(works, setting.track(setting.options.steps, "steps not collected"))
     return [
         Result(
@@ -174,6 +170,6 @@ def measure_hand_off(setting: Setting) -> list[Result]:
             unit=TIMES,
             estimate=ratio(times_s["step"], times_s["empty"]),
             target=OF_EMPTY_CALL,
-            raw={f"{name}_call_s": float(np.median(of_it)) / NUM_CALLS for name, of_it in times_s.items()},
+            raw={f"{name}_call_s": float(np.median(samples)) / NUM_CALLS for name, samples in times_s.items()},
         )
     ]

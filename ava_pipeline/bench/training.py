@@ -1,4 +1,4 @@
-"""Whole training steps, with telemetry and without."""
+"""Whole training steps, with and without telemetry, and beside a writer that is kept busy."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -33,14 +33,17 @@ from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.write.channel import TelemetryStats
 
 SHARE_PCT = {1: Target(1.0), 10: Target(0.1)}
+_ROWS_PER_S = 1000
+_BURST = 20
+_BLOCK = 5
 
 
 class Trainer:
-    """One kind of training step, with an optimizer of its own.
+    """A training loop with its own optimizer, with or without telemetry.
 
     Attributes:
-        held_s: how long each `step()` held the training thread up.
-        is_collected: whether it collected a row.
+        held_s: how long each call of `step()` blocked the training thread.
+        is_collected: whether that call collected a row.
     """
 
     def __init__(self, workload: Workload, folder: Path | None = None, every: int = 1) -> None:
@@ -54,12 +57,12 @@ class Trainer:
 
     @contextmanager
     def running(self) -> Iterator[Self]:
-        """Close the telemetry in the end."""
+        """Close the telemetry when the block ends."""
         with nullcontext() if self.telemetry is None else self.telemetry:
             yield self
 
     def step(self) -> None:
-        """One training step."""
+        """Run one training step."""
         self._optimizer.zero_grad()
         loss = self._workload.backward()
         if self.telemetry is not None:
@@ -67,7 +70,7 @@ class Trainer:
         self._optimizer.step()
 
     def stats(self) -> TelemetryStats:
-        """What became of the collected steps."""
+        """The collector's counters."""
         return TelemetryStats() if self.telemetry is None else self.telemetry.stats()
 
     def _observe(self, telemetry: TelemetryCollector, loss: Tensor) -> None:
@@ -78,10 +81,10 @@ class Trainer:
 
 
 def measure_training(setting: Setting) -> tuple[list[Result], list[TelemetryStats]]:
-    """Train with no telemetry and with each spacing of collected steps.
+    """Train without telemetry and with each value of `collect_every_n`.
 
     Returns:
-        The figures, and for each spacing what became of the collected steps.
+        The results, and the collector's counters for each value of `collect_every_n`.
     """
     options, workload = setting.options, Workload(setting.options)
     trainers = {f"every_{n}": Trainer(workload, setting.folder / f"every_{n}", n) for n in options.every}
@@ -92,29 +95,31 @@ def measure_training(setting: Setting) -> tuple[list[Result], list[TelemetryStat
         rounds = setting.track(options.steps, f"training steps of {options.model}")
         times_s = interleaved(works, rounds, workload.clock)
     is_judged = workload.device.type == "cpu" and options.is_like(Options())
-    figures = [
-        one for n in options.every for one in _of_spacing(n, trainers[f"every_{n}"], times_s, is_judged=is_judged)
+    results = [
+        result
+        for n in options.every
+        for result in _spacing_results(n, trainers[f"every_{n}"], times_s, is_judged=is_judged)
     ]
-    return [*figures, *_of_calls(trainers.values())], [trainer.stats() for trainer in trainers.values()]
+    return [*results, *_call_results(trainers.values())], [trainer.stats() for trainer in trainers.values()]
 
 
-def _of_spacing(every: int, trainer: Trainer, times_s: dict[str, Samples], *, is_judged: bool) -> list[Result]:
+def _spacing_results(every: int, trainer: Trainer, times_s: dict[str, Samples], *, is_judged: bool) -> list[Result]:
     off_s, on_s = times_s["off"], times_s[f"every_{every}"]
-    of = f"collect_every_n={every}"
+    spacing = f"collect_every_n={every}"
     raw = {"off_s": float(np.median(off_s)), "on_s": float(np.median(on_s))}
     target = SHARE_PCT.get(every) if is_judged else None
     return [
-        *_share(every, trainer, on_s, target),
+        *_share_result(every, trainer, on_s, target),
         Result(
             name=f"training_ratio_every_{every}",
-            title=f"whole training step on/off, {of}",
+            title=f"whole training step on/off, {spacing}",
             unit=TIMES,
             estimate=ratio(on_s, off_s),
             raw=raw,
         ),
         Result(
             name=f"added_every_{every}",
-            title=f"added time per training step, {of}",
+            title=f"added time per training step, {spacing}",
             unit="ms",
             estimate=median(on_s - off_s).times(1e3),
             raw=raw,
@@ -122,8 +127,8 @@ def _of_spacing(every: int, trainer: Trainer, times_s: dict[str, Samples], *, is
     ]
 
 
-def _share(every: int, trainer: Trainer, on_s: Samples, target: Target | None) -> list[Result]:
-    held_s, is_collected = (np.array(of_it[-len(on_s) :]) for of_it in (trainer.held_s, trainer.is_collected))
+def _share_result(every: int, trainer: Trainer, on_s: Samples, target: Target | None) -> list[Result]:
+    held_s, is_collected = (np.array(samples[-len(on_s) :]) for samples in (trainer.held_s, trainer.is_collected))
     kinds = {"collected": held_s[is_collected], "not_collected": held_s[~is_collected], "training_step": on_s}
     if not is_collected.any():
         return []
@@ -134,20 +139,20 @@ def _share(every: int, trainer: Trainer, on_s: Samples, target: Target | None) -
             unit="%",
             estimate=share(*kinds.values(), every=every).times(100),
             target=target,
-            raw={f"{kind}_s": float(np.median(of_it)) for kind, of_it in kinds.items() if len(of_it)},
+            raw={f"{kind}_s": float(np.median(samples)) for kind, samples in kinds.items() if len(samples)},
         )
     ]
 
 
 def share(collected_s: Samples, not_collected_s: Samples, step_s: Samples, *, every: int) -> Estimate:
-    """What share of n training steps is spent inside `step()`, one of whose calls collects a row.
+    """Estimate the share of n training steps that is spent inside `step()`, of whose n calls one collects a row.
 
-    (median of collected + (n - 1) × median of not collected) / (n × median of the training step): the means that it
-    stands for hang on a few long calls of many, whose number in one run is chance.
+    (median of collected + (n - 1) × median of not collected) / (n × median of the training step). Medians replace means
+    because means depend on a few long calls, whose number in one run is chance.
 
     Args:
         collected_s: how long calls of `step()` that collected a row took, at least one.
-        not_collected_s: how long the others took; none where n is 1.
+        not_collected_s: how long the other calls took; empty if n is 1.
         step_s: how long a whole training step took.
         every: n.
     """
@@ -160,9 +165,9 @@ def share(collected_s: Samples, not_collected_s: Samples, step_s: Samples, *, ev
     return bootstrap(statistic, collected_s, others_s, step_s, in_rounds=False)
 
 
-def _of_calls(trainers: Iterable[Trainer]) -> list[Result]:
-    held_s = np.array([one for trainer in trainers for one in trainer.held_s[NUM_WARMUP:]])
-    is_collected = np.array([one for trainer in trainers for one in trainer.is_collected[NUM_WARMUP:]])
+def _call_results(trainers: Iterable[Trainer]) -> list[Result]:
+    held_s = np.array([held for trainer in trainers for held in trainer.held_s[NUM_WARMUP:]])
+    is_collected = np.array([flag for trainer in trainers for flag in trainer.is_collected[NUM_WARMUP:]])
     kinds = {"collected": held_s[is_collected], "not_collected": held_s[~is_collected]}
     return [
         Result(
@@ -178,13 +183,8 @@ def _of_calls(trainers: Iterable[Trainer]) -> list[Result]:
     ]
 
 
-_ROWS_PER_S = 1000
-_BURST = 20
-_BLOCK = 5
-
-
 class Feed:
-    """Offers rows at a steady rate from a thread of its own, while it is entered."""
+    """Offers rows at a steady rate from its own thread inside a `with` block."""
 
     def __init__(self, run: WrittenRun) -> None:
         self._run = run
@@ -213,7 +213,7 @@ class Feed:
 
 
 def measure_fed(setting: Setting) -> list[Result]:
-    """Train in blocks of a few steps, without telemetry and with it and the feed, in turn."""
+    """Alternate blocks of a few training steps: without telemetry, and with telemetry and a busy writer."""
     workload = Workload(setting.options)
     off, on = Trainer(workload), Trainer(workload, setting.folder / "fed_telemetry", 1)
     off_s: list[float] = []

@@ -1,4 +1,4 @@
-"""The training that is measured: AVA's model, loss and optimizer on generated images."""
+"""The training that a benchmark measures: AVA's model, loss and optimizer on generated images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,16 +15,16 @@ from ava_pipeline.train.losses import squared_emd
 from ava_pipeline.train.models import NUM_SCORES, build_model
 from ava_pipeline.train.optim import build_optimizer, pick_device
 
-_PATIENCE_S = 600.0
+_BLOCK_TIMEOUT_S = 600.0
 
 
 class Workload:
-    """A model and one batch, trained on again and again.
+    """A model and one batch on which it is trained repeatedly.
 
     Attributes:
-        device: where all of it lies.
+        device: of the model and the batch.
         model: a ResNet with an MLP head, in training mode.
-        clock: takes work on the device in full.
+        clock: waits until work on the device has finished.
     """
 
     def __init__(self, options: Options) -> None:
@@ -39,11 +39,11 @@ class Workload:
         self._votes = torch.randint(1, 50, (options.batch_size, NUM_SCORES)).to(self.device)
 
     def optimizer(self) -> Optimizer:
-        """An optimizer of its own: several can step the same model in turn."""
+        """A new optimizer; several can step the same model in turn."""
         return build_optimizer(self.model, OptimConfig())
 
     def backward(self) -> Tensor:
-        """One forward and backward pass; returns the loss."""
+        """Run one forward and backward pass and return the loss."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._options.bf16):
             logits = self.model(self._images)
         loss = squared_emd(logits, self._votes)
@@ -51,7 +51,7 @@ class Workload:
         return loss.detach()
 
     def gradients(self) -> Sequence[Tensor]:
-        """Those of the latest backward pass."""
+        """The gradients of the latest backward pass."""
         return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
 
     def _shape(self) -> tuple[int, int, int, int]:
@@ -60,7 +60,7 @@ class Workload:
 
 
 def collector(workload: Workload, optimizer: Optimizer, folder: Path, every: int) -> TelemetryCollector:
-    """A collector of the model's gradients."""
+    """Create a collector of the workload's model."""
     return collector_of(workload.model, optimizer, folder, every)
 
 
@@ -71,7 +71,7 @@ def collector_of(
     every: int,
     groups: Mapping[str, Sequence[nn.Parameter]] | None = None,
 ) -> TelemetryCollector:
-    """A collector as users make it, except that it waits for room: a dropped row would cost less than a written one."""
+    """Create a collector as users do, but block if the channel is full: to drop a row is cheaper than to write it."""
     return TelemetryCollector(
         model,
         optimizer,
@@ -79,6 +79,6 @@ def collector_of(
         collect_every_n=every,
         groups=groups,
         on_full="block",
-        block_timeout_s=_PATIENCE_S,
+        block_timeout_s=_BLOCK_TIMEOUT_S,
         on_error="raise",
     )

@@ -1,4 +1,4 @@
-"""The background half alone: rows through the channel to the files, at full speed and for long."""
+"""The background half alone: steps through the channel to the files, at full speed and over many rows."""
 
 import math
 import resource
@@ -32,6 +32,11 @@ from ava_pipeline.write.pending import Numbers, PendingStep, Rows
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
 
+STEPS_PER_S = Target(50_000.0, at_least=True)
+GROWTH_MB = Target(16.0)
+NUM_PARTS = 10
+_MB = 1e6
+
 GROUPS = {
     "overall": Group(role="overall", parameters=("layer4.weight", "fc.0.weight", "fc.3.weight")),
     "backbone_layer4": Group(role="backbone_last", parameters=("layer4.weight",), parent="overall"),
@@ -39,7 +44,7 @@ GROUPS = {
     "mlp_layer_0": Group(role="head_layer", parameters=("fc.0.weight",), parent="mlp_head"),
     "mlp_layer_3": Group(role="head_layer", parameters=("fc.3.weight",), parent="mlp_head"),
 }
-# The tables of a run of the AVA model, with all columns that its measures declare.
+# The tables of a run of the AVA model, with every column that its measures declare.
 TABLES = (
     RunTable.of(GRADIENT_NORMS, tuple(GROUPS)),
     RunTable.of(LEARNING_RATES, ("lr_group_0", "lr_group_1")),
@@ -47,17 +52,17 @@ TABLES = (
 )
 MAX_PENDING = 1024
 _NUM_DIFFERENT = 1024
-_PATIENCE_S = 600.0
+_BLOCK_TIMEOUT_S = 600.0
 
 
 class PlainSource:
-    """A table's rows of numbers that are its values already."""
+    """A measure whose numbers are the table's values already."""
 
     def __init__(self, run_table: RunTable) -> None:
         self.run_table = run_table
         self._names = run_table.column_names[len(KEY_COLUMNS) :]
 
-    def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Sequence[object]]:  # noqa: ARG002  # these numbers need none
+    def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Sequence[object]]:  # noqa: ARG002  # the numbers need no layout
         """A column a name."""
         return dict(zip(self._names, zip(*numbers, strict=True), strict=True))
 
@@ -66,8 +71,8 @@ class PlainSource:
         return non_finite_events(rows)
 
 
-class _Ready:
-    """Numbers that are on the host already."""
+class _HostNumbers:
+    """Staged numbers that are already on the host."""
 
     def __init__(self, numbers: list[Numbers]) -> None:
         self._numbers = numbers
@@ -77,32 +82,32 @@ class _Ready:
 
 
 class WrittenRun:
-    """A run's files and worker, fed by whoever calls `offer`.
+    """A run's files and its worker, fed through `offer`.
 
     Args:
         root: the run directory.
-        flush_interval_s: as of the collector.
+        flush_interval_s: as in `TelemetryConfig`.
     """
 
     def __init__(self, root: Path, *, flush_interval_s: float = 1.0) -> None:
         log = EventLog(root)
         facts = RunFacts(groups=GROUPS, collect_every_n=1)
-        watch = OnlineSigns(GROUPS, Thresholds(), log, lambda _: None)
-        files = RunWriter(root, [PlainSource(table) for table in TABLES], facts, log, watch=watch)
-        self._channel: Channel[PendingStep] = Channel(MAX_PENDING, on_full="block", block_timeout_s=_PATIENCE_S)
+        signs = OnlineSigns(GROUPS, Thresholds(), log, lambda _: None)
+        files = RunWriter(root, [PlainSource(table) for table in TABLES], facts, log, watch=signs)
+        self._channel: Channel[PendingStep] = Channel(MAX_PENDING, on_full="block", block_timeout_s=_BLOCK_TIMEOUT_S)
         self._worker = Worker(self._channel, files, log, flush_interval_s=flush_interval_s)
         self._worker.start()
-        self._ready = [_Ready(_numbers(one)) for one in np.random.default_rng(0).random((_NUM_DIFFERENT, 6))]
+        self._staged = [_HostNumbers(_numbers(row)) for row in np.random.default_rng(0).random((_NUM_DIFFERENT, 6))]
         self._layouts = (None,) * len(TABLES)
 
     def offer(self, batches: Iterable[int]) -> None:
-        """Hand a step a batch over, waiting where there is no room."""
+        """Hand over one step per batch; wait while the channel is full."""
         for batch in batches:
-            row = PendingStep(batch, 0, self._ready[batch % _NUM_DIFFERENT], self._layouts)
+            row = PendingStep(batch, 0, self._staged[batch % _NUM_DIFFERENT], self._layouts)
             self._channel.offer(row, batch, 0)
 
     def flush(self) -> None:
-        """Wait until all of them are in the files."""
+        """Wait until every step is in the files."""
         self._channel.flush()
 
     def close(self) -> TelemetryStats:
@@ -118,9 +123,9 @@ class WrittenRun:
         self.close()
 
 
-def _numbers(drawn: "np.typing.NDArray[np.float64]") -> list[Numbers]:
-    """A step under a GradScaler, of a loop that clips now and then, so that no column is empty."""
-    backbone, *layers, first_rate, second_rate, loss = drawn.tolist()
+def _numbers(random: "np.typing.NDArray[np.float64]") -> list[Numbers]:
+    """The numbers of a step under a GradScaler in a loop that clips sometimes, so that no column is empty."""
+    backbone, *layers, first_rate, second_rate, loss = random.tolist()
     head = math.hypot(*layers)
     overall = math.hypot(backbone, head)
     norms = np.array([overall, backbone, head, *layers], dtype=np.float32).tolist()
@@ -128,19 +133,16 @@ def _numbers(drawn: "np.typing.NDArray[np.float64]") -> list[Numbers]:
     return [norms, [first_rate, second_rate], [datetime.now(UTC), 65536.0, coefficient, float(coefficient < 1), loss]]
 
 
-NUM_PARTS = 10
-
-
 @dataclass(frozen=True, slots=True)
 class Sustained:
-    """What one process measured.
+    """Throughput and memory of one process that wrote many rows.
 
     Attributes:
-        steps_per_s: of every part but the first, which warms up.
-        growth_bytes: how far the peak of memory rose behind the first part.
-        growth_with_close_bytes: the same, finishing the files included.
-        close_s: how long that took.
-        stats: what became of the steps.
+        steps_per_s: speed of every part except the first, which warms up.
+        growth_bytes: growth of peak memory after the first part.
+        growth_with_close_bytes: the same, including the time while files are finished.
+        close_s: how long finishing the files took.
+        stats: the channel's counters.
     """
 
     steps_per_s: list[float]
@@ -151,7 +153,7 @@ class Sustained:
 
 
 def write_rows(folder: Path, num_rows: int) -> Sustained:
-    """Feed a writer from this thread as fast as it takes rows, in parts, and finish the files."""
+    """Write rows in parts, as fast as the writer takes them, and finish the files."""
     run, part = WrittenRun(folder), max(1, num_rows // NUM_PARTS)
     _write_part(run, range(1, part + 1))
     warm_bytes = peak_bytes()
@@ -168,18 +170,18 @@ def write_rows(folder: Path, num_rows: int) -> Sustained:
 
 
 def peak_bytes() -> int:
-    """The most memory this process ever held."""
+    """The peak resident memory of this process."""
     status = Path("/proc/self/status")
-    if status.exists():  # on Linux getrusage also counts the process that started this one
+    if status.exists():  # on Linux getrusage includes the parent process
         line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _write_part(run: WrittenRun, batches: range) -> float:
-    """Hand over as many steps as may be pending, and sleep until they are written.
+    """Hand over as many steps as may be pending, then sleep until they are written; return steps per second.
 
-    A training loop, which this stands for, does not compete with the writer for the interpreter's lock either.
+    A training loop does not compete with the writer for the interpreter's lock either.
     """
     start_s = perf_counter()
     for start in range(0, len(batches), MAX_PENDING):
@@ -188,32 +190,27 @@ def _write_part(run: WrittenRun, batches: range) -> float:
     return len(batches) / (perf_counter() - start_s)
 
 
-STEPS_PER_S = Target(50_000.0, at_least=True)
-GROWTH_MB = Target(16.0)
-_MB = 1e6
-
-
 def measure_sustained(setting: Setting) -> list[Result]:
-    """Write CSV and Parquet, validated, as fast as it goes."""
-    (found,) = (
-        write_rows_elsewhere(setting.folder / "sustained", setting.options.rows)
+    """Measure how fast validated rows are written to CSV and Parquet, and how memory grows."""
+    (sustained,) = (
+        write_rows_in_subprocess(setting.folder / "sustained", setting.options.rows)
         for _ in setting.track(1, f"{setting.options.rows:,} rows a table")
     )
-    raw = {"num_steps": found.stats.written, "close_s": found.close_s}
+    raw = {"num_steps": sustained.stats.written, "close_s": sustained.close_s}
     return [
         Result(
             name="writer_steps_per_s",
             title="steps the writer sustains, CSV + Parquet, validated",
             unit="steps/s",
-            estimate=median(np.array(found.steps_per_s)),
+            estimate=median(np.array(sustained.steps_per_s)),
             target=STEPS_PER_S,
             raw=raw,
         ),
         Result(
             name="memory_growth",
-            title=f"memory growth over {found.stats.written:,} rows a table",
+            title=f"memory growth over {sustained.stats.written:,} rows a table",
             unit="MB",
-            estimate=Estimate.exactly(found.growth_bytes / _MB),
+            estimate=Estimate.exactly(sustained.growth_bytes / _MB),
             target=GROWTH_MB,
             raw=raw,
         ),
@@ -221,23 +218,23 @@ def measure_sustained(setting: Setting) -> list[Result]:
             name="memory_growth_with_close",
             title="the same, finishing the files included",
             unit="MB",
-            estimate=Estimate.exactly(found.growth_with_close_bytes / _MB),
+            estimate=Estimate.exactly(sustained.growth_with_close_bytes / _MB),
             raw=raw,
         ),
     ]
 
 
-def write_rows_elsewhere(folder: Path, num_rows: int) -> Sustained:
-    """Write them in a process of its own, so that nobody else's memory is counted.
+def write_rows_in_subprocess(folder: Path, num_rows: int) -> Sustained:
+    """Run `write_rows` in a new process, so that only its memory is counted.
 
     Raises:
-        WriteError: not every row was written.
+        WriteError: a row was not written.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        found = pool.submit(write_rows, folder, num_rows).result()
-    if found.stats.written != found.stats.collected:
+        sustained = pool.submit(write_rows, folder, num_rows).result()
+    if sustained.stats.written != sustained.stats.collected:
         raise WriteError(
-            f"The writer took {found.stats.written} of {found.stats.collected} steps, so its speed tells nothing. "
-            f"Look whether {folder} has room."
+            f"The writer took {sustained.stats.written} of {sustained.stats.collected} steps, so its speed means "
+            f"nothing. Check that {folder} has free space."
         )
-    return found
+    return sustained

@@ -1,4 +1,4 @@
-"""The bench and every benchmark run, at tiny size; how long anything takes is no matter here."""
+"""The bench command and every benchmark run at tiny size; timings are not checked here."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from rich.console import Console
 from ava_pipeline import open_run
 from ava_pipeline.bench.command import Options, Setting
 from ava_pipeline.bench.peers import PEERS, Compared, Ours, Peer, _compared, compare
-from ava_pipeline.bench.report import Report, show
+from ava_pipeline.bench.report import Report, print_report
 from ava_pipeline.bench.results import Estimate, Result, Target, median, ratio
 from ava_pipeline.bench.training import share
 from ava_pipeline.bench.writing import TABLES, WrittenRun
 from ava_pipeline.collect.measures.measure import find_measures
 from ava_pipeline.validate.validate import validate_run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = Options(image_size=32, batch_size=2, steps=4, rows=1_000)
 TINY_WORDS = ["--image-size", "32", "--batch-size", "2", "--steps", "4", "--rows", "1000"]
 
@@ -29,13 +29,13 @@ TINY_WORDS = ["--image-size", "32", "--batch-size", "2", "--steps", "4", "--rows
 def run(*arguments: str | Path) -> str:
     """Run a module of Python at tiny size; returns what it printed.
 
-    A benchmark that takes itself for a part of tests that run side by side would not measure.
+    Without the variables of pytest-xdist, under which pytest-benchmark would not measure.
     """
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
-        env=alone | {"AVA_BENCH_SIZE": "tiny", "OMP_NUM_THREADS": "1"},  # quicker beside other tests
+        env=alone | {"AVA_BENCH_SIZE": "tiny", "OMP_NUM_THREADS": "1"},  # faster beside other tests
         capture_output=True,
         text=True,
         timeout=240,
@@ -46,14 +46,14 @@ def run(*arguments: str | Path) -> str:
 
 
 class Absent(Ours):
-    """A peer that nobody has installed."""
+    """A peer that is not installed."""
 
-    title = "somebody else's norms"
+    title = "norms of a missing package"
     packages = ("no_such_package_of_norms",)
 
 
 def test_every_benchmark_file_runs(tmp_path: Path) -> None:
-    """Gates are not judged at this size."""
+    """Gates are not checked at this size."""
     found = tmp_path / "pieces.json"
     run("pytest", "benchmarks", "-q", "-p", "no:cacheprovider", "--benchmark-json", found)
     ran = {one["fullname"].partition("::")[0] for one in json.loads(found.read_text())["benchmarks"]}
@@ -61,8 +61,8 @@ def test_every_benchmark_file_runs(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a tiny bench wrote as JSON, and `printed`, what it printed."""
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The JSON that a tiny bench wrote, with its output as `printed`."""
     folder = tmp_path_factory.mktemp("bench")
     output: list[str | Path] = ["--every", "1", "2", "--json", folder / "made" / "b.json", "--plot", folder / "b.png"]
     printed = run("ava_pipeline.bench", *TINY_WORDS, *output)
@@ -71,18 +71,18 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found | {"printed": printed}
 
 
-def test_a_bench_tells_where_it_ran_and_how_to_run_it_again(told: dict[str, Any]) -> None:
+def test_a_bench_records_where_it_ran_and_how_to_repeat_it(result: dict[str, Any]) -> None:
     """Machine, versions, commit and command."""
-    assert told["command"].startswith("python -m ava_pipeline.bench --model resnet18 ")
-    assert "--every 1 2 --steps 4 --rows 1000" in told["command"]
-    assert "CPU" in told["machine"]
-    assert {"python", "torch", "pyarrow"} <= told["versions"].keys()
-    assert told["command"] in told["printed"]
+    assert result["command"].startswith("python -m ava_pipeline.bench --model resnet18 ")
+    assert "--every 1 2 --steps 4 --rows 1000" in result["command"]
+    assert "CPU" in result["machine"]
+    assert {"python", "torch", "pyarrow"} <= result["versions"].keys()
+    assert result["command"] in result["printed"]
 
 
-def test_a_benchs_figures_make_sense(told: dict[str, Any]) -> None:
-    """Each is there, finite, inside its interval, and positive where it is no difference."""
-    figures = {one["name"]: one for one in told["figures"]}
+def test_a_benchs_figures_make_sense(result: dict[str, Any]) -> None:
+    """Each exists, is finite, lies inside its interval, and is positive unless it is a difference."""
+    figures = {one["name"]: one for one in result["figures"]}
     assert {"share_every_1", "added_every_2", "step_collected_p99", "step_not_collected_p50"} <= figures.keys()
     assert {"step_of_total_norm", "step_of_read", "step_and_clip_of_clip", "step_without_pass"} <= figures.keys()
     assert {"writer_steps_per_s", "memory_growth", "lag_p99", "start_up", "close", "import"} <= figures.keys()
@@ -93,34 +93,34 @@ def test_a_benchs_figures_make_sense(told: dict[str, Any]) -> None:
     assert figures["memory_growth"]["raw"]["num_steps"] == TINY.rows
 
 
-def test_a_bench_counts_what_became_of_its_rows(told: dict[str, Any]) -> None:
+def test_a_bench_counts_what_became_of_its_rows(result: dict[str, Any]) -> None:
     """Three warm-up steps and four more: seven rows with n=1, three with n=2, all of them written."""
-    assert [one["collected"] for one in told["stats"]] == [7, 3]
-    assert all(one["written"] == one["collected"] for one in told["stats"])
+    assert [one["collected"] for one in result["stats"]] == [7, 3]
+    assert all(one["written"] == one["collected"] for one in result["stats"])
 
 
 def test_a_missing_peer_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
-    """With what to install."""
+    """The table says what to install."""
     setting = Setting(TINY, tmp_path, lambda num_rounds, _: range(num_rounds))
-    compared, figures = compare(setting, (Absent,))
+    compared, results = compare(setting, (Absent,))
     ours, absent = compared
     assert ours.record_ms is not None
     assert absent.record_ms is None
-    assert not figures
+    assert not results
     console = Console(record=True, width=200)
-    show(Report(options=TINY, machine="", commit=None, figures=[], compared=compared, stats=[]), console)
+    print_report(Report(options=TINY, machine="", commit=None, results=[], compared=compared, stats=[]), console)
     assert "not installed (no_such_package_of_norms): pip install 'ava-pipeline[peers]'" in console.export_text()
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.__name__)
 def test_a_peer_that_is_installed_is_measured(peer: type[Peer], tmp_path: Path) -> None:
-    """And with the same columns, ours is held against it."""
+    """The collector is compared with it if it records the same columns."""
     if peer.missing():
         pytest.skip(f"{peer.title}: {peer.missing()}")
     setting = Setting(TINY, tmp_path, lambda num_rounds, _: range(num_rounds))
-    compared, figures = compare(setting, (peer,))
+    compared, results = compare(setting, (peer,))
     assert [one.missing for one in compared] == [None, None]
-    assert bool(figures) == peer.has_same_columns
+    assert bool(results) == peer.has_same_columns
 
 
 def test_the_writer_is_fed_rows_as_a_run_has_them(tmp_path: Path) -> None:

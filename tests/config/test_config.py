@@ -22,7 +22,7 @@ from ava_pipeline.config.models import (
 )
 from ava_pipeline.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 BASE = "output_dir: outputs/ava/x\ndata:\n  labels: AVA.txt\n  images: images\n"
 
 

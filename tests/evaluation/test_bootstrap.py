@@ -12,7 +12,7 @@ from ava_pipeline.metrics import mean_scores, prediction_metrics
 from ava_pipeline.read.predictions import Predicted, read_predicted
 from tests.evaluation.evaluating import predictions_file
 
-AVA = Path(__file__).parents[1].parent / "shared" / "ava"
+AVA = Path(__file__).parents[2].parent / "shared" / "ava"
 needs_ava = pytest.mark.skipif(not AVA.is_dir(), reason=f"real AVA predictions are not at {AVA}")
 
 

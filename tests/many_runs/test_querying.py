@@ -13,7 +13,7 @@ from ava_pipeline import cli
 from tests.validate.building import RunBuilder
 from tests.validate.damaging import cut, edit_lines, edit_parquet
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "querying.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL) for line in block.splitlines()]

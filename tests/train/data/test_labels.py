@@ -15,7 +15,7 @@ from ava_pipeline.errors import ConfigError, LabelsError
 from ava_pipeline.train.data import labels
 from ava_pipeline.train.data.labels import VOTE_COLUMNS, read_ava_labels
 
-REAL_ROWS = Path(__file__).parents[2].parent / "shared" / "ava" / "AVA_10000_rows.txt"
+REAL_ROWS = Path(__file__).parents[3].parent / "shared" / "ava" / "AVA_10000_rows.txt"
 GOOD = "1 953619 0 1 5 17 38 36 15 6 5 1 1 22 1396"
 OTHER = "2 953958 10 7 15 26 26 21 10 8 1 2 15 21 1396"
 

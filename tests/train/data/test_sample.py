@@ -14,7 +14,7 @@ from ava_pipeline.train.data.images import open_rgb, scan_images
 from ava_pipeline.train.data.labels import VOTE_COLUMNS, read_ava_labels
 from ava_pipeline.train.data.sample import write_sample_data
 
-REAL_ROWS = Path(__file__).parents[2].parent / "shared" / "ava" / "AVA_10000_rows.txt"
+REAL_ROWS = Path(__file__).parents[3].parent / "shared" / "ava" / "AVA_10000_rows.txt"
 NUM_IMAGES = 1000
 FloatArray = npt.NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from ava_pipeline.errors import ConfigError, SplitError
 from ava_pipeline.train.data.labels import read_ava_labels
 from ava_pipeline.train.data.split import Split, split_by_hash, split_from_files
 
-AVA = Path(__file__).parents[2].parent / "shared" / "ava"
+AVA = Path(__file__).parents[3].parent / "shared" / "ava"
 TENTHS = (0.8, 0.1, 0.1)
 IDS = np.arange(1, 5001)
 

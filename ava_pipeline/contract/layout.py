@@ -1,9 +1,12 @@
 """The names of the files in a run directory."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PARTIAL_SUFFIX = ".partial"
+PREDICTION_NAME = re.compile(r"(?P<name>.+)_epoch_(?P<epoch>\d{3,})\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +83,29 @@ class RunLayout:
     def epoch_predictions(self, epoch: int, name: str = "val") -> Path:
         """One epoch's predictions of the set `name`."""
         return self.predictions / f"{name}_epoch_{epoch:03d}.parquet"
+
+
+class PredictionFile(NamedTuple):
+    """One epoch's predictions of one set.
+
+    Attributes:
+        name: the set, e.g. `val`.
+        epoch: 0-based.
+        path: the Parquet file.
+    """
+
+    name: str
+    epoch: int
+    path: Path
+
+
+def prediction_files(layout: RunLayout) -> list[PredictionFile]:
+    """List a run's files of predictions by set and epoch; files with other names are left out."""
+    files = map(prediction_file, layout.predictions.glob("*.parquet"))
+    return sorted(file for file in files if file is not None)
+
+
+def prediction_file(path: Path) -> PredictionFile | None:
+    """Read set and epoch from a file's name; None if the name is not `<set>_epoch_<epoch>.parquet`."""
+    match = PREDICTION_NAME.fullmatch(path.name)
+    return PredictionFile(match["name"], int(match["epoch"]), path) if match else None

@@ -1,12 +1,7 @@
-"""Files of predictions: their names, their columns, one epoch of one set each, a row an image."""
-
-import re
-from pathlib import Path
-from typing import NamedTuple
+"""The columns of a file of predictions: one epoch of one set, a row an image."""
 
 import pyarrow as pa
 
-from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.tables import TABLE_KEY, VERSION_KEY, Column, RunTable, Table
 
 NUM_SCORES = 10
@@ -39,26 +34,3 @@ def predictions_schema(*, integer_ids: bool) -> pa.Schema:
         return schema
     metadata: dict[bytes | str, bytes | str] = {TABLE_KEY: b"predictions", VERSION_KEY: schema.metadata[VERSION_KEY]}
     return pa.schema([pa.field("image_id", pa.string(), nullable=False), *list(schema)[1:]], metadata=metadata)
-
-
-PREDICTION_NAME = re.compile(r"(?P<name>.+)_epoch_(?P<epoch>\d{3,})\.parquet")
-
-
-class PredictionFile(NamedTuple):
-    """One epoch's predictions of one set."""
-
-    name: str
-    epoch: int
-    path: Path
-
-
-def prediction_files(layout: RunLayout) -> list[PredictionFile]:
-    """Every file of predictions, by set and epoch; other files are left out."""
-    found = map(prediction_file, layout.predictions.glob("*.parquet"))
-    return sorted(file for file in found if file is not None)
-
-
-def prediction_file(path: Path) -> PredictionFile | None:
-    """Which set and epoch a file is of, as its name says; None where it does not."""
-    match = PREDICTION_NAME.fullmatch(path.name)
-    return PredictionFile(match["name"], int(match["epoch"]), path) if match else None

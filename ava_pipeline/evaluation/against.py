@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.predictions import prediction_files
+from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.errors import MisuseError, PredictionsError
 from ava_pipeline.evaluation.bootstrap import Interval, interval, resampled
 from ava_pipeline.evaluation.evaluate import prediction_paths

@@ -17,7 +17,7 @@ from ava_pipeline.evaluation.against import Comparison, compare
 from ava_pipeline.evaluation.bootstrap import CONFIDENCE, SEED, Interval
 from ava_pipeline.evaluation.evaluate import NUM_RESAMPLES, Evaluated, evaluate, prediction_paths
 from ava_pipeline.metrics import Metrics
-from ava_pipeline.read.status import is_generated
+from ava_pipeline.read.predictions import is_generated
 from ava_pipeline.terminal import add_metrics, metric_text, metric_title, metrics_table, plain_table, printable, rounded
 
 _COLORS = {"better": "green", "worse": "red", "unclear": "dim"}

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.predictions import PredictionFile, prediction_file
+from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_file
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import NotARunError
 from ava_pipeline.evaluation.bootstrap import Interval, interval, resampled

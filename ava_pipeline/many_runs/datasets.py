@@ -1,4 +1,4 @@
-"""Many runs as one table each: what `ava_pipeline.many_runs` gives."""
+"""Many runs as one table each: what `ava_pipeline.runs` returns."""
 
 import logging
 import warnings
@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 
 from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
-from ava_pipeline.contract.predictions import prediction_files
+from ava_pipeline.contract.layout import prediction_files
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import MisuseError, RunError
 from ava_pipeline.many_runs.find import Pattern, find_runs

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ava_pipeline.config import load
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest
-from ava_pipeline.contract.predictions import prediction_files
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.diagnose.diagnose import Verdict, diagnose_run
 from ava_pipeline.errors import DamagedFileError

@@ -9,8 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ava_pipeline.config import load
+from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
+from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import Metrics, prediction_metrics
 
@@ -80,3 +83,22 @@ def _column(path: Path, rows: pa.Table, name: str) -> Floats:
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         raise DamagedFileError(f"{path}: no predictions; its column {name} is {kind}, not numbers.")
     return np.asarray(rows[name].to_numpy(), dtype=np.float64)
+
+
+def is_generated(path: Path) -> bool:
+    """Whether the run at `path`, or around it, was trained on generated data; False if it has no config.
+
+    Raises:
+        DamagedFileError: the config is none, or a link out of its run.
+    """
+    candidates = (folder / "config.yaml" for folder in (path, *path.resolve().parents[:2]))
+    config = next((file for file in candidates if file.is_file()), None)
+    if config is None:
+        return False
+    check_name(RunLayout(config.parent), config)
+    try:
+        values = load.read(config)
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{config} cannot be read: {error}. Restore it, or move it away.") from error
+    data = values.get("data") if isinstance(values, dict) else None
+    return isinstance(data, dict) and data.get("sample") is not None

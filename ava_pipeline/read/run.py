@@ -10,10 +10,9 @@ import pyarrow as pa
 
 from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest, read_manifest
 from ava_pipeline.contract.parquet import read_parquet
-from ava_pipeline.contract.predictions import prediction_files
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import MisuseError, NotARunError

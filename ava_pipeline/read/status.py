@@ -1,17 +1,12 @@
-"""How a run stands: whether one that counts as running still is, and whether its data were generated."""
+"""The status of a run: whether a run whose manifest says `running` still is."""
 
 import os
 import platform
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ava_pipeline.config import load
-from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import STALE_AFTER, Attempt, Manifest, Status
-from ava_pipeline.contract.untrusted import check_name
-from ava_pipeline.errors import DamagedFileError
 
 StatusNow: TypeAlias = Status | Literal["killed"]
 
@@ -42,22 +37,3 @@ def _is_gone(attempt: Attempt) -> bool:
         except ProcessLookupError:
             return True
     return False
-
-
-def is_generated(path: Path) -> bool:
-    """Whether the run that `path` is or lies in was trained on generated data; no config, no claim.
-
-    Raises:
-        DamagedFileError: the config is none, or a link out of its run.
-    """
-    candidates = (folder / "config.yaml" for folder in (path, *path.resolve().parents[:2]))
-    config = next((file for file in candidates if file.is_file()), None)
-    if config is None:
-        return False
-    check_name(RunLayout(config.parent), config)
-    try:
-        values = load.read(config)
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{config} cannot be read: {error}. Restore it, or move it away.") from error
-    data = values.get("data") if isinstance(values, dict) else None
-    return isinstance(data, dict) and data.get("sample") is not None

@@ -9,17 +9,15 @@ import pyarrow.compute as pc
 
 from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest
-from ava_pipeline.contract.predictions import PredictionFile, prediction_files
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.diagnose.diagnose import Diagnosis, diagnose_run
 from ava_pipeline.errors import RunError
 from ava_pipeline.metrics import Metrics
 from ava_pipeline.read.csv import read_csv
-from ava_pipeline.read.predictions import Predicted, read_predicted
+from ava_pipeline.read.predictions import Predicted, is_generated, read_predicted
 from ava_pipeline.read.run import Run, open_run
-from ava_pipeline.read.status import is_generated
 from ava_pipeline.read.table import read_table
 
 Read = TypeVar("Read")

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ava_pipeline.contract.layout import PARTIAL_SUFFIX, RunLayout
+from ava_pipeline.contract.layout import PARTIAL_SUFFIX, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest
-from ava_pipeline.contract.predictions import prediction_files
 from ava_pipeline.validate.checked_run import CheckedRun
 from ava_pipeline.validate.violations import Breach, Cell, Rule
 

@@ -11,17 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_files
 from ava_pipeline.contract.parquet import read_parquet
-from ava_pipeline.contract.predictions import (
-    GT_COLUMNS,
-    PRED_COLUMNS,
-    PREDICTIONS,
-    SCORES,
-    PredictionFile,
-    prediction_files,
-    predictions_schema,
-)
+from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS, PREDICTIONS, SCORES, predictions_schema
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import prediction_metrics

@@ -12,8 +12,7 @@ from pyarrow import csv
 from ava_pipeline.config.load import load_config
 from ava_pipeline.config.models import RunConfig
 from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
-from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.predictions import prediction_files
+from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import ConfigError, DamagedFileError

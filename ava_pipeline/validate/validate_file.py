@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 
 from ava_pipeline.contract.builtin_tables import EPOCH_METRICS, GRADIENT_NORMS, LEARNING_RATES, STEPS
 from ava_pipeline.contract.events import EVENTS
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.layout import PREDICTION_NAME, PredictionFile, RunLayout
 from ava_pipeline.contract.manifest import Manifest
-from ava_pipeline.contract.predictions import PREDICTION_NAME, PREDICTIONS, PredictionFile
+from ava_pipeline.contract.predictions import PREDICTIONS
 from ava_pipeline.contract.tables import TABLE_KEY, RunTable, Table
 from ava_pipeline.contract.untrusted import FROM_ARROW
 from ava_pipeline.errors import MisuseError, NotARunError

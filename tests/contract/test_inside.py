@@ -10,8 +10,8 @@ from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.many_runs.summary import settings_of
+from ava_pipeline.read.predictions import is_generated
 from ava_pipeline.read.run import open_run
-from ava_pipeline.read.status import is_generated
 from ava_pipeline.validate.validate import validate_run
 from ava_pipeline.write.recover import recover_run
 from tests.validate.building import RunBuilder

@@ -276,6 +276,6 @@ def test_a_damaged_page_is_an_error_of_the_run(tmp_path: Path) -> None:
 
 
 def test_the_public_door_leads_here() -> None:
-    """`ava_pipeline.many_runs` is what the documentation shows."""
-    assert ava_pipeline.many_runs is runs
+    """`ava_pipeline.runs` is what the documentation shows."""
+    assert ava_pipeline.runs is runs
     assert ava_pipeline.Runs({}).runs == {}

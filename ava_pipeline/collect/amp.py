@@ -24,23 +24,23 @@ class ScalerState(NamedTuple):
         scale: the loss scale, a float32 scalar on the device; None where nothing is scaled, or it is not known.
         of_optimizer: id of each optimizer -> what its gradients are.
         is_given: whether the collector was given a scaler, enabled or not.
-        first_scale: what the scaler began with, or was resumed with; None where it is not known.
+        init_scale: what the scaler began with, or was resumed with; None where it is not known.
     """
 
     scale: Tensor | None
     of_optimizer: dict[int, Scaling]
     is_given: bool = True
-    first_scale: float | None = None
+    init_scale: float | None = None
 
     @property
-    def of_nobody(self) -> Scaling:
+    def of_unowned(self) -> Scaling:
         """What the gradients of parameters that no optimizer steps are: `unscale_` passes them by."""
         if self.scale is not None:
             return Scaling.SCALED
         return Scaling.UNKNOWN if Scaling.UNKNOWN in self.of_optimizer.values() else Scaling.NONE
 
     @property
-    def still_in_gradients(self) -> Tensor | None:
+    def remaining_scale(self) -> Tensor | None:
         """The scale where any gradient is still multiplied by it."""
         return self.scale if Scaling.SCALED in self.of_optimizer.values() else None
 
@@ -65,10 +65,10 @@ def scaler_state(grad_scaler: Any, optimizers: tuple[Optimizer, ...]) -> ScalerS
     if not isinstance(scale, Tensor) or states is None:
         return ScalerState(None, {id(optimizer): Scaling.UNKNOWN for optimizer in optimizers})
     of_optimizer = {id(optimizer): _scaling(states, id(optimizer)) for optimizer in optimizers}
-    return ScalerState(scale, of_optimizer, first_scale=getattr(grad_scaler, "_init_scale", None))
+    return ScalerState(scale, of_optimizer, init_scale=getattr(grad_scaler, "_init_scale", None))
 
 
-def hooks_tell_skips(optimizers: Sequence[Optimizer]) -> bool:
+def hooks_show_skips(optimizers: Sequence[Optimizer]) -> bool:
     """Whether step hooks tell which steps a GradScaler left out; where they do not, only its scale does.
 
     One that looks for itself whether gradients are finite, as fused ones do, is called all the same: GradScaler asks

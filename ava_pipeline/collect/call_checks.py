@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
-from ava_pipeline.collect.amp import AutocastProbe, Scaling, hooks_tell_skips
+from ava_pipeline.collect.amp import AutocastProbe, Scaling, hooks_show_skips
 from ava_pipeline.collect.arguments import whole_number
 from ava_pipeline.collect.measures.measure import StepSnapshot, Value
 from ava_pipeline.contract.events import Event, EventName
@@ -87,7 +87,7 @@ class CallOrder:
         self._counts: list[_StepCount] = []
         self._hooks: list[RemovableHandle] = []
         self._num_skipped = 0
-        self._tells_skips = hooks_tell_skips(optimizers)
+        self._tells_skips = hooks_show_skips(optimizers)
         for optimizer in optimizers:
             self._counts.append(_StepCount())
             self._hooks.append(optimizer.register_step_post_hook(self._counts[-1]))
@@ -191,9 +191,9 @@ class CallChecks:
             value_names: of the first collected step.
         """
         batch_idx, epoch = call.batch_idx, call.epoch
-        if moment.plan.left_out:
+        if moment.plan.unmeasured:
             message = (
-                f"the norms of {len(moment.plan.left_out)} gradients are not known here, so those of their groups are "
+                f"the norms of {len(moment.plan.unmeasured)} gradients are unknown here, so their groups' norms are "
                 "null: sparse ones on a device would have to be waited for, and those sharded among processes (FSDP) "
                 "are read by all of them together. Their total is what torch.nn.utils.clip_grad_norm_ returns: give it "
                 "in values."

@@ -59,19 +59,19 @@ class GradientPass:
         """
         gradients = [parameter.grad for parameter in self._parameters]
         plan = self._plan(gradients)
-        if plan.left_out:
-            gradients = [None if place in plan.left_out else one for place, one in enumerate(gradients)]
+        if plan.unmeasured:
+            gradients = [None if place in plan.unmeasured else one for place, one in enumerate(gradients)]
         self._clipping.mark(gradients, batch_idx)
-        norms = plan.measure(gradients) if plan.at_once or plan.in_rows else None
+        norms = plan.measure(gradients) if plan.whole_tensors or plan.by_rows else None
         scaler = scaler_state(self._grad_scaler, self._optimizers)
-        is_total = not plan.left_out and scaler.is_uniform
-        is_shared = self._may_share() and plan.are_torchs and is_total and scaler.still_in_gradients is None
+        is_total = not plan.unmeasured and scaler.is_uniform
+        is_shared = self._may_share() and plan.equals_torch and is_total and scaler.remaining_scale is None
         return StepSnapshot(
             gradients=gradients,
             norms=norms,
             plan=plan,
             scaler=scaler,
-            clipping=self._clipping.look(norms if is_total else None, scaler.still_in_gradients, is_shared=is_shared),
+            clipping=self._clipping.look(norms if is_total else None, scaler.remaining_scale, is_shared=is_shared),
             values=values,
             time_s=time.time(),
         )

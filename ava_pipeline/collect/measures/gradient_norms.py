@@ -67,12 +67,12 @@ class GradientNorms(Measure):
     def _layout(self, moment: StepSnapshot) -> NormLayout:
         # Nobody unscales the gradients of what no optimizer steps.
         scaling = [
-            moment.scaler.of_nobody if owner is None else moment.scaler.of_optimizer[id(owner)]
+            moment.scaler.of_unowned if owner is None else moment.scaler.of_optimizer[id(owner)]
             for owner in self.watched.optimizer_of()
         ]
         is_known = np.array([of_it is not Scaling.UNKNOWN for of_it in scaling])
         is_there = np.array([gradient is not None for gradient in moment.gradients])
-        is_left_out = np.isin(np.arange(len(is_there)), list(moment.plan.left_out))
+        is_left_out = np.isin(np.arange(len(is_there)), list(moment.plan.unmeasured))
         owners = moment.plan.owners
         return NormLayout(
             owners=np.where(is_known[owners], owners, -1),

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import SupportsFloat
 
-from ava_pipeline.collect.amp import hooks_tell_skips
+from ava_pipeline.collect.amp import hooks_show_skips
 from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.contract.builtin_tables import STEPS
@@ -21,8 +21,8 @@ class Steps(Measure):
 
     def __init__(self, watched: TrainingTargets) -> None:
         super().__init__(watched)
-        self._is_told_by_scale = not hooks_tell_skips(tuple(watched.optimizers.values()))
-        self._first_scale: float | None = None
+        self._is_told_by_scale = not hooks_show_skips(tuple(watched.optimizers.values()))
+        self._init_scale: float | None = None
         self._before: tuple[float | None, int] | None = None
 
     @property
@@ -32,7 +32,7 @@ class Steps(Measure):
 
     def read(self, moment: StepSnapshot) -> Reading:
         """Take what there is; a value not given is null."""
-        self._first_scale = moment.scaler.first_scale
+        self._init_scale = moment.scaler.init_scale
         return Reading([
             moment.time_s,
             moment.scaler.scale,
@@ -63,7 +63,7 @@ class Steps(Measure):
         """What is not finite; and where the loss scale fell, if hooks do not tell of skipped steps."""
         yield from non_finite_events(rows, is_scaled=any(row["loss_scale"] is not None for row in rows))
         if self._is_told_by_scale:
-            before = self._before or (self._first_scale, self.watched.resumed_from + 1)
+            before = self._before or (self._init_scale, self.watched.resumed_from + 1)
             yield from scale_drop_events(rows, *before)
             for row in rows:
                 if isinstance(row["loss_scale"], float) and isinstance(row["batch_idx"], int):

@@ -1,39 +1,91 @@
-"""The command `ava-pipeline`: each command is a small function; torch is imported only where it trains."""
+"""The command `ava-pipeline`: a table of commands, each imported when it is called."""
 
-import json
 import logging
 import os
-import signal
 import sys
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
+from typer.core import TyperCommand, TyperGroup
 
 from ava_pipeline import __version__
-from ava_pipeline.bench.command import bench_command
-from ava_pipeline.config.load import load_config
-from ava_pipeline.config.models import RunConfig
-from ava_pipeline.diagnose.diagnose import diagnose_run
-from ava_pipeline.errors import AvaPipelineError, ConfigError, GroupsError, MisuseError, NotARunError, RunExistsError
-from ava_pipeline.evaluation.command import evaluate_command
-from ava_pipeline.many_runs.command import runs_command
-from ava_pipeline.report.command import plot_command, report_command
-from ava_pipeline.validate.command import validate_command
-from ava_pipeline.watch.command import watch_command
-from ava_pipeline.write.recover import recover_run
+from ava_pipeline.errors import AvaPipelineError, ExitStatus, exit_status
 
-WELL, PROBLEMS, WRONG_USAGE, OUR_ERROR = 0, 1, 2, 3
+if TYPE_CHECKING:
+    from rich.logging import RichHandler
+
 TRACEBACK = "AVA_PIPELINE_TRACEBACK"
-_BY_SIGNAL = 128
-_BEFORE_TRAINING = "Ended by Ctrl-C before training began. Nothing is lost: "
+_NAME = "ava-pipeline"
+
+
+class Entry(NamedTuple):
+    """A command before it is imported.
+
+    Attributes:
+        package: the package whose `command.py` holds the function `<name>_command`.
+        help: the first line of that function's docstring.
+    """
+
+    package: str
+    help: str
+
+
+COMMANDS = {
+    "train": Entry("train", "Train a model from a YAML config, with telemetry and validation predictions."),
+    "evaluate": Entry("evaluation", "Print the metrics of validation predictions next to a constant predictor's."),
+    "validate": Entry("validate", "Check runs against their contract: tables, predictions, metrics and manifest."),
+    "diagnose": Entry("diagnose", "Report warning signs in a run's numbers, with what to try, and healthy signs."),
+    "recover": Entry("write", "Repair a run that was killed or damaged, and list what was saved and what is lost."),
+    "runs": Entry("many_runs", "List runs, one a line: status, best metrics, settings that differ, first finding."),
+    "watch": Entry("watch", "Follow a running job in the terminal: events, norms, rates, values and delay."),
+    "report": Entry("report", "Write an HTML page of one run or several: findings, plots and tables."),
+    "plot": Entry("report", "Draw the gradient norms of a run as a picture."),
+    "bench": Entry("bench", "Measure what telemetry costs on this machine, and compare it with the targets."),
+}
+
+
+class _PlainFlags:
+    """Shows no type beside a flag: `--json` takes no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # mixed into a command
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class _Command(_PlainFlags, TyperCommand): ...
+
+
+class _CommandTable(_PlainFlags, TyperGroup):
+    """Lists the commands of the table, and imports the one that is called."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = {name: TyperCommand(name, short_help=entry.help) for name, entry in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, None if listed is None else load_command(str(listed.name)), rest
+
+
+def load_command(name: str) -> Any:
+    """Import a command and build what parses its options."""
+    function = getattr(import_module(f"ava_pipeline.{COMMANDS[name].package}.command"), f"{name}_command")
+    alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    alone.command(name, cls=_Command)(function)
+    return typer.main.get_command(alone)
+
 
 app = typer.Typer(
-    name="ava-pipeline",
-    help="Train aesthetic score prediction on AVA with gradient telemetry, and look at what came of it.\n\n"
-    "Exit status: 0 well, 1 problems found, 2 wrong usage, 3 an error of ours; 128 + N: ended by signal N.",
+    cls=_CommandTable,
+    name=_NAME,
+    help="Train models that predict aesthetic scores on AVA, and inspect the telemetry of training runs.\n\n"
+    "Exit status: 0 success, 1 problems found, 2 wrong usage, 3 an internal error, 128 + N ended by signal N.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,170 +94,59 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001  # typer calls it with the option's value.
-    if wanted:
+def _print_version(is_given: bool) -> None:  # noqa: FBT001  # typer passes the option's value by position
+    if is_given:
         typer.echo(__version__)
-        raise typer.Exit(WELL)
+        raise typer.Exit(ExitStatus.SUCCESS)
 
 
 @app.callback()
 def _options(
     *,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None: ...
 
 
-@app.command("train")
-def train_command(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML config.")],
-    *,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="A setting in place of the config's.")
-    ] = None,
-    output_dir: Annotated[
-        str | None, typer.Option(metavar="PATH", help="The run's directory, in place of the config's.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint; where there is none yet, begin.")
-    ] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew in a used directory; its files move to superseded/.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; warnings still.")] = False,
-) -> None:
-    """Train a model as a YAML config says, with telemetry and validation predictions.
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status.
 
-    Example: ava-pipeline train configs/demo.yaml --set train.epochs=3 --output-dir outputs/ava/try
+    An error is one sentence on stderr; its traceback is shown only if AVA_PIPELINE_TRACEBACK is set.
 
-    Ctrl-C, SIGTERM and SIGUSR1 end training after the batch, with a checkpoint.
-    The exit status is then 128 + the signal's number (130, 143, 138 on Linux),
-    and the same command with --resume, in place of --restart, goes on. A second
-    Ctrl-C ends at once.
+    Args:
+        arguments: the words after `ava-pipeline`; by default those of this process.
     """
-    if resume and restart:
-        raise typer.BadParameter("--resume goes on with a run, --restart begins anew; give one of them.")
-    overrides = [*(settings or []), *([] if output_dir is None else [f"output_dir={json.dumps(output_dir)}"])]
-    logging.getLogger("ava_pipeline").setLevel(logging.WARNING if quiet else logging.INFO)
-    loaded = load_config(config, overrides)
-    try:
-        stopped_by = _train(loaded, resume=resume, restart=restart, quiet=quiet)
-    except KeyboardInterrupt as error:
-        # While batches are trained, Ctrl-C asks and does not interrupt.
-        way_on = "give the same command again." if restart else "go on, or begin, with the same command and --resume."
-        _console(err=True).print(_BEFORE_TRAINING + way_on, highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(_BY_SIGNAL + signal.SIGINT) from error
-    if stopped_by is not None:
-        raise typer.Exit(_BY_SIGNAL + stopped_by)
-
-
-def _train(config: RunConfig, *, resume: bool, restart: bool, quiet: bool) -> int | None:
-    """Train and show what came of it; return the signal that asked for an end, if one did."""
-    _need_torch()
-    from ava_pipeline.train.display import Display  # noqa: PLC0415  # the other commands work without torch.
-    from ava_pipeline.train.job import train  # noqa: PLC0415
-    from ava_pipeline.train.summary import show_summary  # noqa: PLC0415
-
-    outcome = train(config, Display(_console(err=True, quiet=quiet)), resume=resume, restart=restart)
-    show_summary(outcome, _console(quiet=quiet))
-    return outcome.stopped_by
-
-
-app.command("evaluate")(evaluate_command)
-
-
-app.command("validate")(validate_command)
-
-
-@app.command("diagnose")
-def diagnose_command(
-    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """Say what a run's numbers show: warning signs with what to try, and healthy signs.
-
-    Example: ava-pipeline diagnose outputs/ava/demo
-
-    Works while the run is being written, after a crash and afterwards.
-    Exit status: 0 healthy, or too few rows to tell; 1 a warning or worse was
-    found; 2 no run or wrong usage.
-    """
-    found = diagnose_run(run)
-    typer.echo(json.dumps({"run": str(run), **found.to_json()}, indent=1) if as_json else found.to_text(str(run)))
-    raise typer.Exit(PROBLEMS if found.verdict == "not healthy" else WELL)
-
-
-@app.command("recover")
-def recover_command(
-    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
-    *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """Bring a run that was killed or damaged to whole files: journals become Parquet, torn lines are cut.
-
-    Example: ava-pipeline recover outputs/ava/demo --dry-run
-
-    For each table it says what was there, what was saved and what was lost.
-    Damaged originals are kept in telemetry/damaged/.
-    The next training in the directory does the same by itself.
-    Exit status: 0 nothing lost, 1 something lost, 2 no run, one that is being
-    written, or wrong usage.
-    """
-    try:
-        found = recover_run(run, dry_run=dry_run)
-    except MisuseError as error:
-        raise typer.BadParameter(str(error)) from error
-    typer.echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
-    raise typer.Exit(WELL if found.is_complete else PROBLEMS)
-
-
-app.command("runs")(runs_command)
-app.command("watch")(watch_command)
-app.command("report")(report_command)
-app.command("plot")(plot_command)
-app.command("bench")(bench_command)
-
-
-def main() -> None:
-    """Run the command line and end with its exit status: one sentence for every error, no traceback."""
-    console = _console(err=True)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[_log_handler(console)])
+    logging.basicConfig(level=logging.INFO, handlers=[_LogHandler()])
     logging.captureWarnings(capture=True)
     try:
-        app()
+        app(arguments, prog_name=_NAME)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
+        from rich.console import Console  # noqa: PLC0415  # most calls print without rich
+
+        console = Console(stderr=True)
         console.print(_sentence(error), style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(_status(error))
+        sys.exit(exit_status(error))
 
 
-def _console(*, err: bool = False, quiet: bool = False) -> Console:
-    return Console(stderr=err, quiet=quiet)
+class _LogHandler(logging.Handler):
+    """Prints log records with rich, which is imported for the first of them."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        self._rich.emit(record)
 
-def _log_handler(console: Console) -> RichHandler:
-    return RichHandler(console=console, show_time=False, show_path=False, markup=False, highlighter=None)
+    @cached_property
+    def _rich(self) -> "RichHandler":
+        from rich.console import Console  # noqa: PLC0415  # most calls log nothing
+        from rich.logging import RichHandler  # noqa: PLC0415
 
-
-def _status(error: Exception) -> int:
-    if isinstance(error, ConfigError | GroupsError | MisuseError | RunExistsError | NotARunError):
-        return WRONG_USAGE
-    return PROBLEMS if isinstance(error, AvaPipelineError) else OUR_ERROR
+        console = Console(stderr=True)
+        return RichHandler(console=console, show_time=False, show_path=False, markup=False, highlighter=None)
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, AvaPipelineError):
         return str(error)
-    return f"An error of ours: {type(error).__name__}: {error}. Set {TRACEBACK}=1 and run it again to see where."
-
-
-def _need_torch() -> None:
-    try:
-        import torch  # noqa: F401, PLC0415  # only to see whether it is there.
-        import torchvision  # noqa: F401, PLC0415
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"Training needs {error.name}: pip install 'ava-pipeline[train]'.") from error
+    return f"Internal error: {type(error).__name__}: {error}. Set {TRACEBACK}=1 and run the command again to see where."

@@ -25,6 +25,9 @@
 Each message says what was given, what is allowed, and what to do.
 """
 
+from enum import IntEnum
+from importlib import import_module
+
 
 class AvaPipelineError(Exception):
     """Base of every exception of ava_pipeline."""
@@ -119,3 +122,40 @@ def in_words(error: BaseException) -> str:
     else:
         text = ": ".join(part for part in (type(error).__name__, str(error)) if part)
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+class ExitStatus(IntEnum):
+    """How the command line ends; a signal N ends it with `SIGNAL_STATUS + N`."""
+
+    SUCCESS = 0
+    PROBLEMS = 1
+    WRONG_USAGE = 2
+    INTERNAL_ERROR = 3
+
+
+SIGNAL_STATUS = 128
+
+
+def exit_status(error: Exception) -> ExitStatus:
+    """The exit status of a command that an error ended."""
+    if isinstance(error, ConfigError | GroupsError | MisuseError | RunExistsError | NotARunError):
+        return ExitStatus.WRONG_USAGE
+    return ExitStatus.PROBLEMS if isinstance(error, AvaPipelineError) else ExitStatus.INTERNAL_ERROR
+
+
+def require_extra(purpose: str, extra: str, *modules: str) -> None:
+    """Check that the modules of an optional dependency can be imported.
+
+    Args:
+        purpose: the start of the message, such as "Training".
+        extra: the extra of ava-pipeline that installs them.
+        modules: their names.
+
+    Raises:
+        ConfigError: a module is missing; the message names the extra to install.
+    """
+    for module in modules:
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"{purpose} needs {error.name}: pip install 'ava-pipeline[{extra}]'.") from error

@@ -44,7 +44,7 @@ def test_the_version_is_the_packages() -> None:
     assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"{__version__}\n"
 
 
-@pytest.mark.parametrize("name", [info.name for info in cli.app.registered_commands])
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_explains_itself(name: str) -> None:
     """With an example."""
     found = CliRunner().invoke(cli.app, [name, "--help"])
@@ -234,7 +234,7 @@ def test_an_error_of_ours_is_status_3_and_shows_where_on_request(
     def broken(_path: Path) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("ava_pipeline.evaluation.command.is_generated", broken)
+    monkeypatch.setattr("ava_pipeline.read.predictions.is_generated", broken)
     assert status_of(monkeypatch, ["evaluate", str(tmp_path)]) == 3
     assert "ZeroDivisionError: ours. Set AVA_PIPELINE_TRACEBACK=1" in capsys.readouterr().err
     monkeypatch.setenv("AVA_PIPELINE_TRACEBACK", "1")
@@ -265,8 +265,8 @@ def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(signum: signal.Si
 @pytest.mark.parametrize(
     ("place", "options", "way_on"),
     [
-        ("prepare.scan_images", (), "go on, or begin, with the same command and --resume."),
-        ("job.build_model", ("--restart",), "give the same command again."),
+        ("prepare.scan_images", (), "run the same command with --resume to start or continue."),
+        ("job.build_model", ("--restart",), "run the same command again."),
     ],
 )
 def test_ctrl_c_before_training_is_one_sentence(

@@ -1,14 +1,8 @@
-"""`python -m ava_pipeline.bench`: the same as `ava-pipeline bench`."""
+"""`python -m ava_pipeline.bench`: the same as the command `ava-pipeline bench`."""
 
 import sys
 
-import typer
-
-from ava_pipeline.bench.command import bench_command
-from ava_pipeline.errors import AvaPipelineError
+from ava_pipeline.cli import main
 
 if __name__ == "__main__":
-    try:
-        typer.run(bench_command)
-    except AvaPipelineError as error:
-        sys.exit(str(error))
+    main(["bench", *sys.argv[1:]])

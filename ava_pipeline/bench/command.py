@@ -1,4 +1,4 @@
-"""The command `ava-pipeline bench`; torch is imported only once the options are known to be right."""
+"""The command `ava-pipeline bench`; torch is imported only after the options are checked."""
 
 import shlex
 from collections.abc import Callable, Iterable
@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import typer
-from rich.console import Console
 
-from ava_pipeline.errors import ConfigError
+from ava_pipeline.errors import require_extra
 
 Track: TypeAlias = Callable[[int, str], Iterable[int]]
 
@@ -81,32 +80,41 @@ class Setting:
 def bench_command(  # noqa: PLR0913  # each is an option of the command line
     more: Annotated[list[int] | None, typer.Argument(metavar="", hidden=True)] = None,
     *,
-    model: Annotated[Literal["resnet18", "resnet50"], typer.Option(help="The backbone in front of the head.")] = (
-        "resnet18"
-    ),
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to train.")] = "auto",
-    image_size: Annotated[int, typer.Option(min=32, help="Width and height, in pixels.")] = 64,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images a training step.")] = 32,
+    model: Annotated[
+        Literal["resnet18", "resnet50"], typer.Option(help="The backbone in front of the head.")
+    ] = "resnet18",
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="The device to train on.")] = "auto",
+    image_size: Annotated[int, typer.Option(min=32, help="Width and height of the images, in pixels.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images per training step.")] = 32,
     every: Annotated[
         list[int] | None,
-        typer.Option(min=1, metavar="N [N ...]", help="Spacings of collected steps to compare: --every 1 10."),
+        typer.Option(min=1, metavar="N [N ...]", help="Values of collect_every_n to compare, such as --every 1 10."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Training steps of each kind.")] = 100,
-    rows: Annotated[int, typer.Option(min=100, help="Rows a table that the writer writes.")] = 1_000_000,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes under bfloat16 autocast.")] = False,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Weights in that format.")] = False,
-    peers: Annotated[bool, typer.Option("--peers", help="The same work through others; extra `peers`.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Everything, for programs.")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Training steps with each setting.")] = 100,
+    rows: Annotated[int, typer.Option(min=100, help="Rows that the writer benchmark writes per table.")] = 1_000_000,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Run forward passes under bfloat16 autocast.")] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Use the channels-last memory format.")] = (
+        False
+    ),
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also measure other libraries doing the same; needs the extra 'peers'.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON, for programs.")
+    ] = None,
     plot_file: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="A picture of it; extra `plot`.")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the figures; needs the extra 'plot'.")
     ] = None,
 ) -> None:
-    """Measure what telemetry costs on this machine, beside its targets.
+    """Measure what telemetry costs on this machine, and compare it with the targets.
 
     Example: ava-pipeline bench --model resnet18 --every 1 10 --peers --json outputs/bench/resnet18.json
 
-    Everything is a ratio within this run, or a median with its interval. Nothing else should run meanwhile.
-    The exit status does not tell whether targets are reached; the table does.
+    Each figure is a ratio within this run, or a median with its interval. Close
+    other programs first.
+
+    Exit status: 0 success, also if targets are missed, which the table shows;
+    2 wrong usage.
     """
     options = Options(
         model=model,
@@ -120,16 +128,14 @@ def bench_command(  # noqa: PLR0913  # each is an option of the command line
         channels_last=channels_last,
         peers=peers,
     )
-    _measure(options, json_file, plot_file)
-
-
-def _measure(options: Options, json_file: Path | None, plot_file: Path | None) -> None:
-    _need_torch()
-    from ava_pipeline.bench.measure import measure  # noqa: PLC0415  # the other commands work without torch
-    from ava_pipeline.bench.report import need_matplotlib, print_report, write_plot  # noqa: PLC0415
-
+    require_extra("A bench", "train", "torch", "torchvision")
     if plot_file is not None:
-        need_matplotlib()
+        require_extra("--plot", "plot", "matplotlib")
+    from rich.console import Console
+
+    from ava_pipeline.bench.measure import measure
+    from ava_pipeline.bench.report import print_report, write_plot
+
     report = measure(options, Console(stderr=True))
     if json_file is not None:
         report.write(json_file)
@@ -139,17 +145,9 @@ def _measure(options: Options, json_file: Path | None, plot_file: Path | None) -
 
 
 def _spacings(every: list[int] | None, more: list[int] | None) -> tuple[int, ...]:
-    """`--every 1 10` and `--every 1 --every 10` are the same."""
+    """Take `--every 1 10` and `--every 1 --every 10` alike."""
     if more and not every:
-        raise typer.BadParameter(f"{more} stands for no option; spacings are given as --every 1 10.")
+        raise typer.BadParameter(f"got {more} without an option; values of collect_every_n are given as --every 1 10.")
     if min(more or [1]) < 1:
-        raise typer.BadParameter(f"--every was given {more}; a spacing is a number of batches, 1 or more.")
+        raise typer.BadParameter(f"--every: expected numbers of batches, 1 or more, got {more}.")
     return tuple(dict.fromkeys([*(every or []), *(more or [])])) or Options().every
-
-
-def _need_torch() -> None:
-    try:
-        import torch  # noqa: F401, PLC0415  # only to see whether it is there
-        import torchvision  # noqa: F401, PLC0415
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"A bench trains and needs {error.name}: pip install 'ava-pipeline[train]'.") from error

@@ -18,7 +18,6 @@ from ava_pipeline.bench.command import Options
 from ava_pipeline.bench.peers import Compared
 from ava_pipeline.bench.results import TIMES, Result, Target, rounded
 from ava_pipeline.contract.files import written_aside
-from ava_pipeline.errors import ConfigError
 from ava_pipeline.provenance import ask_git, versions
 from ava_pipeline.terminal import plain_table
 from ava_pipeline.write.channel import TelemetryStats
@@ -164,18 +163,6 @@ def _target_text(target: Target | None) -> str:
 
 def _reached_text(result: Result) -> str:
     return "informational" if result.is_reached is None else "yes" if result.is_reached else "no"
-
-
-def need_matplotlib() -> None:
-    """Refuse `--plot` before anything is measured if matplotlib is missing.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl  # noqa: F401, PLC0415  # only to see whether it is there
-    except ModuleNotFoundError as error:
-        raise ConfigError("--plot draws with matplotlib: pip install 'ava-pipeline[plot]'.") from error
 
 
 def write_plot(report: Report, path: Path) -> None:

@@ -12,7 +12,6 @@ from ava_pipeline.evaluation.bootstrap import Interval, interval, resampled
 from ava_pipeline.metrics import Metrics, constant_predictor
 from ava_pipeline.read.predictions import read_predicted
 
-NUM_RESAMPLES = 1000
 _MAGIC = b"PAR1"
 _REMEDY = (
     "Give a run directory whose config has save_val_predictions: true and that has finished an epoch, or a Parquet "

@@ -1,97 +1,11 @@
-"""The command `ava-pipeline runs`: a line a run."""
+"""The command `ava-pipeline runs`."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from ava_pipeline.errors import MisuseError
-from ava_pipeline.many_runs.find import find_runs
-from ava_pipeline.many_runs.selection import ordered, where
-from ava_pipeline.many_runs.summary import UNREADABLE, Summary, Value, differing, short_names, summary_of
-from ava_pipeline.terminal import GENERATED, metric_text, metric_title, plain_table, printable
-
-_METRICS = ("srcc", "emd_r1", "plcc", "accuracy")
-_FLEXIBLE = ("first finding", "settings that differ")
-_WIDE = 120  # characters: below that, the first two metrics have to do
-_STYLES = {"running": "cyan", "finished": "green", "killed": "red", "failed": "red", UNREADABLE: "red"}
-_SEVERITY = {"warning": "yellow", "error": "red"}
-_UNITS_S = (("d", 86_400), ("h", 3_600), ("min", 60))
-_NO_END = 100_000  # characters: where no terminal sets a width, a run is one line however long
-
-
-def show_runs(summaries: Sequence[Summary], console: Console) -> None:
-    """Print the table; a line a run, cut off where the terminal ends."""
-    if console.is_terminal:
-        console.print(_table(summaries, _METRICS if console.width >= _WIDE else _METRICS[:2], fills_line=True))
-        return
-    console.width = _NO_END
-    with console.capture() as captured:
-        console.print(_table(summaries, _METRICS, fills_line=False))
-    console.file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
-
-
-def _table(summaries: Sequence[Summary], known: Sequence[str], *, fills_line: bool) -> Table:
-    table = plain_table(_title(summaries))
-    table.expand = fills_line
-    metrics = [name for name in known if any(name in one.best for one in summaries)]
-    names = short_names(differing([one.settings for one in summaries]))
-    for name in ("run", "status", "age", "batch", *map(metric_title, metrics), *_FLEXIBLE):
-        is_text = name in {"run", "status", *_FLEXIBLE}
-        share = 1 if fills_line and name in _FLEXIBLE else None
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis", ratio=share)
-    for one in summaries:
-        table.add_row(*_cells(one, metrics, names))
-    return table
-
-
-def _title(summaries: Sequence[Summary]) -> str:
-    title = f"{len(summaries)} run{'s' * (len(summaries) != 1)}, the best of each metric"
-    num = sum(one.is_generated for one in summaries)
-    which = "" if num == len(summaries) else f"{num} of them "
-    return f"{title} ({which}{GENERATED})" if num else title
-
-
-def _cells(one: Summary, metrics: Sequence[str], names: Mapping[str, str]) -> Iterator[Text]:
-    yield Text(printable(one.name))
-    yield Text(printable(one.status), style=_STYLES.get(one.status, ""))
-    yield Text(_age(one.age_s))
-    yield Text("" if one.last_batch is None else str(one.last_batch))
-    for name in metrics:
-        yield Text(metric_text(name, one.best[name].value) if name in one.best else "")
-    yield _finding(one)
-    settings = one.settings
-    yield Text(
-        " ".join(f"{printable(names[name])}={_setting_text(settings[name])}" for name in names if name in settings)
-    )
-
-
-def _finding(one: Summary) -> Text:
-    if one.problem is not None:
-        return Text(printable(one.problem.replace(f"{one.path}/", "")), style="red")
-    if one.finding is None:
-        return Text(one.verdict or "", style="green" if one.verdict == "healthy" else "")
-    column = f" {one.finding.column}" if one.finding.column else ""
-    told = f"{one.finding.sign}{column} at batch {one.finding.batch_idx}"
-    more = f" and {one.num_findings - 1} more" if one.num_findings and one.num_findings > 1 else ""
-    return Text(printable(told + more), style=_SEVERITY.get(one.finding.severity, ""))
-
-
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    for unit, size in _UNITS_S:
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
-
-
-def _setting_text(value: Value) -> str:
-    return f"{value:g}" if isinstance(value, float) else printable(str(value))
+from ava_pipeline.errors import ExitStatus, MisuseError
 
 
 def runs_command(
@@ -100,25 +14,37 @@ def runs_command(
     ],
     *,
     sort: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A metric, best first; a setting, least first; -NAME: reversed.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Sort by a metric, best first, or by a setting, least first; -NAME reverses."
+        ),
     ] = None,
     condition: Annotated[
-        str | None, typer.Option("--where", metavar="TEXT", help="Only runs of which this is true.")
+        str | None, typer.Option("--where", metavar="TEXT", help="List only runs that meet this condition.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Do not look for findings, which reads every row.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs, with all settings.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip findings, which need every row to be read.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with all settings, for programs.")] = False,
 ) -> None:
-    r"""List runs, a line each: status, age, last batch, best metrics, settings that differ, first finding.
+    """List runs, one a line: status, best metrics, settings that differ, first finding.
 
     Example: ava-pipeline runs 'outputs/ava/*' --sort srcc --where 'lr>1e-3'
 
     --where takes comparisons (= != < <= > >=) of settings, metrics, run, status,
-    age_s, batch, epoch and findings, joined by and or a comma; of a setting's
-    name the last part will do, and lr is base_lr. A run that is said to be running and was silent for
-    two minutes counts as killed. A run that cannot be read is always listed.
-    Exit status: 0 well, 1 a run could not be read, 2 nothing matches or wrong
+    age_s, batch, epoch and findings, joined by "and" or a comma. The last part of
+    a setting's name is enough, and lr means base_lr. A run whose manifest says
+    running, but which has been silent for two minutes, counts as killed. A run
+    that cannot be read is always listed.
+
+    Exit status: 0 success, 1 a run could not be read, 2 no run matches or wrong
     usage.
     """
+    from rich.console import Console
+
+    from ava_pipeline.many_runs.find import find_runs
+    from ava_pipeline.many_runs.selection import ordered, where
+    from ava_pipeline.many_runs.summary import differing, summary_of
+    from ava_pipeline.many_runs.table import show_runs
+
     found = [summary_of(name, layout, findings=not quick) for name, layout in find_runs(patterns).items()]
     try:
         chosen = where(found, condition) if condition is not None else found
@@ -126,12 +52,8 @@ def runs_command(
     except MisuseError as error:
         raise typer.BadParameter(str(error)) from error
     if as_json:
-        typer.echo(json.dumps(_to_json(listed), indent=1))
+        names = differing([run.settings for run in listed])
+        typer.echo(json.dumps({"differing_settings": names, "runs": [run.to_json() for run in listed]}, indent=1))
     else:
         show_runs(listed, Console())
-    raise typer.Exit(int(any(one.problem for one in listed)))
-
-
-def _to_json(listed: Sequence[Summary]) -> dict[str, object]:
-    names = differing([one.settings for one in listed])
-    return {"differing_settings": names, "runs": [one.to_json() for one in listed]}
+    raise typer.Exit(ExitStatus.PROBLEMS if any(run.problem for run in listed) else ExitStatus.SUCCESS)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import utc_now
-from ava_pipeline.errors import ConfigError
+from ava_pipeline.errors import require_extra
 from ava_pipeline.report.batch_plots import figures_by_batch
 from ava_pipeline.report.epoch_plots import figures_by_epoch
 from ava_pipeline.report.figure import Figure, Key
@@ -36,19 +36,6 @@ _LAYOUT: dict[str, Any] = {
     "plot_bgcolor": "rgba(0,0,0,0)",
     "uirevision": "kept",  # new rows leave the zoom as it is
 }
-
-
-def need_extra() -> None:
-    """Say how to install what a page is made with.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        import jinja2  # noqa: F401, PLC0415  # only to see whether it is there
-        import plotly  # noqa: F401, PLC0415
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"A report needs {error.name}: pip install 'ava-pipeline[report]'.") from error
 
 
 def render_page(runs: Sequence[RunData], *, is_live: bool = False) -> str:
@@ -150,7 +137,7 @@ def write_report(runs: Mapping[str, RunLayout], path: Path) -> None:
         NotARunError: there is no run.
         OSError: the file cannot be written.
     """
-    need_extra()
+    require_extra("A report", "report", "jinja2", "plotly")
     page = render_page([read_run_data(name, layout) for name, layout in runs.items()])
     with written_aside(path) as file:
         file.write(page.encode("utf-8", "replace"))

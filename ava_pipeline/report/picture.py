@@ -22,18 +22,6 @@ _TOP, _BOTTOM = 0.98, 0.02  # of the height
 _FORMATS = ("png", "svg", "pdf", "jpg", "webp")
 
 
-def need_matplotlib() -> None:
-    """Say how to install it.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        import matplotlib as mpl  # noqa: F401, PLC0415  # only to see whether it is there
-    except ModuleNotFoundError as error:
-        raise ConfigError("A picture is drawn with matplotlib: pip install 'ava-pipeline[plot]'.") from error
-
-
 def write_picture(seen: RunData, path: Path) -> None:
     """Draw the norms of each group into a file.
 

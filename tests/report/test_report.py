@@ -153,7 +153,7 @@ def test_the_command_writes_into_the_run_and_validate_minds_it_not(tmp_path: Pat
     ("arguments", "sentence"),
     [
         (["report", "{}/nothing"], "no run there"),
-        (["report", "{}/one", "{}/two"], "say where it goes with -o"),
+        (["report", "{}/one", "{}/two"], "name its file with -o"),
         (["report", "{}/one", "-o", "{}"], "is a folder"),
         (["report", "{}/one", "-o", "{}/one/config.yaml/r.html"], "cannot be written"),
         (["report", "{}/one", "--live", "0", "-o", "{}/r.html"], "leave out --output"),

@@ -120,9 +120,9 @@ def test_evaluating_needs_no_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence", "status"),
     [
-        (None, "no predictions there. Give a run directory", 2),
-        (b"epoch\n", "is no Parquet file. Give a run directory", 2),
-        (b"", "is no Parquet file. Give a run directory", 2),
+        (None, "no predictions found. Give a run directory", 2),
+        (b"epoch\n", "is not a Parquet file. Give a run directory", 2),
+        (b"", "is not a Parquet file. Give a run directory", 2),
         (b"PAR1torn", "cannot be read as Parquet", 1),
     ],
     ids=["missing", "csv", "empty", "torn"],

@@ -13,8 +13,7 @@ KILLING = '''
 import os, signal, sys
 from pathlib import Path
 
-TRACED_FILES = tuple(str(Path(sys.argv[2]) / name) for name in NAMES)
-assert all(Path(file).is_file() for file in TRACED_FILES), TRACED_FILES
+ROOMS = tuple(str(Path(sys.argv[2]) / name) for name in NAMES)
 
 
 def kill_at(step):
@@ -23,7 +22,7 @@ def kill_at(step):
 
     def trace(frame, event, argument):
         nonlocal left
-        if not frame.f_code.co_filename.startswith(TRACED_FILES):
+        if not frame.f_code.co_filename.startswith(ROOMS):
             return None
         left -= event == "line"
         if left == 0:
@@ -36,14 +35,16 @@ def kill_at(step):
 CRASHING = (
     """
 # What changes a file; the rest only reads.
-NAMES = ("contract/files.py", "contract/stored.py", "contract/parquet.py", "write/older_rows.py", "write/writers.py")
+NAMES = ("contract/files", "contract/stored", "contract/parquet_file", "contract/row_stream", "contract/damaged",
+         "write/older_rows", "write/csv.")
 """
     + KILLING
     + '''
 import pyarrow as pa
 
 from ava_pipeline.contract.journal import JournalWriter
-from ava_pipeline.contract.parquet import same_bits, write_parquet
+from ava_pipeline.contract.parquet_file import write_parquet
+from ava_pipeline.contract.row_stream import same_bits
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.write.recover import recover_run
 
@@ -102,8 +103,9 @@ print(step)
 WIDENING = (
     """
 # All that an opening, a write and a closing do on the disk.
-NAMES = ("contract/files.py", "contract/stored.py", "contract/parquet.py", "contract/journal.py", "write/older_rows.py",
-         "write/writers.py", "write/resumed_tables.py", "write/attempts.py", "write/run_writer.py")
+NAMES = ("contract/files", "contract/stored", "contract/parquet_file", "contract/row_stream", "contract/damaged",
+         "contract/journal", "write/older_rows", "write/csv", "write/widened", "write/continued", "write/attempts",
+         "write/kept_manifest", "write/run_files")
 """
     + KILLING
     + '''
@@ -144,7 +146,7 @@ def files_of_lines(root):
 
     def trace(frame, event, argument):
         file = frame.f_code.co_filename
-        if not file.startswith(TRACED_FILES):
+        if not file.startswith(ROOMS):
             return None
         if event == "line":
             files.append(file)
@@ -158,8 +160,9 @@ def files_of_lines(root):
 
 files_of_lines(Path(sys.argv[1]) / "first")  # the first time there is more to do
 files = files_of_lines(Path(sys.argv[1]) / "second")
-WIDENS = "write/resumed_tables.py"
-lines = [line for line, file in enumerate(files, start=1) if line % EVERY_NTH_LINE == 0 or file.endswith(WIDENS)]
+lines = [
+    line for line, file in enumerate(files, start=1) if line % EVERY_NTH_LINE == 0 or file.endswith("write/widened.py")
+]
 for line in lines:
     root = Path(sys.argv[1]) / str(line)
     prepare(root)

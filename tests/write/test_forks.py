@@ -17,9 +17,8 @@ from ava_pipeline import open_run
 from tests.write.feeding import Room, step
 
 PACKAGE = Path(sys.argv[2])
-TRACED = tuple(str(PACKAGE / name) for name in ("write/", "contract/", "provenance.py"))
-CLOSELY = str(PACKAGE / "contract/tables.py")
-assert all(Path(path.rstrip("/")).exists() for path in (*TRACED, CLOSELY))
+ROOMS = tuple(str(PACKAGE / name) for name in ("write/", "contract/", "which_code"))
+CLOSELY = str(PACKAGE / "contract/tables")
 EVERY = 7
 MAX_CHILDREN = 4
 
@@ -29,7 +28,7 @@ stops, go_on = queue.SimpleQueue(), queue.SimpleQueue()
 
 def stop_in_worker(frame, event, argument):
     """Stop at every seventh new line of the rooms, and at each where tables are made of their declarations."""
-    if not frame.f_code.co_filename.startswith(TRACED):
+    if not frame.f_code.co_filename.startswith(ROOMS):
         return None
     place = frame.f_code.co_filename, frame.f_lineno
     if event == "line" and place not in seen:

@@ -256,7 +256,7 @@ def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(signum: signal.Si
         "mlp_layer_0",
         "telemetry.step took ",
         "Files: ",
-        f"Ended by {signum.name}, with a checkpoint. Go on with the same command and --resume (in place of --restart).",
+        f"Stopped by {signum.name}, with a checkpoint. To continue: the same command with --resume, without --restart.",
     ):
         assert part in told
     assert "Traceback" not in done.stderr

@@ -24,7 +24,7 @@ from ava_pipeline.contract.manifest import Attempt, read_manifest, utc_now, writ
 from ava_pipeline.errors import ConfigError, NotARunError
 from ava_pipeline.report.live import HOST, LivePage, server_of
 from ava_pipeline.report.page import write_report
-from ava_pipeline.train.run_dir import begin_anew
+from ava_pipeline.train.run_dir import start_over
 from ava_pipeline.validate.validate import validate_run
 from tests.report.reported import SPIKE, SPIKE_AT, crashed, empty, every_batch, faulty, healthy, long, report
 from tests.validate.building import NOW, RunBuilder
@@ -164,7 +164,7 @@ def test_the_command_writes_into_the_run_and_validate_minds_it_not(tmp_path: Pat
     status, output = told(["report", str(root)])
     assert (status, output) == (0, f"Report: {root / 'report.html'}\n")
     assert list(validate_run(root)) == before
-    begin_anew(RunLayout(root), "")
+    start_over(RunLayout(root), "")
     assert (root / "superseded/attempt-1/report.html").exists()
 
 

@@ -180,7 +180,7 @@ def test_a_wrong_setting_is_status_2(
     assert status_of(monkeypatch, arguments) == 2
     assert "unknown key; did you mean 'epochs'?" in capsys.readouterr().err
     assert status_of(monkeypatch, ["train", str(config_file(tmp_path)), "--output-dir", ""]) == 2
-    assert "output_dir: given '' (text); allowed is a path" in capsys.readouterr().err
+    assert "output_dir: expected a path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

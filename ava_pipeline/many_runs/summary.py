@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from ava_pipeline.config import load
+from ava_pipeline.config.load import read_yaml
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest
@@ -59,7 +59,7 @@ def _given(run: Run) -> Mapping[str, Any]:
         return run.manifest.run_info if run.layout.manifest.exists() else {}
     check_name(run.layout, path)
     try:
-        values = load.read(path)
+        values = read_yaml(path)
     except (OSError, ValueError) as error:
         raise DamagedFileError(f"{path} cannot be read: {error}. Restore it, or move it away.") from error
     return values if isinstance(values, dict) else {}

@@ -156,7 +156,7 @@ def _batch_step(config: RunConfig, data: TrainData, model: AvaModel, precision: 
         precision=precision,
         scaler=scaler,
         telemetry=TelemetryCollector(
-            model, optimizer, config.output_dir, config.with_head_above(), grad_scaler=scaler, run_info=run_info
+            model, optimizer, config.output_dir, config.resolved_telemetry(), grad_scaler=scaler, run_info=run_info
         ),
         clip_norm=config.train.clip_norm,
         drop_nonfinite=config.train.on_nonfinite_loss == "continue",

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ava_pipeline.collect.measures.measure import find_measures
 from ava_pipeline.config.models import RunConfig
-from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
+from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.predictions import PREDICTIONS
@@ -25,7 +24,7 @@ _SUFFIX = ".schema.json"
 
 def schemas() -> dict[str, Schema]:
     """The JSON Schema of every file format, by name."""
-    tables = [EVENTS, EPOCH_METRICS, *(measure.table for measure in find_measures())]
+    tables = [EVENTS, EPOCH_METRICS, *BUILT_IN_TABLES]
     by_name = {
         "config": RunConfig.model_json_schema(),
         "manifest": Manifest.model_json_schema(),

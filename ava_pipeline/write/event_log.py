@@ -1,4 +1,8 @@
-"""Events that say which steps are missing, where, and why."""
+"""events.csv: every event of a run, the warning logged with it, and the sentences that say which steps are missing.
+
+Events can be added from any thread and at any time. The worker brings them to the file, an `EventQueue` in between
+keeps them few.
+"""
 
 import logging
 import time
@@ -7,13 +11,213 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ava_pipeline.contract.events import EVENTS, Event, name_samples
-from ava_pipeline.contract.tables import RowProblem, RunTable
+from ava_pipeline.contract.events import EVENTS, Event, Severity, name_samples
+from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import WriteError, in_words
 from ava_pipeline.write.channel import Gap
 from ava_pipeline.write.pending import PendingStep
 from ava_pipeline.write.table_files import TableFiles
 from ava_pipeline.write.writers import CsvWriter
+
+MAX_ARRIVING = 10_000
+MAX_EXACT = 100
+MERGED_EVERY_S = 60.0
+
+# Events that say which steps are missing: those that wait together become one range of batches.
+_MISSING_STEPS = frozenset({"gap", "failed_write"})
+
+_log = logging.getLogger("ava_pipeline")
+
+
+class EventLog:
+    """Writes events to `events.csv` and logs the first of each type as a warning.
+
+    Events can be added from any thread and before the file is open, without a lock that a fork could leave held. If
+    the disk does not take them, they wait in an `EventQueue`.
+
+    Args:
+        root: the run directory, for messages.
+
+    Attributes:
+        first_error: the first error, with its remedy; None if nothing went wrong.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        # The worker empties it at every turn, so that only a worker stuck for very long reaches the bound.
+        self._arriving: deque[Event] = deque(maxlen=MAX_ARRIVING)
+        self._queue = EventQueue()
+        self._warned: set[str] = set()
+        self._files: TableFiles | None = None
+        self.first_error: WriteError | None = None
+
+    def open(self, path: Path) -> None:
+        """Open the file; events are written to it from now on.
+
+        Raises:
+            OSError: the file cannot be opened.
+            DamagedFileError: the file has other columns.
+        """
+        table = RunTable.of(EVENTS)
+        self.abandon()
+        self._files = TableFiles(table, [CsvWriter(path, table.arrow_schema)])
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Rows written, by file name."""
+        return dict(self._files.num_rows) if self._files else {}
+
+    def add(self, event: Event) -> None:
+        """Record an event; the first of its name and column is also logged, unless its severity is info."""
+        self._arriving.append(event)
+        if event.severity != "info":
+            place = f"batch {event.batch_idx}" if event.batch_idx else "before the first batch"
+            self._warn_once(f"{event.event} {event.column}", f"{place}: {event.message}")
+        if event.severity == "error":
+            self._remember(event.message)
+
+    def resolve(self, event: Event) -> None:
+        """Record and log that the cause of earlier events of this name and column is gone; the next is logged again."""
+        self._arriving.append(event)
+        self._warned.discard(f"{event.event} {event.column}")
+        _log.warning("telemetry of %s: batch %d: %s", self._root, event.batch_idx, event.message)
+
+    def fail(self, error: BaseException, what: str) -> None:
+        """Log an error once per `what` and type, and keep the first for `on_error="raise"`.
+
+        Args:
+            error: the exception.
+            what: the clause that says what failed, such as "manifest.json could not be written".
+        """
+        message = f"{what}: {in_words(error)}"
+        self._warn_once(f"{what} {type(error).__name__}", f"{message} Training continues without it.")
+        self._remember(message)
+
+    def write(self, *, is_last: bool = False) -> None:
+        """Write the events that are due; those that the file does not take keep waiting. Only the worker calls it."""
+        while self._arriving:
+            self._queue.add(self._arriving.popleft())
+        due = self._queue.due(is_last=is_last)
+        if self._files is None or not due:
+            return
+        rows = [waiting.merged_event.row() for waiting in due]
+        columns = {column.name: [row[column.name] for row in rows] for column in EVENTS.columns}
+        outcome = self._files.write(columns, len(rows))
+        for error in outcome.errors.values():
+            self.fail(error, "events.csv could not be written")
+        if not outcome.errors:
+            self._queue.discard(due)
+        for finding in outcome.findings:
+            self.fail(ValueError(f"{finding.column}: {finding.message}"), "an event could not be written")
+
+    def sync(self) -> None:
+        """Wait until every event written survives a power loss."""
+        if self._files is not None:
+            for error in self._files.sync().values():
+                self.fail(error, "events.csv could not be synced")
+
+    def close(self) -> None:
+        """Write every waiting event and close the file."""
+        self.write(is_last=True)
+        if self._files is not None:
+            for error in self._files.close().values():
+                self.fail(error, "events.csv could not be closed")
+
+    def abandon(self) -> None:
+        """Close the file as it is; waiting events go to the next one."""
+        if self._files is not None:
+            self._files.abandon()
+            self._files = None
+
+    def _remember(self, message: str) -> None:
+        remedy = f"Some rows are missing from {self._root / 'telemetry'}: fix the cause, or set on_error='warn'."
+        self.first_error = self.first_error or WriteError(f"{message} {remedy}")
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            _log.warning("telemetry of %s: %s", self._root, message)
+
+
+EventKey = tuple[str, str, str | None]
+
+
+@dataclass(slots=True)
+class WaitingEvent:
+    """An event to be written, and how many events it stands for."""
+
+    key: EventKey
+    event: Event
+    num_merged: int = 1
+
+    def merge(self, other: Event) -> None:
+        """Extend the event over the other's batches; values that count steps add up."""
+        first = self.event
+        is_count = first.event in _MISSING_STEPS and first.value is not None and other.value is not None
+        self.event = replace(
+            first,
+            batch_idx=min(first.batch_idx, other.batch_idx),
+            batch_idx_end=max(first.batch_idx_end, other.batch_idx_end),
+            value=(first.value or 0.0) + (other.value or 0.0) if is_count else first.value,
+        )
+        self.num_merged += 1
+
+    @property
+    def merged_event(self) -> Event:
+        """The event, its message extended by how many others it stands for."""
+        if self.num_merged == 1:
+            return self.event
+        more = f"And {self.num_merged - 1} more of this kind, up to batch {self.event.batch_idx_end}."
+        return replace(self.event, message=f"{self.event.message} {more}")
+
+
+class EventQueue:
+    """Keeps events until they are written, and merges those of one key.
+
+    A problem that lasts for days must fill neither memory nor the disk. So the first `MAX_EXACT` events of a key (name,
+    severity and column) are written one by one; after that, a key is written once per `MERGED_EVERY_S`, as one event
+    over all batches concerned. Missing steps that wait at the same time are merged from the start: while nothing can
+    be written, they are one range of batches.
+
+    Args:
+        clock: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._waiting: list[WaitingEvent] = []
+        self._num_added: Counter[EventKey] = Counter()
+        self._written_s: dict[EventKey, float] = {}
+
+    def add(self, event: Event) -> None:
+        """Add an event, or merge it into one that already waits."""
+        key = (event.event, event.severity, event.column)
+        if event.event in _MISSING_STEPS or self._num_added[key] >= MAX_EXACT:
+            latest = next((waiting for waiting in reversed(self._waiting) if waiting.key == key), None)
+            if latest is not None:
+                latest.merge(event)
+                return
+        self._num_added[key] += 1
+        self._waiting.append(WaitingEvent(key, event))
+
+    def due(self, *, is_last: bool = False) -> list[WaitingEvent]:
+        """The events to write now, oldest first; all of them with `is_last`. They keep waiting until `discard`."""
+        return [waiting for waiting in self._waiting if is_last or self._is_due(waiting.key)]
+
+    def discard(self, written: Sequence[WaitingEvent]) -> None:
+        """Remove events that were written."""
+        now = self._clock()
+        self._written_s.update((waiting.key, now) for waiting in written)
+        ids = {id(waiting) for waiting in written}
+        self._waiting = [waiting for waiting in self._waiting if id(waiting) not in ids]
+
+    def _is_due(self, key: EventKey) -> bool:
+        is_exact = self._num_added[key] <= MAX_EXACT
+        return is_exact or self._clock() >= self._written_s.get(key, -MERGED_EVERY_S) + MERGED_EVERY_S
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
 
 def gap_event(gap: Gap) -> Event:
@@ -30,12 +234,12 @@ def gap_event(gap: Gap) -> Event:
 
 
 def lost_event(steps: Sequence[PendingStep], reason: object, *, file: str | None = None) -> Event:
-    """Steps that were not written: by one file, or by none.
+    """Steps that one file, or all files, did not take.
 
     Args:
         steps: at least one, in order.
-        reason: why.
-        file: the one that lacks them; None where all do.
+        reason: the cause, as a sentence.
+        file: the file that lacks them; None if all files do.
     """
     return Event(
         event="failed_write",
@@ -54,62 +258,27 @@ def unsynced_event(steps: Sequence[PendingStep], reason: object, *, file: str) -
 
     Args:
         steps: at least one, in order.
-        reason: why.
-        file: the one that holds them.
+        reason: the cause, as a sentence.
+        file: the file that holds them.
     """
     message = f"{file} took {len(steps)} collected steps that could not be synced, so a power loss may take them:"
     return replace(lost_event(steps, reason, file=file), event="failed_sync", message=f"{message} {reason}")
 
 
-def refused_row_event(step: PendingStep, table: str, problem: RowProblem) -> Event:
+def refused_row_event(step: PendingStep, table: str, finding: Finding) -> Event:
     """A row that broke a rule of its table."""
-    what = f"{table}.{problem.column} was {problem.value}: {problem.message}. The row was not written."
-    return _failed_row(step, what, problem.column)
+    message = f"{table}.{finding.column}: {finding.message} The row was not written."
+    return _failed_row(step, message, finding.column)
 
 
-def unmade_row_event(step: PendingStep, table: str, error: Exception) -> Event:
-    """A row that could not be made of its numbers."""
-    return _failed_row(step, f"{table}: no row could be made of the step: {type(error).__name__}: {error}", table)
+def unmade_row_event(step: PendingStep, table: str, reason: str) -> Event:
+    """A row that could not be made from the numbers of its step."""
+    return _failed_row(step, f"{table}: no row could be made from the step: {reason}", table)
 
 
 def unread_step_event(step: PendingStep, error: Exception) -> Event:
-    """A step whose numbers did not come from the device."""
+    """A step whose numbers could not be read from the device."""
     return _failed_row(step, f"The step's numbers could not be read: {type(error).__name__}: {error}", None)
-
-
-def moved_event(root: Path, last_batch_idx: int) -> Event:
-    """A run directory that is no longer where it was, or that another process has begun to write."""
-    return Event(
-        event="damaged_file",
-        severity="error",
-        message=f"{root} was moved or removed, or another process took it over, while it was written: "
-        f"rows up to batch {last_batch_idx} went with it.",
-        batch_idx=1,
-        batch_idx_end=last_batch_idx,
-        epoch=0,
-    )
-
-
-def with_samples(event: Event, steps: Mapping[int, PendingStep]) -> Event:
-    """Name what the event's first batch consisted of, where the user said so.
-
-    Args:
-        event: of some batches.
-        steps: by batch_idx.
-    """
-    ids = steps[event.batch_idx].sample_ids if event.batch_idx in steps else None
-    if ids is None:
-        return event
-    return replace(event, message=name_samples(event.message, event.batch_idx, listed(ids)))
-
-
-def listed(ids: object) -> list[object]:
-    """The ids as a list; a tensor or an array knows how to make one of itself."""
-    try:
-        found = ids.tolist() if hasattr(ids, "tolist") else ids
-    except Exception as error:  # noqa: BLE001  # ids on a device that fails must not cost the rows beside them
-        return [f"unknown ({type(error).__name__}: {error})"]
-    return list(found) if isinstance(found, Sequence) and not isinstance(found, str) else [found]
 
 
 def _failed_row(step: PendingStep, message: str, column: str | None) -> Event:
@@ -124,202 +293,43 @@ def _failed_row(step: PendingStep, message: str, column: str | None) -> Event:
     )
 
 
-MAX_EXACT = 100
-MERGED_EVERY_S = 60.0
-
-# Events that say which steps are missing: what waits together is one stretch.
-_MISSING_STEPS = frozenset({"gap", "failed_write"})
-
-EventKind = tuple[str, str, str | None]
-
-
-@dataclass(slots=True)
-class WaitingEvent:
-    """One event to be written, and how many it stands for."""
-
-    kind: EventKind
-    event: Event
-    num_merged: int = 1
-
-    def merge(self, other: Event) -> None:
-        """Stretch the event over the other's batches; figures that count steps add up."""
-        one = self.event
-        is_count = one.event in _MISSING_STEPS and one.value is not None and other.value is not None
-        self.event = replace(
-            one,
-            batch_idx=min(one.batch_idx, other.batch_idx),
-            batch_idx_end=max(one.batch_idx_end, other.batch_idx_end),
-            value=(one.value or 0.0) + (other.value or 0.0) if is_count else one.value,
-        )
-        self.num_merged += 1
-
-    @property
-    def told(self) -> Event:
-        """The event with a message that says how many it stands for."""
-        if self.num_merged == 1:
-            return self.event
-        more = f"And {self.num_merged - 1} more of this kind, up to batch {self.event.batch_idx_end}."
-        return replace(self.event, message=f"{self.event.message} {more}")
+def damaged_event(message: str, first_batch_idx: int, last_batch_idx: int, *, severity: Severity = "warning") -> Event:
+    """Rows of these batches may be lost."""
+    return Event(
+        event="damaged_file",
+        severity=severity,
+        message=message,
+        batch_idx=first_batch_idx,
+        batch_idx_end=last_batch_idx,
+        epoch=0,
+    )
 
 
-class EventQueue:
-    """Keeps events until they are written.
+def moved_event(root: Path, last_batch_idx: int) -> Event:
+    """A run directory that was moved, removed or taken over by another process during the run."""
+    message = f"{root} was moved or removed, or taken over by another process, while the run was being written:"
+    return damaged_event(
+        f"{message} it took the rows up to batch {last_batch_idx} along.", 1, last_batch_idx, severity="error"
+    )
 
-    A trouble that lasts for days must fill neither memory nor the disk. So the first `MAX_EXACT` events of a kind (its
-    name, severity and column) are written as they come; after those, a kind is written once in `MERGED_EVERY_S`, as
-    one event over all batches concerned. Missing steps that wait at the same time are one event from the start: while
-    nothing can be written they are one stretch.
+
+def with_samples(event: Event, steps: Mapping[int, PendingStep]) -> Event:
+    """Name the samples of the event's first batch, if the user gave their ids.
 
     Args:
-        clock: seconds that only rise.
+        event: of one or more batches.
+        steps: by batch_idx.
     """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._waiting: list[WaitingEvent] = []
-        self._num_added: Counter[EventKind] = Counter()
-        self._written_s: dict[EventKind, float] = {}
-
-    def add(self, event: Event) -> None:
-        """Let an event wait, by itself or as part of one that waits already."""
-        kind = (event.event, event.severity, event.column)
-        is_merged = event.event in _MISSING_STEPS or self._num_added[kind] >= MAX_EXACT
-        older = self._latest(kind) if is_merged else None
-        if older is not None:
-            older.merge(event)
-            return
-        self._num_added[kind] += 1
-        self._waiting.append(WaitingEvent(kind, event))
-
-    def due(self, *, is_last: bool = False) -> list[WaitingEvent]:
-        """What is to be written now, oldest first; with `is_last`, all there is. It waits on until `let_go`."""
-        return [one for one in self._waiting if is_last or self._is_due(one)]
-
-    def let_go(self, written: Sequence[WaitingEvent]) -> None:
-        """Forget what was written."""
-        now = self._clock()
-        self._written_s.update((one.kind, now) for one in written)
-        gone = {id(one) for one in written}
-        self._waiting = [one for one in self._waiting if id(one) not in gone]
-
-    def _is_due(self, one: WaitingEvent) -> bool:
-        is_exact = self._num_added[one.kind] <= MAX_EXACT
-        return is_exact or self._clock() >= self._written_s.get(one.kind, -MERGED_EVERY_S) + MERGED_EVERY_S
-
-    def _latest(self, kind: EventKind) -> WaitingEvent | None:
-        return next((one for one in reversed(self._waiting) if one.kind == kind), None)
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+    ids = steps[event.batch_idx].sample_ids if event.batch_idx in steps else None
+    if ids is None:
+        return event
+    return replace(event, message=name_samples(event.message, event.batch_idx, id_list(ids)))
 
 
-_log = logging.getLogger("ava_pipeline")
-
-MAX_ARRIVING = 10_000
-
-
-class EventLog:
-    """Events on their way to `events.csv`.
-
-    Events can be added from any thread and before the file is open, without a lock that a fork could leave held.
-    Those that the disk does not take wait in an `EventQueue`, which keeps them few.
-
-    Args:
-        root: the run directory, for messages.
-
-    Attributes:
-        trouble: the first thing that went wrong, with its remedy; None while all is well.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        # Emptied by the worker at every turn, so that the bound is reached only by a worker stuck for very long.
-        self._arriving: deque[Event] = deque(maxlen=MAX_ARRIVING)
-        self._queue = EventQueue()
-        self._warned: set[str] = set()
-        self._files: TableFiles | None = None
-        self.trouble: WriteError | None = None
-
-    def open(self, path: Path) -> None:
-        """Begin to write.
-
-        Raises:
-            OSError: the file cannot be opened.
-            DamagedFileError: the file holds something else.
-        """
-        table = RunTable.of(EVENTS)
-        self.abandon()
-        self._files = TableFiles(table, [CsvWriter(path, table.arrow_schema)])
-
-    @property
-    def num_rows(self) -> dict[str, int]:
-        """Rows written, by file name."""
-        return dict(self._files.num_rows) if self._files else {}
-
-    def add(self, event: Event) -> None:
-        """Record an event, and log it where it is the first of its kind and more than information."""
-        self._arriving.append(event)
-        if event.severity != "info":
-            where = f"batch {event.batch_idx}" if event.batch_idx else "before the first batch"
-            self._warn(_kind(event), f"{where}: {event.message}")
-        if event.severity == "error":
-            self._remember(event.message)
-
-    def end(self, event: Event) -> None:
-        """Record that what events of this name and column told is over; it is logged, and the next will be too."""
-        self._arriving.append(event)
-        self._warned.discard(_kind(event))
-        _log.warning("telemetry of %s: batch %d: %s", self._root, event.batch_idx, event.message)
-
-    def fail(self, error: BaseException, what: str) -> None:
-        """Log once a kind that `what` went wrong, and keep the first error for `on_error="raise"`."""
-        self._warn(f"{what} {type(error).__name__}", f"{what}: {in_words(error)} Training goes on without it.")
-        self._remember(f"{what}: {in_words(error)}")
-
-    def write(self, *, is_last: bool = False) -> None:
-        """Bring what is due to the file; what it does not take waits on. Called by the worker only."""
-        while self._arriving:
-            self._queue.add(self._arriving.popleft())
-        due = self._queue.due(is_last=is_last)
-        if self._files is None or not due:
-            return
-        outcome = self._files.write([one.told.row() for one in due])
-        for error in outcome.errors.values():
-            self.fail(error, "events.csv could not be written")
-        if not outcome.errors:
-            self._queue.let_go(due)
-        for problem in outcome.problems:
-            broken = ValueError(f"{problem.column} was {problem.value}: {problem.message}.")
-            self.fail(broken, "an event could not be written")
-
-    def sync(self) -> None:
-        """Wait until every event written survives a power loss."""
-        if self._files is not None:
-            for error in self._files.sync().values():
-                self.fail(error, "events.csv could not be synced")
-
-    def close(self) -> None:
-        """Write what waits and close the file."""
-        self.write(is_last=True)
-        if self._files is not None:
-            for error in self._files.close().values():
-                self.fail(error, "events.csv could not be closed")
-
-    def abandon(self) -> None:
-        """Let go of the file; what waits goes to the next one."""
-        if self._files is not None:
-            self._files.abandon()
-            self._files = None
-
-    def _remember(self, message: str) -> None:
-        remedy = f"Some rows are missing from {self._root / 'telemetry'}; mend the cause, or set on_error='warn'."
-        self.trouble = self.trouble or WriteError(f"{message} {remedy}")
-
-    def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            _log.warning("telemetry of %s: %s", self._root, message)
-
-
-def _kind(event: Event) -> str:
-    return f"{event.event} {event.column}"
+def id_list(ids: object) -> list[object]:
+    """Sample ids as a list; tensors and arrays convert themselves."""
+    try:
+        found = ids.tolist() if hasattr(ids, "tolist") else ids
+    except Exception as error:  # noqa: BLE001  # ids on a failing device must not cost the rows of their step
+        return [f"unknown ({type(error).__name__}: {error})"]
+    return list(found) if isinstance(found, Sequence) and not isinstance(found, str) else [found]

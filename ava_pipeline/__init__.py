@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
     from ava_pipeline.collect.targets import TrainingTargets
     from ava_pipeline.config.models import RunConfig, TelemetryConfig
+    from ava_pipeline.contract.columns import Column
     from ava_pipeline.contract.finding import Finding
-    from ava_pipeline.contract.tables import KEY_COLUMNS, Column, Table
+    from ava_pipeline.contract.tables import KEY_COLUMNS, Table
     from ava_pipeline.diagnose.diagnose import Diagnosis, diagnose_run
     from ava_pipeline.evaluation.evaluate import evaluate
     from ava_pipeline.many_runs.datasets import Runs, runs
@@ -63,7 +64,7 @@ __version__ = "0.1.0"
 
 # The module of each public name that is imported when it is first used.
 _MODULES = {
-    "Column": "ava_pipeline.contract.tables",
+    "Column": "ava_pipeline.contract.columns",
     "Diagnosis": "ava_pipeline.diagnose.diagnose",
     "Finding": "ava_pipeline.contract.finding",
     "KEY_COLUMNS": "ava_pipeline.contract.tables",

@@ -411,9 +411,9 @@ class TelemetryCollector:
         )
 
     def _raise_trouble(self) -> None:
-        trouble = self._events.trouble
+        trouble = self._events.first_error
         if self._config.on_error == "raise" and trouble is not None:
-            self._events.trouble = None
+            self._events.first_error = None
             raise trouble
 
     def _end(self, status: Status, error: str | None, timeout_s: float | None) -> TelemetryStats:
@@ -447,7 +447,7 @@ class TelemetryCollector:
     def _become_child(self) -> None:
         """After a fork: the files, the thread, the locks and the trouble stay with the parent."""
         self._is_child = True
-        self._events.trouble = None
+        self._events.first_error = None
         self._due = self._next_row = math.inf
         if self._recorder is not None:
             self._recorder.forget()

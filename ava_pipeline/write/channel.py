@@ -1,4 +1,4 @@
-"""The bounded hand-off between the training thread and the worker: its policy and its counters."""
+"""The bounded channel between the training thread and the worker: what it accepts, drops and counts."""
 
 import threading
 from collections import deque
@@ -10,18 +10,24 @@ from ava_pipeline.errors import ChannelClosedError, ChannelFullError
 Item = TypeVar("Item")
 
 MAX_ROWS_PER_WAKE = 128
+FULL = "they came faster than the files took them"
+CLOSED = "the channel was closed"
 
 
 @dataclass(frozen=True, slots=True)
 class TelemetryStats:
-    """Collected steps so far: `collected == written + dropped + failed + pending`, always.
+    """Counts of collected steps; `collected == written + dropped + failed + pending` always holds.
 
     Attributes:
-        collected: steps of which a row was to be written.
-        written: every configured writer took every row of the step; Parquet's are safe in the journal.
-        dropped: the channel had no room, or was closed.
-        failed: a rule or a writer refused a row of the step, or the disk did not sync it where `fsync` asks for that.
-        pending: handed over, not yet one of the others.
+        collected: steps that were due to be written.
+        written: every configured writer took every row of the step; for Parquet, the rows are safe in the journal.
+        dropped: the channel was full or closed, or the step could not be measured.
+        failed: a rule or a writer refused a row of the step, or the disk failed to sync it under `fsync`.
+        pending: handed over, and neither written nor failed yet.
+
+    Example:
+        >>> TelemetryStats(collected=3, written=2, pending=1).dropped
+        0
     """
 
     collected: int = 0
@@ -31,12 +37,8 @@ class TelemetryStats:
     pending: int = 0
 
 
-NO_ROOM = "the files took rows more slowly than they came"
-CLOSED = "they came after rows were no longer taken"
-
-
 class Gap(NamedTuple):
-    """Collected steps that were dropped for one reason: the first and the last batch, how many, and why."""
+    """Collected steps that were dropped for one reason, from the first to the last batch."""
 
     first_batch_idx: int
     last_batch_idx: int
@@ -46,14 +48,14 @@ class Gap(NamedTuple):
 
 
 class Channel(Generic[Item]):
-    """A bounded queue that drops or blocks when it is full, and counts what becomes of every item.
+    """A bounded queue that drops or blocks when it is full, and counts the outcome of every item.
 
-    An item is pending until `settle` says that it was written or failed, so the bound holds for everything in memory
-    and not only for what waits to be taken.
+    An item is pending until `settle` reports it as written or failed. So the bound covers every item in memory, not
+    only those waiting to be taken.
 
     Args:
-        max_pending: items that may be pending.
-        on_full: "drop" refuses the new item at once, "block" waits for room first.
+        max_pending: the largest number of pending items.
+        on_full: "drop" refuses a new item at once, "block" first waits for free space.
         block_timeout_s: how long "block" waits.
     """
 
@@ -74,7 +76,7 @@ class Channel(Generic[Item]):
         self._closed = False
 
     def stats(self) -> TelemetryStats:
-        """The counters at one instant."""
+        """A consistent snapshot of the counters."""
         with self._changed:
             return TelemetryStats(
                 collected=self._num_accepted + self._num_dropped,
@@ -85,22 +87,22 @@ class Channel(Generic[Item]):
             )
 
     def reserve(self, batch_idx: int, epoch: int) -> None:
-        """Make sure there is room for the item of this batch, before anything is spent on it.
+        """Check that there is space for the item of this batch, before any work is spent on it.
 
         Raises:
-            ChannelFullError: there is none; the step is counted as dropped.
-            ChannelClosedError: the channel takes no more items; the step is counted as dropped.
+            ChannelFullError: the channel is full; the step is counted as dropped.
+            ChannelClosedError: the channel is closed; the step is counted as dropped.
         """
         with self._changed:
             if self._wait_s:
-                self._changed.wait_for(self._has_room_or_is_closed, self._wait_s)
-            if not self._closed and self._has_room():
+                self._changed.wait_for(self._has_space_or_is_closed, self._wait_s)
+            if not self._closed and self._has_space():
                 return
-            self._drop(batch_idx, epoch, CLOSED if self._closed else NO_ROOM)
+            self._drop(batch_idx, epoch, CLOSED if self._closed else FULL)
             if self._closed:
-                raise ChannelClosedError("The channel is closed; no row is taken after close().")
+                raise ChannelClosedError("The channel is closed: rows cannot be handed over after close().")
         raise ChannelFullError(
-            f"{self._max_pending} collected steps wait to be written, as many as max_pending_rows allows. "
+            f"{self._max_pending} collected steps wait to be written, the most that max_pending_rows allows. "
             "The disk is slower than training: raise collect_every_n or max_pending_rows."
         )
 
@@ -108,10 +110,10 @@ class Channel(Generic[Item]):
         """Hand an item over.
 
         Raises:
-            ChannelFullError: no room; the step is counted as dropped.
-            ChannelClosedError: closed; the step is counted as dropped.
+            ChannelFullError: the channel is full; the step is counted as dropped.
+            ChannelClosedError: the channel is closed; the step is counted as dropped.
         """
-        with self._changed:  # held from looking for room to filling it, so that no other producer comes between
+        with self._changed:  # held from the check to the append, so that no other producer takes the space
             self.reserve(batch_idx, epoch)
             self._items.append(item)
             self._num_accepted += 1
@@ -119,21 +121,21 @@ class Channel(Generic[Item]):
                 self._changed.notify_all()
 
     def drop(self, batch_idx: int, epoch: int, *, reason: str = "they could not be measured") -> None:
-        """Count a step that came to nothing before it could be handed over.
+        """Count a step that failed before it could be handed over.
 
         Args:
-            batch_idx: 1-based, of the run.
+            batch_idx: 1-based batch of the run.
             epoch: 0-based.
-            reason: why, one of a few fixed texts: steps are counted together by it.
+            reason: one of a few fixed texts; dropped steps are grouped by it.
         """
         with self._changed:
             self._drop(batch_idx, epoch, reason)
 
     def take(self, timeout_s: float) -> tuple[list[Item], list[Gap]]:
-        """Wait until many items are there, a flush is asked for, the channel is closed or the time is up.
+        """Wait until many items are waiting, a flush is requested, the channel is closed or the time is up.
 
         Returns:
-            All items that wait, oldest first, and what was dropped since the last call, a gap a reason. The items
+            All waiting items, oldest first, and the steps dropped since the last call, one gap per reason. The items
             stay pending.
         """
         with self._changed:
@@ -144,14 +146,14 @@ class Channel(Generic[Item]):
             return items, gaps
 
     def settle(self, *, written: int = 0, failed: int = 0) -> None:
-        """Say what became of items taken: they are pending no longer."""
+        """Report the outcome of items that were taken; they are no longer pending."""
         with self._changed:
             self._num_written += written
             self._num_failed += failed
             self._changed.notify_all()
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until everything accepted so far is settled; False when the time is up first."""
+        """Wait until every item accepted so far is settled; False if the time is up first."""
         with self._changed:
             target = self._num_accepted
             self._flush_up_to = max(self._flush_up_to, target)
@@ -159,13 +161,13 @@ class Channel(Generic[Item]):
             return self._changed.wait_for(lambda: self._num_settled >= target, timeout_s)
 
     def close(self) -> None:
-        """Take no more items; those that wait can still be taken. Closing twice is closing once."""
+        """Accept no more items; waiting items can still be taken. Calling it again has no effect."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def give_up(self) -> list[Item]:
-        """Close, and count everything pending as failed: nobody will take or settle it any more.
+        """Close the channel and count every pending item as failed, because the worker is gone.
 
         Returns:
             The items that were never taken.
@@ -190,11 +192,11 @@ class Channel(Generic[Item]):
     def _num_pending(self) -> int:
         return self._num_accepted - self._num_settled
 
-    def _has_room(self) -> bool:
+    def _has_space(self) -> bool:
         return self._num_pending < self._max_pending
 
-    def _has_room_or_is_closed(self) -> bool:
-        return self._closed or self._has_room()
+    def _has_space_or_is_closed(self) -> bool:
+        return self._closed or self._has_space()
 
     def _is_worth_waking(self) -> bool:
         return self._closed or len(self._items) >= self._wake_at or self._num_settled < self._flush_up_to

@@ -19,7 +19,7 @@ from ava_pipeline.signs import values
 from ava_pipeline.signs.evidence import NO_ROWS, NUM_FIRST, Evidence, TableValues, is_loss
 from ava_pipeline.signs.registry import SIGNS_WITH_SAMPLES, SINGLE_BATCH_SIGNS, all_findings_of
 from ava_pipeline.signs.thresholds import Thresholds
-from ava_pipeline.write.event_log import EventLog, listed, with_samples
+from ava_pipeline.write.event_log import EventLog, id_list, with_samples
 from ava_pipeline.write.pending import PendingStep
 
 _log = logging.getLogger("ava_pipeline")
@@ -167,7 +167,7 @@ class OnlineSigns:
         if finding.sign != values.NON_FINITE or (is_scaled and not is_loss(str(finding.column))):
             self._log.add(with_samples(_event(finding), steps))
         if step is not None:
-            finding = replace(finding, sample_ids=tuple(map(str, listed(step.sample_ids))))
+            finding = replace(finding, sample_ids=tuple(map(str, id_list(step.sample_ids))))
         self._tell(finding)
 
     def _go(self, finding: Finding, norms: TableValues) -> None:
@@ -181,7 +181,7 @@ class OnlineSigns:
             value=None,
         )
         if self._num_told[_kind(finding)] < _MAX_LOGGED:
-            self._log.end(event)
+            self._log.resolve(event)
         else:
             self._log.add(event)
 

@@ -1,4 +1,4 @@
-"""The background thread: drain, write, flush, end."""
+"""The background thread: take steps from the channel, write them, end."""
 
 import atexit
 import logging
@@ -17,14 +17,14 @@ _log = logging.getLogger("ava_pipeline")
 
 
 class Worker:
-    """Writes what comes through the channel, in a daemon thread that a normal exit waits for.
+    """Writes the steps of a channel, in a daemon thread that a normal exit of the interpreter waits for.
 
     Args:
-        channel: where rows come from.
-        files: where they go.
-        log: where to tell what happens.
-        flush_interval_s: rows are written at most this long after they were handed over.
-        exit_timeout_s: how long a normal exit without `close` waits for the last rows.
+        channel: the source of the steps.
+        files: the files of the run.
+        log: receives events and errors.
+        flush_interval_s: steps are written at most this long after they were handed over.
+        exit_timeout_s: how long a normal exit without `close` waits for the last steps.
     """
 
     def __init__(
@@ -41,27 +41,27 @@ class Worker:
         self._log = log
         self._flush_interval_s = flush_interval_s
         self._exit_timeout_s = exit_timeout_s
-        self._ending: tuple[Status, str | None] | None = None  # as the first close says
-        self._older_error = id(None)  # not the error, which would hold its frames and their tensors
+        self._ending: tuple[Status, str | None] | None = None  # given by the first `close`
+        self._older_error_id = id(None)  # not the error itself, which would keep its frames and their tensors alive
         self._thread = threading.Thread(target=self._run, name="ava-telemetry", daemon=True)
 
     def start(self) -> None:
-        """Start the thread; from now on a normal exit waits for it. Without one, every row is dropped."""
-        self._older_error = id(_last_error())
+        """Start the thread; from now on a normal exit waits for it. If that fails, every step is dropped."""
+        self._older_error_id = id(_last_error())
         try:
             self._thread.start()
-        except RuntimeError as error:  # the system gives no more threads, or the interpreter is ending
+        except RuntimeError as error:  # the system refuses another thread, or the interpreter is shutting down
             self._channel.close()
             self._log.fail(error, "telemetry has no thread to write in")
             return
         atexit.register(self._close_at_exit)
 
     def close(self, timeout_s: float | None, status: Status, error: str | None = None) -> TelemetryStats:
-        """Write what waits, finish the files and end the thread; until it `has_ended`, closing again waits again.
+        """Write the waiting steps, finish the files and end the thread. Called again, it waits until `has_ended`.
 
         Args:
             timeout_s: how long to wait; None waits for ever.
-            status: how the run ended, for the manifest.
+            status: how the run ended, for the manifest; the first call decides.
             error: type of the exception that ended it.
 
         Returns:
@@ -79,18 +79,18 @@ class Worker:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the thread is gone: the files are finished, or there never was one."""
+        """Whether the thread has finished the files and ended, or never started."""
         return not self._thread.is_alive()
 
     def forget(self) -> None:
-        """In a forked child: the thread stayed behind, so nothing here will ever end it."""
+        """In a forked child, where the thread does not exist: do not wait for it at exit."""
         atexit.unregister(self._close_at_exit)
 
     def _warn_of_unfinished(self, timeout_s: float | None) -> None:
         num_pending = self._channel.stats().pending
         _log.warning(
             "telemetry did not finish within %s s: %sthe files are not finished yet. It is %s; "
-            "what is in the journal can be read with open_run().",
+            "open_run() reads the rows in the journal.",
             timeout_s,
             f"{num_pending} collected steps are not written, and " if num_pending else "",
             self._files.doing,
@@ -98,10 +98,11 @@ class Worker:
 
     def _close_at_exit(self) -> None:
         error = _last_error()
-        if error is None or id(error) == self._older_error:
+        if error is None or id(error) == self._older_error_id:
             self.close(self._exit_timeout_s, "finished")
         else:
-            self.close(self._exit_timeout_s, _status_of(type(error)), type(error).__name__)
+            status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.close(self._exit_timeout_s, status, type(error).__name__)
 
     def _run(self) -> None:
         try:
@@ -128,13 +129,13 @@ class Worker:
         try:
             self._files.open(self._channel.stats())
             num_failed = self._files.write(steps)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it costs these rows and not the thread
+        except Exception as error:  # noqa: BLE001  # whatever it is, it costs these steps and not the thread
             self._log.add(lost_event(steps, in_words(error)))
         finally:
             self._channel.settle(written=len(steps) - num_failed, failed=num_failed)
 
     def _die(self, error: BaseException) -> None:
-        """Leave nobody waiting: steps count as failed, later ones as dropped, and the files are finished."""
+        """Leave no caller waiting: count pending steps as failed and later ones as dropped, and finish the files."""
         waiting = self._channel.give_up()
         self._log.fail(error, "telemetry ended early")
         if waiting:
@@ -143,9 +144,5 @@ class Worker:
 
 
 def _last_error() -> BaseException | None:
-    """The exception that went uncaught last; in a notebook, which goes on, it may be that of a cell before the run."""
+    """The last uncaught exception; in a notebook, which continues after it, it may be older than the run."""
     return getattr(sys, "last_value", None)
-
-
-def _status_of(error: type[BaseException]) -> Status:
-    return "interrupted" if issubclass(error, KeyboardInterrupt) else "failed"

@@ -6,10 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from ava_pipeline.contract.columns import Column
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import TableEntry, read_manifest, write_manifest
 from ava_pipeline.contract.parquet import write_parquet
-from ava_pipeline.contract.tables import Column, RunTable, Table
+from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.report.batch_plots import figures_by_batch
 from ava_pipeline.report.figure import Figure
 from ava_pipeline.report.run_data import read_run_data

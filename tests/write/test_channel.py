@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError
-from ava_pipeline.write.channel import CLOSED, NO_ROOM, Channel, TelemetryStats
+from ava_pipeline.write.channel import CLOSED, FULL, Channel, TelemetryStats
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -63,7 +63,7 @@ def test_neighbouring_drops_are_one_gap_a_reason() -> None:
         channel.drop(batch, 3, reason="they could not be measured")
     _, gaps = channel.take(0.0)
     assert [tuple(gap) for gap in gaps] == [
-        (2, 999, 3, 998, NO_ROOM),
+        (2, 999, 3, 998, FULL),
         (2, 999, 3, 998, "they could not be measured"),
     ]
     assert channel.take(0.0)[1] == []

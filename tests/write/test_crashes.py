@@ -13,7 +13,8 @@ KILLING = '''
 import os, signal, sys
 from pathlib import Path
 
-ROOMS = tuple(str(Path(sys.argv[2]) / name) for name in NAMES)
+TRACED_FILES = tuple(str(Path(sys.argv[2]) / name) for name in NAMES)
+assert all(Path(file).is_file() for file in TRACED_FILES), TRACED_FILES
 
 
 def kill_at(step):
@@ -22,7 +23,7 @@ def kill_at(step):
 
     def trace(frame, event, argument):
         nonlocal left
-        if not frame.f_code.co_filename.startswith(ROOMS):
+        if not frame.f_code.co_filename.startswith(TRACED_FILES):
             return None
         left -= event == "line"
         if left == 0:
@@ -35,16 +36,14 @@ def kill_at(step):
 CRASHING = (
     """
 # What changes a file; the rest only reads.
-NAMES = ("contract/files", "contract/stored", "contract/parquet_file", "contract/row_stream", "contract/damaged",
-         "write/older_rows", "write/csv.")
+NAMES = ("contract/files.py", "contract/stored.py", "contract/parquet.py", "write/older_rows.py", "write/writers.py")
 """
     + KILLING
     + '''
 import pyarrow as pa
 
 from ava_pipeline.contract.journal import JournalWriter
-from ava_pipeline.contract.parquet_file import write_parquet
-from ava_pipeline.contract.row_stream import same_bits
+from ava_pipeline.contract.parquet import same_bits, write_parquet
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.write.recover import recover_run
 
@@ -103,9 +102,8 @@ print(step)
 WIDENING = (
     """
 # All that an opening, a write and a closing do on the disk.
-NAMES = ("contract/files", "contract/stored", "contract/parquet_file", "contract/row_stream", "contract/damaged",
-         "contract/journal", "write/older_rows", "write/csv", "write/widened", "write/continued", "write/attempts",
-         "write/kept_manifest", "write/run_files")
+NAMES = ("contract/files.py", "contract/stored.py", "contract/parquet.py", "contract/journal.py", "write/older_rows.py",
+         "write/writers.py", "write/resumed_tables.py", "write/attempts.py", "write/run_writer.py")
 """
     + KILLING
     + '''
@@ -146,7 +144,7 @@ def files_of_lines(root):
 
     def trace(frame, event, argument):
         file = frame.f_code.co_filename
-        if not file.startswith(ROOMS):
+        if not file.startswith(TRACED_FILES):
             return None
         if event == "line":
             files.append(file)
@@ -160,9 +158,8 @@ def files_of_lines(root):
 
 files_of_lines(Path(sys.argv[1]) / "first")  # the first time there is more to do
 files = files_of_lines(Path(sys.argv[1]) / "second")
-lines = [
-    line for line, file in enumerate(files, start=1) if line % EVERY_NTH_LINE == 0 or file.endswith("write/widened.py")
-]
+WIDENS = "write/resumed_tables.py"
+lines = [line for line, file in enumerate(files, start=1) if line % EVERY_NTH_LINE == 0 or file.endswith(WIDENS)]
 for line in lines:
     root = Path(sys.argv[1]) / str(line)
     prepare(root)

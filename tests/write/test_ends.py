@@ -115,7 +115,7 @@ def test_steps_during_the_interpreters_shutdown_are_dropped_and_hold_nothing_up(
 
 STUCK = """
 import threading
-from ava_pipeline.write.csv import CsvWriter
+from ava_pipeline.write.writers import CsvWriter
 
 assert room.channel.flush(20)
 CsvWriter.write = lambda *_: threading.Event().wait()
@@ -133,7 +133,7 @@ def test_a_stuck_disk_does_not_hold_up_the_interpreters_exit(tmp_path: Path) -> 
 
 FREED = """
 import atexit, threading
-from ava_pipeline.write.parquet import ParquetWriter
+from ava_pipeline.write.writers import ParquetWriter
 
 freed, close = threading.Event(), ParquetWriter.close
 ParquetWriter.close = lambda writer: freed.wait(20) and close(writer)

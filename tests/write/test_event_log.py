@@ -45,18 +45,18 @@ def test_a_kind_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         log.add(event(50, severity="info", name="unknown_scale"))
     assert len(caplog.messages) == 2
     assert "batch 1: something." in caplog.messages[0]
-    assert caplog.messages[1].endswith("no space left. Training goes on without it.")
+    assert caplog.messages[1].endswith("no space left. Training continues without it.")
 
 
 def test_the_first_error_is_kept_with_its_remedy(tmp_path: Path) -> None:
     """`on_error="raise"` raises the cause, not its consequences."""
     log = EventLog(tmp_path)
     log.add(event(1, "a warning is no trouble."))
-    assert log.trouble is None
+    assert log.first_error is None
     log.add(event(2, "the first.", severity="error"))
     log.add(event(3, "the second.", severity="error"))
-    assert "the first." in str(log.trouble)
-    assert "on_error='warn'" in str(log.trouble)
+    assert "the first." in str(log.first_error)
+    assert "on_error='warn'" in str(log.first_error)
 
 
 def test_an_event_that_breaks_a_rule_is_told_and_does_not_hold_up_the_others(

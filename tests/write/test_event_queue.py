@@ -21,8 +21,8 @@ def event(batch_idx: int, name: EventName = "non_finite", column: str = "overall
 def drain(queue: EventQueue, *, is_last: bool = False) -> list[Event]:
     """Write what is due."""
     due = queue.due(is_last=is_last)
-    queue.let_go(due)
-    return [one.told for one in due]
+    queue.discard(due)
+    return [waiting.merged_event for waiting in due]
 
 
 def test_the_first_events_of_a_kind_are_told_exactly() -> None:

@@ -17,8 +17,9 @@ from ava_pipeline import open_run
 from tests.write.feeding import Room, step
 
 PACKAGE = Path(sys.argv[2])
-ROOMS = tuple(str(PACKAGE / name) for name in ("write/", "contract/", "which_code"))
-CLOSELY = str(PACKAGE / "contract/tables")
+TRACED = tuple(str(PACKAGE / name) for name in ("write/", "contract/", "provenance.py"))
+CLOSELY = str(PACKAGE / "contract/tables.py")
+assert all(Path(path.rstrip("/")).exists() for path in (*TRACED, CLOSELY))
 EVERY = 7
 MAX_CHILDREN = 4
 
@@ -28,7 +29,7 @@ stops, go_on = queue.SimpleQueue(), queue.SimpleQueue()
 
 def stop_in_worker(frame, event, argument):
     """Stop at every seventh new line of the rooms, and at each where tables are made of their declarations."""
-    if not frame.f_code.co_filename.startswith(ROOMS):
+    if not frame.f_code.co_filename.startswith(TRACED):
         return None
     place = frame.f_code.co_filename, frame.f_lineno
     if event == "line" and place not in seen:

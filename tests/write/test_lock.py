@@ -18,7 +18,7 @@ import pytest
 
 from ava_pipeline.contract.manifest import Manifest, utc_now, write_manifest
 from ava_pipeline.errors import DamagedFileError, WriteError
-from ava_pipeline.write.lock import RunLock, check_unlocked, lives_elsewhere
+from ava_pipeline.write.lock import RunLock, check_unlocked, live_remote_holder
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -195,7 +195,7 @@ def test_a_writer_on_another_host_that_shows_a_sign_of_life_is_named(
         else:
             (tmp_path / "writer.lock").write_text("")
 
-    monkeypatch.setattr("ava_pipeline.write.lock.lives_elsewhere", partial(lives_elsewhere, wait=show))
+    monkeypatch.setattr("ava_pipeline.write.lock.live_remote_holder", partial(live_remote_holder, wait=show))
     with pytest.raises(WriteError, match="pid 7 on host elsewhere, since"):
         RunLock(tmp_path / "writer.lock")
 
@@ -214,7 +214,7 @@ def test_a_writer_on_another_host_that_shows_none_is_watched_until_the_minute_is
     def pass_by(seconds: float) -> None:
         waited[0] += seconds
 
-    monkeypatch.setattr("ava_pipeline.write.lock.lives_elsewhere", partial(lives_elsewhere, wait=pass_by))
+    monkeypatch.setattr("ava_pipeline.write.lock.live_remote_holder", partial(live_remote_holder, wait=pass_by))
     RunLock(tmp_path / "writer.lock").release()
     assert waited[0] == pytest.approx(left_s, abs=1)
     (told,) = caplog.messages
@@ -238,7 +238,7 @@ def test_whoever_waits_for_another_host_holds_up_nobody_else(tmp_path: Path, mon
         were_held_up.append(second.is_alive())
         (tmp_path / "writer.lock").write_text("")
 
-    monkeypatch.setattr("ava_pipeline.write.lock.lives_elsewhere", partial(lives_elsewhere, wait=look))
+    monkeypatch.setattr("ava_pipeline.write.lock.live_remote_holder", partial(live_remote_holder, wait=look))
     with pytest.raises(WriteError, match="on host elsewhere"):
         RunLock(tmp_path / "writer.lock")
     assert were_held_up == [False]

@@ -22,10 +22,10 @@ from ava_pipeline.bench.writing import peak_bytes
 from ava_pipeline.contract.journal import JournalWriter
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.write.csv import CsvWriter
 from ava_pipeline.write.older_rows import set_aside
 from ava_pipeline.write.recover import recover_run
-from ava_pipeline.write.widened import widen
+from ava_pipeline.write.resumed_tables import widen
+from ava_pipeline.write.writers import CsvWriter
 from tests.write.feeding import NORMS
 
 TABLE, WIDER = RunTable.of(NORMS, "abcdef"), RunTable.of(NORMS, "abcdefgh")

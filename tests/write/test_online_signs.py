@@ -33,10 +33,10 @@ class KeptLog(EventLog):
         self.events.append(event)
         super().add(event)
 
-    def end(self, event: Event) -> None:
+    def resolve(self, event: Event) -> None:
         """Keep it, and log as always."""
         self.events.append(event)
-        super().end(event)
+        super().resolve(event)
 
 
 class Feed:

@@ -324,7 +324,7 @@ def test_events_that_the_disk_does_not_sync_are_told(tmp_path: Path, monkeypatch
     with monkeypatch.context() as broken:
         broken.setattr(room.log._files, "sync", lambda: {"events.csv": OSError(errno.EIO, os.strerror(errno.EIO))})
         assert room.files.write(steps([2])) == 0
-    assert "events.csv could not be synced" in str(room.log.trouble)
+    assert "events.csv could not be synced" in str(room.log.first_error)
     room.close()
 
 

@@ -75,7 +75,7 @@ def test_a_manifest_that_cannot_be_made_costs_a_heartbeat_and_no_row(
     with monkeypatch.context() as broken:
         broken.setattr(run_writer, "write_manifest", refuse)
         room.files.heartbeat(NO_STEPS)
-    assert "manifest.json could not be written: ValueError: surrogates not allowed" in str(room.log.trouble)
+    assert "manifest.json could not be written: ValueError: surrogates not allowed" in str(room.log.first_error)
     room.write([2])
     room.close()
     assert csv_batches(tmp_path) == [1, 2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ava_pipeline.contract.manifest import read_manifest
-from ava_pipeline.write.channel import TelemetryStats
-from ava_pipeline.write.lock import lives_elsewhere
+from ava_pipeline.write.channel import FULL, TelemetryStats
+from ava_pipeline.write.lock import live_remote_holder
 from ava_pipeline.write.writers import CsvWriter, ParquetWriter
 from tests.write.feeding import Room, csv_batches, event_rows, parquet_batches, step
 from tests.write.test_lock import left_by_another_host
@@ -148,7 +148,7 @@ def test_close_says_where_a_writer_on_another_host_is_waited_for(
         reached.set()
         opened.wait(SOON_S)
 
-    monkeypatch.setattr("ava_pipeline.write.lock.lives_elsewhere", partial(lives_elsewhere, wait=wait))
+    monkeypatch.setattr("ava_pipeline.write.lock.live_remote_holder", partial(live_remote_holder, wait=wait))
     room = run()
     room.offer(step(1))
     assert reached.wait(SOON_S)
@@ -168,13 +168,13 @@ def test_steps_dropped_while_the_disk_is_stuck_are_a_gap(
     assert gate.reached.wait(SOON_S)
     room.offer(step(2))
     for batch in range(3, 8):
-        room.channel.drop(batch, 0, reason="the files took rows more slowly than they came")
+        room.channel.drop(batch, 0, reason=FULL)
     gate.opened.set()
     stats = room.worker.close(SOON_S, "finished")
     assert stats == TelemetryStats(collected=7, written=2, dropped=5)
     (told,) = event_rows(room.root, "gap")
     assert (told["batch_idx"], told["batch_idx_end"], told["value"]) == (3, 7, 5.0)
-    assert "more slowly than they came" in str(told["message"])
+    assert FULL in str(told["message"])
     assert read_manifest(room.layout.manifest).attempt.counters.dropped == 5
 
 

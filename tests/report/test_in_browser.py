@@ -261,7 +261,7 @@ def test_a_live_page_shows_new_rows_and_keeps_the_zoom(browser: Browser, tmp_pat
     with started(command) as process:
         assert process.stdout is not None
         opened = Opened(browser, process.stdout.readline().split()[1])
-        expect(opened.page.locator("#live")).to_have_text("Live: new rows appear by themselves.")
+        expect(opened.page.locator("#live")).to_have_text("Live: new rows appear automatically.")
         opened.page.locator("#norms-table summary").click()
         opened.page.locator("#norms button[data-zoom=in]").click()
         zoomed = opened.range("norms")
@@ -272,7 +272,7 @@ def test_a_live_page_shows_new_rows_and_keeps_the_zoom(browser: Browser, tmp_pat
         assert not opened.troubles
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-    expect(opened.page.locator("#live")).to_contain_text("has ended; this is what was last seen", timeout=10_000)
+    expect(opened.page.locator("#live")).to_contain_text("has stopped; the page shows the last state", timeout=10_000)
     expect(opened.page.locator("#norms-table table")).to_be_visible()
 
 

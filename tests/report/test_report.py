@@ -171,7 +171,7 @@ def test_the_command_writes_into_the_run_and_validate_minds_it_not(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["report", "{}/nothing"], "no run there"),
+        (["report", "{}/nothing"], "no run found"),
         (["report", "{}/one", "{}/two"], "name its file with -o"),
         (["report", "{}/one", "-o", "{}"], "is a folder"),
         (["report", "{}/one", "-o", "{}/one/config.yaml/r.html"], "cannot be written"),

@@ -1,4 +1,4 @@
-"""Which code ran: its git commit, and the versions of its libraries."""
+"""Which code ran: its commit and the versions of its libraries."""
 
 import os
 import platform
@@ -9,25 +9,19 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_KILL_TIMEOUT_S = 5.0
-_MAX_ANSWER_BYTES = 4096  # less than a pipe holds, so that git never waits for a reader
+_REAP_S = 5.0
+_MAX_ANSWER_BYTES = 4096  # less than a pipe holds, so that git never waits for its reader
 
 
 def ask_git(folder: Path, *words: str, timeout_s: float = 5.0) -> str | None:
-    """Run git in a checkout and return the line it prints.
+    """One line from git about the checkout that a folder lies in.
 
-    Another thread may fork meanwhile, as a DataLoader does. Therefore git is spawned rather than forked. Its answer is
-    read after it has ended, without waiting for the end of the pipe, which a forked child keeps open for as long as it
-    lives. No lock of this process is taken either, such as that of `tempfile`: a forked child would find it locked
-    forever.
-
-    Args:
-        folder: a folder in the checkout.
-        words: the arguments of git.
-        timeout_s: how long git may take.
+    Another thread may fork meanwhile, as a DataLoader does. So git is spawned rather than forked; its answer is what
+    lies in the pipe once it has ended, since a forked child holds the pipe open for as long as it lives; and no lock of
+    the process is taken, such as the one of `tempfile`, that the child would find held for ever.
 
     Returns:
-        None if git is not installed, the folder is not in a checkout, or git did not answer in time.
+        None where there is no git, no checkout, or no answer in time.
     """
     git = shutil.which("git")
     if git is None:
@@ -39,39 +33,41 @@ def ask_git(folder: Path, *words: str, timeout_s: float = 5.0) -> str | None:
 
 
 def _answer(command: Sequence[str], timeout_s: float) -> str | None:
-    read_end, write_end = os.pipe()
-    with open(read_end, "rb", buffering=0) as answer:  # noqa: PTH123  # a descriptor has no path
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as answer:  # noqa: PTH123  # a descriptor has no path
         try:
-            process = subprocess.Popen(  # noqa: S603  # the user's own git, fixed words and a folder
+            asked = subprocess.Popen(  # noqa: S603  # the user's own git, fixed words and a folder
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=write_end,
+                stdout=writing,
                 stderr=subprocess.DEVNULL,
-                close_fds=False,  # lets Python spawn; Python's own descriptors are not inherited in either case
+                close_fds=False,  # lets Python spawn; its own descriptors are not inherited either way
             )
         finally:
-            os.close(write_end)
-        if _exit_status(process, timeout_s) != 0:
+            os.close(writing)
+        if _status(asked, timeout_s) != 0:
             return None
-        os.set_blocking(read_end, False)
+        os.set_blocking(reading, False)
         return (answer.read(_MAX_ANSWER_BYTES) or b"").decode(errors="replace").strip() or None
 
 
-def _exit_status(process: "subprocess.Popen[bytes]", timeout_s: float) -> int | None:
-    """Wait for the process; return None if it had to be killed."""
+def _status(asked: "subprocess.Popen[bytes]", timeout_s: float) -> int | None:
+    """How it ended; None where it had to be killed."""
     try:
-        return process.wait(timeout_s)
+        return asked.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        process.kill()
-        with suppress(subprocess.TimeoutExpired):  # it hangs in a dead file system and is left behind
-            process.wait(_KILL_TIMEOUT_S)
+        asked.kill()
+        with suppress(subprocess.TimeoutExpired):  # a dead file system holds it: it is left behind
+            asked.wait(_REAP_S)
         return None
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of Python and of those distributions that are installed."""
+    """Of Python, and of those of these distributions that are installed."""
     found = {"python": platform.python_version()}
     for name in names:
-        with suppress(PackageNotFoundError):
+        try:
             found[name] = version(name)
+        except PackageNotFoundError:
+            continue
     return found

@@ -1,4 +1,4 @@
-"""The cost of checking for signs while training."""
+"""What looking for signs while training takes of the writer's time."""
 
 import time
 from pathlib import Path
@@ -16,16 +16,16 @@ SHARE = Target(0.05)
 
 @pytest.mark.gate
 def test_signs_over_writing(bench: Bench, sizes: Sizes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processor time of the checks, relative to that of a process that writes rows at full speed."""
+    """Processor time of the looks over that of the whole process, rows coming as fast as they are taken."""
     looks_s: list[float] = []
-    judge = online_signs.OnlineSigns._judge  # noqa: SLF001  # times the checks alone, wherever they are called from
+    judge = online_signs.OnlineSigns._check_rows  # noqa: SLF001  # the looks by themselves, wherever they are called from
 
     def timed(watch: online_signs.OnlineSigns) -> None:
         start_s = time.thread_time()
         judge(watch)
         looks_s.append(time.thread_time() - start_s)
 
-    monkeypatch.setattr(online_signs.OnlineSigns, "_judge", timed)
+    monkeypatch.setattr(online_signs.OnlineSigns, "_check_rows", timed)
 
     def write() -> float:
         looks_s.clear()

@@ -1,4 +1,4 @@
-"""A run's findings: the signs over all of its rows."""
+"""The diagnosis of a run: its warning signs and healthy signs, over all of its rows."""
 
 import warnings
 from collections import Counter
@@ -18,21 +18,25 @@ from ava_pipeline.read.table import read_table
 from ava_pipeline.signs.evidence import NO_ROWS, Evidence, TableValues
 from ava_pipeline.signs.gaps import gap_findings
 from ava_pipeline.signs.healthy import healthy_signs, is_enough
-from ava_pipeline.signs.registry import SIGNS_WITH_SAMPLES, findings_of
+from ava_pipeline.signs.registry import SIGNS_WITH_SAMPLES, listed_findings
 from ava_pipeline.signs.thresholds import Thresholds
 
 Verdict = Literal["healthy", "not healthy", "too few rows to tell"]
-_NAMES_SAMPLES = frozenset(sign.replace("-", "_") for sign in SIGNS_WITH_SAMPLES)
+_EVENTS_WITH_SAMPLES = frozenset(sign.replace("-", "_") for sign in SIGNS_WITH_SAMPLES)
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What the numbers of a run say.
+    """The warning signs and healthy signs of a run.
 
     Attributes:
-        findings: what is worth a look, the most severe first, then by batch.
-        healthy: what is as it should be, severity info.
-        is_enough: whether gradients were measured in enough rows to say that all is well.
+        findings: the most severe first, then by batch.
+        healthy: findings of severity info about what is as it should be.
+        is_enough: whether gradients were measured in enough rows to call the run healthy.
+
+    Example:
+        >>> Diagnosis(findings=(), healthy=()).verdict
+        'healthy'
     """
 
     findings: tuple[Finding, ...]
@@ -41,18 +45,18 @@ class Diagnosis:
 
     @property
     def verdict(self) -> Verdict:
-        """The run in a word: not healthy where a warning or worse was found."""
+        """`not healthy` after a warning or an error; `healthy` only if there were enough rows."""
         if any(finding.severity != "info" for finding in self.findings):
             return "not healthy"
         return "healthy" if self.is_enough else "too few rows to tell"
 
     @property
     def is_healthy(self) -> bool:
-        """Whether there was enough to judge, and nothing to warn of."""
+        """Whether the verdict is `healthy`."""
         return self.verdict == "healthy"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain dicts, lists, numbers and texts; a figure that is not finite is null."""
+        """Dicts, lists, numbers and texts, as `ava-pipeline diagnose --json` prints them."""
         return {
             "verdict": self.verdict,
             "is_healthy": self.is_healthy,
@@ -61,84 +65,80 @@ class Diagnosis:
         }
 
     def to_text(self, run: str) -> str:
-        """For a person: two lines a finding, a line a healthy sign, and one that sums up.
+        """The lines that `ava-pipeline diagnose` prints: findings, healthy signs and the verdict.
 
         Args:
-            run: the directory, as it was given.
+            run: the run directory, as the last line names it.
         """
         lines = [line for finding in self.findings for line in finding.lines()]
-        lines += [f"healthy  {finding.message} [{finding.sign}]" for finding in self.healthy]
+        lines += [f"healthy: {finding.message} [{finding.id}]" for finding in self.healthy]
         num = Counter(finding.severity for finding in self.findings)
-        told = ", ".join(f"{num[kind]} {kind}{'s' * (num[kind] != 1)}" for kind in SEVERITY_RANK if num[kind])
-        return "\n".join([*lines, f"{run}: {self.verdict}{f' ({told})' if told else ''}."])
+        counts = ", ".join(
+            f"{num[severity]} {severity}{'s' * (num[severity] != 1)}" for severity in SEVERITY_RANK if num[severity]
+        )
+        return "\n".join([*lines, f"{run}: {self.verdict}{f' ({counts})' if counts else ''}."])
 
 
 def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
-    """Look for the signs in all rows of a run, which may be alive, crashed or finished.
+    """Find the signs in all rows of a run that is running, crashed or finished.
 
-    The thresholds are those that the run was written with.
+    Uses the thresholds that the run was written with.
 
     Args:
         run: an opened run, or its directory.
 
     Raises:
-        NotARunError: there is no run, or it recorded no telemetry.
-        DamagedFileError: a file of it cannot be read.
+        NotARunError: the directory is not a run, or the run recorded no telemetry.
+        DamagedFileError: a file of the run cannot be read.
+
+    Example:
+        >>> diagnose_run("outputs/ava/my_run").verdict  # doctest: +SKIP
+        'healthy'
     """
     opened = run if isinstance(run, Run) else open_run(run)
-    limits = _limits(opened.manifest)
-    evidence = _evidence(opened)
-    events = read_table(opened.layout, RunTable.of(EVENTS)).to_pylist()
-    found = (
-        *findings_of(evidence, limits),
-        *gap_findings(events, attempt_spans(opened.manifest), evidence.norms.batch_idx),
-    )
-    findings = [_with_samples(one, events) for one in found]
-    return Diagnosis(
-        findings=tuple(sorted(findings, key=_gravity)),
-        healthy=tuple(healthy_signs(evidence, findings, limits, num_collected=_num_collected(opened.manifest))),
-        is_enough=is_enough(evidence, limits),
-    )
-
-
-def _evidence(run: Run) -> Evidence:
-    manifest = run.manifest
+    manifest = opened.manifest
+    limits = _thresholds(manifest)
     declared = {name: entry.declaration for name, entry in manifest.tables.items()}
-    norms, rates, steps = (_figures(run, declared.get(name)) for name in ("gradient_norms", "learning_rates", "steps"))
-    return Evidence(norms=norms, rates=rates, steps=steps, groups=manifest.groups)
+    norms, rates, steps = (
+        TableValues(read_table(opened.layout, declared[name]) if name in declared else NO_ROWS)
+        for name in ("gradient_norms", "learning_rates", "steps")
+    )
+    evidence = Evidence(norms=norms, rates=rates, steps=steps, groups=manifest.groups)
+    events = read_table(opened.layout, RunTable.of(EVENTS)).to_pylist()
+    findings = [
+        *(_with_samples(finding, events) for finding in listed_findings(evidence, limits)),
+        *gap_findings(events, attempt_spans(manifest), norms.batch_idx),
+    ]
+    findings.sort(key=lambda finding: (-SEVERITY_RANK[finding.severity], finding.batch_idx, finding.id))
+    healthy = healthy_signs(evidence, findings, limits, num_collected=_num_collected(manifest))
+    return Diagnosis(findings=tuple(findings), healthy=tuple(healthy), is_enough=is_enough(evidence, limits))
 
 
-def _figures(run: Run, declaration: RunTable | None) -> TableValues:
-    return TableValues(NO_ROWS if declaration is None else read_table(run.layout, declaration))
-
-
-def _limits(manifest: Manifest) -> Thresholds:
-    """The usual ones, but for what the latest attempt set."""
+def _thresholds(manifest: Manifest) -> Thresholds:
+    """The thresholds of the latest attempt; the defaults if the manifest has none that are valid."""
     if not manifest.attempts:
         return Thresholds()
     try:
         return Thresholds.model_validate(manifest.attempt.thresholds)
     except ValidationError as error:
-        warnings.warn(f"the usual thresholds are taken, since the manifest's cannot be used: {error}", stacklevel=3)
+        warnings.warn(
+            f"diagnose uses the default thresholds: those in manifest.json are invalid: {error}", stacklevel=3
+        )
         return Thresholds()
 
 
+def _with_samples(finding: Finding, events: Sequence[Mapping[str, Any]]) -> Finding:
+    """The finding with the samples of its first batch, if an event names them."""
+    for event in events if finding.id in SIGNS_WITH_SAMPLES else ():
+        if event["batch_idx"] == finding.batch_idx and event["event"] in _EVENTS_WITH_SAMPLES:
+            sample_ids = samples_in(event["message"])
+            if sample_ids:
+                return replace(finding, sample_ids=sample_ids)
+    return finding
+
+
 def _num_collected(manifest: Manifest) -> int | None:
-    """As counted to the end of a run of one attempt; None where some count is not known, or of rows set aside."""
+    """The collected steps of a run of one finished attempt; None for others, whose counts are not final or overlap."""
     if len(manifest.attempts) != 1 or manifest.attempt.status in {"running", "killed"}:
         return None
     return manifest.attempt.counters.collected
-
-
-def _gravity(finding: Finding) -> tuple[int, int, str]:
-    return -SEVERITY_RANK[finding.severity], finding.batch_idx, finding.sign
-
-
-def _with_samples(finding: Finding, events: Sequence[Mapping[str, Any]]) -> Finding:
-    """With the samples of its first batch, where an event names them."""
-    for event in events if finding.sign in SIGNS_WITH_SAMPLES else ():
-        if event["batch_idx"] == finding.batch_idx and event["event"] in _NAMES_SAMPLES:
-            ids = samples_in(event["message"])
-            if ids:
-                return replace(finding, sample_ids=ids)
-    return finding

@@ -1,7 +1,7 @@
-"""What the signs are told by: one table's rows as arrays, what is known of its columns, and ranges of rows."""
+"""What the signs are judged by: rows as arrays, the columns of each role, and states that last over many rows."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -9,164 +9,138 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ava_pipeline.contract.finding import Finding, Severity
-from ava_pipeline.contract.lockless_cached_property import lockless_cached_property
 from ava_pipeline.contract.manifest import Group, Role
-from ava_pipeline.contract.tables import KEY_COLUMNS
 
 Values = NDArray[np.float64]
-Positions = NDArray[np.intp]
+Mask = NDArray[np.bool_]
 
-NUM_FIRST = 32
-_KEYS = {column.name for column in KEY_COLUMNS}
-
-
-@dataclass(frozen=True)
-class TableValues:
-    """Rows of one table, in batch order.
-
-    Attributes:
-        rows: with `batch_idx`, `epoch` and the table's columns.
-    """
-
-    rows: pa.Table
-
-    def __len__(self) -> int:
-        return self.rows.num_rows
-
-    @lockless_cached_property
-    def names(self) -> tuple[str, ...]:
-        """The columns that hold numbers, the keys left out."""
-        schema = self.rows.schema
-        return tuple(field.name for field in schema if pa.types.is_floating(field.type) and field.name not in _KEYS)
-
-    @lockless_cached_property
-    def batch_idx(self) -> NDArray[np.int64]:
-        """1-based batch of each row."""
-        return self.rows.column("batch_idx").to_numpy()
-
-    @lockless_cached_property
-    def epoch(self) -> NDArray[np.int64]:
-        """0-based epoch of each row."""
-        return self.rows.column("epoch").to_numpy()
-
-    @lockless_cached_property
-    def _values(self) -> dict[str, Values]:
-        return {}
-
-    def values(self, name: str) -> Values:
-        """A column as float64: nan where it is null, and where nan was measured."""
-        if name not in self._values:
-            self._values[name] = np.asarray(self.rows.column(name).to_numpy(), dtype=np.float64)
-        return self._values[name]
-
-    def is_measured(self, name: str) -> NDArray[np.bool_]:
-        """Whether each row holds a number: nan and inf are such, null is none."""
-        column = self.rows.column(name)
-        if not column.null_count:
-            return np.ones(len(self), dtype=np.bool_)
-        return np.asarray(column.is_valid().to_numpy(), dtype=np.bool_)
-
-    def finite(self, name: str) -> Positions:
-        """Positions of the rows in which a column was measured and is finite."""
-        return np.flatnonzero(np.isfinite(self.values(name)))
-
-
-def is_loss(name: str) -> bool:
-    """Whether a value is a loss, by its name."""
-    return "loss" in name.lower() and name != "loss_scale"
-
-
+NUM_FIRST_ROWS = 32
 NO_ROWS = pa.schema([("batch_idx", pa.int64()), ("epoch", pa.int64())]).empty_table()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """All that the rules know of a run, or of its last rows.
+class TableValues:
+    """Rows of one table as arrays, in the order of their batches.
+
+    Args:
+        rows: with `batch_idx`, `epoch` and the table's own columns.
 
     Attributes:
-        norms: of `gradient_norms`.
-        rates: of `learning_rates`.
-        steps: of `steps`.
-        groups: column of `norms` -> its role, its parent and its learning rates.
-        first: of `gradient_norms`, the run's first rows, which later ones are held against; None: those of `norms`.
-        highest_rates: column of `rates` -> its highest value before these rows.
+        rows: as given.
+        num_rows: their number.
+        batch_idx: int64 [rows], 1-based.
+        epoch: int64 [rows], 0-based.
+        values: column of numbers -> float64 [rows]; nan if the cell is null, and if nan was measured.
+        is_measured: column of numbers -> bool [rows]; False only if the cell is null.
     """
 
-    norms: TableValues
-    rates: TableValues
-    steps: TableValues
-    groups: Mapping[str, Group]
-    first: TableValues | None = None
-    highest_rates: Mapping[str, float] = field(default_factory=dict)
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows = rows
+        self.num_rows: int = rows.num_rows
+        self.batch_idx: NDArray[np.int64] = rows.column("batch_idx").to_numpy()
+        self.epoch: NDArray[np.int64] = rows.column("epoch").to_numpy()
+        self.values: dict[str, Values] = {}
+        self.is_measured: dict[str, Mask] = {}
+        every_row = np.ones(rows.num_rows, dtype=np.bool_)
+        for field in rows.schema:
+            if pa.types.is_floating(field.type):
+                cells = rows.column(field.name)
+                self.values[field.name] = np.asarray(cells.to_numpy(), dtype=np.float64)
+                self.is_measured[field.name] = cells.is_valid().to_numpy() if cells.null_count else every_row
 
-    def trained_from(self, column: str) -> int:
-        """Position of the first row from which on a group is meant to be trained; the number of rows where none is.
 
-        One that required no gradients at the first collected step is frozen until its first gradient.
-        """
-        if column not in self.groups or self.groups[column].trainable is not False:
-            return 0
-        measured = np.flatnonzero(self.norms.is_measured(column))
-        return int(measured[0]) if len(measured) else len(self.norms)
+class Evidence:
+    """All that the signs know of a run, or of its latest rows.
 
-    def is_frozen(self, column: str) -> bool:
-        """Whether a group is not meant to be trained in any of these rows."""
-        return self.groups[column].trainable is False and self.trained_from(column) == len(self.norms)
+    Args:
+        norms: rows of `gradient_norms`.
+        rates: rows of `learning_rates`.
+        steps: rows of `steps`.
+        groups: column of `gradient_norms` -> its role, its parent and its learning rates.
+        first_norms: the first rows of `gradient_norms` in this run; None if `norms` begins with them.
+        highest_rates: column of `learning_rates` -> its highest value before these rows.
 
-    def scales_of(self, rows: TableValues) -> Values:
-        """The loss scale at each row of a table; nan where there is none."""
-        scales = np.full(len(rows), np.nan)
-        if "loss_scale" in self.steps.names and len(self.steps):
-            places = np.minimum(np.searchsorted(self.steps.batch_idx, rows.batch_idx), len(self.steps) - 1)
-            is_there = self.steps.batch_idx[places] == rows.batch_idx
-            scales[is_there] = self.steps.values("loss_scale")[places[is_there]]
-        return scales
+    Attributes:
+        overall: the column with the norm of all gradients; None if the run has none.
+        losses: the columns of `steps` that are losses, by their names.
+        is_scaled: whether a GradScaler scales the loss.
+        trained_from: column of `norms` -> position of the first row from which its group is trained; the number of
+            rows if it never is. A group that required no gradients at the first collected step counts as frozen until
+            its first gradient.
+        frozen: the groups that are not trained in any of these rows.
+        early_norms: finite overall norms in the run's first rows, at most 32.
+        early_median: their median; 0 if none is finite.
+    """
 
-    @lockless_cached_property
-    def is_scaled(self) -> bool:
-        """Whether a GradScaler scales the loss."""
-        return "loss_scale" in self.steps.names and bool(self.steps.is_measured("loss_scale").any())
+    def __init__(  # three tables, and what is known beside them, each with its name
+        self,
+        *,
+        norms: TableValues,
+        rates: TableValues,
+        steps: TableValues,
+        groups: Mapping[str, Group],
+        first_norms: TableValues | None = None,
+        highest_rates: Mapping[str, float] | None = None,
+    ) -> None:
+        self.norms = norms
+        self.rates = rates
+        self.steps = steps
+        self.groups = groups
+        self.highest_rates = highest_rates or {}
+        self._columns: dict[Role, list[str]] = {}
+        for column in norms.values:
+            if column in groups:
+                self._columns.setdefault(groups[column].role, []).append(column)
+        self.overall = next(iter(self._columns.get("overall", ())), None)
+        self.losses = [column for column in steps.values if is_loss(column)]
+        self.is_scaled = bool(steps.is_measured.get("loss_scale", np.zeros(0, dtype=np.bool_)).any())
+        self.trained_from = dict.fromkeys(norms.values, 0)
+        for column in norms.values:
+            if column in groups and groups[column].trainable is False:
+                is_measured = norms.is_measured[column]
+                self.trained_from[column] = int(is_measured.argmax()) if is_measured.any() else norms.num_rows
+        self.frozen = frozenset(
+            name
+            for name, group in groups.items()
+            if group.trainable is False and self.trained_from.get(name, norms.num_rows) == norms.num_rows
+        )
+        first = norms if first_norms is None else first_norms
+        early = first.values[self.overall][:NUM_FIRST_ROWS] if self.overall else np.array([])
+        self.early_norms: Values = early[np.isfinite(early)]
+        self.early_median = float(np.median(self.early_norms)) if len(self.early_norms) else 0.0
 
-    def of_role(self, *roles: Role) -> tuple[str, ...]:
-        """The columns of norms that play one of these roles."""
-        return tuple(name for name in self.norms.names if name in self.groups and self.groups[name].role in roles)
+    def columns(self, role: Role) -> list[str]:
+        """The columns of `norms` whose groups have a role."""
+        return self._columns.get(role, [])
 
-    @property
-    def losses(self) -> tuple[str, ...]:
-        """The columns of steps that are losses, by their name."""
-        return tuple(filter(is_loss, self.steps.names))
 
-    @property
-    def overall(self) -> str | None:
-        """The column of all gradients; None where the run has none."""
-        return next(iter(self.of_role("overall")), None)
+def is_loss(column: str) -> bool:
+    """Whether a column of `steps` is a loss, by its name."""
+    return "loss" in column.lower() and column != "loss_scale"
 
-    @property
-    def beginning(self) -> Values:
-        """The finite overall norms of the run's first rows."""
-        rows = self.first or self.norms
-        norms = rows.values(self.overall)[:NUM_FIRST] if self.overall else np.array([])
-        finite: Values = norms[np.isfinite(norms)]
-        return finite
 
-    @property
-    def reference(self) -> float:
-        """The overall norm at the beginning of the run: the median of its first rows; 0 where none is finite."""
-        return float(np.median(self.beginning)) if len(self.beginning) else 0.0
-
-    def share(self, column: str, of: str) -> Values:
-        """The ratio of two columns of norms; nan where it cannot be told."""
-        part, whole = self.norms.values(column), self.norms.values(of)
-        is_told = np.isfinite(part) & np.isfinite(whole) & (whole > 0)
-        share: Values = np.divide(part, whole, out=np.full(len(part), np.nan), where=is_told)
-        return share
+def share(run: Evidence, column: str, whole: str) -> Values:
+    """The ratio of two columns of `norms`; nan if either is not finite, or the second is 0."""
+    part, total = run.norms.values[column], run.norms.values[whole]
+    is_known = np.isfinite(part) & np.isfinite(total) & (total > 0)
+    ratio: Values = np.divide(part, total, out=np.full(len(part), np.nan), where=is_known)
+    return ratio
 
 
 class RowRange(NamedTuple):
-    """Neighbouring rows: positions of the first and the last."""
+    """Neighbouring rows of a table: the positions of the first and of the last."""
 
     first: int
     last: int
+
+    @property
+    def rows(self) -> slice:
+        """Selects them from an array of the table."""
+        return slice(self.first, self.last + 1)
+
+    @property
+    def num_rows(self) -> int:
+        """How many they are."""
+        return self.last - self.first + 1
 
     def finding(  # noqa: PLR0913  # a finding's own fields, each with its name
         self,
@@ -179,7 +153,7 @@ class RowRange(NamedTuple):
         advice: str = "",
         severity: Severity = "warning",
     ) -> Finding:
-        """A sign seen over these rows."""
+        """The finding that a sign was found in these rows."""
         return Finding(
             id=sign,
             severity=severity,
@@ -192,24 +166,14 @@ class RowRange(NamedTuple):
             advice=advice,
         )
 
-    @property
-    def rows(self) -> slice:
-        """Of an array of the same table."""
-        return slice(self.first, self.last + 1)
 
-    @property
-    def length(self) -> int:
-        """How many rows."""
-        return self.last - self.first + 1
-
-
-def ranges_where(holds: NDArray[np.bool_], *, least: int = 1, bridge: int = 0) -> list[RowRange]:
-    """Rows over which something holds.
+def ranges_where(holds: Mask, *, least_rows: int = 1, bridge: int = 0) -> list[RowRange]:
+    """The ranges of rows in which a condition holds.
 
     Args:
-        holds: of each row.
-        least: shorter stretches are left out.
-        bridge: up to this many rows between two stretches make one of them.
+        holds: bool [rows].
+        least_rows: shorter ranges are left out.
+        bridge: up to this many rows between two ranges join them.
     """
     positions = np.flatnonzero(holds)
     if not len(positions):
@@ -217,9 +181,56 @@ def ranges_where(holds: NDArray[np.bool_], *, least: int = 1, bridge: int = 0) -
     breaks = np.flatnonzero(np.diff(positions) > bridge + 1)
     firsts = positions[np.concatenate(([0], breaks + 1))]
     lasts = positions[np.concatenate((breaks, [len(positions) - 1]))]
-    return [
-        RowRange(int(first), int(last)) for first, last in zip(firsts, lasts, strict=True) if last - first + 1 >= least
-    ]
+    ranges = (RowRange(int(first), int(last)) for first, last in zip(firsts, lasts, strict=True))
+    return [one for one in ranges if one.num_rows >= least_rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastingState:
+    """A sign that something holds over many rows, and the words for it.
+
+    Attributes:
+        sign: its id.
+        message: a template of `{column}`, `{value}`, `{num_rows}` and the words given to `findings`.
+        message_if_null: the template if none of the rows has a value; empty: the same.
+        advice: what to try.
+        bridge: up to this many other rows in between do not end the state.
+        average: the value of the finding, from the values of its rows.
+    """
+
+    sign: str
+    message: str
+    message_if_null: str = ""
+    advice: str
+    bridge: int = 2
+    average: Callable[[Values], float] = np.nanmedian
+
+    def findings(
+        self,
+        rows: TableValues,
+        column: str,
+        holds: Mask,
+        values: Values | None = None,
+        *,
+        least_rows: int,
+        **words: object,
+    ) -> Iterator[Finding]:
+        """A finding for each range of rows in which the state lasts.
+
+        Args:
+            rows: the table.
+            column: the column concerned.
+            holds: bool [rows], the state's condition.
+            values: float64 [..., rows], averaged over the range; None if the state has no value.
+            least_rows: the condition must hold over this many rows.
+            words: what else the templates name.
+        """
+        for lasting in ranges_where(holds, least_rows=least_rows, bridge=self.bridge):
+            chosen = np.array(np.nan) if values is None else values[..., lasting.rows]
+            value = None if np.isnan(chosen).all() else float(self.average(chosen))
+            template = self.message_if_null if value is None and self.message_if_null else self.message
+            message = template.format(column=column, value=value, num_rows=lasting.num_rows, **words)
+            yield lasting.finding(rows, sign=self.sign, column=column, value=value, message=message, advice=self.advice)
 
 
 def collected_steps(num: int) -> str:

@@ -1,4 +1,4 @@
-"""Collected steps that never reached the files."""
+"""Collected steps whose rows are missing from the files."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,14 +10,13 @@ from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Attempt
 from ava_pipeline.signs.evidence import collected_steps
 
-TELEMETRY_GAP = "telemetry-gap"
-EVENTS = ("gap", "failed_row", "failed_write", "damaged_file")
+_GAP_EVENTS = ("gap", "failed_row", "failed_write", "damaged_file")
 _ADVICE = (
-    "Look at the disk. Where it is merely slower than training, raise collect_every_n or max_pending_rows, or wait for "
-    "room with on_full: block."
+    "Check the disk. If it is merely slower than training, raise collect_every_n or max_pending_rows, or let training "
+    "wait for it with on_full: block."
 )
-# Of these the manifest counts deferred steps late, or not to the end.
-_COUNTS_LATE = {"running", "killed"}
+# While an attempt has one of these states, the manifest's count of deferred steps may be too low.
+_UNFINISHED = {"running", "killed"}
 
 BatchIndices = NDArray[np.int64]
 
@@ -25,15 +24,15 @@ BatchIndices = NDArray[np.int64]
 def gap_findings(
     events: Iterable[Mapping[str, Any]], attempts: Iterable[tuple[Attempt, int, float]], batches: BatchIndices
 ) -> Iterator[Finding]:
-    """A finding an event that says which steps are missing, and one an attempt for those that no event tells of.
+    """A finding for each event that names missing steps, and one for each attempt that lacks rows without an event.
 
     Args:
         events: rows of `events.csv`.
-        attempts: each with the batches whose rows it left: behind the first, up to the second.
-        batches: of the rows, rising.
+        attempts: each with the batches whose rows it left: after the first number, up to the second.
+        batches: `batch_idx` of the rows, rising.
     """
-    told = [event for event in events if event["event"] in EVENTS]
-    for event in told:
+    gap_events = [event for event in events if event["event"] in _GAP_EVENTS]
+    for event in gap_events:
         yield _finding(
             event["batch_idx"],
             event["batch_idx_end"],
@@ -44,50 +43,52 @@ def gap_findings(
         )
     for attempt, begin, end in attempts:
         rows = batches[(batches > begin) & (batches <= end)]
-        holes = list(_holes(attempt, begin, rows, told))
-        if holes:
-            yield from holes
-        elif end == float("inf") and not any(event["batch_idx_end"] > begin for event in told):
-            yield from _counted(attempt, begin, rows)
+        late_rows = list(_late_rows(attempt, begin, rows, gap_events))
+        if late_rows:
+            yield from late_rows
+        elif end == float("inf") and not any(event["batch_idx_end"] > begin for event in gap_events):
+            yield from _uncounted_rows(attempt, begin, rows)
 
 
-def _holes(attempt: Attempt, begin: int, rows: BatchIndices, told: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Rows that came later than due, the widest holes, but for as many as were deferred."""
+def _late_rows(
+    attempt: Attempt, begin: int, rows: BatchIndices, gap_events: Sequence[Mapping[str, Any]]
+) -> Iterator[Finding]:
+    """Rows that came later than due: the widest gaps, less as many as the attempt deferred."""
     every = attempt.collect_every_n
     due = (np.concatenate(([begin], rows[:-1]))[: len(rows)] // every + 1) * every
     is_late = rows > due
-    for event in told:
+    for event in gap_events:
         is_late &= (rows < event["batch_idx"]) | (due > event["batch_idx_end"])
-    num = 0 if attempt.status in _COUNTS_LATE else int(is_late.sum()) - attempt.deferred
+    num = 0 if attempt.status in _UNFINISHED else int(is_late.sum()) - attempt.deferred
     if num <= 0:
         return
     late = np.flatnonzero(is_late)
     widest = np.sort(late[np.argsort(due[late] - rows[late], kind="stable")[:num]])
-    missing = int(np.ceil((rows[widest] - due[widest]) / every).sum())
+    num_missing = int(np.ceil((rows[widest] - due[widest]) / every).sum())
     places = f" in {num} places" if num > 1 else ""
     yield _finding(
         int(due[widest[0]]),
         int(rows[widest[-1]]) - 1,
-        f"{collected_steps(missing)} left no row when they were due{places}, and no event tells why.",
-        value=float(missing),
+        f"{collected_steps(num_missing)} left no row when they were due{places}, and no event gives the reason.",
+        value=float(num_missing),
     )
 
 
-def _counted(attempt: Attempt, begin: int, rows: BatchIndices) -> Iterator[Finding]:
-    """Steps that only the manifest's counters tell of."""
+def _uncounted_rows(attempt: Attempt, begin: int, rows: BatchIndices) -> Iterator[Finding]:
+    """Steps that only the manifest's counters report as missing."""
     counters = attempt.counters
-    lost = max(counters.dropped + counters.failed, counters.written - len(rows))
-    if lost > 0:
+    num_missing = max(counters.dropped + counters.failed, counters.written - len(rows))
+    if num_missing > 0:
         last = int(rows[-1]) if len(rows) else begin
-        message = f"{lost} of {collected_steps(counters.collected)}, as the manifest counts."
-        yield _finding(min(begin + 1, last), last, message, value=float(lost))
+        message = f"{num_missing} of {collected_steps(counters.collected)}, by the manifest's counters."
+        yield _finding(min(begin + 1, last), last, message, value=float(num_missing))
 
 
 def _finding(
     first: int, last: int, message: str, *, value: float | None, column: str | None = None, epoch: int = 0
 ) -> Finding:
     return Finding(
-        id=TELEMETRY_GAP,
+        id="telemetry-gap",
         severity="warning",
         column=column,
         batch_idx=first,

@@ -1,105 +1,100 @@
-"""Learning rates that are odd, and clipping that shortens nearly every step."""
+"""Learning rates that are 0, jump or are the wrong way round, and clipping that shortens nearly every step."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs.evidence import Evidence, RowRange, ranges_where
+from ava_pipeline.contract.manifest import Role
+from ava_pipeline.signs.evidence import Evidence, LastingState, RowRange, Values
 from ava_pipeline.signs.thresholds import Thresholds
 
-RATE_ZERO, RATE_JUMP, RATE_ORDER = "learning-rate-zero", "learning-rate-jump", "learning-rate-order"
-_SCHEDULE = "Look at the schedule: its length in steps or epochs, its warm-up, and where it is stepped."
-_GROUPS = "Look at the optimizer's groups: which parameters stand in which, and with which rate."
+_SCHEDULE_ADVICE = "Check the schedule: its length in steps or epochs, its warm-up, and where it is stepped."
+_GROUPS_ADVICE = "Check the optimizer's parameter groups: which parameters each holds, and its learning rate."
+
+_RATE_ZERO = LastingState(
+    sign="learning-rate-zero",
+    message="{column} is 0{of_groups} over {num_rows} collected steps: its parameters do not change.",
+    advice=_GROUPS_ADVICE,
+    bridge=0,
+)
 
 
 def rates(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    """A group at 0, a rate that leaps up, a head that is not above its backbone."""
-    for column in run.rates.names:
-        rates = run.rates.values(column)
-        held = _holders(run, column)
-        # Such a rate moves nothing, whatever it is; one that no known group is moved by may move others.
-        if held and all(map(run.is_frozen, held)):
+    """A rate is 0, jumps, or is not higher for the head than for the backbone though it should be."""
+    for column, values in run.rates.values.items():
+        groups = [name for name, group in run.groups.items() if column in group.learning_rates]
+        groups = [name for name in groups if run.groups[name].role != "overall"]
+        # The rate of frozen groups changes nothing; one that no known group has may belong to other parameters.
+        if groups and run.frozen.issuperset(groups):
             continue
-        what = f" ({', '.join(held)})" if held else ""
-        for stretch in ranges_where(rates == 0.0, least=limits.least_rows):
-            yield stretch.finding(
-                run.rates,
-                sign=RATE_ZERO,
-                column=column,
-                value=0.0,
-                message=f"{column} is 0{what} over {stretch.length} collected steps: nothing changes.",
-                advice=_GROUPS,
-            )
-        yield from _jumps(run, column, limits)
+        of_groups = f" ({', '.join(groups)})" if groups else ""
+        yield from _RATE_ZERO.findings(
+            run.rates, column, values == 0.0, values, least_rows=limits.least_rows, of_groups=of_groups
+        )
+        yield from _jumps(run, column, values, limits)
     if limits.head_rate_above:
         yield from _order(run, limits)
 
 
-def _jumps(run: Evidence, column: str, limits: Thresholds) -> Iterator[Finding]:
-    """A restart goes back to a rate that was there before; a jump goes beyond all of them."""
-    rates = run.rates.values(column)
-    highest = np.fmax(np.fmax.accumulate(rates), run.highest_rates.get(column, 0.0))
-    before, after = rates[:-1], rates[1:]
+def _jumps(run: Evidence, column: str, values: Values, limits: Thresholds) -> Iterator[Finding]:
+    """A warm restart returns to an earlier rate; a jump goes beyond all of them."""
+    highest = np.fmax(np.fmax.accumulate(values), run.highest_rates.get(column, 0.0))
+    before, after = values[:-1], values[1:]
     is_jump = (before > 0) & (after > limits.rate_jump * before) & (after > limits.rate_jump * highest[:-1])
     for index in np.flatnonzero(is_jump):
         yield RowRange(int(index) + 1, int(index) + 1).finding(
             run.rates,
-            sign=RATE_JUMP,
+            sign="learning-rate-jump",
             column=column,
             value=float(after[index] / before[index]),
-            message=f"{column} leapt from {before[index]:.3g} to {after[index]:.3g}.",
-            advice=_SCHEDULE,
+            message=f"{column} jumped from {before[index]:.3g} to {after[index]:.3g}.",
+            advice=_SCHEDULE_ADVICE,
         )
 
 
+def _ratio_of_medians(values: Values) -> float:
+    """Of a head's rate and a backbone's, float64 [2, rows]; 0 if the backbone's median is 0."""
+    head, backbone = np.median(values, axis=1)
+    return float(head / backbone) if backbone else 0.0
+
+
+_RATE_ORDER = LastingState(
+    sign="learning-rate-order",
+    message="{column}, the head's rate, is {value:.3g} times {backbone}, the backbone's; expected it to be above.",
+    advice=_GROUPS_ADVICE,
+    bridge=0,
+    average=_ratio_of_medians,
+)
+
+
 def _order(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    heads, backbones = (_rates_of(run, role) for role in ("head", "backbone_last"))
-    for head in heads:
-        for backbone in backbones:
-            is_wrong = run.rates.values(head) <= run.rates.values(backbone)
-            for stretch in ranges_where(is_wrong, least=limits.least_rows):
-                of_head, of_backbone = (
-                    float(np.median(run.rates.values(one)[stretch.rows])) for one in (head, backbone)
-                )
-                value = of_head / of_backbone if of_backbone else 0.0
-                yield stretch.finding(
-                    run.rates,
-                    sign=RATE_ORDER,
-                    column=head,
-                    value=value,
-                    message=f"{head}, the head's, is {value:.3g} times {backbone}, the backbone's, and is meant to be "
-                    "above it.",
-                    advice=_GROUPS,
-                )
+    for head in _rates_of(run, "head"):
+        for backbone in _rates_of(run, "backbone_last"):
+            both = np.stack((run.rates.values[head], run.rates.values[backbone]))
+            yield from _RATE_ORDER.findings(
+                run.rates, head, both[0] <= both[1], both, least_rows=limits.least_rows, backbone=backbone
+            )
 
 
-def _rates_of(run: Evidence, role: str) -> list[str]:
-    groups = [group for name, group in run.groups.items() if group.role == role and not run.is_frozen(name)]
-    return [rate for group in groups for rate in group.learning_rates if rate in run.rates.names]
+def _rates_of(run: Evidence, role: Role) -> list[str]:
+    groups = [group for name, group in run.groups.items() if group.role == role and name not in run.frozen]
+    return [rate for group in groups for rate in group.learning_rates if rate in run.rates.values]
 
 
-def _holders(run: Evidence, column: str) -> list[str]:
-    """The groups that this rate moves, the smallest ones."""
-    return [name for name, group in run.groups.items() if column in group.learning_rates and group.role != "overall"]
-
-
-CLIPPING_OFTEN = "clipping-often"
-_CLIP_RATE = "clip_rate"
+_CLIPPING_OFTEN = LastingState(
+    sign="clipping-often",
+    message="clipping shortened {value:.0%} of the steps over {num_rows} collected steps.",
+    advice="Raise max_norm to a usual overall norm of this run, or lower the learning rate instead.",
+    average=np.nanmean,
+)
 
 
 def clipping(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    """The clip rate stays near 1, so that the bound and not the gradient decides how long a step is."""
-    if _CLIP_RATE not in run.steps.names:
-        return
-    rates = run.steps.values(_CLIP_RATE)
-    for stretch in ranges_where(rates >= limits.clip_share, least=2 * limits.least_rows, bridge=2):
-        value = float(np.nanmean(rates[stretch.rows]))
-        yield stretch.finding(
-            run.steps,
-            sign=CLIPPING_OFTEN,
-            column=_CLIP_RATE,
-            value=value,
-            message=f"clipping shortened {value:.0%} of the steps over {stretch.length} collected steps.",
-            advice="Raise max_norm to what is usual for the overall norm, or lower the learning rate instead.",
+    """The clip rate stays near 1, so that the bound and not the gradient decides the length of each step."""
+    clip_rates = run.steps.values.get("clip_rate")
+    if clip_rates is not None:
+        is_often = clip_rates >= limits.clip_share
+        yield from _CLIPPING_OFTEN.findings(
+            run.steps, "clip_rate", is_often, clip_rates, least_rows=2 * limits.least_rows
         )

@@ -1,18 +1,11 @@
-"""Every sign, and what they find in some rows."""
+"""Every sign, and the findings of all of them in some rows."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import chain
 
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs import (
-    gaps,
-    gradients,
-    rates,
-    stability,
-    values,
-)
+from ava_pipeline.signs import gradients, rates, stability, values
 from ava_pipeline.signs.evidence import Evidence
 from ava_pipeline.signs.thresholds import Thresholds
 
@@ -23,9 +16,11 @@ SIGNS: tuple[Sign, ...] = (
     rates.clipping,
     gradients.dead_layer,
     values.non_finite,
+    values.loss_scale_collapse,
     gradients.frozen,
     gradients.head_dominating,
-    values.loss,
+    values.loss_negative,
+    stability.loss_rising,
     gradients.magnitude,
     gradients.not_measured,
     gradients.not_optimized,
@@ -33,48 +28,51 @@ SIGNS: tuple[Sign, ...] = (
     stability.rising,
     stability.spikes,
 )
-# Signs of single batches, which come without ever going; the others are states that appear and go.
-SINGLE_BATCH_SIGNS = frozenset({stability.SPIKE, values.NON_FINITE, rates.RATE_JUMP, gaps.TELEMETRY_GAP})
-# Those that name what their first batch consisted of.
-SIGNS_WITH_SAMPLES = frozenset({stability.SPIKE, values.NON_FINITE})
-# A sign that follows from another one over the same batches is not told beside it.
-_EXPLAINED_BY: Mapping[str, tuple[str, ...]] = {
-    gradients.HEAD_DOMINATING: (gradients.BACKBONE_NOT_LEARNING,),
-    stability.SPIKE: (gradients.EXPLODING,),
-    stability.RISING: (gradients.EXPLODING,),
+# Signs of single batches, which appear once; all others are states, which appear and end.
+SINGLE_BATCH_SIGNS = frozenset({"spike", "non-finite", "learning-rate-jump", "telemetry-gap"})
+# Signs whose findings name the samples of their first batch.
+SIGNS_WITH_SAMPLES = frozenset({"spike", "non-finite"})
+# A finding of the sign on the left follows from one on the right over the same batches, and is left out beside it.
+_EXPLAINED_BY: Mapping[str, frozenset[str]] = {
+    "head-dominating": frozenset({"backbone-not-learning"}),
+    "spike": frozenset({"exploding"}),
+    "rising": frozenset({"exploding"}),
 }
-_REASONS = frozenset(chain.from_iterable(_EXPLAINED_BY.values()))
+_REASONS = frozenset().union(*_EXPLAINED_BY.values())
 MAX_LISTED = 20
 
 
-def findings_of(run: Evidence, limits: Thresholds) -> list[Finding]:
-    """What all rules find, at most 20 of a sign and column."""
-    return _limited(all_findings_of(run, limits))
+def listed_findings(run: Evidence, limits: Thresholds) -> list[Finding]:
+    """The findings of all signs, at most 20 of the same sign, column and severity.
 
-
-def all_findings_of(run: Evidence, limits: Thresholds) -> list[Finding]:
-    """What all rules find, however much; what follows from another finding is left out."""
-    found = [finding for rule in SIGNS for finding in rule(run, limits)]
-    reasons = [finding for finding in found if finding.sign in _REASONS]
-    return [one for one in found if not any(_explains(reason, one) for reason in reasons)]
-
-
-def _explains(reason: Finding, one: Finding) -> bool:
-    overlaps = reason.batch_idx <= one.batch_idx_end and one.batch_idx <= reason.batch_idx_end
-    return overlaps and reason.sign in _EXPLAINED_BY.get(one.sign, ())
-
-
-def _limited(found: list[Finding]) -> list[Finding]:
-    """The last of each kind that is listed says how many are not."""
-    total = Counter((one.sign, one.column, one.severity) for one in found)
-    seen: Counter[tuple[str, str | None, str]] = Counter()
+    The last one listed says how many more there are.
+    """
+    findings = all_findings(run, limits)
+    total = Counter(map(_same, findings))
+    num: Counter[tuple[str, str | None, str]] = Counter()
     listed = []
-    for one in found:
-        kind = (one.sign, one.column, one.severity)
-        seen[kind] += 1
-        if seen[kind] < MAX_LISTED or total[kind] == MAX_LISTED:
-            listed.append(one)
-        elif seen[kind] == MAX_LISTED:
-            more = f"{one.message} And {total[kind] - MAX_LISTED} more of these are not listed."
-            listed.append(replace(one, message=more))
+    for finding in findings:
+        same = _same(finding)
+        num[same] += 1
+        if num[same] < MAX_LISTED or total[same] == MAX_LISTED:
+            listed.append(finding)
+        elif num[same] == MAX_LISTED:
+            more = f"{finding.message} {total[same] - MAX_LISTED} more findings like this one are not listed."
+            listed.append(replace(finding, message=more))
     return listed
+
+
+def _same(finding: Finding) -> tuple[str, str | None, str]:
+    return finding.id, finding.column, finding.severity
+
+
+def all_findings(run: Evidence, limits: Thresholds) -> list[Finding]:
+    """The findings of all signs, less those that follow from another one."""
+    findings = [finding for sign in SIGNS for finding in sign(run, limits)]
+    reasons = [finding for finding in findings if finding.id in _REASONS]
+    return [finding for finding in findings if not any(_explains(reason, finding) for reason in reasons)]
+
+
+def _explains(reason: Finding, finding: Finding) -> bool:
+    overlaps = reason.batch_idx <= finding.batch_idx_end and finding.batch_idx <= reason.batch_idx_end
+    return overlaps and reason.id in _EXPLAINED_BY.get(finding.id, ())

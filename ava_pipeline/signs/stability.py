@@ -1,78 +1,88 @@
-"""Norms and losses that spike, and norms that rise steadily."""
+"""Norms and losses that spike, and norms and losses that rise steadily."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # which loads scipy.ndimage where it is first used
-from numpy.typing import NDArray
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues, Values, ranges_where
+from ava_pipeline.signs.evidence import Evidence, Mask, RowRange, TableValues, Values, ranges_where
 from ava_pipeline.signs.thresholds import Thresholds
 
-SPIKE = "spike"
 _SPIKE_ADVICE = (
-    "Look at the samples of this batch: labels, decoding, normalisation. Give sample_ids to step() to have them named; "
-    "clip the gradients to blunt such batches."
+    "Check the samples of this batch: labels, decoding, normalisation. Give sample_ids to step() so that findings "
+    "name them; clip the gradients to limit the effect of such batches."
 )
-_LEAST_BEFORE = 16
-# What stays saturated, or high, is no single batch: it is told by other signs.
-_MAX_SATURATED = 3
-# A momentum of 0.9 carries a third of a batch for so many steps.
-_MAX_ROWS = 10
+_LEAST_ROWS_BEFORE = 16
+# Outputs or norms that stay like this do so for more than a single batch, and other signs report it.
+_MAX_SATURATED_ROWS = 3
+# A momentum of 0.9 still carries a third of a batch after ten steps.
+_MAX_SPIKE_ROWS = 10
 # MAD -> standard deviation of a normal distribution. Source: Rousseeuw & Croux (1993), doi:10.2307/2291267.
-_CONSISTENT = 1.4826
-# Norms vary by a few percent whatever the batch: a run that is steadier still is no reason for alarm.
+_MAD_TO_DEVIATION = 1.4826
+# Norms vary by a few percent from batch to batch; in a run that is steadier, smaller deviations mean nothing.
 _LEAST_DEVIATION = 0.02
 
 
 def spikes(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    """The overall norm or a loss is far above the median of the rows before it, in their median absolute deviations.
+    """The overall norm or a loss is far above the median of the rows before, also in their median absolute deviations.
 
-    Of the logarithm, since both vary by factors. Inputs beyond all bounds show the other way round too: the outputs
-    saturate, so that the loss is high and the gradients are next to nothing.
+    Deviations are those of the logarithm, since norms and losses vary by factors. Inputs beyond all bounds can show
+    the opposite: the outputs saturate, so that the loss is high while the gradients are next to nothing.
     """
-    low: NDArray[np.int64] = np.array([], dtype=np.int64)
+    low_batches = np.zeros(0, dtype=np.int64)
     if run.overall is not None:
-        norms = _times_before(run.norms.values(run.overall), limits.spike_window)
-        low = run.norms.batch_idx[norms < limits.saturated_share]
-        yield from _spikes(run.norms, run.overall, norms, limits)
+        ratios = ratios_to_median(
+            run.norms.values[run.overall], limits.spike_window, below=limits.saturated_share, above=limits.spike_factor
+        )
+        low_batches = run.norms.batch_idx[ratios < limits.saturated_share]
+        yield from _spikes(run.norms, run.overall, ratios, limits)
     for column in run.losses:
-        losses = _times_before(run.steps.values(column), limits.spike_window)
-        if len(low):
-            is_saturated = (losses > limits.saturated_loss) & np.isin(run.steps.batch_idx, low)
+        above = min(limits.spike_factor, limits.saturated_loss)
+        ratios = ratios_to_median(run.steps.values[column], limits.spike_window, above=above)
+        if len(low_batches):
+            is_saturated = (ratios > limits.saturated_loss) & np.isin(run.steps.batch_idx, low_batches)
             yield from _saturated(run.steps, column, is_saturated)
-        yield from _spikes(run.steps, column, losses, limits)
+        yield from _spikes(run.steps, column, ratios, limits)
 
 
-def _spikes(rows: TableValues, column: str, factors: Values, limits: Thresholds) -> Iterator[Finding]:
-    values = rows.values(column)
-    for index in np.flatnonzero(factors > limits.spike_factor):
+def _spikes(rows: TableValues, column: str, ratios: Values, limits: Thresholds) -> Iterator[Finding]:
+    values = rows.values[column]
+    for index in np.flatnonzero(ratios > limits.spike_factor):
         if _deviations(values, int(index), limits.spike_window) < limits.spike_deviations:
-            factors[index] = 0.0
-    for stretch in ranges_where(factors > limits.spike_factor):
-        if stretch.length > _MAX_ROWS:
+            ratios[index] = 0.0
+    for spike in ranges_where(ratios > limits.spike_factor):
+        if spike.num_rows > _MAX_SPIKE_ROWS:
             continue
-        highest, factor = (float(np.nanmax(figures[stretch.rows])) for figures in (values, factors))
-        yield stretch.finding(
+        highest, ratio = float(np.nanmax(values[spike.rows])), float(np.nanmax(ratios[spike.rows]))
+        yield spike.finding(
             rows,
-            sign=SPIKE,
+            sign="spike",
             column=column,
             value=highest,
-            message=f"{column} spiked to {highest:.3g}, {factor:.3g} times the median of the {limits.spike_window} "
+            message=f"{column} spiked to {highest:.3g}, {ratio:.3g} times the median of the {limits.spike_window} "
             "collected steps before.",
             advice=_SPIKE_ADVICE,
         )
 
 
-def _saturated(rows: TableValues, column: str, is_saturated: NDArray[np.bool_]) -> Iterator[Finding]:
-    for stretch in ranges_where(is_saturated):
-        if stretch.length <= _MAX_SATURATED:
-            value = float(rows.values(column)[stretch.rows].max())
-            yield stretch.finding(
+def _deviations(values: Values, index: int, window: int) -> float:
+    """How many robust deviations a value's logarithm lies above the median of those before it."""
+    before = values[max(0, index - window) : index]
+    logs = np.log10(before[np.isfinite(before) & (before > 0)])
+    median = np.median(logs)
+    deviation = max(_MAD_TO_DEVIATION * np.median(np.abs(logs - median)), _LEAST_DEVIATION)
+    return float((np.log10(values[index]) - median) / deviation)
+
+
+def _saturated(rows: TableValues, column: str, is_saturated: Mask) -> Iterator[Finding]:
+    for saturation in ranges_where(is_saturated):
+        if saturation.num_rows <= _MAX_SATURATED_ROWS:
+            value = float(rows.values[column][saturation.rows].max())
+            yield saturation.finding(
                 rows,
-                sign=SPIKE,
+                sign="spike",
                 column=column,
                 value=value,
                 message=f"{column} rose to {value:.3g} while the gradients fell to next to nothing: the outputs are "
@@ -81,38 +91,115 @@ def _saturated(rows: TableValues, column: str, is_saturated: NDArray[np.bool_]) 
             )
 
 
-def _times_before(values: Values, window: int) -> Values:
-    """Each value over the median of the positive ones before it, at most `window` of them; nan while they are few."""
-    positions = np.flatnonzero(np.isfinite(values) & (values > 0))
+_RISING_ADVICE = (
+    "Lower the learning rate or decay it, add weight decay or clipping, and check the validation metrics: training "
+    "may be about to diverge."
+)
+
+
+def rising(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
+    """The logarithm of the overall norm has a steady upward trend."""
+    if run.overall is None:
+        return
+    norms = run.norms.values[run.overall]
+    positions = np.flatnonzero(np.isfinite(norms) & (norms > 0))
+    trend = trend_of(np.log10(norms[positions]), least_rise=np.log10(limits.rising_factor))
+    if trend is None or trend.tau < limits.rising_tau or 10**trend.change < limits.rising_factor:
+        return
+    value = float(10**trend.change)
+    yield RowRange(int(positions[0]), int(positions[-1])).finding(
+        run.norms,
+        sign="rising",
+        column=run.overall,
+        value=value,
+        message=f"{run.overall} rises steadily: {value:.3g} times over {len(positions)} collected steps "
+        f"(Kendall's tau {trend.tau:.2f}).",
+        advice=_RISING_ADVICE,
+    )
+
+
+def loss_rising(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
+    """A loss has a steady upward trend."""
+    for column in run.losses:
+        losses = run.steps.values[column]
+        positions = np.flatnonzero(np.isfinite(losses))
+        if not len(positions):
+            continue
+        early = float(np.median(losses[positions[: limits.least_rows]]))
+        least_rise = (limits.loss_rise - 1.0) * abs(early)
+        trend = trend_of(losses, least_rise=least_rise)
+        if trend is None or trend.tau < limits.rising_tau or trend.change < least_rise:
+            continue
+        yield RowRange(int(positions[0]), int(positions[-1])).finding(
+            run.steps,
+            sign="loss-rising",
+            column=column,
+            value=trend.change,
+            message=f"{column} rises steadily, by {trend.change:.3g} from {early:.3g} (Kendall's tau {trend.tau:.2f}).",
+            advice="Lower the learning rate, and check the sign of the loss: training minimises it.",
+        )
+
+
+_MAX_CELLS = 2**18
+
+
+def ratios_to_median(values: Values, window: int, *, below: float = -np.inf, above: float) -> Values:
+    """Each value divided by the median of the positive values before it.
+
+    A median costs more than a minimum, so a row gets its ratio only if it could be below or above the given bounds:
+    the median lies between the smallest and the largest value of its window.
+
+    Args:
+        values: float64 [rows].
+        window: a median is that of at most this many values; in place of those before the first row stands the first
+            positive value, as with `mode="nearest"` of `scipy.ndimage.median_filter`.
+        below: smaller ratios are computed.
+        above: larger ratios are computed.
+
+    Returns:
+        float64 [rows]; nan for other rows, for values that are not finite, and if fewer than 16 values came before.
+    """
     ratios = np.full(len(values), np.nan)
-    if len(positions) <= _LEAST_BEFORE:
+    positions = np.flatnonzero(np.isfinite(values) & (values > 0))
+    if len(positions) <= _LEAST_ROWS_BEFORE:
         return ratios
-    # Of each positive value and those before it.
-    medians = scipy.ndimage.median_filter(values[positions], window, origin=(window - 1) // 2, mode="nearest")
+    positive = values[positions]
+    padded = np.concatenate((np.full(window - 1, positive[0]), positive))
     num_before = np.searchsorted(positions, np.arange(len(values)))
-    is_told = (num_before >= _LEAST_BEFORE) & np.isfinite(values)
-    ratios[is_told] = values[is_told] / medians[num_before[is_told] - 1]
+    rows = np.flatnonzero((num_before >= _LEAST_ROWS_BEFORE) & np.isfinite(values))
+    ends = num_before[rows] - 1
+    is_unusual = values[rows] / _running(np.minimum, padded, window)[ends] > above
+    is_unusual |= values[rows] / _running(np.maximum, padded, window)[ends] < below
+    rows, ends = rows[is_unusual], ends[is_unusual]
+    windows = sliding_window_view(padded, window)
+    # Of an even number of values, the upper one of the two in the middle.
+    middle, num_rows = window // 2, max(1, _MAX_CELLS // window)
+    for start in range(0, len(rows), num_rows):
+        part = slice(start, start + num_rows)
+        medians = np.partition(windows[ends[part]], middle, axis=1)[:, middle]
+        ratios[rows[part]] = values[rows[part]] / medians
     return ratios
 
 
-def _deviations(values: Values, index: int, window: int) -> float:
-    """How many robust deviations a value's logarithm lies above the median of those before it."""
-    before = values[max(0, index - window) : index]
-    logs = np.log10(before[np.isfinite(before) & (before > 0)])
-    middle = np.median(logs)
-    deviation = max(_CONSISTENT * np.median(np.abs(logs - middle)), _LEAST_DEVIATION)
-    return float((np.log10(values[index]) - middle) / deviation)
+def _running(extreme: np.ufunc, values: Values, window: int) -> Values:
+    """The minimum or maximum of each `window` neighbouring values, by windows of 1, 2, 4, ... values."""
+    length = 1
+    while length < window:
+        step = min(length, window - length)
+        values = extreme(values[:-step], values[step:])
+        length += step
+    return values
 
 
 _NUM_BLOCKS = 32
-_LEAST_ROWS = 4 * _NUM_BLOCKS
+_LEAST_TREND_ROWS = 4 * _NUM_BLOCKS
 
 
 class Trend(NamedTuple):
-    """How steadily something changed, and by how much.
+    """How steadily values changed, and by how much.
 
     Attributes:
-        tau: Kendall's tau of value and time, -1..1; as in Mann's test of trend (1945), doi:10.2307/1907187.
+        tau: Kendall's tau-b of values and time, -1..1, as in Mann's test of trend (1945), doi:10.2307/1907187.
         change: from the first row to the last, by the slope of Theil and Sen (1968),
             doi:10.1080/01621459.1968.10480934.
     """
@@ -121,51 +208,54 @@ class Trend(NamedTuple):
     change: float
 
 
-def trend_of(values: Values, least_rise: float) -> Trend | None:
-    """The trend of finite values; None where they are too few, or do not rise.
+def trend_of(values: Values, *, least_rise: float) -> Trend | None:
+    """The trend of the finite values; None if they are fewer than 128, or hardly rise.
 
-    Medians of 32 blocks stand for the rows, so that single batches weigh little and a million rows cost little.
+    The medians of 32 blocks stand for the rows, so that single batches weigh little and a million rows cost little.
 
     Args:
-        values: in the order of time.
-        least_rise: smaller rises are not looked at closely: half of it must lie between the first and last quarter.
+        values: float64 [rows], in the order of time.
+        least_rise: half of it must lie between the medians of the first and of the last quarter.
     """
     finite = values[np.isfinite(values)]
-    if len(finite) < _LEAST_ROWS:
+    if len(finite) < _LEAST_TREND_ROWS:
         return None
     length = len(finite) // _NUM_BLOCKS
     blocks = np.median(finite[-length * _NUM_BLOCKS :].reshape(_NUM_BLOCKS, length), axis=1)
     quarter = _NUM_BLOCKS // 4
     if np.median(blocks[-quarter:]) - np.median(blocks[:quarter]) <= least_rise / 2:
         return None
-    time = np.arange(_NUM_BLOCKS, dtype=np.float64)
-    slope = float(scipy.stats.theilslopes(blocks, time).slope)
-    return Trend(float(scipy.stats.kendalltau(time, blocks).statistic), slope * (_NUM_BLOCKS - 1))
+    return Trend(kendall_tau(blocks), theil_sen_slope(blocks) * (_NUM_BLOCKS - 1))
 
 
-RISING = "rising"
-_RISING_ADVICE = (
-    "Lower the learning rate or decay it, add weight decay or clipping, and look at the validation metrics: training "
-    "may be about to diverge."
-)
+def kendall_tau(values: Values) -> float:
+    """Kendall's tau-b of values and their positions: concordant less discordant pairs, over the pairs without ties.
+
+    Source: Kendall (1945), doi:10.1093/biomet/33.3.239; the same as `scipy.stats.kendalltau`.
+
+    Args:
+        values: float64 [rows]; nothing is nan.
+
+    Returns:
+        -1..1; nan if all values are equal.
+    """
+    first, second = np.triu_indices(len(values), k=1)
+    num_rises = int((values[second] > values[first]).sum())
+    num_falls = int((values[second] < values[first]).sum())
+    num_untied = num_rises + num_falls
+    if not num_untied:
+        return float("nan")
+    tau = (num_rises - num_falls) / np.sqrt(len(first)) / np.sqrt(num_untied)
+    return float(np.clip(tau, -1.0, 1.0))
 
 
-def rising(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    """The overall norm's logarithm has a steady upward trend."""
-    if run.overall is None:
-        return
-    norms = run.norms.values(run.overall)
-    positions = np.flatnonzero(np.isfinite(norms) & (norms > 0))
-    trend = trend_of(np.log10(norms[positions]), np.log10(limits.rising_factor))
-    if trend is None or trend.tau < limits.rising_tau or 10**trend.change < limits.rising_factor:
-        return
-    value = float(10**trend.change)
-    yield RowRange(int(positions[0]), int(positions[-1])).finding(
-        run.norms,
-        sign=RISING,
-        column=run.overall,
-        value=value,
-        message=f"{run.overall} rises steadily: {value:.3g} times over {len(positions)} collected steps "
-        f"(Kendall's tau {trend.tau:.2f}).",
-        advice=_RISING_ADVICE,
-    )
+def theil_sen_slope(values: Values) -> float:
+    """The median slope of all pairs of values, per row.
+
+    Source: Sen (1968), doi:10.1080/01621459.1968.10480934; the same as `scipy.stats.theilslopes`.
+
+    Args:
+        values: float64 [rows], at least two.
+    """
+    first, second = np.triu_indices(len(values), k=1)
+    return float(np.median((values[second] - values[first]) / (second - first)))

@@ -1,210 +1,204 @@
-"""Values that are not finite, losses that go the wrong way, and a loss scale that falls."""
+"""Values that are not finite, losses below their floor, and a loss scale that falls."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
-from ava_pipeline.contract.columns import null_mask, numpy_values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.finding import Finding, Severity
-from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues, Values, collected_steps, is_loss, ranges_where
-from ava_pipeline.signs.stability import trend_of
+from ava_pipeline.signs.evidence import (
+    Evidence,
+    LastingState,
+    Mask,
+    RowRange,
+    TableValues,
+    Values,
+    collected_steps,
+    is_loss,
+    ranges_where,
+)
 from ava_pipeline.signs.thresholds import Thresholds
 
-NON_FINITE = "non-finite"
-LOSS_SCALE_COLLAPSE = "loss-scale-collapse"
 _NON_FINITE_ADVICE = (
-    "Look at the first batch of it: labels, decoding, a logarithm or a division of 0. After it every weight may be "
-    "nan: go back to a checkpoint from before."
+    "Check the first of these batches: labels, decoding, a logarithm or a division of 0. Every weight may be nan after "
+    "it: return to a checkpoint from before."
 )
-_LASTING = 3
+# Values that are not finite over fewer rows can be a single batch.
+_LASTING_ROWS = 3
 _LEAST_SCALE = 1.0
-# A share of fewer rows says nothing: one in twenty is one row.
-_LEAST_JUDGED = 64
+# Among fewer rows a share means nothing: one in twenty is a single row.
+_LEAST_ROWS_FOR_SHARE = 64
 
 
 def non_finite(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    """By table and stretch; overflows of a GradScaler that looks for its scale, or now and then, are information."""
-    yield from _not_finite(run.norms, run.norms.names, run.scales_of(run.norms), limits)
-    others = [name for name in run.steps.names if not is_loss(name)]
-    yield from _not_finite(run.steps, others, run.scales_of(run.steps), limits)
-    # A loss is multiplied by the scale after it was recorded: no scale makes it overflow, and none heals it.
-    yield from _not_finite(run.steps, run.losses, np.full(len(run.steps), np.nan), limits)
-    if run.is_scaled:
-        yield from _collapse(run.steps)
+    """Values that are nan or inf, by table and range of rows.
+
+    Overflows of a GradScaler are information while it searches for its scale, and if they are rare.
+    """
+    others = [column for column in run.steps.values if not is_loss(column)]
+    yield from _non_finite(run, run.norms, list(run.norms.values), limits, is_scaled=run.is_scaled)
+    yield from _non_finite(run, run.steps, others, limits, is_scaled=run.is_scaled)
+    # A loss is recorded before it is multiplied by the scale: no scale makes it overflow, and none repairs it.
+    yield from _non_finite(run, run.steps, run.losses, limits, is_scaled=False)
 
 
-def _not_finite(rows: TableValues, names: Sequence[str], scales: Values, limits: Thresholds) -> Iterator[Finding]:
-    broken = {name: bad for name in names if (bad := _is_not_finite(rows, name)).any()}
+def _non_finite(
+    run: Evidence, rows: TableValues, columns: Sequence[str], limits: Thresholds, *, is_scaled: bool
+) -> Iterator[Finding]:
+    broken = {column: bad for column in columns if (bad := ~np.isfinite(rows.values[column])).any()}
+    broken = {column: bad & rows.is_measured[column] for column, bad in broken.items()}
+    broken = {column: bad for column, bad in broken.items() if bad.any()}
     if not broken:
         return
-    anywhere = np.logical_or.reduce(list(broken.values()))
-    found = [(stretch, _is_search(anywhere, scales, stretch)) for stretch in ranges_where(anywhere, bridge=2)]
-    num_other = sum(int(anywhere[stretch.rows].sum()) for stretch, is_search in found if not is_search)
-    is_seldom = len(rows) < _LEAST_JUDGED or num_other <= limits.overflow_share * len(rows)
-    is_seldom &= bool(np.isfinite(scales).any())
-    for stretch, is_search in found:
+    anywhere: Mask = np.logical_or.reduce(list(broken.values()))
+    scales = _loss_scales(run.steps, rows) if is_scaled else np.full(rows.num_rows, np.nan)
+    ranges = {span: _is_scale_search(anywhere, scales, span) for span in ranges_where(anywhere, bridge=2)}
+    num_other = sum(int(anywhere[span.rows].sum()) for span, is_search in ranges.items() if not is_search)
+    is_rare = rows.num_rows < _LEAST_ROWS_FOR_SHARE or num_other <= limits.overflow_share * rows.num_rows
+    is_rare &= bool(np.isfinite(scales).any())
+    for span, is_search in ranges.items():
         severity: Severity = "warning"
-        if is_search or (is_seldom and stretch.length < _LASTING):
+        if is_search or (is_rare and span.num_rows < _LASTING_ROWS):
             severity = "info"
-        elif stretch.last == len(rows) - 1 and stretch.length >= _LASTING:
+        elif span.last == rows.num_rows - 1 and span.num_rows >= _LASTING_ROWS:
             severity = "error"
-        yield _non_finite_finding(rows, broken, stretch, severity)
+        yield _non_finite_finding(rows, broken, span, severity)
 
 
-def _is_search(bad: NDArray[np.bool_], scales: Values, stretch: RowRange) -> bool:
-    """Whether a GradScaler lowers its scale here, step by step, to where it never was, as at the beginning of a run.
+def _loss_scales(steps: TableValues, rows: TableValues) -> Values:
+    """The loss scale at each row of a table; nan if the row's step has none."""
+    scales = np.full(rows.num_rows, np.nan)
+    if steps.num_rows:
+        places = np.minimum(np.searchsorted(steps.batch_idx, rows.batch_idx), steps.num_rows - 1)
+        is_same = steps.batch_idx[places] == rows.batch_idx
+        scales[is_same] = steps.values["loss_scale"][places[is_same]]
+    return scales
 
-    What the last row of all led to is not seen yet, and is taken to be well.
+
+def _is_scale_search(is_bad: Mask, scales: Values, span: RowRange) -> bool:
+    """Whether a GradScaler lowers its scale here, step by step, below any before, as at the beginning of a run.
+
+    The effect of the table's last row is not known yet, and is taken to be as it should.
     """
-    end = min(stretch.last + 1, len(scales) - 1)
-    rows = np.flatnonzero(bad[stretch.first : end]) + stretch.first
-    reached, lowest_before = scales[end], np.fmin.reduce(scales[: stretch.first + 1])
-    is_lower = reached < lowest_before or (stretch.length == 1 and end == stretch.last and reached == lowest_before)
+    end = min(span.last + 1, len(scales) - 1)
+    rows = np.flatnonzero(is_bad[span.first : end]) + span.first
+    reached, lowest_before = scales[end], np.fmin.reduce(scales[: span.first + 1])
+    is_lower = reached < lowest_before or (span.num_rows == 1 and end == span.last and reached == lowest_before)
     return bool(reached >= _LEAST_SCALE and is_lower and (scales[rows + 1] < scales[rows]).all())
 
 
-def _non_finite_finding(
-    rows: TableValues, broken: dict[str, NDArray[np.bool_]], stretch: RowRange, severity: Severity
-) -> Finding:
-    # Those of the first row first, so that the column stays the same while the stretch grows.
-    columns = [name for name, bad in broken.items() if bad[stretch.rows].any()]
-    columns.sort(key=lambda name: not broken[name][stretch.first])
-    values = rows.values(columns[0])[stretch.rows]
-    num = int(np.logical_or.reduce(list(broken.values()))[stretch.rows].sum())
+def _non_finite_finding(rows: TableValues, broken: Mapping[str, Mask], span: RowRange, severity: Severity) -> Finding:
+    # The columns of the first row come first, so that the finding's column stays the same while the range grows.
+    columns = [column for column, is_bad in broken.items() if is_bad[span.rows].any()]
+    columns.sort(key=lambda column: not broken[column][span.first])
+    values = rows.values[columns[0]][span.rows]
+    num_rows = int(np.logical_or.reduce(list(broken.values()))[span.rows].sum())
     skipped = ", which a GradScaler skips" if severity == "info" else ""
-    return stretch.finding(
+    return span.finding(
         rows,
-        sign=NON_FINITE,
+        sign="non-finite",
         severity=severity,
         column=columns[0],
         value=float(values[~np.isfinite(values)][0]),
-        message=f"{', '.join(columns)}: measured, and not finite, in {collected_steps(num)}{skipped}.",
+        message=f"{', '.join(columns)}: not finite in {collected_steps(num_rows)}{skipped}.",
         advice="" if skipped else _NON_FINITE_ADVICE,
     )
 
 
-def _is_not_finite(rows: TableValues, name: str) -> NDArray[np.bool_]:
-    bad = ~np.isfinite(rows.values(name))
-    return bad & rows.is_measured(name) if bad.any() else bad
+_LOSS_SCALE_COLLAPSE = LastingState(
+    sign="loss-scale-collapse",
+    message="the loss scale fell to {value:.3g}: float16 overflows at any scale.",
+    advice="Train in bfloat16, or find the layer whose outputs exceed 65504 and keep it in float32.",
+    bridge=0,
+    average=np.min,
+)
 
 
-def _collapse(steps: TableValues) -> Iterator[Finding]:
-    scales = steps.values("loss_scale")
-    for stretch in ranges_where(scales < _LEAST_SCALE):
-        value = float(scales[stretch.rows].min())
-        yield stretch.finding(
-            steps,
-            sign=LOSS_SCALE_COLLAPSE,
-            column="loss_scale",
-            value=value,
-            message=f"the loss scale fell to {value:.3g}: float16 overflows whatever the scale.",
-            advice="Train in bfloat16, or find the layer whose outputs exceed 65504 and keep it in float32.",
-        )
+def loss_scale_collapse(run: Evidence, limits: Thresholds) -> Iterator[Finding]:  # noqa: ARG001  # every sign is called alike
+    """A GradScaler's loss scale is below 1."""
+    if run.is_scaled:
+        scales = run.steps.values["loss_scale"]
+        yield from _LOSS_SCALE_COLLAPSE.findings(run.steps, "loss_scale", scales < _LEAST_SCALE, scales, least_rows=1)
 
 
-LOSS_NEGATIVE, LOSS_RISING = "loss-negative", "loss-rising"
-_SIGN_OF_IT = "Look at the loss's sign. Where yours may be below 0, set signs.loss_floor to null."
-_DIVERGES = "Lower the learning rate, and look at the loss's sign: it is to be minimised."
+_LOSS_NEGATIVE = LastingState(
+    sign="loss-negative",
+    message="{column} is {value:.3g} (median of {num_rows} collected steps), below {floor:g}; distances and "
+    "cross-entropies are not.",
+    advice="Check the sign of the loss. If yours may be below 0, set signs.loss_floor to null.",
+)
 
 
-def loss(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    """Of every recorded value whose name holds `loss`: below its floor, or steadily rising."""
+def loss_negative(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
+    """A recorded value whose name contains `loss` is below its floor."""
+    floor = limits.loss_floor
+    if floor is None:
+        return
     for column in run.losses:
-        losses = run.steps.values(column)
-        yield from _negative_loss(run, column, losses, limits)
-        yield from _rising_loss(run, column, losses, limits)
-
-
-def _negative_loss(run: Evidence, column: str, losses: Values, limits: Thresholds) -> Iterator[Finding]:
-    if limits.loss_floor is None:
-        return
-    for stretch in ranges_where(losses < limits.loss_floor, least=limits.least_rows, bridge=2):
-        value = float(np.nanmedian(losses[stretch.rows]))
-        yield stretch.finding(
-            run.steps,
-            sign=LOSS_NEGATIVE,
-            column=column,
-            value=value,
-            message=f"{column} is below {limits.loss_floor:g}, {value:.3g} in the middle of {stretch.length} collected "
-            "steps, which no distance and no cross-entropy is.",
-            advice=_SIGN_OF_IT,
+        losses = run.steps.values[column]
+        yield from _LOSS_NEGATIVE.findings(
+            run.steps, column, losses < floor, losses, least_rows=limits.least_rows, floor=floor
         )
 
 
-def _rising_loss(run: Evidence, column: str, losses: Values, limits: Thresholds) -> Iterator[Finding]:
-    positions = run.steps.finite(column)
-    if not len(positions):
-        return
-    begin = float(np.median(losses[positions[: limits.least_rows]]))
-    least = (limits.loss_rise - 1.0) * abs(begin)
-    trend = trend_of(losses, least)
-    if trend is None or trend.tau < limits.rising_tau or trend.change < least:
-        return
-    yield RowRange(int(positions[0]), int(positions[-1])).finding(
-        run.steps,
-        sign=LOSS_RISING,
-        column=column,
-        value=trend.change,
-        message=f"{column} rises steadily, by {trend.change:.3g} from {begin:.3g} (Kendall's tau {trend.tau:.2f}).",
-        advice=_DIVERGES,
-    )
-
-
-def non_finite_events(rows: pa.RecordBatch, *, is_scaled: bool = False) -> Iterator[Event]:
-    """Report values that are not finite: one event for each range of neighbouring rows with the same such columns.
+def non_finite_events(rows: Sequence[Mapping[str, object]], *, is_scaled: bool = False) -> Iterator[Event]:
+    """One event for each stretch of neighbouring rows in which the same columns are not finite.
 
     Args:
-        rows: rows of one table in batch order, with `batch_idx` and `epoch`.
-        is_scaled: a GradScaler skips such steps and lowers its scale, so only a loss that is not finite is a warning;
-            the sign reports what lasts.
+        rows: of one table, in batch order, each with `batch_idx` and `epoch`.
+        is_scaled: a GradScaler skips such steps and lowers its scale, so that only a loss is worth a warning; what
+            lasts is told by the sign.
     """
-    not_finite = {}
-    for field, column in zip(rows.schema, rows.columns, strict=True):
-        if pa.types.is_floating(field.type):
-            is_bad = ~np.isfinite(numpy_values(column))
-            if column.null_count:
-                is_bad &= ~null_mask(column)
-            if is_bad.any():
-                not_finite[field.name] = is_bad
-    if not not_finite:
+    # One sum is finite where every value is, and costs less than looking at each.
+    if math.isfinite(sum(value for row in rows for value in row.values() if type(value) is float)):
         return
-    batches, epochs = numpy_values(rows.column("batch_idx")), numpy_values(rows.column("epoch"))
-    same = np.stack(list(not_finite.values()))
-    starts = np.flatnonzero(np.any(same[:, 1:] != same[:, :-1], axis=0)) + 1
-    for start, end in zip([0, *starts], [*starts, rows.num_rows], strict=True):
-        columns = [name for name, is_bad in not_finite.items() if is_bad[start]]
-        if columns:
-            yield Event(
-                event="non_finite",
-                severity="info" if is_scaled and not any(map(is_loss, columns)) else "warning",
-                batch_idx=int(batches[start]),
-                batch_idx_end=int(batches[end - 1]),
-                epoch=int(epochs[start]),
-                column=columns[0],
-                value=float(numpy_values(rows.column(columns[0]))[start]),
-                message=f"{', '.join(columns)}: measured, and not finite, in {collected_steps(int(end - start))}.",
-            )
+    for columns, stretch in groupby(rows, _columns_not_finite):
+        if not columns:
+            continue
+        first, *rest = list(stretch)
+        last = rest[-1] if rest else first
+        value = first[columns[0]]
+        yield Event(
+            event="non_finite",
+            severity="info" if is_scaled and not any(map(is_loss, columns)) else "warning",
+            batch_idx=_as_int(first["batch_idx"]),
+            batch_idx_end=_as_int(last["batch_idx"]),
+            epoch=_as_int(first["epoch"]),
+            column=columns[0],
+            value=value if isinstance(value, float) else None,
+            message=f"{', '.join(columns)}: measured, and not finite, in {collected_steps(1 + len(rest))}.",
+        )
 
 
-def scale_drop_events(rows: pa.RecordBatch, scale_before: float | None, batch_before: int) -> Iterator[Event]:
-    """Report each row whose loss scale is lower than in the row before it.
+def _columns_not_finite(row: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value))
+
+
+def _as_int(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def scale_drop_events(
+    rows: Sequence[Mapping[str, object]], scale_before: float | None, batch_before: int
+) -> Iterator[Event]:
+    """One event for each row whose loss scale is lower than the row's before it.
 
     `torch.amp.GradScaler` lowers its scale only after a step whose gradients were not finite, which it skips. So the
-    skipped step is the step of the row before, or a step between the two rows. If the scale also grew there, a drop
-    can go unnoticed.
+    step is that of the row before, or one between the two rows. Where the scale also grew there, a drop can stay
+    unseen.
 
     Args:
-        rows: rows of `steps` in batch order.
-        scale_before: the scale of the row before the first; None if it is not known.
-        batch_before: the batch of that row, or the first batch of the attempt.
+        rows: of `steps`, in batch order.
+        scale_before: of the row before the first; None where it is not known.
+        batch_before: of that row, or the first batch of the attempt.
     """
-    is_known = ~null_mask(rows.column("loss_scale"))
-    columns = (numpy_values(rows.column(name))[is_known] for name in ("loss_scale", "batch_idx", "epoch"))
-    for scale, batch_idx, epoch in zip(*(column.tolist() for column in columns), strict=True):
-        # A drop before an attempt's first batch belongs to another attempt.
+    for row in rows:
+        scale, batch_idx, epoch = row["loss_scale"], row["batch_idx"], row["epoch"]
+        if not (isinstance(scale, float) and isinstance(batch_idx, int) and isinstance(epoch, int)):
+            continue
+        # A drop before an attempt's first batch is of another one's.
         if scale_before is not None and scale < scale_before and batch_before < batch_idx:
             yield Event(
                 event="skipped_step",

@@ -1,4 +1,4 @@
-"""The warning signs on line: the rules over the last rows, and what they newly say."""
+"""The warning signs while training, over the latest rows: reported when they appear and when they end."""
 
 import logging
 import time
@@ -9,15 +9,12 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
-import scipy.ndimage  # with the collector: loaded by the first rule that needs them, they would hold training up
-import scipy.stats  # noqa: F401  # the same
 
 from ava_pipeline.contract.events import Event, EventName
 from ava_pipeline.contract.finding import SEVERITY_RANK, Finding, Severity
 from ava_pipeline.contract.manifest import Group
-from ava_pipeline.signs import values
-from ava_pipeline.signs.evidence import NO_ROWS, NUM_FIRST, Evidence, TableValues, is_loss
-from ava_pipeline.signs.registry import SIGNS_WITH_SAMPLES, SINGLE_BATCH_SIGNS, all_findings_of
+from ava_pipeline.signs.evidence import NO_ROWS, NUM_FIRST_ROWS, Evidence, TableValues, is_loss
+from ava_pipeline.signs.registry import SIGNS_WITH_SAMPLES, SINGLE_BATCH_SIGNS, all_findings
 from ava_pipeline.signs.thresholds import Thresholds
 from ava_pipeline.write.event_log import EventLog, id_list, with_samples
 from ava_pipeline.write.pending import PendingStep
@@ -26,26 +23,27 @@ _log = logging.getLogger("ava_pipeline")
 
 WINDOW_ROWS = 1024
 MAX_NEW_ROWS = 4096
-# The rules may take this share of the time, except where rows come so fast that some would leave the window unseen.
-_SHARE = 1 / 25
-# A sign that comes and goes all the time is logged this often, and in events.csv for ever.
+# The signs may take this share of the time, unless rows come so fast that some would leave the window unchecked.
+_MAX_SHARE = 1 / 25
+# The log shows only the first appearances of a state that comes and goes; events.csv gets every one.
 _MAX_LOGGED = 10
-
-Kind = tuple[str, str | None]
 _TABLES = ("gradient_norms", "learning_rates", "steps")
+
+# A sign and a column.
+State = tuple[str, str | None]
 
 
 class OnlineSigns:
-    """Looks at a run's last rows while they are written: 1,024, and those that came since the last look.
+    """Checks a run's latest rows for signs while they are written: the last 1,024, and all that are new.
 
-    A state such as `vanishing` is told when it appears and when it is gone; a moment such as `spike` is told once.
-    Whatever goes wrong here costs the watching and no row.
+    A state such as `vanishing` is reported when it appears and when it ends, a sign of single batches such as `spike`
+    once. An error in here ends the checks and is logged; it costs no row.
 
     Args:
-        groups: column of norms -> its role.
-        limits: when a sign counts as seen.
-        log: takes the events.
-        tell: is given every finding that is a warning or worse.
+        groups: column of `gradient_norms` -> its role, its parent and its learning rates.
+        limits: the thresholds of the signs.
+        log: gets an event for what appears and ends.
+        report: is called with every new finding of severity warning or error.
         clock: seconds that only rise.
     """
 
@@ -54,150 +52,147 @@ class OnlineSigns:
         groups: Mapping[str, Group],
         limits: Thresholds,
         log: EventLog,
-        tell: Callable[[Finding], None],
+        report: Callable[[Finding], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._groups = groups
         self._limits = limits
         self._log = log
-        self._tell = tell
+        self._report = report
         self._clock = clock
         self._rows: dict[str, list[pa.RecordBatch]] = {name: [] for name in _TABLES}
-        self._first: pa.Table | None = None
-        self._steps: dict[int, PendingStep] = {}
-        self._num_new = 0
+        self._first_norms: TableValues | None = None
         self._highest_rates: dict[str, float] = {}
-        self._judged_up_to = 0
-        # Of what is not finite in the window: how grave it was at the last look.
+        self._new_samples: dict[int, PendingStep] = {}
+        self._num_new = 0
+        self._next_check_s = 0.0
+        self._checked_up_to = 0
+        # Of each range of values that are not finite, by column and first batch: its severity at the last check.
         self._severities: dict[tuple[str | None, int], Severity] = {}
-        self._active: dict[Kind, Finding] = {}
-        self._num_told: Counter[Kind] = Counter()
-        self._rests_until = 0.0
+        self._states: dict[State, Finding] = {}
+        self._num_appearances: Counter[State] = Counter()
         self._is_broken = False
 
-    def take(self, table: str, rows: pa.RecordBatch) -> None:
-        """Take rows of a table; called before the `remember` of their steps."""
+    def add_rows(self, table: str, rows: pa.RecordBatch) -> None:
+        """Add rows of a table, before their steps are added; tables without signs are ignored."""
         if table in self._rows and rows.num_rows and not self._is_broken:
             self._rows[table].append(rows)
 
-    def remember(self, steps: Sequence[PendingStep]) -> None:
-        """Count steps, and keep what their batches consisted of until the next look."""
+    def add_steps(self, steps: Sequence[PendingStep]) -> None:
+        """Count new steps, and keep their sample ids until the next check."""
         if self._is_broken:
             return
         self._num_new += len(steps)
-        self._steps.update((step.batch_idx, step) for step in steps if step.sample_ids is not None)
+        self._new_samples.update((step.batch_idx, step) for step in steps if step.sample_ids is not None)
         if self._num_new >= MAX_NEW_ROWS:
-            self.look()
+            self.check()
 
-    def look(self, *, is_last: bool = False) -> None:
-        """Judge what is new, unless it is too early for that."""
-        is_due = is_last or self._num_new >= MAX_NEW_ROWS or self._clock() >= self._rests_until
+    def check(self, *, is_last: bool = False) -> None:
+        """Check the new rows for signs, unless the last check was too recent."""
+        is_due = is_last or self._num_new >= MAX_NEW_ROWS or self._clock() >= self._next_check_s
         if self._is_broken or not self._num_new or not is_due:
             return
-        begin = self._clock()
+        begin_s = self._clock()
         try:
-            self._judge()
-        except Exception:  # noqa: BLE001  # whatever a rule does, rows are what counts: it is logged, and ends here
+            self._check_rows()
+        except Exception:  # noqa: BLE001  # an error in a sign must cost no row: it is logged, and ends the checks
             self._is_broken = True
             self._rows = {name: [] for name in _TABLES}
-            _log.exception("a rule failed: no more signs are looked for while training; rows are written as before")
+            _log.exception("a sign failed: no more signs are checked while training; rows are written as before")
         self._num_new = 0
-        self._steps.clear()
-        now = self._clock()
-        self._rests_until = now + (now - begin) / _SHARE
+        self._new_samples.clear()
+        end_s = self._clock()
+        self._next_check_s = end_s + (end_s - begin_s) / _MAX_SHARE
 
-    def _judge(self) -> None:
+    def _check_rows(self) -> None:
         rows = {name: pa.Table.from_batches(batches) if batches else NO_ROWS for name, batches in self._rows.items()}
         norms, rates, steps = (TableValues(rows[name]) for name in _TABLES)
-        if self._first is None and len(norms) >= NUM_FIRST:
-            self._first = norms.rows.slice(0, NUM_FIRST).combine_chunks()
-        first = None if self._first is None else TableValues(self._first)
+        if self._first_norms is None and norms.num_rows >= NUM_FIRST_ROWS:
+            self._first_norms = TableValues(norms.rows.slice(0, NUM_FIRST_ROWS).combine_chunks())
         run = Evidence(
             norms=norms,
             rates=rates,
             steps=steps,
             groups=self._groups,
-            first=first,
+            first_norms=self._first_norms,
             highest_rates=self._highest_rates,
         )
-        found = all_findings_of(run, self._limits)
-        if len(norms):
-            self._tell_new(found, norms, is_scaled=run.is_scaled)
-            self._judged_up_to = int(norms.batch_idx[-1])
-        self._remember_rates(rates)
+        findings = all_findings(run, self._limits)
+        if norms.num_rows:
+            self._report_single_batches(findings, is_scaled=run.is_scaled)
+            self._report_states(findings, norms, is_scaled=run.is_scaled)
+            self._checked_up_to = int(norms.batch_idx[-1])
+        # A warm restart returns to the highest rate before, which may have left the window by then.
+        for name, values in rates.values.items():
+            if rates.num_rows > WINDOW_ROWS:
+                highest = np.fmax(np.fmax.reduce(values[:-WINDOW_ROWS]), self._highest_rates.get(name, 0.0))
+                self._highest_rates[name] = float(highest)
         for name, table in rows.items():
-            last = table.slice(max(0, table.num_rows - WINDOW_ROWS))
-            self._rows[name] = last.combine_chunks().to_batches()
+            window = table.slice(max(0, table.num_rows - WINDOW_ROWS))
+            self._rows[name] = window.combine_chunks().to_batches()
 
-    def _remember_rates(self, rates: TableValues) -> None:
-        """Keep the highest of those that leave the window: a warm restart goes back to it."""
-        for name in rates.names:
-            leaving = rates.values(name)[:-WINDOW_ROWS]
-            if len(leaving):
-                highest = float(np.fmax.reduce(leaving))
-                self._highest_rates[name] = float(np.fmax(highest, self._highest_rates.get(name, 0.0)))
-
-    def _tell_new(self, found: Sequence[Finding], norms: TableValues, *, is_scaled: bool) -> None:
-        new = [one for one in found if one.sign in SINGLE_BATCH_SIGNS and self._is_new(one)]
-        self._severities = {_begin(one): one.severity for one in found if one.sign == values.NON_FINITE}
-        found, moments = ([one for one in some if one.severity != "info"] for some in (found, new))
-        recently = int(norms.batch_idx[-min(len(norms), self._limits.least_rows)])
-        states = {
-            _kind(one): one for one in found if one.sign not in SINGLE_BATCH_SIGNS and one.batch_idx_end >= recently
+    def _report_single_batches(self, findings: Sequence[Finding], *, is_scaled: bool) -> None:
+        for finding in findings:
+            if finding.id in SINGLE_BATCH_SIGNS and finding.severity != "info" and self._is_new(finding):
+                self._appear(finding, is_scaled=is_scaled)
+        self._severities = {
+            (finding.column, finding.batch_idx): finding.severity for finding in findings if finding.id == "non-finite"
         }
-        for finding in (*moments, *(one for kind, one in states.items() if kind not in self._active)):
-            self._appear(finding, is_scaled=is_scaled)
-        for kind in self._active.keys() - states.keys():
-            self._go(self._active[kind], norms)
-        self._active = states
 
-    def _is_new(self, moment: Finding) -> bool:
-        """Whether it was not judged before; what is not finite is told again where it is graver by now."""
-        if moment.batch_idx > self._judged_up_to:
+    def _is_new(self, finding: Finding) -> bool:
+        """Whether no earlier check found it; values that are not finite are new again if they are more severe."""
+        if finding.batch_idx > self._checked_up_to:
             return True
-        before = self._severities.get(_begin(moment))
-        is_grown = moment.sign == values.NON_FINITE and moment.batch_idx_end > self._judged_up_to
-        return is_grown and before is not None and SEVERITY_RANK[moment.severity] > SEVERITY_RANK[before]
+        before = self._severities.get((finding.column, finding.batch_idx))
+        has_grown = finding.id == "non-finite" and finding.batch_idx_end > self._checked_up_to
+        return has_grown and before is not None and SEVERITY_RANK[finding.severity] > SEVERITY_RANK[before]
+
+    def _report_states(self, findings: Sequence[Finding], norms: TableValues, *, is_scaled: bool) -> None:
+        recent_batch_idx = int(norms.batch_idx[-min(norms.num_rows, self._limits.least_rows)])
+        states = {
+            (finding.id, finding.column): finding
+            for finding in findings
+            if finding.id not in SINGLE_BATCH_SIGNS
+            and finding.severity != "info"
+            and finding.batch_idx_end >= recent_batch_idx
+        }
+        for state, finding in states.items():
+            if state not in self._states:
+                self._appear(finding, is_scaled=is_scaled)
+        for state in self._states.keys() - states.keys():
+            self._end(self._states[state], norms)
+        self._states = states
 
     def _appear(self, finding: Finding, *, is_scaled: bool) -> None:
-        self._num_told[_kind(finding)] += 1
-        steps = self._steps if finding.sign in SIGNS_WITH_SAMPLES else {}
-        step = steps.get(finding.batch_idx)
-        # The measures tell by themselves what is not finite, row by row; under a GradScaler as information.
-        if finding.sign != values.NON_FINITE or (is_scaled and not is_loss(str(finding.column))):
+        self._num_appearances[finding.id, finding.column] += 1
+        steps = self._new_samples if finding.id in SIGNS_WITH_SAMPLES else {}
+        # The measures write an event for each value that is not finite; under a GradScaler it is only information.
+        if finding.id != "non-finite" or (is_scaled and not is_loss(str(finding.column))):
             self._log.add(with_samples(_event(finding), steps))
-        if step is not None:
-            finding = replace(finding, sample_ids=tuple(map(str, id_list(step.sample_ids))))
-        self._tell(finding)
+        if finding.batch_idx in steps:
+            finding = replace(finding, sample_ids=tuple(map(str, id_list(steps[finding.batch_idx].sample_ids))))
+        self._report(finding)
 
-    def _go(self, finding: Finding, norms: TableValues) -> None:
+    def _end(self, finding: Finding, norms: TableValues) -> None:
         event = replace(
             _event(finding),
             severity="info",
-            message=f"gone, after {finding.message}",
+            message=f"ended, after {finding.message}",
             batch_idx=int(norms.batch_idx[-1]),
             batch_idx_end=int(norms.batch_idx[-1]),
             epoch=int(norms.epoch[-1]),
             value=None,
         )
-        if self._num_told[_kind(finding)] < _MAX_LOGGED:
+        if self._num_appearances[finding.id, finding.column] < _MAX_LOGGED:
             self._log.resolve(event)
         else:
             self._log.add(event)
 
 
-def _kind(finding: Finding) -> Kind:
-    return finding.sign, finding.column
-
-
-def _begin(finding: Finding) -> tuple[str | None, int]:
-    return finding.column, finding.batch_idx
-
-
 def _event(finding: Finding) -> Event:
     return Event(
         event=cast("EventName", finding.event),
-        severity="warning",  # an error among the events says that rows were lost
+        severity="warning",  # an event of severity error says that rows were lost
         column=finding.column,
         batch_idx=finding.batch_idx,
         batch_idx_end=finding.batch_idx_end,

@@ -130,7 +130,7 @@ class RunWriter:
             self._manifest.attempt.deferred += sum(step.is_deferred for step in steps)
         self._last_batch_idx = steps[-1].batch_idx
         if self._watch is not None:
-            self._watch.remember(steps)
+            self._watch.add_steps(steps)
         self._log.write()
         if self._fsync and not self._is_synced(steps):
             return len(steps)
@@ -140,7 +140,7 @@ class RunWriter:
         """Look for signs, write what there is to tell, and now and then say in the manifest that the run lives."""
         self._leave_where_moved(stats)
         if self._watch is not None:
-            self._watch.look()
+            self._watch.check()
         self._log.write()
         if self._manifest is not None and self._manifest.is_due():
             self._manifest.beat(stats, self._num_rows())
@@ -154,7 +154,7 @@ class RunWriter:
         self._leave_where_moved(stats)
         manifest, self._manifest = self._manifest, None
         if self._watch is not None:
-            self._watch.look(is_last=True)
+            self._watch.check(is_last=True)
         if manifest is not None:
             for table in self._tables:
                 table.close()

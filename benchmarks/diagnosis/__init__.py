@@ -1,1 +1,1 @@
-"""How many faults of trainings are found: labelled trainings and the table of results."""
+"""How much of what goes wrong is found: labelled trainings, and the table made of them."""

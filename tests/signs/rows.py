@@ -11,7 +11,7 @@ from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Group
 from ava_pipeline.signs.evidence import Evidence, TableValues
 from ava_pipeline.signs.healthy import healthy_signs
-from ava_pipeline.signs.registry import findings_of
+from ava_pipeline.signs.registry import listed_findings
 from ava_pipeline.signs.thresholds import Thresholds
 
 Column = NDArray[np.float64] | list[float | None]
@@ -79,7 +79,7 @@ def found_in(
     """What the rules find in healthy rows that were changed."""
     given = columns()
     change(given)
-    return findings_of(evidence(given, groups), limits or Thresholds())
+    return listed_findings(evidence(given, groups), limits or Thresholds())
 
 
 def healthy_in(change: Callable[[Columns], None], groups: Mapping[str, Group] = GROUPS) -> set[str]:
@@ -87,7 +87,7 @@ def healthy_in(change: Callable[[Columns], None], groups: Mapping[str, Group] = 
     given = columns()
     change(given)
     run, limits = evidence(given, groups), Thresholds()
-    return {one.sign for one in healthy_signs(run, findings_of(run, limits), limits)}
+    return {one.sign for one in healthy_signs(run, listed_findings(run, limits), limits)}
 
 
 def signs_in(change: Callable[[Columns], None], limits: Thresholds | None = None) -> set[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from ava_pipeline.contract.events import EventName
 from ava_pipeline.contract.manifest import Group
-from ava_pipeline.signs.registry import MAX_LISTED, findings_of
+from ava_pipeline.signs.registry import MAX_LISTED, listed_findings
 from ava_pipeline.signs.thresholds import Thresholds
 from tests.signs.rows import EVERY, GROUPS, Columns, columns, evidence, found_in, signs_in
 
@@ -92,7 +92,7 @@ def test_a_near_miss_is_not_taken_for_a_sign(sign: str, change: Change) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_healthy_rows_show_nothing(seed: int) -> None:
     """Norms that vary by a fifth from row to row and fall are as they should be."""
-    assert findings_of(evidence(columns(seed=seed)), Thresholds()) == []
+    assert listed_findings(evidence(columns(seed=seed)), Thresholds()) == []
 
 
 def test_a_finding_names_column_batches_epoch_and_figure() -> None:
@@ -289,7 +289,7 @@ def test_a_scale_that_begins_too_high_is_information() -> None:
         begun["loss_scale"] = [2.0 ** (20 - row) for row in range(num)]
         for name in NORMS:
             begun[name][:] = np.inf
-        assert {one.severity for one in findings_of(evidence(begun), Thresholds())} == {"info"}
+        assert {one.severity for one in listed_findings(evidence(begun), Thresholds())} == {"info"}
 
 
 @pytest.mark.parametrize("scales", [np.full(200, 1024.0), 1024.0 * 0.5 ** np.maximum(np.arange(200) - 149.0, 0.0)])
@@ -324,7 +324,7 @@ def test_a_stretch_that_is_not_finite_counts_only_such_rows() -> None:
 
     (finding,) = found_in(change)
     assert (finding.batch_idx, finding.batch_idx_end) == (1010, 1030)
-    assert finding.message == "overall: measured, and not finite, in 2 collected steps."
+    assert finding.message == "overall: not finite in 2 collected steps."
 
 
 def test_what_is_not_finite_up_to_the_last_row_is_an_error() -> None:
@@ -357,13 +357,13 @@ def test_signs_of_one_kind_are_listed_up_to_a_limit() -> None:
 
     spikes = [one for one in found_in(change) if one.sign == "spike" and one.column == "overall"]
     assert len(spikes) == MAX_LISTED
-    assert spikes[-1].message.endswith("And 10 more of these are not listed.")
+    assert spikes[-1].message.endswith("10 more findings like this one are not listed.")
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 15, 40])
 def test_few_rows_are_no_trouble(num_rows: int) -> None:
     """From the very first row on, rules can be asked."""
-    assert findings_of(evidence(columns(num_rows)), Thresholds()) == []
+    assert listed_findings(evidence(columns(num_rows)), Thresholds()) == []
 
 
 def test_every_sign_that_is_warned_of_has_the_name_of_an_event() -> None:

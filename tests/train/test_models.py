@@ -63,7 +63,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         (b"no weights", "cannot be read as a state dict"),
         (b"", "cannot be read as a state dict"),
         (pickle.dumps(print), "cannot be read as a state dict"),
-        (None, "expected 'imagenet', 'none' or the path of a state dict, got"),
+        (None, "is no file; allowed is 'imagenet', 'none' or the path"),
     ],
     ids=["text", "empty", "pickle", "missing"],
 )

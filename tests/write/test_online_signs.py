@@ -47,7 +47,7 @@ class Feed:
         self.told: list[Finding] = []
         self._now = 0.0
         self._clock_step_s = clock_step_s
-        self.watch = OnlineSigns(GROUPS, Thresholds(), self.log, self.told.append, clock=lambda: self._now)
+        self.signs = OnlineSigns(GROUPS, Thresholds(), self.log, self.told.append, clock=lambda: self._now)
         self._run = evidence(given)
         self._next = 0
 
@@ -58,13 +58,13 @@ class Feed:
         tables = {"gradient_norms": self._run.norms, "learning_rates": self._run.rates, "steps": self._run.steps}
         for name, figures in tables.items():
             for batch in figures.rows.slice(first, num_rows).to_batches():
-                self.watch.take(name, batch)
-        self.watch.remember([pending(row, samples=samples) for row in range(first, self._next)])
+                self.signs.add_rows(name, batch)
+        self.signs.add_steps([pending(row, samples=samples) for row in range(first, self._next)])
         if look:
-            self.watch.look()
+            self.signs.check()
 
     @property
-    def signs(self) -> list[str]:
+    def ids(self) -> list[str]:
         """Of what was told, in order."""
         return [finding.sign for finding in self.told]
 
@@ -97,7 +97,7 @@ def test_a_state_is_told_when_it_appears_and_when_it_goes(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
         for _ in range(40):
             feed.rows(10)
-    assert feed.signs == ["backbone-not-learning"]
+    assert feed.ids == ["backbone-not-learning"]
     appeared, gone = feed.log.events
     assert (appeared.event, appeared.severity, appeared.column) == ("backbone_not_learning", "warning", "trunk")
     assert appeared.batch_idx == 101 * EVERY
@@ -106,7 +106,7 @@ def test_a_state_is_told_when_it_appears_and_when_it_goes(caplog: pytest.LogCapt
     assert (gone.event, gone.severity, gone.column) == ("backbone_not_learning", "info", "trunk")
     assert 200 * EVERY < gone.batch_idx <= 240 * EVERY
     assert len(caplog.records) == 2
-    assert "gone, after" in caplog.records[1].getMessage()
+    assert "ended, after" in caplog.records[1].getMessage()
 
 
 def test_a_state_that_comes_again_is_told_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -117,7 +117,7 @@ def test_a_state_that_comes_again_is_told_again(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
         for _ in range(40):
             feed.rows(10)
-    assert feed.signs == ["backbone-not-learning"] * 2
+    assert feed.ids == ["backbone-not-learning"] * 2
     assert len(caplog.records) == 4
 
 
@@ -188,24 +188,24 @@ def test_memory_is_bounded_however_many_rows_come() -> None:
     feed = Feed(columns(6000))
     for _ in range(60):
         feed.rows(100)
-        held = feed.watch._rows["gradient_norms"]
+        held = feed.signs._rows["gradient_norms"]
         assert sum(batch.num_rows for batch in held) <= WINDOW_ROWS
     assert sum(batch.get_total_buffer_size() for batch in held) < 10 * WINDOW_ROWS * 8 * 7
-    assert len(feed.watch._steps) == 0
+    assert len(feed.signs._new_samples) == 0
 
 
 def test_a_busy_writer_is_looked_at_only_when_rows_would_leave_the_window_unseen() -> None:
     """While the clock stands still only so many rows are waited for, and none of them is passed over."""
     given = changed(500, 501, 100.0, num_rows=3 * MAX_NEW_ROWS)
     feed = Feed(given, clock_step_s=0.0)
-    feed.watch._rests_until = 1.0
+    feed.signs._next_check_s = 1.0
     feed.rows(MAX_NEW_ROWS - 1)
     assert feed.told == []
     feed.rows(1)
-    assert feed.signs == ["spike"]
+    assert feed.ids == ["spike"]
     feed.rows(10)
-    feed.watch.look(is_last=True)
-    assert feed.signs == ["spike"]
+    feed.signs.check(is_last=True)
+    assert feed.ids == ["spike"]
 
 
 def test_a_rule_that_fails_ends_the_watching_and_says_so(
@@ -216,18 +216,18 @@ def test_a_rule_that_fails_ends_the_watching_and_says_so(
     def broken(run: Evidence, limits: Thresholds) -> list[Finding]:
         raise ZeroDivisionError("a rule of no use")
 
-    monkeypatch.setattr(registry, "RULES", (broken,))
+    monkeypatch.setattr(registry, "SIGNS", (broken,))
     feed = Feed(columns(400))
     for _ in range(4):
         feed.rows(100, samples=True)
     assert [record.exc_info is not None for record in caplog.records] == [True]
     assert feed.told == []
-    assert feed.watch._rows["gradient_norms"] == []
-    assert feed.watch._steps == {}
+    assert feed.signs._rows["gradient_norms"] == []
+    assert feed.signs._new_samples == {}
 
 
 def test_tables_that_signs_do_not_read_are_left_alone() -> None:
     """A measure of one's own is no business of the watch."""
     feed = Feed(columns(10))
-    feed.watch.take("weights", pa.record_batch({"batch_idx": pa.array([1])}))
-    assert set(feed.watch._rows) == {"gradient_norms", "learning_rates", "steps"}
+    feed.signs.add_rows("weights", pa.record_batch({"batch_idx": pa.array([1])}))
+    assert set(feed.signs._rows) == {"gradient_norms", "learning_rates", "steps"}

@@ -1,28 +1,28 @@
-"""Every exception of ava_pipeline.
+"""Every exception of ava_pipeline, and how an error ends the command line.
 
-    AvaPipelineError                  catch this to catch them all
-    ├── ConfigError                   a config file, a setting or a path it names cannot be used
+    AvaPipelineError                  base class: catch it to catch all of them
+    ├── ConfigError                   a config file, a setting or a path in it cannot be used
     ├── DataError                     the training data cannot be used
-    │   ├── LabelsError               AVA.txt: rows that are not labels
-    │   ├── ImagesError               too many images missing or broken
-    │   └── SplitError                sets that overlap or are empty
-    ├── TrainingError                 training cannot start or go on
+    │   ├── LabelsError               AVA.txt has rows that are not labels
+    │   ├── ImagesError               too many images are missing or broken
+    │   └── SplitError                the sets overlap, or one is empty
+    ├── TrainingError                 training cannot start or continue
     │   ├── RunExistsError            the output directory already holds a run
-    │   ├── RunInUseError             another process writes the output directory
-    │   ├── CheckpointError           a checkpoint cannot be read or does not fit
-    │   └── NonFiniteLossError        the loss became nan or inf, and the config says stop
-    ├── TelemetryError                the collector
-    │   ├── MisuseError               a call at the wrong time or with the wrong argument
-    │   ├── GroupsError               no parameters behind a column
-    │   ├── PredictionsError          predictions that are no score distributions
-    │   ├── WriteError                rows that could not be written
-    │   ├── ChannelFullError          no room for another row
-    │   └── ChannelClosedError        rows are no longer taken
-    └── RunError                      a run directory on disk
-        ├── NotARunError              nothing there that telemetry wrote
-        └── DamagedFileError          a file that cannot be read back
+    │   ├── RunInUseError             another process writes to the output directory
+    │   ├── CheckpointError           a checkpoint cannot be read or does not fit the model
+    │   └── NonFiniteLossError        the loss became nan or inf, and the config says to stop
+    ├── TelemetryError                the collector cannot do what it was asked to
+    │   ├── MisuseError               a call at the wrong time or with a wrong argument
+    │   ├── GroupsError               a column without parameters
+    │   ├── PredictionsError          predictions that are not score distributions
+    │   ├── WriteError                rows could not be written
+    │   ├── ChannelFullError          the channel has no space for another row
+    │   └── ChannelClosedError        the channel accepts no more rows
+    └── RunError                      a run directory on disk cannot be used
+        ├── NotARunError              the directory holds no telemetry
+        └── DamagedFileError          a file of the run cannot be read
 
-Each message says what was given, what is allowed, and what to do.
+Each message says what was expected, what was given, and what to do.
 """
 
 from enum import IntEnum
@@ -30,11 +30,17 @@ from importlib import import_module
 
 
 class AvaPipelineError(Exception):
-    """Base of every exception of ava_pipeline."""
+    """Base class of every exception of ava_pipeline.
+
+    try:
+        run = ava_pipeline.open_run(path)
+    except ava_pipeline.AvaPipelineError as error:
+        sys.exit(str(error))
+    """
 
 
 class ConfigError(AvaPipelineError, ValueError):
-    """A config file, a setting or a path it names cannot be used."""
+    """A config file, a setting or a path in it cannot be used."""
 
 
 class DataError(AvaPipelineError):
@@ -42,7 +48,7 @@ class DataError(AvaPipelineError):
 
 
 class LabelsError(DataError, ValueError):
-    """The labels file holds rows that are not labels."""
+    """The labels file has rows that are not labels."""
 
 
 class ImagesError(DataError):
@@ -54,7 +60,7 @@ class SplitError(DataError, ValueError):
 
 
 class TrainingError(AvaPipelineError):
-    """Training cannot start or cannot go on."""
+    """Training cannot start or continue."""
 
 
 class RunExistsError(TrainingError):
@@ -62,7 +68,7 @@ class RunExistsError(TrainingError):
 
 
 class RunInUseError(TrainingError):
-    """Another process writes into the output directory."""
+    """Another process writes to the output directory."""
 
 
 class CheckpointError(TrainingError):
@@ -70,23 +76,23 @@ class CheckpointError(TrainingError):
 
 
 class NonFiniteLossError(TrainingError, ArithmeticError):
-    """The loss became nan or inf and the config says to stop."""
+    """The loss became nan or inf, and the config says to stop."""
 
 
 class TelemetryError(AvaPipelineError):
-    """The collector cannot do what was asked."""
+    """The collector cannot do what it was asked to."""
 
 
 class MisuseError(TelemetryError, ValueError):
-    """A call came at the wrong time or with the wrong argument."""
+    """A call came at the wrong time or with a wrong argument."""
 
 
 class GroupsError(TelemetryError, ValueError):
-    """There are no parameters behind a column."""
+    """A column has no parameters, or its name cannot be used."""
 
 
 class PredictionsError(TelemetryError, ValueError):
-    """Predictions are no score distributions, or name an image twice."""
+    """Predictions are not score distributions, or name an image twice."""
 
 
 class WriteError(TelemetryError):
@@ -94,11 +100,11 @@ class WriteError(TelemetryError):
 
 
 class ChannelFullError(TelemetryError):
-    """The channel has no room for another row."""
+    """The channel has no space for another row."""
 
 
 class ChannelClosedError(TelemetryError):
-    """The channel takes no more rows."""
+    """The channel accepts no more rows."""
 
 
 class RunError(AvaPipelineError):
@@ -106,15 +112,18 @@ class RunError(AvaPipelineError):
 
 
 class NotARunError(RunError, FileNotFoundError):
-    """The directory holds nothing that telemetry wrote."""
+    """The directory holds no telemetry."""
 
 
 class DamagedFileError(RunError, ValueError):
-    """A file of the run cannot be read back."""
+    """A file of the run cannot be read."""
 
 
 def in_words(error: BaseException) -> str:
-    """What an error says as a sentence: a system's error without its number, any other foreign one behind its type."""
+    """Describe an error in a sentence.
+
+    An error of the operating system is described without its number, an error of another library with its type.
+    """
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     elif isinstance(error, AvaPipelineError):
@@ -122,25 +131,6 @@ def in_words(error: BaseException) -> str:
     else:
         text = ": ".join(part for part in (type(error).__name__, str(error)) if part)
     return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-class ExitStatus(IntEnum):
-    """How the command line ends; a signal N ends it with `SIGNAL_STATUS + N`."""
-
-    SUCCESS = 0
-    PROBLEMS = 1
-    WRONG_USAGE = 2
-    INTERNAL_ERROR = 3
-
-
-SIGNAL_STATUS = 128
-
-
-def exit_status(error: Exception) -> ExitStatus:
-    """The exit status of a command that an error ended."""
-    if isinstance(error, ConfigError | GroupsError | MisuseError | RunExistsError | NotARunError):
-        return ExitStatus.WRONG_USAGE
-    return ExitStatus.PROBLEMS if isinstance(error, AvaPipelineError) else ExitStatus.INTERNAL_ERROR
 
 
 def require_extra(purpose: str, extra: str, *modules: str) -> None:
@@ -159,3 +149,22 @@ def require_extra(purpose: str, extra: str, *modules: str) -> None:
             import_module(module)
         except ModuleNotFoundError as error:
             raise ConfigError(f"{purpose} needs {error.name}: pip install 'ava-pipeline[{extra}]'.") from error
+
+
+class ExitStatus(IntEnum):
+    """How the command line ends; after signal N it is `SIGNAL_STATUS + N`."""
+
+    SUCCESS = 0
+    PROBLEMS = 1
+    WRONG_USAGE = 2
+    INTERNAL_ERROR = 3
+
+
+SIGNAL_STATUS = 128
+
+
+def exit_status(error: Exception) -> ExitStatus:
+    """The exit status of a command that ended with an error."""
+    if isinstance(error, ConfigError | GroupsError | MisuseError | RunExistsError | NotARunError):
+        return ExitStatus.WRONG_USAGE
+    return ExitStatus.PROBLEMS if isinstance(error, AvaPipelineError) else ExitStatus.INTERNAL_ERROR

@@ -1,4 +1,4 @@
-"""Which code ran: its commit and the versions of its libraries."""
+"""Which code ran: its git commit, and the versions of its libraries."""
 
 import os
 import platform
@@ -9,19 +9,25 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_REAP_S = 5.0
-_MAX_ANSWER_BYTES = 4096  # less than a pipe holds, so that git never waits for its reader
+_KILL_TIMEOUT_S = 5.0
+_MAX_ANSWER_BYTES = 4096  # less than a pipe holds, so that git never waits for a reader
 
 
 def ask_git(folder: Path, *words: str, timeout_s: float = 5.0) -> str | None:
-    """One line from git about the checkout that a folder lies in.
+    """Run git in a checkout and return the line it prints.
 
-    Another thread may fork meanwhile, as a DataLoader does. So git is spawned rather than forked; its answer is what
-    lies in the pipe once it has ended, since a forked child holds the pipe open for as long as it lives; and no lock of
-    the process is taken, such as the one of `tempfile`, that the child would find held for ever.
+    Another thread may fork meanwhile, as a DataLoader does. Therefore git is spawned rather than forked. Its answer is
+    read after it has ended, without waiting for the end of the pipe, which a forked child keeps open for as long as it
+    lives. No lock of this process is taken either, such as that of `tempfile`: a forked child would find it locked
+    forever.
+
+    Args:
+        folder: a folder in the checkout.
+        words: the arguments of git.
+        timeout_s: how long git may take.
 
     Returns:
-        None where there is no git, no checkout, or no answer in time.
+        None if git is not installed, the folder is not in a checkout, or git did not answer in time.
     """
     git = shutil.which("git")
     if git is None:
@@ -33,41 +39,39 @@ def ask_git(folder: Path, *words: str, timeout_s: float = 5.0) -> str | None:
 
 
 def _answer(command: Sequence[str], timeout_s: float) -> str | None:
-    reading, writing = os.pipe()
-    with open(reading, "rb", buffering=0) as answer:  # noqa: PTH123  # a descriptor has no path
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb", buffering=0) as answer:  # noqa: PTH123  # a descriptor has no path
         try:
-            asked = subprocess.Popen(  # noqa: S603  # the user's own git, fixed words and a folder
+            process = subprocess.Popen(  # noqa: S603  # the user's own git, fixed words and a folder
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=writing,
+                stdout=write_end,
                 stderr=subprocess.DEVNULL,
-                close_fds=False,  # lets Python spawn; its own descriptors are not inherited either way
+                close_fds=False,  # lets Python spawn; Python's own descriptors are not inherited in either case
             )
         finally:
-            os.close(writing)
-        if _status(asked, timeout_s) != 0:
+            os.close(write_end)
+        if _exit_status(process, timeout_s) != 0:
             return None
-        os.set_blocking(reading, False)
+        os.set_blocking(read_end, False)
         return (answer.read(_MAX_ANSWER_BYTES) or b"").decode(errors="replace").strip() or None
 
 
-def _status(asked: "subprocess.Popen[bytes]", timeout_s: float) -> int | None:
-    """How it ended; None where it had to be killed."""
+def _exit_status(process: "subprocess.Popen[bytes]", timeout_s: float) -> int | None:
+    """Wait for the process; return None if it had to be killed."""
     try:
-        return asked.wait(timeout_s)
+        return process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        asked.kill()
-        with suppress(subprocess.TimeoutExpired):  # a dead file system holds it: it is left behind
-            asked.wait(_REAP_S)
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):  # it hangs in a dead file system and is left behind
+            process.wait(_KILL_TIMEOUT_S)
         return None
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
-    """Of Python, and of those of these distributions that are installed."""
+    """The versions of Python and of those distributions that are installed."""
     found = {"python": platform.python_version()}
     for name in names:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found

@@ -1,21 +1,20 @@
-"""JSON Schemas of every contract: `python -m ava_pipeline.schemas schemas/` writes a file each.
+"""JSON Schemas of every file format: `python -m ava_pipeline.schemas schemas/` writes one file for each.
 
-Other programs check what they read against these; the models are where they come from.
+They are generated from the pydantic models and table declarations. Other programs check files against them.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ava_pipeline.collect.measures.measure import find_measures
 from ava_pipeline.config.models import RunConfig
-from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
+from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.predictions import PREDICTIONS
-from ava_pipeline.contract.tables import SCHEMA_VERSION, Table
+from ava_pipeline.contract.tables import SCHEMA_VERSION
 
 Schema = dict[str, Any]
 
@@ -24,21 +23,22 @@ _SUFFIX = ".schema.json"
 
 
 def schemas() -> dict[str, Schema]:
-    """Every contract's JSON Schema, by its name."""
-    found = {
+    """The JSON Schema of every file format, by name."""
+    tables = [EVENTS, EPOCH_METRICS, *BUILT_IN_TABLES]
+    by_name = {
         "config": RunConfig.model_json_schema(),
         "manifest": Manifest.model_json_schema(),
         "predictions": _with_text_ids(PREDICTIONS.json_schema()),
-        **_of_tables([EVENTS, EPOCH_METRICS, *(measure.table for measure in find_measures())]),
+        **{table.name: table.json_schema() for table in tables},
     }
-    return {name: _headed(name, schema) for name, schema in sorted(found.items())}
+    return {name: _with_identity(name, schema) for name, schema in sorted(by_name.items())}
 
 
 def export(folder: Path) -> list[Path]:
-    """Write every schema, and remove those of contracts that are no more.
+    """Write every schema, and remove schema files of formats that no longer exist.
 
     Returns:
-        The files, by name.
+        The paths of the files, sorted by name.
 
     Raises:
         OSError: the folder cannot be written.
@@ -53,29 +53,25 @@ def export(folder: Path) -> list[Path]:
 
 
 def as_text(schema: Mapping[str, Any]) -> str:
-    """A schema as its file holds it: keys in the models' order, which is stable."""
+    """A schema as the text of its file; keys keep the order of the models, which is stable."""
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m ava_pipeline.schemas", description="Export every JSON Schema.")
-    parser.add_argument("folder", type=Path, help="where the files go, e.g. schemas/")
+    parser.add_argument("folder", type=Path, help="the folder to write to, e.g. schemas/")
     for path in export(parser.parse_args(arguments).folder):
-        print(path)  # noqa: T201  # what a program that exports files says
+        print(path)  # noqa: T201  # the output of a command
 
 
-def _of_tables(tables: Iterable[Table]) -> dict[str, Schema]:
-    return {table.name: table.json_schema() for table in tables}
-
-
-def _headed(name: str, schema: Schema) -> Schema:
+def _with_identity(name: str, schema: Schema) -> Schema:
     identity = {"$schema": _DRAFT, "$id": f"urn:ava_pipeline:{name}:v{SCHEMA_VERSION}", "title": name}
     return identity | {key: value for key, value in schema.items() if key not in identity}
 
 
 def _with_text_ids(schema: Schema) -> Schema:
-    """Images may be named by text: then the whole file's ids are."""
+    """Allow image ids that are text: a file's ids are all integers or all text."""
     image_id = schema["properties"]["image_id"]
     return schema | {"properties": schema["properties"] | {"image_id": image_id | {"type": ["integer", "string"]}}}
 

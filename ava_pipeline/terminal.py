@@ -1,39 +1,49 @@
-"""Tables of metrics and harmless text on a terminal."""
+"""Tables of metrics on a terminal, and text that cannot do harm there."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, fields
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from ava_pipeline.metrics import Metrics
+if TYPE_CHECKING:
+    from ava_pipeline.metrics import Metrics
 
 GENERATED = "generated, not AVA"
 _TITLES = {"srcc": "SRCC", "plcc": "PLCC"}
-_NARROW = {"accuracy": "acc."}  # where all metrics stand in a line of 80 characters
+_SHORT_TITLES = _TITLES | {"accuracy": "acc."}  # so that all metrics fit into 80 columns
 _PERCENTAGES = {"accuracy"}
-_NAMES = [field.name for field in fields(Metrics)]
 
 
 def metrics_table(title: str, leading: Sequence[str], *, generated: bool) -> Table:
-    """Begin a table of metrics.
+    """Start a table of metrics.
 
     Args:
-        title: above the table.
-        leading: names of the columns in front of the metrics.
-        generated: the figures are of generated data, which the title then says.
+        title: text above the table.
+        leading: titles of the columns to the left of the metrics.
+        generated: the metrics come from generated data, which the title then mentions.
     """
+    from ava_pipeline.metrics import Metrics  # noqa: PLC0415  # it loads SciPy, which most commands do without
+
     table = plain_table(title, generated=generated)
-    for name in (*leading, *(_NARROW.get(name, metric_title(name)) for name in _NAMES)):
-        # Where the terminal is narrow, the name in front gives way and no figure does.
-        is_front = name == leading[0]
-        table.add_column(name, justify="left" if is_front else "right", no_wrap=not is_front, overflow="fold")
+    for name in (*leading, *(_SHORT_TITLES.get(field.name, field.name) for field in fields(Metrics))):
+        # On a narrow terminal the first column is wrapped, and every number stays whole.
+        is_first = name == leading[0]
+        table.add_column(name, justify="left" if is_first else "right", no_wrap=not is_first, overflow="fold")
     return table
 
 
+def add_metrics(table: Table, leading: Sequence[str], metrics: "Metrics", *, style: str = "") -> None:
+    """Add a row; metrics that are not defined are shown as a dash, and control characters in `leading` are escaped."""
+    names = (field.name for field in fields(metrics))
+    numbers = (metric_text(name, value) for name, value in zip(names, astuple(metrics), strict=True))
+    table.add_row(*(Text(printable(text)) for text in leading), *numbers, style=style)
+
+
 def plain_table(title: str, *, generated: bool = False) -> Table:
-    """Begin a table without lines, which fits into 80 columns; where its figures are of generated data, it says so."""
+    """Start a table without lines, which fits into 80 columns; `generated` adds "generated, not AVA" to its title."""
     return Table(
         title=f"{title} ({GENERATED})" if generated else title,
         title_justify="left",
@@ -43,32 +53,29 @@ def plain_table(title: str, *, generated: bool = False) -> Table:
     )
 
 
-def add_metrics(table: Table, leading: Sequence[str], metrics: Metrics, *, style: str = "") -> None:
-    """Add a row; a figure that is not defined is a dash, and `leading` is text, whatever is in it."""
-    figures = (metric_text(name, value) for name, value in zip(_NAMES, astuple(metrics), strict=True))
-    table.add_row(*(Text(printable(text)) for text in leading), *figures, style=style)
-
-
 def metric_title(name: str) -> str:
-    """A metric's name as the field writes it."""
+    """A metric's name as papers write it."""
     return _TITLES.get(name, name)
 
 
+def metric_text(name: str, value: float) -> str:
+    """A metric's value as text: shares in percent, other metrics rounded to four digits."""
+    return f"{value:.1%}" if name in _PERCENTAGES and math.isfinite(value) else rounded(value)
+
+
 def rounded(value: float, digits: int = 4, *, sign: bool = False) -> str:
-    """A number rounded for reading, its sign also where it is +, or a dash where there is none."""
+    """Round a number for reading; with `sign` a plus is shown too, and nan or inf is a dash."""
     if not math.isfinite(value):
         return "–"  # noqa: RUF001  # a dash, on purpose.
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
 
 
-def metric_text(name: str, value: float) -> str:
-    """A metric as it is read: shares in percent."""
-    return f"{value:.1%}" if name in _PERCENTAGES and math.isfinite(value) else rounded(value)
-
-
 def printable(text: str) -> str:
-    r"""Text from a file or a name, with every character escaped that a terminal would act upon, or that cannot be seen.
+    r"""Escape the characters of a foreign text that a terminal would obey or that are invisible.
 
-    Colours, cursor movements, line feeds, and marks that turn the direction of text around: `\x1b` is what is seen.
+    These are colours, cursor movements, line feeds and marks that reverse the direction of text: an escape character
+    becomes the four characters `\x1b`.
     """
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

@@ -1,1 +1,1 @@
-"""Gates and figures: what parts of ava_pipeline cost, against peers and against the machine's limits."""
+"""Benchmarks of single parts of ava_pipeline, some of them gates with a target."""

@@ -1,4 +1,4 @@
-"""Timing in turn within one run, and holding the ratio of medians against a target."""
+"""Timing work in turn within one run, and comparing the ratio of medians with a target."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Sizes:
     """How much each benchmark does.
 
     Attributes:
-        is_tiny: only to see that all of it runs; gates are not judged then.
-        model: whose gradients are measured.
+        is_tiny: the size only shows that everything runs; gates are not checked.
+        model: the backbone whose gradients are measured.
         num_rounds: timed rounds.
-        num_rows: rows a table that writers write.
+        num_rows: rows per table that writers write.
         num_validated_rows: rows of the table that is validated.
         num_labels: lines of AVA.txt.
     """
@@ -36,7 +36,7 @@ class Sizes:
 
 
 class Bench:
-    """One benchmark: times works in turn, and shows the first of them in pytest-benchmark's table.
+    """One benchmark: times work in turn, and shows the first in pytest-benchmark's table.
 
     Args:
         benchmark: pytest-benchmark's fixture.
@@ -44,11 +44,11 @@ class Bench:
     """
 
     def __init__(self, benchmark: BenchmarkFixture, sizes: Sizes) -> None:
-        self._benchmark: Any = benchmark  # pytest-benchmark annotates its methods nowhere
+        self._benchmark: Any = benchmark  # pytest-benchmark does not annotate its methods
         self._sizes = sizes
 
     def in_turn(self, works: Mapping[str, Work], num_rounds: int | None = None) -> dict[str, Samples]:
-        """Time every work once a round; returns seconds by name, a number a round."""
+        """Time all work once per round; return name -> seconds per round."""
         num_rounds = self._sizes.num_rounds if num_rounds is None or self._sizes.is_tiny else num_rounds
         times_s = interleaved(works, range(num_rounds))
         self.show(next(iter(works.values())), num_rounds)
@@ -56,17 +56,17 @@ class Bench:
         return times_s
 
     def show(self, work: Callable[[], Result], num_rounds: int = 1) -> Result:
-        """Put a work into pytest-benchmark's table; returns what it returned."""
+        """Run work in pytest-benchmark's table and return its result."""
         result: Result = self._benchmark.pedantic(work, rounds=num_rounds)
         return result
 
     def ratio(self, above: Work, below: Work, num_rounds: int | None = None) -> float:
-        """The ratio of the medians of two works."""
+        """The ratio of the medians of two pieces of work."""
         times_s = self.in_turn({"above": above, "below": below}, num_rounds)
         return float(np.median(times_s["above"]) / np.median(times_s["below"]))
 
     def judge(self, value: float, target: Target | None = None, *, name: str = "figure") -> None:
-        """Note a figure and print it; one that misses its target fails, except at tiny size."""
+        """Record and print a value; fail if it misses its target, except at tiny size."""
         self.note({name: value, f"{name}_limit": None if target is None else target.limit})
         limit = (
             "informational" if target is None else f"{'at least' if target.at_least else 'at most'} {target.limit:g}"
@@ -75,5 +75,5 @@ class Bench:
         assert target is None or self._sizes.is_tiny or target.is_reached(value)
 
     def note(self, facts: Mapping[str, object]) -> None:
-        """Keep something with the timings."""
+        """Record facts beside the timings."""
         self._benchmark.extra_info.update(facts)

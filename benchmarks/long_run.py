@@ -1,4 +1,4 @@
-"""A finished run of one long table, written in batches: right by every rule, its values drawn anew in every row."""
+"""A finished run with one long table that breaks no rule, with new random values in every row."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -30,7 +30,7 @@ _BATCHES_PER_EPOCH = 4_000
 
 
 def write_long_run(root: Path, num_rows: int, formats: Formats) -> Path:
-    """Write the run, its table in the formats given; returns its directory."""
+    """Write the run with its table in the given formats and return its directory."""
     layout = RunLayout(root)
     layout.telemetry.mkdir(parents=True)
     if "csv" in formats:

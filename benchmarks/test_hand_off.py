@@ -1,4 +1,4 @@
-"""What a batch costs that is not collected, and what handing a row over costs."""
+"""The cost of a batch that is not collected, and of handing over a step."""
 
 from collections import deque
 from pathlib import Path
@@ -13,7 +13,7 @@ from benchmarks.judging import Bench
 
 @pytest.mark.gate
 def test_a_step_not_collected_over_an_empty_call(bench: Bench, workload: Workload, tmp_path: Path) -> None:
-    """A counter and a comparison."""
+    """A step that is not collected is a counter and a comparison."""
     works = uncollected_works(workload, tmp_path)
     bench.judge(bench.ratio(works["step"], works["empty"]), OF_EMPTY_CALL)
 

@@ -1,4 +1,4 @@
-"""Reading AVA's labels, strictly, beside what pandas takes to read the bare table."""
+"""Reading AVA's labels strictly, relative to reading the bare table with pandas."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _ROUNDS = 7
 
 @pytest.fixture(scope="module")
 def labels_file(tmp_path_factory: pytest.TempPathFactory, sizes: Sizes) -> Path:
-    """Write a file of AVA's shape, and at full size of its length."""
+    """Write a file with AVA's format, and at full size with its number of rows."""
     rng, num_rows = np.random.default_rng(0), sizes.num_labels
     votes = rng.poisson([3, 6, 14, 35, 61, 48, 24, 12, 5, 3], size=(num_rows, 10))
     ids = rng.permutation(num_rows * 4)[:num_rows]

@@ -1,4 +1,4 @@
-"""The pass over the gradients, beside what torch takes and what reading them once takes."""
+"""The pass over the gradients, relative to torch's norms and to reading the gradients once."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ _ROUNDS_OF_SHORT = 200
 
 @pytest.mark.gate
 def test_a_collected_step_over_get_total_norm(bench: Bench, workload: Workload, tmp_path: Path) -> None:
-    """All groups, to the hand-off, cost no more than one total of torch's."""
+    """Norms of all groups, including the hand-off, cost no more than one total norm of torch."""
     with collector(workload, workload.optimizer(), tmp_path, 1) as telemetry:
         found = bench.ratio(lambda: telemetry.step(0), references(workload)["total_norm"])
     bench.judge(found, STEP_OF_TOTAL_NORM)
@@ -31,7 +31,7 @@ def test_a_collected_step_over_get_total_norm(bench: Bench, workload: Workload, 
 
 @pytest.mark.gate
 def test_a_collected_step_over_reading_once(bench: Bench, workload: Workload, tmp_path: Path) -> None:
-    """The machine's limit: every number has to be read."""
+    """Reading every number once is the lower limit."""
     with collector(workload, workload.optimizer(), tmp_path, 1) as telemetry:
         found = bench.ratio(lambda: telemetry.step(0), references(workload)["read"])
     bench.judge(found, STEP_OF_READING)
@@ -39,7 +39,7 @@ def test_a_collected_step_over_reading_once(bench: Bench, workload: Workload, tm
 
 @pytest.mark.informational
 def test_the_pass_over_reading_once(bench: Bench, workload: Workload) -> None:
-    """The pass alone."""
+    """Only the pass."""
     works = references(workload)
     bench.judge(bench.ratio(works["pass"], works["read"]))
 
@@ -54,7 +54,7 @@ def test_everything_but_the_pass(bench: Bench, workload: Workload, tmp_path: Pat
 
 @pytest.mark.gate
 def test_step_and_clip_over_torchs_clipping(bench: Bench, workload: Workload, tmp_path: Path) -> None:
-    """Telemetry every step is nearly free where the loop clips through it."""
+    """Telemetry at every step is nearly free if the loop clips through it."""
     parameters = list(workload.model.parameters())
     with collector(workload, workload.optimizer(), tmp_path, 1) as telemetry:
 

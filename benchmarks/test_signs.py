@@ -1,4 +1,4 @@
-"""What looking for signs while training takes of the writer's time."""
+"""The cost of checking for signs while training."""
 
 import time
 from pathlib import Path
@@ -16,9 +16,9 @@ SHARE = Target(0.05)
 
 @pytest.mark.gate
 def test_signs_over_writing(bench: Bench, sizes: Sizes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processor time of the looks over that of the whole process, rows coming as fast as they are taken."""
+    """Processor time of the checks, relative to that of a process that writes rows at full speed."""
     looks_s: list[float] = []
-    judge = online_signs.OnlineSigns._check_rows  # noqa: SLF001  # the looks by themselves, wherever they are called from
+    judge = online_signs.OnlineSigns._check_rows  # noqa: SLF001  # times the checks alone, wherever they are called from
 
     def timed(watch: online_signs.OnlineSigns) -> None:
         start_s = time.thread_time()

@@ -1,4 +1,4 @@
-"""Bringing a step's numbers to the host."""
+"""Moving the numbers of a step to the host."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ _NUM_STEPS = 100
 
 @pytest.mark.informational
 def test_staging_over_a_plain_copy(bench: Bench, workload: Workload) -> None:
-    """The staging of the CPU, for a step's norms, rates and values."""
+    """CPU staging of a step's norms, rates and values."""
     gradients = workload.gradients()
     norms = NormPlan.of(gradients).measure(gradients)
     readings = [Reading(norms), Reading([1e-4, 1e-3]), Reading([0.0, None, torch.tensor(0.5)])]
@@ -35,7 +35,7 @@ def test_staging_over_a_plain_copy(bench: Bench, workload: Workload) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_device_staging_over_a_copy_that_waits(bench: Bench) -> None:
-    """Issuing a copy to a pinned slot, beside `.cpu()`."""
+    """Starting a copy to a pinned slot, relative to `.cpu()`."""
     device = torch.device("cuda")
     norms = torch.rand(161, device=device)
     staging = staging_for(device)

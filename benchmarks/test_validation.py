@@ -1,4 +1,4 @@
-"""Validating a run of millions of rows, beside only reading its table with pyarrow."""
+"""Validating a run of millions of rows, relative to reading its table with pyarrow."""
 
 import subprocess
 import sys
@@ -19,22 +19,22 @@ _PEAK_MIB = Target(1024.0)
 
 
 def read(root: Path, formats: Formats) -> None:
-    """All that a reader must do: the columns in memory."""
+    """Read the columns into memory, which every reader must do."""
     for kind in formats:
         path = root / "telemetry" / f"{TABLE.table.name}.{kind}"
         csv.read_csv(path) if kind == "csv" else pq.read_table(path)
 
 
 def peak_of_validating(root: Path) -> int:
-    """The most bytes that a process held which validated a run, and found nothing."""
+    """The peak memory of a process that validated a run and found nothing."""
     script = (
         "import sys\n"
         "from ava_pipeline.bench.writing import peak_bytes\n"
-        "from ava_pipeline.read.validate import validate_run\n"
+        "from ava_pipeline.validate.validate import validate_run\n"
         "assert validate_run(sys.argv[1]) == []\n"
         "print(peak_bytes())\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(root)], capture_output=True, text=True, check=True)  # noqa: S603  # the project's own code
+    done = subprocess.run([sys.executable, "-c", script, str(root)], capture_output=True, text=True, check=True)  # noqa: S603  # our own code
     return int(done.stdout)
 
 
@@ -42,7 +42,7 @@ def peak_of_validating(root: Path) -> int:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("formats", [("csv",), ("parquet",), ("csv", "parquet")], ids="+".join)
 def test_validating_over_reading(bench: Bench, sizes: Sizes, formats: Formats, tmp_path: Path) -> None:
-    """Every rule on every row, over pyarrow reading the same files; and the memory it takes in a process of its own."""
+    """Every rule on every row, relative to pyarrow reading the same files; and the memory of a new process."""
     root = write_long_run(tmp_path, sizes.num_validated_rows, formats)
     target = _OVER_READING[formats[0]] if len(formats) == 1 else None
     ratio = bench.ratio(lambda: list(validate_run(root)), lambda: read(root, formats), _ROUNDS)

@@ -1,4 +1,4 @@
-"""Each writer by itself, and both behind the channel with every row validated."""
+"""Each writer alone, and both after the channel with every row checked."""
 
 from collections.abc import Callable
 from itertools import count
@@ -24,7 +24,7 @@ WRITERS: dict[str, Make] = {
 
 
 def batch() -> pa.RecordBatch:
-    """As many rows as the worker hands over at once."""
+    """As many rows as the worker writes at once."""
     numbers = np.random.default_rng(0).random((len(_SCHEMA), _ROWS_PER_BATCH))
     columns = [pa.array(one).cast(field.type, safe=False) for one, field in zip(numbers, _SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
@@ -33,7 +33,7 @@ def batch() -> pa.RecordBatch:
 @pytest.mark.informational
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_writer_over_keeping_in_memory(bench: Bench, kind: str, tmp_path: Path) -> None:
-    """From opening the file to finishing it."""
+    """From opening a file to finishing it."""
     rows, folders = batch(), count()
 
     def write(make: Make) -> None:
@@ -49,7 +49,7 @@ def test_a_writer_over_keeping_in_memory(bench: Bench, kind: str, tmp_path: Path
 
 @pytest.mark.gate
 def test_csv_and_parquet_validated(bench: Bench, sizes: Sizes, tmp_path: Path) -> None:
-    """A row in each of three tables a step, through the channel, in memory that does not grow."""
+    """One row per step in each of three tables, through the channel, without growing memory."""
     found = bench.show(lambda: write_rows_in_subprocess(tmp_path, sizes.num_rows))
     bench.judge(float(np.median(found.steps_per_s)), STEPS_PER_S, name="steps_per_s")
     bench.judge(found.growth_bytes / 1e6, GROWTH_MB, name="growth_mb")

@@ -120,9 +120,9 @@ def test_evaluating_needs_no_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence", "status"),
     [
-        (None, "no predictions there. Give a run directory", 2),
-        (b"epoch\n", "is no Parquet file. Give a run directory", 2),
-        (b"", "is no Parquet file. Give a run directory", 2),
+        (None, "no predictions found. Give a run directory", 2),
+        (b"epoch\n", "is not a Parquet file. Give a run directory", 2),
+        (b"", "is not a Parquet file. Give a run directory", 2),
         (b"PAR1torn", "cannot be read as Parquet", 1),
     ],
     ids=["missing", "csv", "empty", "torn"],
@@ -180,7 +180,7 @@ def test_a_wrong_setting_is_status_2(
     assert status_of(monkeypatch, arguments) == 2
     assert "unknown key; did you mean 'epochs'?" in capsys.readouterr().err
     assert status_of(monkeypatch, ["train", str(config_file(tmp_path)), "--output-dir", ""]) == 2
-    assert "output_dir: given '' (text); allowed is a path" in capsys.readouterr().err
+    assert "output_dir: expected a path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(signum: signal.Si
         "mlp_layer_0",
         "telemetry.step took ",
         "Files: ",
-        f"Ended by {signum.name}, with a checkpoint. Go on with the same command and --resume (in place of --restart).",
+        f"Stopped by {signum.name}, with a checkpoint. To continue: the same command with --resume, without --restart.",
     ):
         assert part in told
     assert "Traceback" not in done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ava_pipeline
+from ava_pipeline import errors
 
 PACKAGE = Path(ava_pipeline.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -95,11 +96,15 @@ def test_packages_below_training_name_no_torch(package: str) -> None:
             assert not {name.split(".")[0] for name in imported(path)} & TORCH, path
 
 
+def printed_by(statement: str) -> list[str]:
+    """The words that a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
 def loaded_by(statement: str) -> set[str]:
     """The modules that a fresh interpreter has loaded after a statement."""
-    code = f"import sys; {statement}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(printed_by(f"import sys; {statement}; print(*sys.modules)"))
 
 
 def test_the_package_itself_loads_nothing_heavy() -> None:
@@ -119,16 +124,43 @@ def test_the_command_line_does_not_wait_for_what_few_commands_need() -> None:
     assert not loaded_by("import ava_pipeline.cli") & {*TORCH, "matplotlib", "plotly", "scipy.stats", "scipy.ndimage"}
 
 
-def test_the_public_names_are_sorted_and_there() -> None:
-    """Each name of `__all__` can be imported, and is the object of its own home."""
-    assert ava_pipeline.__all__ == sorted(ava_pipeline.__all__)
+def kind_and_name(name: str) -> tuple[bool, bool, str]:
+    """Constants come first, then classes, then functions."""
+    return not name.isupper(), name[0].islower(), name
+
+
+def test_the_public_names_are_sorted_and_importable() -> None:
+    """Each name of `__all__` can be imported, and is the object of its own module."""
+    assert sorted(set(ava_pipeline.__all__), key=kind_and_name) == ava_pipeline.__all__
     for name in ava_pipeline.__all__:
         found = getattr(ava_pipeline, name)
-        assert found is getattr(importlib.import_module(found.__module__), name)
+        module = getattr(found, "__module__", "ava_pipeline.contract.tables")  # KEY_COLUMNS is a tuple
+        assert found is getattr(importlib.import_module(module), name)
     assert set(ava_pipeline.__all__) <= set(dir(ava_pipeline))
 
 
+def test_every_exception_is_public() -> None:
+    """Programs catch errors without knowing the module they come from."""
+    exceptions = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)
+    }
+    assert exceptions <= set(ava_pipeline.__all__)
+
+
+def test_no_package_hides_a_public_function() -> None:
+    """Importing a module inside a package sets an attribute of `ava_pipeline`; it must not replace a function."""
+    statement = (
+        "import ava_pipeline.many_runs.datasets, ava_pipeline.evaluation.evaluate, ava_pipeline.diagnose.diagnose;"
+        "from ava_pipeline import runs, evaluate;"
+        "print(runs.__module__, evaluate.__module__, type(runs).__name__, type(evaluate).__name__)"
+    )
+    words = printed_by(statement)
+    assert words == ["ava_pipeline.many_runs.datasets", "ava_pipeline.evaluation.evaluate", "function", "function"]
+    names = {path.stem for path in PACKAGE.iterdir()}
+    assert not names & set(ava_pipeline.__all__)
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    """A mistyped name is an AttributeError that lists what there is."""
+    """A mistyped name is an AttributeError that lists the public names."""
     with pytest.raises(AttributeError, match="open_run"):
         _ = ava_pipeline.open_runs

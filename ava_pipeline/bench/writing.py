@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
 
 from ava_pipeline.bench.command import Setting
 from ava_pipeline.bench.results import Estimate, Result, Target, median
@@ -28,7 +29,7 @@ from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.online_signs import OnlineSigns
-from ava_pipeline.write.pending import Numbers, PendingStep, Rows
+from ava_pipeline.write.pending import Numbers, PendingStep
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
 
@@ -66,7 +67,7 @@ class PlainSource:
         """A column a name."""
         return dict(zip(self._names, zip(*numbers, strict=True), strict=True))
 
-    def events(self, rows: Rows) -> Iterable[Event]:
+    def events(self, rows: pa.RecordBatch) -> Iterable[Event]:
         """What every measure tells: that values are not finite."""
         return non_finite_events(rows)
 

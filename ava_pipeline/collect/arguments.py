@@ -11,7 +11,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from ava_pipeline.collect.measures.measure import Value
-from ava_pipeline.config import messages
+from ava_pipeline.config.messages import describe_errors
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.errors import ConfigError, MisuseError
 
@@ -32,7 +32,7 @@ def telemetry_config(
     try:
         return TelemetryConfig.model_validate({**given, **overrides})
     except ValidationError as error:
-        found = messages.sentences(error, TelemetryConfig, source_of=lambda _: "TelemetryConfig")
+        found = describe_errors(error, TelemetryConfig, source_of=lambda _: "TelemetryConfig")
         raise ConfigError(found) from error
 
 

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from ava_pipeline.collect.call_checks import CallChecks, StepCall
 from ava_pipeline.collect.gradient_pass import GradientPass
-from ava_pipeline.collect.measures.measure import find_measures
+from ava_pipeline.collect.measures import BUILT_IN_MEASURES
 from ava_pipeline.collect.staging import staging_for
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.config.models import TelemetryConfig
@@ -100,7 +100,7 @@ class Recorder:
         self._moments = moments
         self._notices = notices
         self._value_names = watched.value_names
-        self._measures = [measure(watched) for measure in find_measures()]
+        self._measures = [measure(watched) for measure in BUILT_IN_MEASURES]
         for measure in self._measures:
             measure.run_table  # noqa: B018  # names that clash are the caller's to hear of, here and now
         self._staging = staging_for(watched.device)

@@ -1,6 +1,7 @@
-"""What pydantic refused in a config, in sentences that a person can act on."""
+"""The errors of pydantic in a config, as sentences that say what to write instead."""
 
 import difflib
+import json
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin
@@ -8,18 +9,21 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-MAX_PROBLEMS = 20
-MAX_SHOWN_CHARS = 60
+_MAX_PROBLEMS = 20
+_MAX_VALUE_CHARS = 60
 
-_KINDS: dict[type, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "a block of keys",
-    type(None): "nothing",
+# The values that pydantic expects, by its type of error.
+_EXPECTED = {
+    "model_type": "a block of keys",
+    "model_attributes_type": "a block of keys",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "too_short": "a list that is not empty",
+    "string_too_short": "text that is not empty",
 }
+# Words of pydantic's messages, and the words of a person who writes YAML.
 _WORDS = {
     "a valid boolean": "true or false",
     "a valid integer": "a whole number",
@@ -30,97 +34,103 @@ _WORDS = {
     "a valid dictionary": "a block of keys",
     "not a valid path for <class 'pathlib.Path'>": "a path",
 }
-_SAID_OF = {
-    "extra_forbidden": "unknown key",
-    "invalid_key": "unknown key",
-    "missing": "missing",
-    "value_error": "does not fit together",
-}
 
 
-def sentences(error: ValidationError, model: type[BaseModel], *, source_of: Callable[[str], str]) -> str:
-    """Describe every problem, one a line: where, what was given, what is allowed.
+def describe_errors(error: ValidationError, model: type[BaseModel], *, source_of: Callable[[str], str]) -> str:
+    """Describe every problem on a line of its own.
+
+        config.yaml: optim.base_lr: expected a number above 0, got -1
+        config.yaml: train.epoch: unknown key; did you mean 'epochs'? Known keys: accumulate, amp, batch_size, ...
 
     Args:
-        error: what `model` refused.
+        error: raised by the validation of `model`.
         model: the outermost model of the config.
-        source_of: names the file or the override that a key path came from.
+        source_of: names the file or the override that set a key.
     """
-    problems: dict[str, list[str]] = {}
+    lines: list[str] = []
+    expected: dict[str, list[Any]] = {}  # the errors of each place whose value has the wrong type or size
     for detail in error.errors(include_url=False):
-        where, allowed = _problem(detail, model)
-        path = ".".join(where) or "(the whole file)"
-        problems.setdefault(f"{source_of(path)}: {path}: {_given(detail)}", []).append(allowed)
-    lines = [f"{given}; {_choice(allowed)}" for given, allowed in problems.items()]
-    rest = [f"... and {len(lines) - MAX_PROBLEMS} more"] if len(lines) > MAX_PROBLEMS else []
-    return "\n".join([*lines[:MAX_PROBLEMS], *rest])
-
-
-def _problem(detail: Any, model: type[BaseModel]) -> tuple[list[str], str]:
-    """Where the problem is, and what is allowed there."""
-    place, known = _walk(detail["loc"], model)
-    if detail["type"] in {"extra_forbidden", "invalid_key"}:
-        return place, suggestion(place[-1], known)
-    if detail["type"] == "missing":
-        return place, "give it a value"
-    if detail["type"] == "value_error":
-        return place, str(detail["ctx"]["error"])
-    return place, _allowed(detail)
-
-
-def _walk(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str], Iterable[str]]:
-    """The keys on the way, without pydantic's own name for a branch of a union, and the keys known beside the last."""
-    place: list[str] = []
-    known: Iterable[str] = ()
-    kinds: tuple[Any, ...] = (model,)
-    for part in loc:
-        if len(kinds) > 1:
-            kinds = ()
+        keys, known = _keys(detail["loc"], model)
+        key = ".".join(keys) or "(the whole file)"
+        place = f"{source_of(key)}: {key}"
+        sentence = _sentence(detail, keys, known)
+        if sentence is not None:
+            lines.append(f"{place}: {sentence}")
             continue
-        place.append(str(part))
-        fields = kinds[0].model_fields if kinds and hasattr(kinds[0], "model_fields") else {}
-        known, kinds = fields, _kinds_at(kinds, fields, str(part))
-    return place, known
+        if place not in expected:
+            lines.append(place)
+        expected.setdefault(place, []).append(detail)
+    lines = [f"{line}: {_expected(expected[line])}" if line in expected else line for line in lines]
+    rest = [f"... and {len(lines) - _MAX_PROBLEMS} more"] if len(lines) > _MAX_PROBLEMS else []
+    return "\n".join([*lines[:_MAX_PROBLEMS], *rest])
 
 
-def _kinds_at(kinds: tuple[Any, ...], fields: Mapping[str, FieldInfo], key: str) -> tuple[Any, ...]:
-    """What a key's value may be: several kinds of a union (None is not told apart in a place), one, or none known."""
-    if kinds and get_origin(kinds[0]) is dict:
-        return _choices(get_args(kinds[0])[1])
-    return _choices(fields[key].annotation) if key in fields else ()
+def _keys(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str], Iterable[str]]:
+    """The keys that lead to a value, and the known keys beside the last of them.
+
+    Pydantic's names for the branches of a union are left out.
+    """
+    keys: list[str] = []
+    known: Iterable[str] = ()
+    choices: tuple[Any, ...] = (model,)
+    for part in loc:
+        if len(choices) > 1:  # `part` names a branch of the union
+            choices = ()
+            continue
+        keys.append(str(part))
+        fields = choices[0].model_fields if choices and hasattr(choices[0], "model_fields") else {}
+        known, choices = fields, _types_at(choices, fields, str(part))
+    return keys, known
 
 
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    choices = get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else (annotation,)
-    return tuple(choice for choice in choices if choice is not type(None))
+def _types_at(choices: tuple[Any, ...], fields: Mapping[str, FieldInfo], key: str) -> tuple[Any, ...]:
+    """The types that a key's value may have; empty if they are not known."""
+    if choices and get_origin(choices[0]) is dict:
+        return _branches(get_args(choices[0])[1])
+    return _branches(fields[key].annotation) if key in fields else ()
 
 
-def _choice(allowed: Sequence[str]) -> str:
-    """Every branch of a union refuses in its own words: say them as one choice."""
-    return " or ".join(dict.fromkeys(allowed)).replace(" or allowed is ", " or ")
+def _branches(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union except None, whose errors pydantic reports without a branch."""
+    branches = get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else (annotation,)
+    return tuple(branch for branch in branches if branch is not type(None))
 
 
-def _allowed(detail: Any) -> str:
-    if detail["type"] in {"model_type", "model_attributes_type"}:
-        return "allowed is a block of keys"
-    message = str(detail["msg"]).replace("Input should be", "allowed is", 1).replace("Input is", "allowed is", 1)
-    for pydantics, ours in _WORDS.items():
-        message = message.replace(pydantics, ours)
-    return message
+def _sentence(detail: Any, keys: Sequence[str], known: Iterable[str]) -> str | None:
+    """The whole sentence about an error; None if it says which values are expected."""
+    match detail["type"]:
+        case "extra_forbidden" | "invalid_key":
+            return f"unknown key; {_suggestion(keys[-1], sorted(known))}"
+        case "missing":
+            return "missing; give it a value"
+        case "value_error":
+            return str(detail["ctx"]["error"])
+        case _:
+            return None
 
 
-def _given(detail: Any) -> str:
-    if detail["type"] in _SAID_OF:
-        return _SAID_OF[detail["type"]]
-    value = detail["input"]
-    shown = repr(value)
-    kind = _KINDS.get(type(value), type(value).__name__)
-    return f"given {shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + '...'} ({kind})"
-
-
-def suggestion(given: str, known: Iterable[str]) -> str:
-    """Name the known key that `given` most likely means, and all of them."""
-    names = sorted(known)
-    close = difflib.get_close_matches(given, names, n=1)
-    listed = f"nown here: {', '.join(names)}"
+def _suggestion(key: str, known: Sequence[str]) -> str:
+    """Name the known key that `key` most likely means, and list all of them."""
+    close = difflib.get_close_matches(key, known, n=1)
+    listed = f"nown keys: {', '.join(known)}"
     return f"did you mean {close[0]!r}? K{listed}" if close else f"k{listed}"
+
+
+def _expected(details: Sequence[Any]) -> str:
+    """Each branch of a union has an error of its own: join them to one sentence."""
+    expected = " or ".join(dict.fromkeys(map(_expected_value, details)))
+    value = details[0]["input"]
+    shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    shown = shown if len(shown) <= _MAX_VALUE_CHARS else f"{shown[:_MAX_VALUE_CHARS]}..."
+    # The quotes alone are a poor hint that '3' is not a number.
+    is_wrong_type = any(detail["type"].endswith(("_type", "_path")) for detail in details)
+    return f"expected {expected}, got {shown}{' (text)' if is_wrong_type and isinstance(value, str) else ''}"
+
+
+def _expected_value(detail: Any) -> str:
+    if detail["type"] in _EXPECTED:
+        return _EXPECTED[detail["type"]].format(**detail.get("ctx", {}))
+    text = str(detail["msg"]).removeprefix("Input should be ").removeprefix("Input is ")
+    for pydantics, ours in _WORDS.items():
+        text = text.replace(pydantics, ours)
+    return text

@@ -1,4 +1,4 @@
-"""The settings of one run as frozen pydantic models."""
+"""The settings of one run, as frozen pydantic models."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -6,52 +6,67 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ava_pipeline.signs.thresholds import Thresholds
+from ava_pipeline.signs.thresholds import Positive, Thresholds
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-def _not_empty(given: Any) -> Any:
-    """No text would be the current directory."""
-    if given == "":
+def _not_empty(value: Any) -> Any:
+    """Refuse empty text, which pathlib would take for the current directory."""
+    if value == "":
         raise PydanticCustomError("empty_path", "Input should be a path, such as . for the current directory")
-    return given
+    return value
 
 
-# Text becomes a path and YAML's list a tuple; everything else stays strict.
+# Text becomes a path, and a list a tuple; every other value must have the declared type.
 AnyPath = Annotated[Path, Field(strict=False), BeforeValidator(_not_empty)]
 Globs = Annotated[tuple[str, ...], Field(strict=False)]
 
 
-class _Settings(BaseModel):
-    """Frozen, strict, and without unknown keys."""
+def _drop_example(schema: dict[str, Any]) -> None:
+    """Keep the first line of a docstring as a schema's description, without its example in Python."""
+    schema["description"] = schema["description"].partition("\n")[0]
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+class _Settings(BaseModel):
+    """Frozen and strict settings; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, json_schema_extra=_drop_example)
 
 
 class TelemetryConfig(_Settings):
-    """What the collector records, how often, and what it does when it cannot."""
+    """What the collector records, how often, and what it does if it cannot.
 
-    enabled: bool = Field(default=True, description="Collect at all. Predictions and clipping work either way.")
+    TelemetryCollector(model, optimizer, output_dir, TelemetryConfig(collect_every_n=25, formats=("parquet",)))
+    """
+
+    enabled: bool = Field(default=True, description="Collect at all. Predictions and clipping work in either case.")
     collect_every_n: int = Field(default=10, ge=1, description="Collect every n-th batch: n, 2n, 3n, ...")
     formats: tuple[Literal["csv", "parquet"], ...] = Field(
         default=("csv", "parquet"), min_length=1, description="File formats of the tables.", strict=False
     )
     groups: dict[str, str | Globs] | None = Field(
-        default=None, description="Column -> parameter name globs. Found in the model where left out.", strict=False
+        default=None,
+        description="Column: globs of parameter names. By default the groups are found in the model.",
+        strict=False,
     )
-    flush_interval_s: Positive = Field(default=1.0, description="Rows reach the files within this many seconds.")
+    flush_interval_s: Positive = Field(
+        default=1.0, description="Rows are in the files after at most this many seconds."
+    )
     max_pending_rows: int = Field(default=1024, ge=1, description="Collected steps that may wait to be written.")
     on_full: Literal["drop", "block"] = Field(
-        default="drop", description="When that many wait: drop the new one, or wait for room."
+        default="drop", description="When that many steps wait: drop the new one, or block until there is space."
     )
-    block_timeout_s: Positive = Field(default=1.0, description="With on_full 'block': wait this long, then drop.")
+    block_timeout_s: Positive = Field(
+        default=1.0, description="With on_full: block, wait this many seconds, then drop."
+    )
     on_error: Literal["warn", "raise"] = Field(
-        default="warn", description="Trouble with disk or data: warn once and train on, or raise."
+        default="warn", description="If the disk or the data cause trouble: warn once and continue training, or raise."
     )
-    fsync: bool = Field(default=False, description="Sync files to the disk at every flush: survives power loss.")
-    signs: Thresholds = Field(default=Thresholds(), description="When a warning sign counts as seen.")
+    fsync: bool = Field(
+        default=False, description="Sync files to the disk at every flush, so that they survive a power loss."
+    )
+    signs: Thresholds = Field(default=Thresholds(), description="The thresholds of warning signs.")
 
 
 class SampleConfig(_Settings):
@@ -63,69 +78,69 @@ class SampleConfig(_Settings):
 
 
 class SplitConfig(_Settings):
-    """Which images train, validate and test: three fractions, or three files with one image id a line."""
+    """The training, validation and test sets: three fractions, or three files with one image id per line."""
 
     train: float | AnyPath = Field(description="Fraction of the images, or a file of image ids.")
     val: float | AnyPath = Field(description="Fraction of the images, or a file of image ids.")
     test: float | AnyPath | None = Field(
-        default=None, description="Fraction of the images, a file of image ids, or null: no test set."
+        default=None, description="Fraction of the images, a file of image ids, or null for no test set."
     )
 
     @property
     def fractions(self) -> tuple[float, ...] | None:
-        """The fractions of train, val and test, or None where files are given."""
+        """The fractions of train, val and test; None if files are given."""
         sets = (self.train, self.val, 0.0 if self.test is None else self.test)
         given = tuple(float(share) for share in sets if not isinstance(share, Path))
         return given if len(given) == len(sets) else None
 
     @property
     def paths(self) -> dict[str, Path]:
-        """The id lists by set; empty where fractions are given."""
+        """The files of image ids by set; empty if fractions are given."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: value for name, value in named.items() if isinstance(value, Path)}
 
     @model_validator(mode="after")
-    def _of_one_kind(self) -> Self:
+    def _is_fractions_or_files(self) -> Self:
         fractions = self.fractions
         if fractions is None:
             if len(self.paths) < (2 if self.test is None else 3):
-                raise ValueError("fractions and files are mixed; give three fractions, or a file for each set")
+                raise ValueError("fractions and files are mixed; give a fraction for each set, or a file for each set")
         elif min(fractions[:2]) <= 0 or fractions[2] < 0:
-            raise ValueError(f"given {fractions}; train and val must be above 0, test 0 or more")
-        elif abs(sum(fractions) - 1) > 1e-6:  # noqa: PLR2004  # what decimal fractions lose in binary.
-            raise ValueError(f"the fractions add up to {sum(fractions):g}; they must add up to 1")
+            raise ValueError(f"expected train and val above 0, and test 0 or more, got {fractions}")
+        elif abs(sum(fractions) - 1) > 1e-6:  # noqa: PLR2004  # the rounding of decimal fractions
+            raise ValueError(f"expected fractions that add up to 1, got a sum of {sum(fractions):g}")
         return self
 
 
 class DataConfig(_Settings):
-    """Where labels and images lie. Relative paths start at the current directory."""
+    """Paths of labels and images. Relative paths start at the current directory."""
 
     labels: AnyPath = Field(description="AVA.txt: index, image id, votes for 1..10, two tags, challenge.")
     images: AnyPath = Field(description="Folder of <image_id>.jpg.")
     split: SplitConfig = Field(
         default=SplitConfig(train=0.9, val=0.05, test=0.05), description="Which images train, validate and test."
     )
-    image_size: int = Field(default=224, ge=32, description="Width and height the network sees, in pixels.")
+    image_size: int = Field(default=224, ge=32, description="Width and height of the network's input, in pixels.")
     max_bad_fraction: float = Field(
-        default=0.01, ge=0, le=1, description="More missing or broken images than this is an error."
+        default=0.01, ge=0, le=1, description="Largest fraction of images that may be missing or broken."
     )
-    num_workers: int = Field(default=2, ge=0, description="Processes that read images; 0 reads in the main one.")
+    num_workers: int = Field(default=2, ge=0, description="Processes that read images; 0 reads in the main process.")
     sample: SampleConfig | None = Field(
-        default=None, description="Generate this data where it does not exist yet. For real AVA: null."
+        default=None, description="Generate this data if it does not exist yet; null for the real AVA."
     )
 
     @model_validator(mode="after")
-    def _generated_where_it_is_read(self) -> Self:
+    def _has_labels_beside_images(self) -> Self:
         if self.sample is not None and (self.labels.name != "AVA.txt" or self.images != self.labels.parent / "images"):
             raise ValueError(
-                f"labels is {self.labels}, images {self.images}; generated data is written as FOLDER/AVA.txt and "
-                "FOLDER/images: name these, or set sample to null"
+                "generated data is written as FOLDER/AVA.txt and FOLDER/images, but labels is "
+                f"{self.labels} and images is {self.images}; change these paths, or set sample to null"
             )
         return self
 
 
 class ModelConfig(_Settings):
-    """A ResNet from torchvision with an MLP head of ten logits."""
+    """A ResNet of torchvision with an MLP head that has ten logits."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = Field(
         default="resnet50", description="The torchvision ResNet in front of the head."
@@ -133,81 +148,102 @@ class ModelConfig(_Settings):
     weights: str = Field(
         default="imagenet",
         min_length=1,
-        description="Backbone weights at the start: 'imagenet' (downloaded once), 'none', or a state dict file.",
+        description="Initial weights of the backbone: 'imagenet' (downloaded once), 'none', or a state dict file.",
     )
     hidden_sizes: tuple[Annotated[int, Field(ge=1, strict=True)], ...] = Field(
-        default=(256,), description="Widths of the head's hidden layers; [] is one linear layer.", strict=False
+        default=(256,),
+        description="Widths of the head's hidden layers; [] makes the head one linear layer.",
+        strict=False,
     )
-    dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout behind each hidden layer.")
+    dropout: float = Field(default=0.5, ge=0, lt=1, description="Dropout after each hidden layer.")
 
 
 class OptimConfig(_Settings):
     """Two parameter groups: 0 the backbone, 1 the head."""
 
     name: Literal["sgd", "adamw"] = Field(default="adamw", description="The optimizer.")
-    base_lr: Positive = Field(default=1e-4, description="Learning rate of the backbone, after warm-up.")
+    base_lr: Positive = Field(default=1e-4, description="Learning rate of the backbone after warm-up.")
     head_lr_mult: Positive = Field(default=10.0, description="The head's learning rate is this many times base_lr.")
     weight_decay: NotNegative = Field(default=1e-4, description="Weight decay of both groups.")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD; AdamW has its own betas.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD; AdamW does not use it.")
     warmup_epochs: NotNegative | None = Field(default=None, description="Linear warm-up over this many epochs.")
-    warmup_batches: int | None = Field(default=None, ge=0, description="Or: linear warm-up over this many batches.")
-    schedule: Literal["cosine", "constant"] = Field(default="cosine", description="After warm-up.")
+    warmup_batches: int | None = Field(default=None, ge=0, description="Linear warm-up over this many batches instead.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="Learning rate schedule after warm-up."
+    )
     min_lr: NotNegative = Field(
-        default=0.0, description="Where the cosine ends for the backbone; the head ends at head_lr_mult times it."
+        default=0.0,
+        description="Last learning rate of the cosine for the backbone; the head's is head_lr_mult times as high.",
     )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _is_consistent(self) -> Self:
         if self.warmup_epochs is not None and self.warmup_batches is not None:
-            raise ValueError("warmup_epochs and warmup_batches are both given; give one of them")
+            raise ValueError("warmup_epochs and warmup_batches are both given; give only one of them")
         if self.min_lr > self.base_lr:
-            raise ValueError(f"min_lr {self.min_lr:g} is above base_lr {self.base_lr:g}; it must not be")
+            raise ValueError(f"expected min_lr of at most base_lr, {self.base_lr:g}, got {self.min_lr:g}")
         return self
 
 
 class TrainConfig(_Settings):
-    """How long, in what portions and with what precision."""
+    """How long to train, with which batches and which precision."""
 
-    epochs: int = Field(default=10, ge=1, description="Times through the training images.")
-    batch_size: int = Field(default=32, ge=2, description="Images a batch; a last smaller batch is left out.")
-    accumulate: int = Field(default=1, ge=1, description="Batches whose gradients make one optimizer step.")
-    clip_norm: Positive | None = Field(default=None, description="Clip the gradients to this L2 norm; null: do not.")
+    epochs: int = Field(default=10, ge=1, description="Passes over the training images.")
+    batch_size: int = Field(default=32, ge=2, description="Images per batch; a smaller last batch is skipped.")
+    accumulate: int = Field(
+        default=1, ge=1, description="Batches whose gradients are accumulated for one optimizer step."
+    )
+    clip_norm: Positive | None = Field(
+        default=None, description="Clip the gradients to this L2 norm; null does not clip."
+    )
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
-        default="auto", description="Mixed precision. auto: bf16 or fp16 on CUDA as the device has it, else off."
+        default="auto",
+        description="Mixed precision. auto: on CUDA bf16 if the device supports it, else fp16; off elsewhere.",
     )
     on_nonfinite_loss: Literal["stop", "continue"] = Field(
-        default="stop", description="A loss of nan or inf: stop, or drop that batch's gradients and train on."
+        default="stop", description="If the loss is nan or inf: stop, or drop the gradients of that batch and continue."
     )
 
 
 class CheckpointConfig(_Settings):
-    """When the run is saved besides the end of each epoch."""
+    """When to save the run in addition to the end of each epoch."""
 
     every_n_batches: int | None = Field(
-        default=None, ge=1, description="Also save every n batches, at the next optimizer step; null: do not."
+        default=None,
+        ge=1,
+        description="Also save every n batches, at the next optimizer step; null saves after epochs only.",
     )
 
 
 class RunConfig(_Settings):
-    """Everything that decides a run of `ava-pipeline train`."""
+    """All settings of a run of `ava-pipeline train`.
 
-    output_dir: AnyPath = Field(description="Where the run's files go. Relative paths start at the current directory.")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Weights, order, augmentation and split follow from it.")
+    config = load_config("configs/demo.yaml")      # ava_pipeline.config.load
+    config.train.epochs, config.telemetry.collect_every_n
+    """
+
+    output_dir: AnyPath = Field(description="Directory of the run. Relative paths start at the current directory.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="Decides the initial weights, the order of images, the augmentation and the split.",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        default="auto", description="auto: CUDA where there is one, then MPS, then the CPU."
+        default="auto", description="auto: CUDA if available, else MPS if available, else the CPU."
     )
     save_val_predictions: bool = Field(
-        default=True, description="Write each epoch's validation predictions to predictions/."
+        default=True, description="Write the validation predictions of each epoch to predictions/."
     )
     data: DataConfig = Field(description="Labels, images and split.")
     model: ModelConfig = Field(default=ModelConfig(), description="Backbone and head.")
     optim: OptimConfig = Field(default=OptimConfig(), description="Optimizer and learning rates.")
     train: TrainConfig = Field(default=TrainConfig(), description="Epochs, batches and precision.")
-    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Saving for --resume.")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints for --resume.")
     telemetry: TelemetryConfig = Field(default=TelemetryConfig(), description="What the collector records.")
 
-    def with_head_above(self) -> TelemetryConfig:
-        """The telemetry's settings, the head's rate held above the backbone's where `optim` puts it there."""
+    def resolved_telemetry(self) -> TelemetryConfig:
+        """The telemetry settings, with `head_rate_above` set if `optim` puts the head's rate above the backbone's."""
         is_above = self.telemetry.signs.head_rate_above or self.optim.head_lr_mult > 1
         signs = self.telemetry.signs.model_copy(update={"head_rate_above": is_above})
         return self.telemetry.model_copy(update={"signs": signs})

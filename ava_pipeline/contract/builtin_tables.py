@@ -1,6 +1,7 @@
 """The tables that come with the package: what a reader knows of them without a manifest and without torch."""
 
-from ava_pipeline.contract.tables import KEY_COLUMNS, Column, Table
+from ava_pipeline.contract.columns import Column
+from ava_pipeline.contract.tables import KEY_COLUMNS, Table
 
 GRADIENT_NORMS = Table(
     name="gradient_norms",
@@ -62,6 +63,8 @@ STEPS = Table(
         name="<value>", dtype="float64", description="A value that the user gave to step().", nullable=True
     ),
 )
+
+BUILT_IN_TABLES = (GRADIENT_NORMS, LEARNING_RATES, STEPS)
 
 
 def _metric(name: str, description: str, *, not_below: int | None = None) -> Column:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
-from ava_pipeline.contract.tables import Column, Table
+from ava_pipeline.contract.columns import Column
+from ava_pipeline.contract.tables import Table
 from ava_pipeline.contract.untrusted import storable
 
 EventName = Literal[

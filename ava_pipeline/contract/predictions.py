@@ -2,7 +2,8 @@
 
 import pyarrow as pa
 
-from ava_pipeline.contract.tables import TABLE_KEY, VERSION_KEY, Column, RunTable, Table
+from ava_pipeline.contract.columns import Column
+from ava_pipeline.contract.tables import TABLE_KEY, VERSION_KEY, RunTable, Table
 
 NUM_SCORES = 10
 SCORES = range(1, NUM_SCORES + 1)

@@ -1,14 +1,15 @@
-"""What a table is: its name, columns, dtypes and rules.
+"""Tables of a run: their columns, the row model and schemas that follow from them, and the check of new rows.
 
-From one declaration follow the pydantic row model that checks rows, the Arrow schema that stores them and the JSON
-Schema that tells others about them.
+From one declaration follow the pydantic row model that explains what is wrong with a row, the Arrow schema that stores
+rows and the JSON Schema that describes them to other programs.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Final, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 from pydantic import (
     AfterValidator,
@@ -21,89 +22,36 @@ from pydantic import (
     model_validator,
 )
 
+from ava_pipeline.contract.columns import (
+    DTYPE,
+    NULL,
+    ArrowValues,
+    Bools,
+    Column,
+    Declaration,
+    Values,
+    bool_array,
+    null_array,
+    shown,
+    to_arrow,
+)
+from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.lockless_cached_property import lockless_cached_property
 from ava_pipeline.errors import DamagedFileError, MisuseError
 
 SCHEMA_VERSION: Final = 1
 TABLE_KEY = b"ava_pipeline.table"
 VERSION_KEY = b"ava_pipeline.schema_version"
+BATCH = "batch_idx"
+KEY_COLUMNS = (
+    Column(name=BATCH, dtype="int64", description="1-based; counts every batch of the run.", not_below=1),
+    Column(name="epoch", dtype="int64", description="0-based epoch.", not_below=0),
+)
 
-Number = TypeVar("Number", int, float)
-Dtype = Literal["int64", "float32", "float64", "string", "timestamp"]
-
-_ARROW_TYPES: Mapping[Dtype, pa.DataType] = {
-    "int64": pa.int64(),
-    "float32": pa.float32(),
-    "float64": pa.float64(),
-    "string": pa.string(),
-    "timestamp": pa.timestamp("us", tz="UTC"),
-}
-STORED_TYPES: Final = frozenset(_ARROW_TYPES.values())
-_PYTHON_TYPES: Mapping[Dtype, type] = {
-    "int64": int,
-    "float32": float,
-    "float64": float,
-    "string": str,
-    "timestamp": datetime,
-}
 _TABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_\-]*$"  # part of file names: nothing that leads to another folder
-_MAX_TABLE_NAME = 100  # with what stands behind it in a file's name
+_MAX_TABLE_NAME = 100  # characters; a file name adds a suffix
 _COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-/]*")
-_KEYS = frozenset({"batch_idx", "batch_idx_end", "epoch"})
-_MOST_NOT_BELOW = 2**53  # a float tells it from its neighbours
-
-
-class _Declaration(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(lockless_cached_property,))
-
-
-class Column(_Declaration):
-    """One column: its dtype and the rules its values keep."""
-
-    name: str
-    dtype: Dtype
-    description: str
-    nullable: bool = False
-    not_below: int | None = None
-    one_of: tuple[str, ...] | None = None
-
-    @model_validator(mode="after")
-    def _has_rules_of_its_dtype(self) -> Self:
-        if self.name in _KEYS and self.dtype != "int64":
-            raise ValueError(f"column {self.name!r} is {self.dtype}; it counts, as int64")
-        is_number = self.dtype in {"int64", "float32", "float64"}
-        if self.not_below is not None and not (is_number and abs(self.not_below) <= _MOST_NOT_BELOW):
-            raise ValueError(f"column {self.name!r} of {self.dtype}: not_below is for numbers, at most 2**53 in size")
-        if self.one_of is not None and not (self.dtype == "string" and self.one_of):
-            raise ValueError(f"column {self.name!r} of {self.dtype}: one_of is for texts, one at least")
-        return self
-
-    @property
-    def arrow_field(self) -> "pa.Field[Any]":
-        """The column in an Arrow schema."""
-        return pa.field(self.name, _ARROW_TYPES[self.dtype], nullable=self.nullable)
-
-    @property
-    def annotation(self) -> Any:
-        """The column's values as pydantic checks them."""
-        kind: Any = Literal[self.one_of] if self.one_of else _PYTHON_TYPES[self.dtype]
-        if self.not_below is not None:
-            # Not `ge`: nan is measured and not finite, not a broken rule.
-            rule = AfterValidator(_NotBelow(self.not_below))
-            kind = Annotated[kind, rule, Field(json_schema_extra={"minimum": self.not_below})]
-        return kind | None if self.nullable else kind
-
-
-class _NotBelow:
-    """A rule that nan keeps."""
-
-    def __init__(self, least: int) -> None:
-        self._least = least
-
-    def __call__(self, value: Number) -> Number:
-        if value < self._least:
-            raise ValueError(f"must not be below {self._least}")
-        return value
+_COLUMNS = "files.columns"  # the rule of `ava-pipeline validate` for columns that the table does not have
 
 
 def _as_column_name(name: str) -> str:
@@ -111,25 +59,25 @@ def _as_column_name(name: str) -> str:
     return name
 
 
-class RowProblem(_Declaration):
-    """One value of one row that breaks a rule."""
-
-    row: int
-    column: str
-    value: str
-    message: str
-
-
-class Table(_Declaration):
+class Table(Declaration):
     """One table of a run.
 
     Attributes:
         name: the stem of its file names.
-        columns: those that every run has.
-        run_columns: what the columns are whose names the run decides (a group, an optimizer's group, a user's value);
-            None where there are none. Its `name` describes them, in angle brackets.
-        l2_of_groups: each run column is the L2 norm of one of the manifest's groups, so that squares add up where
+        description: one sentence for readers of the schema.
+        columns: the columns that every run has.
+        run_columns: describes the columns whose names the run decides (a group, an optimizer's group, a user's value);
+            None if there are no such columns. Its own `name` is a placeholder in angle brackets.
+        l2_of_groups: each run column is the L2 norm of one of the manifest's groups, so that squares add up if
             children partition their parent.
+
+    Example:
+        >>> Table(
+        ...     name="weight_norms",
+        ...     description="L2 norm of every group's weights.",
+        ...     columns=KEY_COLUMNS,
+        ...     run_columns=Column(name="<group>", dtype="float32", description="Norm of the group.", not_below=0),
+        ... )
     """
 
     name: Annotated[str, Field(pattern=_TABLE_NAME)]
@@ -139,16 +87,16 @@ class Table(_Declaration):
     l2_of_groups: bool = False
 
     @model_validator(mode="after")
-    def _has_names_that_can_be_used(self) -> Self:
+    def _has_usable_names(self) -> Self:
         if len(self.name) > _MAX_TABLE_NAME:
-            raise ValueError(f"a table's name has {_MAX_TABLE_NAME} characters at most, not {len(self.name)}")
+            raise ValueError(f"a table name has at most {_MAX_TABLE_NAME} characters, got {len(self.name)}")
         names = [column.name for column in self.columns]
         for name in names:
             check_column_name(name)
             if hasattr(BaseModel, name):
-                raise ValueError(f"{name!r} means something else to the model of a row; name the column otherwise")
+                raise ValueError(f"{name!r} is a name that pydantic models use; give the column another name")
             if names.count(name) > 1:
-                raise ValueError(f"column {name!r} stands twice; rename one of them")
+                raise ValueError(f"column {name!r} is declared twice; rename one of them")
         return self
 
     @lockless_cached_property
@@ -173,8 +121,20 @@ class Table(_Declaration):
         return schema
 
 
-class RunTable(_Declaration):
-    """A table with the columns that one run gave it: what the manifest says and the files hold."""
+class CheckedRows(NamedTuple):
+    """New rows after the check.
+
+    Attributes:
+        kept: the rows that keep every rule, in their order.
+        findings: the values that break a rule; `row` is the row's 1-based position among all of them.
+    """
+
+    kept: pa.RecordBatch
+    findings: list[Finding]
+
+
+class RunTable(Declaration):
+    """A table with the columns that one run gave it, as the manifest declares it and the files hold it."""
 
     table: Table
     run_column_names: tuple[Annotated[str, AfterValidator(_as_column_name)], ...] = ()
@@ -184,7 +144,7 @@ class RunTable(_Declaration):
         """Give `table` its run columns.
 
         Raises:
-            MisuseError: a name is no column name, or stands twice.
+            MisuseError: a name cannot name a column, or is given twice.
         """
         fixed = [column.name for column in table.columns]
         for name in run_column_names:
@@ -197,16 +157,16 @@ class RunTable(_Declaration):
     def _names_each_column_once(self) -> Self:
         names = [*(column.name for column in self.table.columns), *self.run_column_names]
         if len(set(names)) < len(names):
-            raise ValueError(f"table {self.table.name!r} has a column twice")
+            raise ValueError(f"table {self.table.name!r} declares a column twice")
         return self
 
     @lockless_cached_property
     def columns(self) -> tuple[Column, ...]:
         """Every column, in file order."""
-        if self.table.run_columns is None:
+        declared = self.table.run_columns
+        if declared is None:
             return self.table.columns
-        kind = self.table.run_columns
-        return self.table.columns + tuple(kind.model_copy(update={"name": name}) for name in self.run_column_names)
+        return self.table.columns + tuple(declared.model_copy(update={"name": name}) for name in self.run_column_names)
 
     @lockless_cached_property
     def column_names(self) -> tuple[str, ...]:
@@ -222,17 +182,71 @@ class RunTable(_Declaration):
         }
         return pa.schema([column.arrow_field for column in self.columns], metadata=metadata)
 
+    def check(self, values: Mapping[str, Values], num_rows: int) -> CheckedRows:
+        """Make an Arrow batch of new rows, without those that break a rule.
+
+        Args:
+            values: the table's columns, each with `num_rows` values as `to_arrow` takes them; a column that is
+                missing is null in every row, and names that are not the table's are ignored.
+            num_rows: how many rows there are.
+
+        """
+        made = [_arrow_values(column, values.get(column.name), num_rows) for column in self.columns]
+        batch = pa.RecordBatch.from_arrays([column.array for column in made], schema=self.arrow_schema)
+        broken = [column.is_broken for column in made if column.is_broken is not None]
+        if not broken:
+            return CheckedRows(batch, [])
+        is_broken = np.logical_or.reduce(broken)
+        return CheckedRows(batch.filter(bool_array(~is_broken)), list(self._explained(values, is_broken)))
+
+    def problems(self, rows: Sequence[Mapping[str, object]]) -> list[Finding]:
+        """Check rows against the pydantic model, all in one call; an empty list means that all of them are good.
+
+        Returns:
+            A finding for each value that breaks a rule, with the rule's id, its 1-based `row` among the rows given,
+            its `column`, and its `value` as text.
+        """
+        try:
+            self._rows_adapter.validate_python(rows)
+        except ValidationError as error:
+            return [_finding(detail) for detail in error.errors(include_url=False, include_context=False)]
+        return []
+
     @lockless_cached_property
     def _rows_adapter(self) -> TypeAdapter[Any]:
         return TypeAdapter(list[self.table.row_model])  # type: ignore[name-defined]  # a model made at run time
 
-    def problems(self, rows: Sequence[Mapping[str, object]]) -> list[RowProblem]:
-        """Check rows against the model, all in one call; an empty list means that all are good."""
-        try:
-            self._rows_adapter.validate_python(rows)
-        except ValidationError as error:
-            return [_row_problem(detail) for detail in error.errors(include_url=False, include_context=False)]
-        return []
+    def _explained(self, values: Mapping[str, Values], is_broken: Bools) -> Iterator[Finding]:
+        """What is wrong with the rows that were refused, in the words of the row model."""
+        for position in map(int, np.flatnonzero(is_broken)):
+            row = {name: values[name][position] if name in values else None for name in self.column_names}
+            problems = self.problems([row]) or [_too_large(self.table.name, row)]
+            yield from (replace(problem, row=position + 1) for problem in problems)
+
+
+def _arrow_values(column: Column, values: Values | None, num_rows: int) -> ArrowValues:
+    if values is None:
+        is_broken = None if column.nullable else np.ones(num_rows, dtype=np.bool_)
+        return ArrowValues(null_array(column, num_rows), is_broken)
+    return to_arrow(column, values)
+
+
+def _finding(detail: Any) -> Finding:
+    position, *place = detail["loc"]
+    rule = {"missing": NULL, "extra_forbidden": _COLUMNS}.get(detail["type"], detail["type"])
+    return Finding(
+        id=rule,
+        severity="error",
+        message=str(detail["msg"]),
+        row=position + 1,
+        column=str(place[0]) if place else None,
+        value=shown(detail["input"]),
+    )
+
+
+def _too_large(table: str, row: Mapping[str, object]) -> Finding:
+    message = f"expected rows of {table} that fit into one Arrow array, got more than 2 GiB of text."
+    return Finding(id=DTYPE, severity="error", message=message, column=BATCH, value=shown(row.get(BATCH)))
 
 
 def check_column_name(name: str) -> None:
@@ -248,24 +262,11 @@ def check_column_name(name: str) -> None:
         )
 
 
-def _row_problem(detail: Any) -> RowProblem:
-    row, *place = detail["loc"]
-    message = str(detail["msg"]).removeprefix("Value error, ")  # pydantic's own words in front of a rule's
-    return RowProblem(row=row, column=str(place[0]) if place else "", value=repr(detail["input"]), message=message)
-
-
-KEY_COLUMNS = (
-    Column(name="batch_idx", dtype="int64", description="1-based; counts every batch of the run.", not_below=1),
-    Column(name="epoch", dtype="int64", description="0-based epoch.", not_below=0),
-)
-BATCH = "batch_idx"
-
-
 def check_has_batches(schema: pa.Schema) -> None:
-    """Refuse columns that tell of no row which batch it is of.
+    """Refuse columns without a `batch_idx` that says which batch each row belongs to.
 
     Raises:
-        DamagedFileError: there is no column batch_idx of integers, or a name stands twice.
+        DamagedFileError: the column batch_idx is missing or not int64, or two columns have one name.
     """
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
@@ -277,10 +278,10 @@ def check_has_batches(schema: pa.Schema) -> None:
 
 
 def check_batches(rows: pa.RecordBatch) -> None:
-    """Refuse rows that lack a value which every row has.
+    """Refuse rows that lack a value which every row needs.
 
     Raises:
-        DamagedFileError: batch_idx is null, or a column that the schema says is never null.
+        DamagedFileError: batch_idx is null, or a column that the schema declares as never null.
     """
     for field, column in zip(rows.schema, rows.columns, strict=True):
         if column.null_count and (field.name == BATCH or not field.nullable):
@@ -288,6 +289,6 @@ def check_batches(rows: pa.RecordBatch) -> None:
 
 
 def same_columns(one: pa.Schema, other: pa.Schema) -> bool:
-    """Whether two schemas are the same columns of the same schema version."""
+    """Whether two schemas have the same columns and the same schema version."""
     versions = [(schema.metadata or {}).get(VERSION_KEY) for schema in (one, other)]
     return bool(one.equals(other)) and versions[0] == versions[1]

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ava_pipeline.contract.columns import STORED_TYPES
 from ava_pipeline.contract.layout import PARTIAL_SUFFIX, RunLayout
-from ava_pipeline.contract.tables import STORED_TYPES, check_batches, check_has_batches
+from ava_pipeline.contract.tables import check_batches, check_has_batches
 from ava_pipeline.errors import DamagedFileError
 
 # What ends so is a file wherever it lies in a run directory.

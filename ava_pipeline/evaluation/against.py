@@ -1,32 +1,36 @@
-"""Two sets of predictions, image by image: which predicts better, how sure that is, and where they part."""
+"""Compare two sets of predictions image by image: which one is better, how sure that is, and where they differ most."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.errors import MisuseError, PredictionsError
-from ava_pipeline.evaluation.bootstrap import Interval, interval, resampled
-from ava_pipeline.evaluation.evaluate import prediction_paths
+from ava_pipeline.evaluation.evaluate import Interval, interval, method_text, prediction_paths, resampled
 from ava_pipeline.metrics import HIGHER_IS_BETTER, Metrics
 from ava_pipeline.read.predictions import Floats, Predicted, read_predicted
+from ava_pipeline.terminal import metric_text, metric_title, plain_table, printable, rounded
 
 NUM_SHOWN = 10
+_COLORS = {"better": "green", "worse": "red", "unclear": "dim"}
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image that both predict.
+    """An image in both files.
 
     Attributes:
-        image_id: as it stands in the first file.
-        gt_mean: its true mean score, of the first file.
-        pred_mean: what the first predicts.
-        other_mean: what the second predicts.
+        image_id: its id in the first file.
+        gt_mean: its true mean score in the first file.
+        pred_mean: the mean score that the first file predicts.
+        other_mean: the mean score that the second file predicts.
     """
 
     image_id: int | str
@@ -37,19 +41,19 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two files of predictions on the images that both hold.
+    """Two files of predictions, compared on the images that both hold.
 
     Attributes:
         path: the first file.
-        other_path: the second.
-        num_images: in both.
-        num_only: in the first alone.
-        num_only_other: in the second alone.
-        num_other_truth: whose true mean score is another one in the second.
-        metrics: of the first, on the images in both.
-        other_metrics: of the second, on the same.
+        other_path: the second file.
+        num_images: images in both.
+        num_only: images in the first file only.
+        num_only_other: images in the second file only.
+        num_other_truth: images whose true mean score differs between the files.
+        metrics: of the first file, on the images in both.
+        other_metrics: of the second file, on the same images.
         difference: first minus second, resample by resample of the same images.
-        furthest: the images whose predicted mean scores differ most, the furthest first.
+        furthest: the images whose predicted mean scores differ most, largest difference first.
     """
 
     path: Path
@@ -64,17 +68,17 @@ class Comparison:
     furthest: tuple[Image, ...]
 
     def verdicts(self) -> dict[str, str]:
-        """Of each metric: `better` or `worse`, where 0 lies outside of the interval, else `unclear`."""
+        """For each metric `better` or `worse` if 0 lies outside its interval, else `unclear`."""
         low, high = asdict(self.difference.low), asdict(self.difference.high)
         return {name: _verdict(low[name], high[name], name in HIGHER_IS_BETTER) for name in low}
 
     def differences(self) -> dict[str, float]:
-        """Each metric of the first minus that of the second."""
+        """Each metric of the first file minus that of the second."""
         other = asdict(self.other_metrics)
         return {name: value - other[name] for name, value in asdict(self.metrics).items()}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; null where a figure is not defined."""
+        """Plain values; null where a metric is not defined."""
         return {
             "file": str(self.path),
             "against": str(self.other_path),
@@ -87,36 +91,36 @@ class Comparison:
             "difference": Metrics(**self.differences()).to_json(),
             "difference_interval": self.difference.to_json(),
             "verdicts": self.verdicts(),
-            "furthest": [_defined(asdict(image)) for image in self.furthest],
+            "furthest": [_finite_or_null(asdict(image)) for image in self.furthest],
         }
 
 
 def compare(path: Path, other: Path, *, num_resamples: int) -> Comparison:
-    """Compare two files of predictions, or the last ones of two runs.
+    """Compare two files of predictions, or the last epochs of two runs.
 
     Args:
-        path: a Parquet file, or a run, of which the last epoch is taken: of its set `val`, or of its only one.
+        path: a Parquet file, or a run directory; of a run, the last epoch of the set `val`, or of its only set.
         other: likewise.
-        num_resamples: of the bootstrap, 1 or more.
+        num_resamples: resamples of the bootstrap, 1 or more.
 
     Raises:
-        NotARunError: there are no predictions.
+        NotARunError: there are no predictions at a path.
         DamagedFileError: a file holds no predictions.
-        PredictionsError: a file has no image ids, or one of them twice.
-        MisuseError: the files have no image in common, or it is not clear which file of a run is meant.
+        PredictionsError: a file has no image ids, or the same id twice.
+        MisuseError: the files have no image in common, or a run has several sets of predictions and none named val.
     """
-    one, two = (read_predicted(_last(place)) for place in (path, other))
-    first, second = _shared(one, two)
-    pair = _of(one, first), _of(two, second)
+    first, second = (read_predicted(_last_epoch(place)) for place in (path, other))
+    rows, other_rows = _shared_rows(first, second)
+    pair = _take(first, rows), _take(second, other_rows)
     resamples = resampled(pair, num_resamples)
     with np.errstate(invalid="ignore"):
         difference = {name: values - resamples[1][name] for name, values in resamples[0].items()}
     return Comparison(
-        path=one.path,
-        other_path=two.path,
-        num_images=len(first),
-        num_only=one.num_images - len(first),
-        num_only_other=two.num_images - len(second),
+        path=first.path,
+        other_path=second.path,
+        num_images=len(rows),
+        num_only=first.num_images - len(rows),
+        num_only_other=second.num_images - len(other_rows),
         num_other_truth=int(np.sum(pair[0].gt_mean != pair[1].gt_mean)),
         metrics=pair[0].metrics(),
         other_metrics=pair[1].metrics(),
@@ -125,8 +129,8 @@ def compare(path: Path, other: Path, *, num_resamples: int) -> Comparison:
     )
 
 
-def _last(path: Path) -> Path:
-    """The file that a path stands for."""
+def _last_epoch(path: Path) -> Path:
+    """The file itself, or the last epoch of a run."""
     paths = prediction_paths(path)
     if path.is_file():
         return path
@@ -134,38 +138,38 @@ def _last(path: Path) -> Path:
     names = {file.name for file in files}
     name = "val" if "val" in names else names.pop() if len(names) == 1 else None
     if name is None:
-        raise MisuseError(f"{path} holds {len(names)} sets of predictions, none of them named val; give a file of one.")
+        raise MisuseError(
+            f"{path} holds {len(names)} sets of predictions, none of them named val; give the file of one of them."
+        )
     return next(file.path for file in reversed(files) if file.name == name)
 
 
-def _shared(one: Predicted, two: Predicted) -> tuple[list[int], list[int]]:
-    """Where each file holds the images that both do, in the first one's order."""
-    rows, others = _rows_by_id(one), _rows_by_id(two)
-    shared = [image for image in rows if image in others]
+def _shared_rows(first: Predicted, second: Predicted) -> tuple[list[int], list[int]]:
+    """The rows of the images that both files hold, in the order of the first file."""
+    rows, other_rows = _rows_by_id(first), _rows_by_id(second)
+    shared = [image for image in rows if image in other_rows]
     if not shared:
         raise MisuseError(
-            f"{one.path} and {two.path} have no image in common; give predictions of the same set of images."
+            f"{first.path} and {second.path} have no image in common; give predictions of the same set of images."
         )
-    return [rows[image] for image in shared], [others[image] for image in shared]
+    return [rows[image] for image in shared], [other_rows[image] for image in shared]
 
 
 def _rows_by_id(predicted: Predicted) -> Mapping[str, int]:
-    """Ids as text, so that 953619 and "953619" are one image."""
+    """Ids as text, so that 953619 and "953619" are the same image."""
     if predicted.image_ids is None:
-        raise PredictionsError(
-            f"{predicted.path} has no column image_id; without it no image can be told from another."
-        )
+        raise PredictionsError(f"{predicted.path} has no column image_id; images are matched by it.")
     ids = predicted.image_ids.cast(pa.string()).to_pylist()
     rows = {image: row for row, image in enumerate(ids) if image is not None}
     if len(rows) < len(ids):
         raise PredictionsError(
-            f"{predicted.path} holds {len(ids)} rows of {len(rows)} images; allowed is one row each."
+            f"{predicted.path}: expected one row for each image, got {len(ids)} rows of {len(rows)} images."
         )
     return rows
 
 
-def _of(predicted: Predicted, rows: list[int]) -> Predicted:
-    """The same file, as if it held these rows only."""
+def _take(predicted: Predicted, rows: list[int]) -> Predicted:
+    """The same file with these rows only."""
     ids = predicted.image_ids
     return Predicted(
         path=predicted.path,
@@ -177,34 +181,91 @@ def _of(predicted: Predicted, rows: list[int]) -> Predicted:
     )
 
 
-def _furthest(one: Predicted, two: Predicted) -> tuple[Image, ...]:
-    apart: Floats = np.abs(one.pred_mean - two.pred_mean)
-    rows = np.argsort(-apart, kind="stable")[:NUM_SHOWN]  # nan stands last
-    ids = one.image_ids
+def _furthest(first: Predicted, second: Predicted) -> tuple[Image, ...]:
+    distance: Floats = np.abs(first.pred_mean - second.pred_mean)
+    rows = np.argsort(-distance, kind="stable")[:NUM_SHOWN]  # nan stands last
+    ids = first.image_ids
     return tuple(
         Image(
-            image_id=_id(ids, int(row)),
-            gt_mean=float(one.gt_mean[row]),
-            pred_mean=float(one.pred_mean[row]),
-            other_mean=float(two.pred_mean[row]),
+            image_id=_image_id(ids, int(row)),
+            gt_mean=float(first.gt_mean[row]),
+            pred_mean=float(first.pred_mean[row]),
+            other_mean=float(second.pred_mean[row]),
         )
         for row in rows
-        if apart[row] > 0
+        if distance[row] > 0
     )
 
 
-def _id(ids: Any, row: int) -> int | str:
+def _image_id(ids: Any, row: int) -> int | str:
     value = ids[row].as_py()
     return value if isinstance(value, int) else str(value)
 
 
-def _verdict(low: float, high: float, higher_is_better: bool) -> str:  # noqa: FBT001  # one of two ways round
+def _verdict(low: float, high: float, higher_is_better: bool) -> str:  # noqa: FBT001  # a property of the metric
     if not (low > 0 or high < 0):
         return "unclear"
     return "better" if (low > 0) == higher_is_better else "worse"
 
 
-def _defined(values: dict[str, Any]) -> dict[str, Any]:
+def _finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in values.items()
     }
+
+
+def show_comparison(found: Comparison, *, generated: bool) -> None:
+    """Print the metrics of both files and their differences, then the images that differ most.
+
+    Args:
+        found: the comparison.
+        generated: whether a title says that the images are generated.
+    """
+    console = Console()
+    console.print(_comparison_table(found, generated=generated))
+    for line in _notes(found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if found.furthest:
+        console.print()
+        console.print(_furthest_table(found))
+
+
+def _comparison_table(found: Comparison, *, generated: bool) -> Table:
+    """A line for each metric: of A, of B, the difference and its interval, and the verdict."""
+    table = plain_table(f"Two sets of predictions on {found.num_images} images", generated=generated)
+    for name in ("metric", "A", "B", "A - B", "from", "to", "A is"):
+        table.add_column(name, justify="left" if name in {"metric", "A is"} else "right", no_wrap=True)
+    low, high, first, second = (
+        asdict(metrics) for metrics in (found.difference.low, found.difference.high, found.metrics, found.other_metrics)
+    )
+    for name, difference in found.differences().items():
+        verdict = found.verdicts()[name]
+        values = (metric_text(name, metrics[name]) for metrics in (first, second))
+        signed = (rounded(value, sign=True) for value in (difference, low[name], high[name]))
+        table.add_row(metric_title(name), *values, *signed, Text(verdict, style=_COLORS[verdict]))
+    return table
+
+
+def _notes(found: Comparison) -> Iterator[str]:
+    """The lines below the table: the files, the images that were left out, and the method of the intervals."""
+    yield f"A: {printable(str(found.path))}"
+    yield f"B: {printable(str(found.other_path))}"
+    if found.num_only or found.num_only_other:
+        yield f"Left out: {found.num_only} images in A alone, {found.num_only_other} in B alone."
+    if found.num_other_truth:
+        yield (
+            f"The true mean score of {found.num_other_truth} images differs between A and B; "
+            "each file is compared with its own."
+        )
+    yield f"from, to: {method_text(found.difference)}, the same images drawn for A and B."
+
+
+def _furthest_table(found: Comparison) -> Table:
+    table = plain_table("The images on which they differ most")
+    for name in ("image", "true mean", "A", "B", "A - B"):
+        table.add_column(name, justify="left" if name == "image" else "right", no_wrap=True)
+    for image in found.furthest:
+        means = (rounded(mean, 3) for mean in (image.gt_mean, image.pred_mean, image.other_mean))
+        difference = rounded(image.pred_mean - image.other_mean, 3, sign=True)
+        table.add_row(Text(printable(str(image.image_id))), *means, difference)
+    return table

@@ -1,6 +1,7 @@
 """The command `ava-pipeline evaluate`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,10 @@ import typer
 from ava_pipeline.errors import DamagedFileError, ExitStatus, MisuseError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ava_pipeline.evaluation.against import Comparison
-    from ava_pipeline.evaluation.evaluate import Evaluated
+    from ava_pipeline.evaluation.evaluate import Evaluation
 
 NUM_RESAMPLES = 1000
 
@@ -48,12 +51,15 @@ def evaluate_command(
     Exit status: 0 success, 1 a file cannot be read or holds no predictions,
     2 no predictions or wrong usage.
     """
-    from ava_pipeline.evaluation.tables import show_comparison, show_evaluated
+    from rich.console import Console
+
     from ava_pipeline.read.predictions import is_generated
     from ava_pipeline.terminal import printable
 
     generated = is_generated(path) or (against is not None and is_generated(against))
     if against is not None:
+        from ava_pipeline.evaluation.against import show_comparison
+
         found = _compare(path, against, resamples)
         if as_json:
             _print_json({"generated": generated, **found.to_json()})
@@ -64,20 +70,20 @@ def evaluate_command(
     if as_json:
         _print_json({"generated": generated, "files": [file.to_json() for file in files], "problems": problems})
     elif files:
-        show_evaluated(files, generated=generated)
+        Console().print(_metrics_table(files, generated=generated))
     for problem in problems.values():
         typer.echo(printable(problem), err=True)
     raise typer.Exit(ExitStatus.PROBLEMS if problems else ExitStatus.SUCCESS)
 
 
-def _evaluate_each(path: Path, resamples: int) -> tuple[list["Evaluated"], dict[str, str]]:
+def _evaluate_each(path: Path, resamples: int) -> tuple[list["Evaluation"], dict[str, str]]:
     """Evaluate each file on its own; files that cannot be read are returned by path, with the reason."""
     from rich.console import Console
     from rich.progress import track
 
     from ava_pipeline.evaluation.evaluate import evaluate, prediction_paths
 
-    files: list[Evaluated] = []
+    files: list[Evaluation] = []
     problems: dict[str, str] = {}
     paths, console = prediction_paths(path), Console(stderr=True)
     is_shown = console.is_terminal and len(paths) > 1
@@ -98,6 +104,28 @@ def _compare(path: Path, against: Path, resamples: int) -> "Comparison":
         return compare(path, against, num_resamples=resamples)
     except MisuseError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _metrics_table(files: Sequence["Evaluation"], *, generated: bool) -> "Table":
+    """A line for each file, its interval below it, and a line for the constant predictor of the last file."""
+    from rich.text import Text
+
+    from ava_pipeline.evaluation.evaluate import method_text
+    from ava_pipeline.terminal import add_metrics, metrics_table, printable
+
+    table = metrics_table("Metrics of predictions", ["file", "images"], generated=generated)
+    for file in files:
+        add_metrics(table, [file.path.stem, str(file.num_images)], file.metrics)
+        if file.interval is not None:
+            add_metrics(table, ["  from", ""], file.interval.low, style="dim")
+            add_metrics(table, ["  to", ""], file.interval.high, style="dim")
+    last = files[-1]
+    add_metrics(table, ["constant", str(last.num_images)], last.constant)
+    caption = f"constant: predicts the mean true distribution of {printable(last.path.name)} for every image."
+    if last.interval is not None:
+        caption += f"\nfrom, to: {method_text(last.interval)}."
+    table.caption, table.caption_justify = Text(caption, style="dim italic"), "left"
+    return table
 
 
 def _print_json(values: object) -> None:

@@ -1,4 +1,4 @@
-"""Many runs as one table each: what `ava_pipeline.runs` returns."""
+"""The tables of many runs, each as one dataset."""
 
 import logging
 import warnings
@@ -29,47 +29,50 @@ RUN, EPOCH, IMAGE = "run", "epoch", "image_id"
 
 
 def runs(patterns: Pattern | Iterable[Pattern]) -> "Runs":
-    """Many runs, alive, finished or crashed, as one table each with a column `run`.
+    """Open many runs, whether running, finished or crashed; each table is one dataset with a column `run`.
 
         from ava_pipeline import runs
         norms = runs("outputs/ava/*").gradient_norms()      # a pyarrow.dataset.Dataset
         duckdb.sql("SELECT run, max(overall) FROM norms GROUP BY run")
 
-    A run that cannot be opened is left out, with a warning that names it.
+    A run that cannot be opened is skipped, with a warning that names it.
 
     Args:
-        patterns: run directories, or patterns such as `outputs/ava/*`; one of them, or many.
+        patterns: a run directory, a pattern such as `outputs/ava/*`, or several of them.
 
     Raises:
         NotARunError: nothing that matches is a run.
     """
     opened: dict[str, Run] = {}
     for name, layout in find_runs(patterns).items():
-        with _left_out_if_broken(f"Run {name!r}"):
+        with _skip_if_broken(f"Run {name!r}"):
             opened[name] = open_run(layout.root)
     return Runs(opened)
 
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Run directories by name, and their tables put together.
+    """Run directories by name, and their tables as datasets.
 
     Each table is a `pyarrow.dataset.Dataset`: DuckDB, Polars (`scan_pyarrow_dataset`) and pandas (`to_table`) read
-    the columns, rows and runs that a query asks for. Rows that wait in a journal are there too; those of one run are
-    read into memory while they are scanned. Columns that a run has not are null in its rows. Nothing is written.
+    only the columns, rows and runs that a query asks for. Rows that are still in a journal are included; the journal of
+    a run is read into memory while it is scanned. Columns that a run lacks are null in its rows. Nothing is written.
 
-    Each call looks at the files anew. A run whose files cannot be read is left out, with a warning that names it; where
-    that is only seen while a query runs, the warning is in the log.
+    Each call reads the current files. A run whose files cannot be read is skipped, with a warning that names it; if the
+    damage is only found while a query runs, the warning is logged.
+
+    Attributes:
+        runs: the opened runs by name.
     """
 
     runs: Mapping[str, Run]
 
     def gradient_norms(self) -> ds.Dataset:
-        """L2 norms, a row a run and collected step."""
+        """L2 norms: a row for each run and collected step."""
         return self.table("gradient_norms")
 
     def learning_rates(self) -> ds.Dataset:
-        """Learning rates, a row a run and collected step."""
+        """Learning rates: a row for each run and collected step."""
         return self.table("learning_rates")
 
     def steps(self) -> ds.Dataset:
@@ -77,95 +80,99 @@ class Runs:
         return self.table("steps")
 
     def events(self) -> ds.Dataset:
-        """What happened beside the rows."""
+        """The events of each run: gaps, skipped steps, values that are not finite, findings."""
         declaration = RunTable.of(EVENTS)
-        return self._of_each(lambda run, keys: read_part(run.layout, declaration, keys))
+        return self._combined(lambda run, keys: read_part(run.layout, declaration, keys))
 
     def table(self, name: str) -> ds.Dataset:
-        """Any table that a run's manifest declares; a run without it has no rows there.
+        """Any table that a manifest declares; a run without this table contributes no rows.
 
         Raises:
             MisuseError: no run has such a table.
-            DamagedFileError: runs contradict each other in a column's type.
+            DamagedFileError: a column has types in two runs that cannot be combined.
         """
         known: set[str] = set()
 
-        def part(run: Run, keys: Keys) -> DatasetPart | None:
+        def part_of(run: Run, keys: Keys) -> DatasetPart | None:
             manifest = run.manifest if run.layout.telemetry.is_dir() else None
             known.update(manifest.tables if manifest else ())
             return table_part(run.layout, manifest, name, keys) if manifest and name in manifest.tables else None
 
-        found = self._of_each(part)
+        dataset = self._combined(part_of)
         if name not in known:
-            raise MisuseError(f"No run has a table {name!r}; their tables: {', '.join(sorted(known)) or 'none'}.")
-        return found
+            raise MisuseError(f"No run has a table {name!r}; known tables: {', '.join(sorted(known)) or 'none'}.")
+        return dataset
 
     def metrics(self) -> ds.Dataset:
-        """Validation metrics, a row a run and epoch; of runs of `ava-pipeline train`."""
+        """Validation metrics: a row for each run and epoch. Only runs of `ava-pipeline train` have them."""
         declaration = RunTable.of(EPOCH_METRICS)
 
-        def part(run: Run, keys: Keys) -> DatasetPart | None:
+        def part_of(run: Run, keys: Keys) -> DatasetPart | None:
             path = run.layout.metrics
             read = partial(read_csv, path, declaration)
             return DatasetPart(read, declaration.arrow_schema, keys) if path.exists() else None
 
-        return self._of_each(part)
+        return self._combined(part_of)
 
     def val_predictions(self, *, name: str = "val") -> ds.Dataset:
-        """The predictions of the set `name`, a row a run, epoch and image; image ids are text where any run's are."""
+        """The predictions of the set `name`: a row for each run, epoch and image.
+
+        Image ids are strings if those of any run are.
+        """
         parts: list[DatasetPart] = []
         for run_name, run in self.runs.items():
             for file in prediction_files(run.layout):
-                with _left_out_if_broken(f"A file of run {run_name!r}"):
+                with _skip_if_broken(f"A file of run {run_name!r}"):
                     if file.name == name:
                         part = parquet_part(file.path, {RUN: run_name, EPOCH: file.epoch})
-                        parts.append(_left_out_if_unreadable(run_name, part))
-        return dataset_of(_ids_alike(parts), (RUN, EPOCH))
+                        parts.append(_skip_if_unreadable(run_name, part))
+        return dataset_of(_with_same_id_type(parts), (RUN, EPOCH))
 
-    def _of_each(self, part: Callable[[Run, Keys], DatasetPart | None]) -> ds.Dataset:
-        found: list[DatasetPart] = []
+    def _combined(self, part_of: Callable[[Run, Keys], DatasetPart | None]) -> ds.Dataset:
+        parts: list[DatasetPart] = []
         for name, run in self.runs.items():
-            with _left_out_if_broken(f"Run {name!r}"):
-                one = part(run, {RUN: name})
-                found += [] if one is None else [_left_out_if_unreadable(name, one)]
-        return dataset_of(found, (RUN,))
+            with _skip_if_broken(f"Run {name!r}"):
+                part = part_of(run, {RUN: name})
+                parts += [] if part is None else [_skip_if_unreadable(name, part)]
+        return dataset_of(parts, (RUN,))
 
 
 @contextmanager
-def _left_out_if_broken(what: str) -> Iterator[None]:
+def _skip_if_broken(what: str) -> Iterator[None]:
     try:
         yield
     except (RunError, OSError) as error:
-        warnings.warn(f"{what} is left out: {error}", stacklevel=4)
+        warnings.warn(f"{what} is skipped: {error}", stacklevel=4)
 
 
-def _left_out_if_unreadable(name: str, part: DatasetPart) -> DatasetPart:
-    """Rows that are read while they are scanned, in a thread of Arrow's, through which no exception may go.
+def _skip_if_unreadable(name: str, part: DatasetPart) -> DatasetPart:
+    """Log an error in rows that are read during a query, and give no rows.
 
-    There is nobody to catch it in a query of DuckDB, which ends the process; so it is logged, and the run has no rows.
+    Arrow calls `source` in a thread of its own. An exception there is not caught by a query of DuckDB and ends the
+    process.
     """
     if isinstance(part.source, Path):
-        return part  # Arrow reads it by itself
+        return part  # a file that Arrow reads itself
     read = part.source
 
     def rows() -> pa.Table:
         try:
             return read()
         except (RunError, OSError) as error:
-            _log.warning("Run %r is left out: %s", name, error)
+            _log.warning("Run %r is skipped: %s", name, error)
             return part.schema.empty_table()
 
     return replace(part, source=rows)
 
 
-def _ids_alike(parts: Sequence[DatasetPart]) -> list[DatasetPart]:
-    """Integers are read as text where any part's ids are text."""
+def _with_same_id_type(parts: Sequence[DatasetPart]) -> list[DatasetPart]:
+    """Read integer ids as strings if the ids of any part are strings."""
     fields = [part.schema.field(IMAGE) for part in parts if IMAGE in part.schema.names]
     if not any(pa.types.is_string(field.type) for field in fields):
         return list(parts)
-    return [replace(part, schema=_with_text_ids(part.schema)) for part in parts]
+    return [replace(part, schema=_with_string_ids(part.schema)) for part in parts]
 
 
-def _with_text_ids(schema: pa.Schema) -> pa.Schema:
+def _with_string_ids(schema: pa.Schema) -> pa.Schema:
     index = schema.get_field_index(IMAGE)
     return schema if index < 0 else schema.set(index, pa.field(IMAGE, pa.string()))

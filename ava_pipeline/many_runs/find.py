@@ -1,4 +1,4 @@
-"""Which directories a pattern such as `outputs/ava/*` means."""
+"""Find run directories by patterns such as `outputs/ava/*`."""
 
 import glob
 from collections import Counter
@@ -14,13 +14,13 @@ Pattern = str | PathLike[str]
 
 
 def find_runs(patterns: Pattern | Iterable[Pattern]) -> dict[str, RunLayout]:
-    """Every run directory that a pattern matches, the damaged ones too, by name.
+    """Find every run directory that a pattern matches, damaged ones included, by name.
 
-    A run's name is what the pattern's first wildcard and all behind it stand for: `try-1` for `outputs/ava/*`,
-    `ava/try-1` for `outputs/*/*`. Where that gives two runs one name, they are named by their paths.
+    A run's name is the part of its path from the pattern's first wildcard on: `try-1` for `outputs/ava/*`, `ava/try-1`
+    for `outputs/*/*`. Runs that would have the same name are named by their paths.
 
     Args:
-        patterns: run directories, or patterns with `*`, `?`, `[…]` and `**`; one of them, or many.
+        patterns: a run directory, a pattern with `*`, `?`, `[…]` or `**`, or several of them.
 
     Raises:
         NotARunError: nothing that matches is a run.
@@ -28,35 +28,35 @@ def find_runs(patterns: Pattern | Iterable[Pattern]) -> dict[str, RunLayout]:
     given: list[Pattern] = [patterns] if isinstance(patterns, str | PathLike) else list(patterns)
     found = {path: name for pattern in given for path, name in _matches(fspath(pattern)) if _may_be_run(path)}
     if not found:
-        named = " ".join(str(fspath(pattern)) for pattern in given) or "Nothing"
+        listed = " ".join(str(fspath(pattern)) for pattern in given) or "no pattern given"
         raise NotARunError(
-            f"{named}: no run there. Give run directories, or a pattern in quotes that matches some, such as "
+            f"{listed}: no run found. Give run directories, or a pattern in quotes that matches them, such as "
             "'outputs/ava/*'."
         )
-    times = Counter(found.values())
-    return {name if times[name] == 1 else str(path): RunLayout(path) for path, name in found.items()}
+    counts = Counter(found.values())
+    return {name if counts[name] == 1 else str(path): RunLayout(path) for path, name in found.items()}
 
 
 def _matches(pattern: str) -> Iterator[tuple[Path, str]]:
-    """Paths with their names, sorted; a path that is there is never taken for a pattern."""
+    """Paths with their names, sorted; a path that exists is not treated as a pattern."""
     path = Path(pattern)
     if path.exists() or not glob.has_magic(pattern):
         yield path, path.name or str(path.resolve())
         return
     base = _folder_before_wildcards(path)
-    for match in sorted(map(Path, glob.glob(pattern, recursive=True))):  # noqa: PTH207  # takes absolute patterns too
+    for match in sorted(map(Path, glob.glob(pattern, recursive=True))):  # noqa: PTH207  # accepts absolute patterns
         yield match, str(match.relative_to(base))
 
 
 def _folder_before_wildcards(path: Path) -> Path:
-    plain = 0
-    while not glob.has_magic(path.parts[plain]):
-        plain += 1
-    return Path(*path.parts[:plain])
+    num_plain = 0
+    while not glob.has_magic(path.parts[num_plain]):
+        num_plain += 1
+    return Path(*path.parts[:num_plain])
 
 
 def _may_be_run(path: Path) -> bool:
-    """A directory that does not let itself be looked into may be one."""
+    """Whether the path is a run, or a directory that cannot be read and so might be one."""
     try:
         return path.is_dir() and is_run(RunLayout(path))
     except OSError:

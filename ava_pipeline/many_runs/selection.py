@@ -1,6 +1,6 @@
-"""Which runs are listed, and in which order: `lr>1e-3 and status=finished`, `srcc`.
+"""Select and sort runs: `lr>1e-3 and status=finished`, `srcc`.
 
-A condition is read, never run: names, signs and values are told apart here, and nothing is evaluated as code.
+Conditions are parsed here into names, operators and values; nothing is evaluated as code.
 """
 
 import difflib
@@ -14,104 +14,109 @@ from ava_pipeline.many_runs.summary import Summary, Value, last_part
 from ava_pipeline.metrics import HIGHER_IS_BETTER
 
 _CLAUSE = re.compile(
-    r"\s*(?P<name>[^\s,<>=!'\"]+)\s*(?P<sign><=|>=|==|!=|=|<|>)\s*(?P<value>'[^']*'|\"[^\"]*\"|[^\s,<>=!'\"]+)\s*"
+    r"\s*(?P<name>[^\s,<>=!'\"]+)\s*(?P<operator><=|>=|==|!=|=|<|>)\s*(?P<value>'[^']*'|\"[^\"]*\"|[^\s,<>=!'\"]+)\s*"
 )
 _JOIN = re.compile(r",|and\b", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-_WORDS: Mapping[str, Value] = {"true": True, "false": False}
-_ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {
+_CONSTANTS: Mapping[str, Value] = {"true": True, "false": False}
+_COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
 }
-_SHORT = {"lr": "base_lr"}
-_NUM_NAMED = 5
+_ALIASES = {"lr": "base_lr"}
+_NUM_SUGGESTED = 5
 
 
 class Clause(NamedTuple):
     """One comparison of a condition."""
 
     name: str
-    sign: str
+    operator: str
     value: Value
 
 
 def parse_where(text: str) -> list[Clause]:
-    """Read comparisons joined by `and` or a comma; all of them must hold.
+    """Parse comparisons joined by `and` or a comma, all of which must hold.
 
     Raises:
-        MisuseError: it is none; the message says from where on.
+        MisuseError: the text is not a condition; the message names the part that cannot be read.
     """
     clauses, position = [], 0
     while True:
         match = _CLAUSE.match(text, position)
         if match is None:
-            raise _refusal(text, position)
+            raise _syntax_error(text, position)
         clauses.append(_clause(match, text))
         position = match.end()
         if position == len(text):
             return clauses
         join = _JOIN.match(text, position)
         if join is None:
-            raise _refusal(text, position)
+            raise _syntax_error(text, position)
         position = join.end()
 
 
 def where(summaries: Sequence[Summary], text: str) -> list[Summary]:
-    """The runs for which a condition holds, and those that could not be read, of which nobody knows.
+    """The runs for which a condition holds, and the runs that cannot be read, for which it is unknown.
 
-    A run that has no value of a name does not fulfil any comparison with it.
+    A comparison does not hold for a run that lacks a value of that name.
+
+    Args:
+        summaries: the runs.
+        text: the condition.
 
     Raises:
-        MisuseError: it is no condition, or no run has a name in it.
+        MisuseError: the text is not a condition, or no run has a value of a name in it.
     """
     known = _names(summaries)
-    clauses = [clause._replace(name=_resolved(clause.name, known)) for clause in parse_where(text)]
-    return [one for one in summaries if one.problem or all(_holds(clause, one.values()) for clause in clauses)]
+    clauses = [clause._replace(name=_full_name(clause.name, known)) for clause in parse_where(text)]
+    return [run for run in summaries if run.problem or all(_holds(clause, run.values()) for clause in clauses)]
 
 
 def ordered(summaries: Sequence[Summary], text: str) -> list[Summary]:
-    """Runs by a metric, the best first, or by anything else, the least first; runs without it come last.
+    """Sort runs by a metric, best first, or by another value, least first; runs without the value come last.
 
     Args:
-        summaries: in any order.
-        text: the name; with a `-` before it, the other way round.
+        summaries: the runs.
+        text: the name of the value; a `-` before it reverses the order.
 
     Raises:
-        MisuseError: no run has such a name.
+        MisuseError: no run has a value of this name.
     """
-    name = _resolved(text.removeprefix("-"), _names(summaries))
-    having = [one for one in summaries if name in one.values()]
-    having.sort(key=lambda one: _place(one.values()[name]), reverse=(name in HIGHER_IS_BETTER) != text.startswith("-"))
-    return having + [one for one in summaries if name not in one.values()]
+    name = _full_name(text.removeprefix("-"), _names(summaries))
+    with_value = [run for run in summaries if name in run.values()]
+    is_descending = (name in HIGHER_IS_BETTER) != text.startswith("-")
+    with_value.sort(key=lambda run: _sort_key(run.values()[name]), reverse=is_descending)
+    return with_value + [run for run in summaries if name not in run.values()]
 
 
 def _clause(match: re.Match[str], text: str) -> Clause:
-    name, sign, word = match["name"], match["sign"], match["value"]
+    name, symbol, word = match["name"], match["operator"], match["value"]
     value = _value(word)
-    if sign in _ORDERS and not _is_number(value):
-        raise MisuseError(f"{text!r}: {sign} compares numbers, and {word} is none; = and != compare words.")
-    return Clause(name, sign, value)
+    if symbol in _COMPARISONS and not _is_number(value):
+        raise MisuseError(f"{text!r}: {symbol} expects a number, got {word}; use = or != to compare texts.")
+    return Clause(name, symbol, value)
 
 
 def _value(word: str) -> Value:
     if word[0] in "'\"":
         return word[1:-1]
-    return float(word) if _NUMBER.fullmatch(word) else _WORDS.get(word, word)
+    return float(word) if _NUMBER.fullmatch(word) else _CONSTANTS.get(word, word)
 
 
 def _holds(clause: Clause, values: Mapping[str, Value]) -> bool:
     if clause.name not in values:
         return False
     value = values[clause.name]
-    if clause.sign in _ORDERS:
-        return _is_number(value) and _ORDERS[clause.sign](value, clause.value)
-    return _is_same(value, clause.value) == (clause.sign != "!=")
+    if clause.operator in _COMPARISONS:
+        return _is_number(value) and _COMPARISONS[clause.operator](value, clause.value)
+    return _is_same(value, clause.value) == (clause.operator != "!=")
 
 
 def _is_same(value: Value, given: Value) -> bool:
-    """Numbers by their value, all else by its text: `1` is no `true`."""
+    """Numbers are compared by value; anything else must also have the same type, so that `1` differs from `true`."""
     if _is_number(value) and _is_number(given):
         return value == given
     return type(value) is type(given) and value == given
@@ -121,37 +126,37 @@ def _is_number(value: Value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _place(value: Value) -> tuple[bool, Any]:
-    """Numbers before texts, which cannot be compared with them; nan, which has no place, among the texts."""
+def _sort_key(value: Value) -> tuple[bool, Any]:
+    """Numbers before texts, since the two cannot be compared; nan is sorted as a text."""
     is_text = not isinstance(value, int | float) or value != value  # noqa: PLR0124  # nan
     return is_text, str(value) if is_text else value
 
 
 def _names(summaries: Iterable[Summary]) -> list[str]:
-    return list(dict.fromkeys(name for one in summaries for name in one.values()))
+    return list(dict.fromkeys(name for run in summaries for name in run.values()))
 
 
-def _resolved(name: str, known: Sequence[str]) -> str:
-    """The name itself, or the one whose last part it is: `base_lr`, or `lr` for short, means `optim.base_lr`."""
+def _full_name(name: str, known: Sequence[str]) -> str:
+    """The name itself, or the full name of a last part or an alias: `base_lr` and `lr` mean `optim.base_lr`."""
     for found in _candidates(name, known):
         if len(found) == 1:
             return found[0]
         if found:
-            raise MisuseError(f"{name!r} may be {', '.join(found)}; give one of them.")
-    near = difflib.get_close_matches(name, [*known, *map(last_part, known)], n=_NUM_NAMED, cutoff=0.5)
-    told = ", ".join(near or known[:_NUM_NAMED]) or "none, since no run can be read"
-    raise MisuseError(f"No run has {name!r}. Names that are there: {told}; --json shows all.")
+            raise MisuseError(f"{name!r} may mean {', '.join(found)}; give one of them.")
+    near = difflib.get_close_matches(name, [*known, *map(last_part, known)], n=_NUM_SUGGESTED, cutoff=0.5)
+    suggested = ", ".join(near or known[:_NUM_SUGGESTED]) or "none, since no run can be read"
+    raise MisuseError(f"No run has a value {name!r}. Known names: {suggested}; --json shows all of them.")
 
 
 def _candidates(name: str, known: Sequence[str]) -> Iterator[list[str]]:
-    yield [one for one in known if one == name]
-    yield [one for one in known if last_part(one) == name]
-    yield [one for one in known if last_part(one) == _SHORT.get(name)]
+    yield [full for full in known if full == name]
+    yield [full for full in known if last_part(full) == name]
+    yield [full for full in known if last_part(full) == _ALIASES.get(name)]
 
 
-def _refusal(text: str, position: int) -> MisuseError:
+def _syntax_error(text: str, position: int) -> MisuseError:
     rest = text[position:].strip() or "its end"
     return MisuseError(
         f"{text!r} cannot be read from {rest!r} on; write comparisons such as lr>1e-3 or status=finished, joined by "
-        "and or a comma, and texts with spaces in quotes. There is no or."
+        '"and" or a comma, and put texts with spaces in quotes. "or" is not supported.'
     )

@@ -1,4 +1,4 @@
-"""What a run was told to do, as names and plain values, and where runs differ in it."""
+"""One run in short: its status, best metrics, settings and first finding."""
 
 import json
 import math
@@ -10,82 +10,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from ava_pipeline.config import load
+from ava_pipeline.config.load import read_yaml
+from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import RunLayout, prediction_files
-from ava_pipeline.contract.manifest import Manifest
+from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.diagnose.diagnose import Verdict, diagnose_run
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import HIGHER_IS_BETTER, Metrics
+from ava_pipeline.read.csv import read_csv
 from ava_pipeline.read.predictions import read_predicted
 from ava_pipeline.read.run import Run, open_run
 from ava_pipeline.read.status import status_now
 
-Value: TypeAlias = str | float | bool | None
-_TELLS_NOTHING = {"output_dir"}  # each run has its own
-
-
-def settings_of(run: Run) -> dict[str, Value]:
-    """The run's config.yaml, else its manifest's `run_info`: `{"optim.base_lr": 0.001}`.
-
-    Raises:
-        DamagedFileError: the file that is there cannot be read, or is a link out of the run.
-    """
-    return {name: value for name, value in _flat("", _given(run)) if name not in _TELLS_NOTHING}
-
-
-def differing(settings: Sequence[Mapping[str, Value]]) -> list[str]:
-    """Names of the settings in which runs differ, or that only some of them have; a run without any says nothing."""
-    told = [one for one in settings if one]
-    names = sorted({name for one in told for name in one})  # in one order, however the runs are sorted
-    return [name for name in names if len({repr(one.get(name)) for one in told}) > 1]
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Each name's last part, where no other one has it."""
-    times = Counter(map(last_part, names))
-    return {name: last_part(name) if times[last_part(name)] == 1 else name for name in names}
-
-
-def last_part(name: str) -> str:
-    """`base_lr` of `optim.base_lr`."""
-    return name.rpartition(".")[2]
-
-
-def _given(run: Run) -> Mapping[str, Any]:
-    path = run.layout.config
-    if not path.exists():
-        return run.manifest.run_info if run.layout.manifest.exists() else {}
-    check_name(run.layout, path)
-    try:
-        values = load.read(path)
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}. Restore it, or move it away.") from error
-    return values if isinstance(values, dict) else {}
-
-
-def _flat(prefix: str, values: Mapping[Any, Any]) -> Iterator[tuple[str, Value]]:
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from _flat(f"{name}.", value)
-        elif value is None or isinstance(value, str | int | float):
-            yield name, value
-        else:
-            yield name, json.dumps(value, default=str)
-
-
-METRICS = tuple(one.name for one in fields(Metrics))
-BEST_IS_LOWEST = frozenset({"train_loss", *METRICS}) - HIGHER_IS_BETTER
 UNREADABLE = "unreadable"
 UNKNOWN = "unknown"
+_LOWER_IS_BETTER = frozenset({"train_loss", *(metric.name for metric in fields(Metrics))}) - HIGHER_IS_BETTER
+_NEVER_COMPARED = {"output_dir"}  # differs between any two runs
 
-Piece: TypeAlias = Callable[[Run], Mapping[str, Any]]
+Value: TypeAlias = str | float | bool | None
 
 
 class Best(NamedTuple):
-    """A metric's best value, and the epoch that reached it first."""
+    """The best value of a metric, and the first epoch that reached it."""
 
     value: float
     epoch: int
@@ -93,23 +41,23 @@ class Best(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One run, as far as it could be read.
+    """One run, as far as it can be read.
 
     Attributes:
-        name: what tells it from the others.
+        name: distinguishes the run from the others.
         path: its directory.
-        status: the manifest's; `killed` where it says running and shows no sign of life; `unknown` where there is no
-            manifest, `unreadable` where it cannot be read.
-        problem: why not all of it could be read.
-        age_s: seconds since its first attempt began.
+        status: the manifest's status; `killed` if the manifest says running and the run shows no sign of life;
+            `unknown` without a manifest, `unreadable` if it cannot be read.
+        problem: the reason if a part of the run cannot be read.
+        age_s: seconds since its first attempt started.
         silent_s: seconds since its last sign of life.
         last_batch: the last collected `batch_idx`.
-        last_epoch: its 0-based epoch.
-        best: each metric's best, of metrics.csv or else of the predictions of the set `val`.
-        settings: of config.yaml, else of the manifest's `run_info`, by dotted names.
-        finding: of the warnings and errors, the one that shows at the earliest batch; None where there is none.
-        num_findings: warnings and errors; None where they were not looked for.
-        verdict: what `diagnose` says in a word; None where it was not asked.
+        last_epoch: the 0-based epoch of that batch.
+        best: the best value of each metric, from metrics.csv or else from the predictions of the set `val`.
+        settings: from config.yaml or else from the manifest's `run_info`, by dotted names.
+        finding: the warning or error at the earliest batch; None if there is none.
+        num_findings: warnings and errors; None if the run was not diagnosed.
+        verdict: the verdict of `diagnose`; None if the run was not diagnosed.
     """
 
     name: str
@@ -128,12 +76,13 @@ class Summary:
 
     @property
     def is_generated(self) -> bool:
-        """Whether it was trained on generated data, as its config says."""
+        """Whether its config trains on generated data."""
         return any(name.startswith("data.sample.") for name in self.settings)
 
     def values(self) -> dict[str, Value]:
-        """What runs are chosen and sorted by; a figure of its own goes before a setting of that name."""
-        own = {
+        """The values by which runs are selected and sorted; a setting is hidden by a value of the same name."""
+        values = {
+            **self.settings,
             "run": self.name,
             "status": self.status,
             "age_s": self.age_s,
@@ -142,42 +91,56 @@ class Summary:
             "findings": self.num_findings,
             **{name: best.value for name, best in self.best.items()},
         }
-        return {name: value for name, value in {**self.settings, **own}.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; null where there is none."""
-        told = {one.name: getattr(self, one.name) for one in fields(self)}
-        finding = None if self.finding is None else self.finding.to_json()
-        best = {name: best._asdict() for name, best in self.best.items()}
-        told["is_generated"] = self.is_generated
-        return {**told, "path": str(self.path), "best": best, "settings": _finite(self.settings), "finding": finding}
+        """Plain values; null for None and for settings that are not finite."""
+        return {
+            **{attribute.name: getattr(self, attribute.name) for attribute in fields(self)},
+            "is_generated": self.is_generated,
+            "path": str(self.path),
+            "best": {name: best._asdict() for name, best in self.best.items()},
+            "settings": _finite_or_null(self.settings),
+            "finding": None if self.finding is None else self.finding.to_json(),
+        }
+
+
+def _finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no nan and no inf."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
 
 
 def summary_of(name: str, layout: RunLayout, *, now: datetime | None = None, findings: bool = True) -> Summary:
-    """Look at one run. Whatever is wrong with it is told in the summary.
+    """Summarise one run. The summary reports whatever is wrong with the run; nothing is raised.
 
     Args:
-        name: what tells it from the others.
+        name: distinguishes the run from the others.
         layout: of its directory.
-        now: what ages are counted to; left out, the time of day.
-        findings: whether its numbers are looked through for signs, which reads all of them.
+        now: the time from which ages are counted; by default the current time.
+        findings: whether the run is diagnosed, which reads all of its rows.
     """
-    pieces: list[Piece] = [partial(_state, now=now or datetime.now(UTC)), _reached, _best, _settings]
-    pieces += [_findings] if findings else []
-    told: dict[str, Any] = {}
-    for piece in pieces:
+    parts: list[Callable[[Run], Mapping[str, Any]]] = [
+        partial(_status, now=now or datetime.now(UTC)),
+        _last_row,
+        _best_metrics,
+        _settings,
+    ]
+    parts += [_first_finding] if findings else []
+    attributes: dict[str, Any] = {}
+    problems: list[str] = []
+    for part in parts:
         try:
-            told = {**told, **piece(open_run(layout.root)), **_first_problem(told)}
-        except Exception as error:  # noqa: BLE001  # whatever is wrong with this run, the others are to be listed
-            told.setdefault("problem", str(error) or type(error).__name__)
-    return Summary(name=name, path=layout.root, **told)
+            attributes |= part(open_run(layout.root))
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with this run, the others are listed
+            problems.append(str(error) or type(error).__name__)
+        if "problem" in attributes:
+            problems.append(attributes.pop("problem"))
+    return Summary(name=name, path=layout.root, problem=problems[0] if problems else None, **attributes)
 
 
-def _first_problem(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {"problem": told["problem"]} if "problem" in told else {}
-
-
-def _state(run: Run, *, now: datetime) -> dict[str, Any]:
+def _status(run: Run, *, now: datetime) -> dict[str, Any]:
     if not run.layout.manifest.exists():
         return {"status": UNKNOWN}
     manifest = run.manifest
@@ -190,34 +153,32 @@ def _state(run: Run, *, now: datetime) -> dict[str, Any]:
     }
 
 
-def _reached(run: Run) -> dict[str, Any]:
+def _last_row(run: Run) -> dict[str, Any]:
     if not run.layout.manifest.exists() or not run.manifest.tables:
         return {}
-    keys = run.arrow(_any_table(run.manifest), columns=["batch_idx", "epoch"])
+    tables = run.manifest.tables  # each step has a row in every one of them
+    table = "gradient_norms" if "gradient_norms" in tables else min(tables)
+    keys = run.arrow(table, columns=["batch_idx", "epoch"])
     last = keys.sort_by("batch_idx").slice(max(0, keys.num_rows - 1)).to_pylist()
     return {"last_batch": last[0]["batch_idx"], "last_epoch": last[0]["epoch"]} if last else {}
 
 
-def _any_table(manifest: Manifest) -> str:
-    """Each step has a row in every measure's table."""
-    return "gradient_norms" if "gradient_norms" in manifest.tables else min(manifest.tables)
-
-
-def _best(run: Run) -> dict[str, Any]:
+def _best_metrics(run: Run) -> dict[str, Any]:
     best: dict[str, Best] = {}
     problems: list[str] = []
-    for epoch, figures in _epochs(run, problems):
-        for name, value in figures.items():
-            if math.isfinite(value) and (name not in best or _is_better(name, value, best[name].value)):
-                best[name] = Best(value, epoch)
+    for epoch, metrics in _metrics_by_epoch(run, problems):
+        for name, value in metrics.items():
+            if value is not None and math.isfinite(value):
+                is_better = name not in best or _is_better(name, value, best[name].value)
+                best |= {name: Best(value, epoch)} if is_better else {}
     return {"best": best, **({"problem": problems[0]} if problems else {})}
 
 
-def _epochs(run: Run, problems: list[str]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Each epoch's figures; predictions that cannot be read are told, and the other epochs count."""
+def _metrics_by_epoch(run: Run, problems: list[str]) -> Iterator[tuple[int, dict[str, float | None]]]:
+    """The metrics of each epoch; predictions that cannot be read are a problem, and the other epochs count."""
     if run.layout.metrics.exists():
-        for row in run.metrics().to_dict("records"):
-            yield int(row["epoch"]), {str(name): float(value) for name, value in row.items() if name != "epoch"}
+        for row in read_csv(run.layout.metrics, RunTable.of(EPOCH_METRICS)).to_pylist():
+            yield row.pop("epoch"), row
         return
     for file in prediction_files(run.layout):
         if file.name == "val":
@@ -230,24 +191,67 @@ def _epochs(run: Run, problems: list[str]) -> Iterator[tuple[int, dict[str, floa
 
 
 def _is_better(name: str, value: float, best: float) -> bool:
-    return value < best if name in BEST_IS_LOWEST else value > best
+    return value < best if name in _LOWER_IS_BETTER else value > best
 
 
 def _settings(run: Run) -> dict[str, Any]:
     return {"settings": settings_of(run)}
 
 
-def _findings(run: Run) -> dict[str, Any]:
+def _first_finding(run: Run) -> dict[str, Any]:
     if not run.layout.manifest.exists():
         return {}
     diagnosis = diagnose_run(run)
-    found = [finding for finding in diagnosis.findings if finding.severity != "info"]
-    first = min(found, key=lambda one: one.batch_idx, default=None)
-    return {"finding": first, "num_findings": len(found), "verdict": diagnosis.verdict}
+    findings = [finding for finding in diagnosis.findings if finding.severity != "info"]
+    first = min(findings, key=lambda finding: finding.batch_idx, default=None)
+    return {"finding": first, "num_findings": len(findings), "verdict": diagnosis.verdict}
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows no nan and no inf."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
+def settings_of(run: Run) -> dict[str, Value]:
+    """The run's config.yaml, else its manifest's `run_info`, by dotted names: `{"optim.base_lr": 0.001}`.
+
+    Raises:
+        DamagedFileError: the file cannot be read, or is a link that leads out of the run.
+    """
+    return {name: value for name, value in _flat("", _nested_settings(run)) if name not in _NEVER_COMPARED}
+
+
+def _nested_settings(run: Run) -> Mapping[str, Any]:
+    path = run.layout.config
+    if not path.exists():
+        return run.manifest.run_info if run.layout.manifest.exists() else {}
+    check_name(run.layout, path)
+    try:
+        values = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}. Restore it, or move it away.") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _flat(prefix: str, values: Mapping[Any, Any]) -> Iterator[tuple[str, Value]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from _flat(f"{name}.", value)
+        elif value is None or isinstance(value, str | int | float):
+            yield name, value
+        else:
+            yield name, json.dumps(value, default=str)
+
+
+def differing(settings: Sequence[Mapping[str, Value]]) -> list[str]:
+    """Names of the settings in which runs differ, sorted; runs without any settings are left out."""
+    known = [values for values in settings if values]
+    names = sorted({name for values in known for name in values})
+    return [name for name in names if len({repr(values.get(name)) for values in known}) > 1]
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The last part of each name, or the whole name if another name has the same last part."""
+    counts = Counter(map(last_part, names))
+    return {name: last_part(name) if counts[last_part(name)] == 1 else name for name in names}
+
+
+def last_part(name: str) -> str:
+    """`base_lr` of `optim.base_lr`."""
+    return name.rpartition(".")[2]

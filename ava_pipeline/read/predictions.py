@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ava_pipeline.config import load
+from ava_pipeline.config.load import read_yaml
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
@@ -97,7 +97,7 @@ def is_generated(path: Path) -> bool:
         return False
     check_name(RunLayout(config.parent), config)
     try:
-        values = load.read(config)
+        values = read_yaml(config)
     except (OSError, ValueError) as error:
         raise DamagedFileError(f"{config} cannot be read: {error}. Restore it, or move it away.") from error
     data = values.get("data") if isinstance(values, dict) else None

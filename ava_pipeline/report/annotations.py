@@ -1,4 +1,4 @@
-"""What is marked in plots over batches: where epochs begin, and where findings lie."""
+"""The annotations of plots over batches: the first batch of each epoch, and bands over the batches of findings."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,40 +13,42 @@ SEVERITY_COLORS: Mapping[Severity, str] = {"error": "#d6336c", "warning": "#e889
 _MAX_LINES = 60
 _MAX_NAMES = 6
 _FIGURES = {NORMS: "norms", RATES: "rates", STEPS: "values"}
-_BARELY = "2e"  # opacity, in hexadecimal
+_BAND_OPACITY = "2e"  # in hexadecimal
 
 Shape = dict[str, Any]
 
 
-def place_of(seen: RunData, finding: Finding) -> str | None:
-    """The figure in which a finding lies: that of its column's table; None where it is of no batch."""
+def shown_findings(run: RunData) -> Sequence[Finding]:
+    """The findings that the page lists; the most severe if there are too many."""
+    return run.diagnosis.findings[:MAX_FINDINGS] if run.diagnosis else ()
+
+
+def figure_of(run: RunData, finding: Finding) -> str | None:
+    """The id of the figure that shows a finding: that of its column's table. None if it is not about batches."""
     if not finding.batch_idx:
         return None
-    tables = ((table, seen.table(table)) for table in _FIGURES)
-    having = (table for table, rows in tables if rows is not None and finding.column in rows.column_names)
-    return _FIGURES[next(having, NORMS)]
+    tables = ((table, run.table(table)) for table in _FIGURES)
+    with_column = (table for table, rows in tables if rows is not None and finding.column in rows.column_names)
+    return _FIGURES[next(with_column, NORMS)]
 
 
-def findings_in(seen: RunData, figure: str) -> list[Finding]:
-    """The findings of a run to mark in a figure; those of backbone and head show in their ratio, too."""
+def findings_in(run: RunData, figure: str) -> list[Finding]:
+    """The findings to mark in a figure; the ratio shows those of the backbone and the head."""
     if figure == "ratio":
-        return [finding for finding in findings_in(seen, "norms") if finding.column in ratio_columns(seen)]
-    return [finding for finding in shown_findings(seen) if place_of(seen, finding) == figure]
+        return [finding for finding in findings_in(run, "norms") if finding.column in ratio_columns(run)]
+    return [finding for finding in shown_findings(run) if figure_of(run, finding) == figure]
 
 
-def shown_findings(seen: RunData) -> Sequence[Finding]:
-    """The findings that the page lists; the most severe ones where there are too many."""
-    return seen.diagnosis.findings[:MAX_FINDINGS] if seen.diagnosis else ()
-
-
-def bands(findings: Iterable[Finding], axis_of: Mapping[str, str], run: str, border: str | None) -> Iterator[Shape]:
-    """A band over each finding's batches.
+def finding_bands(
+    findings: Iterable[Finding], axis_of: Mapping[str, str], run: str, border: str | None
+) -> Iterator[Shape]:
+    """A band over the batches of each finding.
 
     Args:
         findings: of one figure.
-        axis_of: column -> the y axis of its part of the figure; one that has none goes through the whole figure.
-        run: whose findings they are; its button hides them, too.
-        border: the colour of the run whose findings they are; None where there is just one.
+        axis_of: column -> the y axis of its subplot; the band of any other column spans the whole figure.
+        run: the run of the findings; its button hides the bands too.
+        border: the colour of that run; None if the page shows one run.
     """
     for finding in findings:
         axis = axis_of.get(finding.column or "")
@@ -60,32 +62,23 @@ def bands(findings: Iterable[Finding], axis_of: Mapping[str, str], run: str, bor
             "yref": f"{axis} domain" if axis else "paper",
             "y0": 0,
             "y1": 1,
-            "fillcolor": f"{color}{_BARELY}",
+            "fillcolor": f"{color}{_BAND_OPACITY}",
             "layer": "below",
-            "line": {"width": 2, "color": border or color},  # so that one of a single batch can be seen
+            "line": {"width": 2, "color": border or color},  # keeps a band of a single batch visible
         }
 
 
 def epoch_lines(starts: Mapping[int, int]) -> Iterator[Shape]:
-    """A line where an epoch begins; not each where there are many."""
-    for start in list(starts.values())[:: _step(starts, _MAX_LINES)]:
+    """A line at the first batch of each epoch; of many epochs, evenly chosen ones."""
+    for start in list(starts.values())[:: step_for(len(starts), _MAX_LINES)]:
         line = {"width": 1, "dash": "dot", "color": "#8c8c8c"}
-        yield {
-            "type": "line",
-            "xref": "x",
-            "x0": start,
-            "x1": start,
-            "yref": "paper",
-            "y0": 0,
-            "y1": 1,
-            "line": line,
-            "layer": "below",
-        }
+        x, y = {"xref": "x", "x0": start, "x1": start}, {"yref": "paper", "y0": 0, "y1": 1}
+        yield {"type": "line", **x, **y, "line": line, "layer": "below"}
 
 
-def epoch_names(starts: Mapping[int, int], *, shift: int) -> Iterator[dict[str, Any]]:
-    """The name of an epoch above its line, so many pixels higher; not each where there are many."""
-    for epoch, start in list(starts.items())[:: _step(starts, _MAX_NAMES)]:
+def epoch_names(starts: Mapping[int, int], *, shift_px: int) -> Iterator[dict[str, Any]]:
+    """The names of epochs above their lines, raised by `shift_px`; of many epochs, evenly chosen ones."""
+    for epoch, start in list(starts.items())[:: step_for(len(starts), _MAX_NAMES)]:
         yield {
             "xref": "x",
             "x": start,
@@ -94,10 +87,11 @@ def epoch_names(starts: Mapping[int, int], *, shift: int) -> Iterator[dict[str, 
             "yanchor": "bottom",
             "xanchor": "left",
             "showarrow": False,
-            "yshift": shift,
+            "yshift": shift_px,
             "text": f"epoch {epoch}",
         }
 
 
-def _step(starts: Mapping[int, int], most: int) -> int:
-    return max(1, -(-len(starts) // most))
+def step_for(count: int, most: int) -> int:
+    """The step at which at most `most` of `count` items are left."""
+    return max(1, -(-count // most))

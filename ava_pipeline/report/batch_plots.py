@@ -1,127 +1,126 @@
-"""Figures over batches: norms by group, the ratio of backbone to head, learning rates, values."""
+"""Figures over batches: gradient norms, the ratio of backbone to head, learning rates, values, and further tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ava_pipeline.report.annotations import Shape, bands, epoch_lines, epoch_names, findings_in
-from ava_pipeline.report.figure import Figure, Key, Trace, number, plain
+from ava_pipeline.report.annotations import Shape, epoch_lines, epoch_names, finding_bands, findings_in
+from ava_pipeline.report.figure import Figure, LegendKey, Trace, label_text, number_text
 from ava_pipeline.report.run_data import RunData
-from ava_pipeline.report.series import NORMS, RATES, Series, columns_of, epoch_starts, ratio_of, values_of
+from ava_pipeline.report.series import NORMS, RATES, STEPS, Series, columns_of, epoch_starts, ratio_of
 from ava_pipeline.report.style import styles_of
 from ava_pipeline.report.text import by_epoch
 from ava_pipeline.report.traces import bounds_of, traces_of
 
-_WHOLE_HEIGHT, _PART_HEIGHT, _AROUND = 400, 165, 100
+_HEIGHT_PX, _SUBPLOT_HEIGHT_PX, _MARGINS_PX = 400, 165, 100
 _GAP_PX = 30
+_EPOCH_NAMES_PX = 16  # the names of epochs stand above the name of the first subplot
 _LOG = {"type": "log", "exponentformat": "power"}
 _LINEAR = {"type": "linear", "exponentformat": "power", "minexponent": 6, "separatethousands": True}
-_FEW_TICKS, _FEW_POWERS = 5, 3  # a part is low: plotly's own number of them would lie over each other
+_NUM_TICKS, _NUM_LOG_TICKS = 5, 3  # a subplot is low: as many ticks as plotly chooses would overlap
+_MAX_SLICES, _MIN_SLICES, _SLICES_OF_ALL = 1500, 20, 12_000
 
-Subplots: TypeAlias = Mapping[str, str]
-
-
-def subplots_of(columns: Sequence[str], *, each: bool) -> Subplots:
-    """Column -> plotly's name of its y axis: one each, or one for all."""
-    return {column: f"y{place + 1}" if each and place else "y" for place, column in enumerate(columns)}
+Subplots: TypeAlias = Mapping[str, str]  # column -> plotly's name of its y axis
 
 
-def axes_of(parts: Subplots, *, is_log: bool) -> dict[str, Any]:
-    """All axes, as plotly takes them."""
-    axes = list(dict.fromkeys(parts.values()))
-    gap = _GAP_PX / (height_of(parts) - _AROUND)
-    height = (1 - gap * (len(axes) - 1)) / len(axes)
-    style: dict[str, Any] = _LOG if is_log else _LINEAR
-    if len(axes) > 1:
-        style = style | {"nticks": _FEW_POWERS if is_log else _FEW_TICKS}
-    found: dict[str, Any] = {"xaxis": {"title": {"text": "batch"}, "anchor": axes[-1]}}
-    for place, axis in enumerate(axes):
-        bottom = max(0.0, 1 - height - place * (height + gap))
-        found[axis.replace("y", "yaxis")] = style | {"domain": [bottom, min(1.0, bottom + height)]}
-    return found
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """The subject of a figure.
 
-
-def height_of(parts: Subplots) -> int:
-    """Of the whole figure, in pixels."""
-    num_parts = len(set(parts.values()))
-    return _AROUND + _PART_HEIGHT * num_parts if num_parts > 1 else _WHOLE_HEIGHT
-
-
-def subplot_titles(parts: Subplots) -> Iterator[dict[str, Any]]:
-    """The column above the left end of its part: at the right lie the plot's own buttons."""
-    for column, axis in parts.items():
-        place = {"xref": "paper", "x": 0, "yref": f"{axis} domain", "y": 1, "xanchor": "left", "yanchor": "bottom"}
-        yield place | {"text": f"<b>{plain(column)}</b>", "showarrow": False}
-
-
-_MAX_SLICES, _LEAST_SLICES, _ALL_SLICES = 1500, 20, 12_000
-_PX_OF_NAMES = 16  # above the first part its name stands below those of the epochs
-
-
-class _Words(NamedTuple):
-    """What is written around a figure."""
+    Attributes:
+        name: the figure's id.
+        title: shown above it.
+        caption: shown below it.
+        has_subplots: whether each column has a subplot, since the columns have no unit in common.
+    """
 
     name: str
     title: str
     caption: str
+    has_subplots: bool = False
 
 
-_NORMS = _Words(
+_NORMS = _Subject(
     "norms",
     "Gradient norms by group",
-    "L2 norms of the gradients of each group, logarithmic. Bands are findings, dotted lines the beginnings of epochs. "
-    "A cross marks nan or inf, a triangle 0, a break what was not measured. Of many rows a line is the median, and the "
-    "area around it reaches from the lowest to the highest.",
+    "L2 norms of the gradients of each group on a logarithmic scale. Bands are findings, dotted lines the first "
+    "batches of epochs. A cross marks nan or inf, a triangle 0, and the line breaks where nothing was measured. In a "
+    "long run the line is the median of several rows, and the area around it spans their lowest to highest value.",
 )
-_RATIO = _Words(
+_RATIO = _Subject(
     "ratio",
     "Ratio of backbone to head",
-    "The norm of the last backbone stage over the head's: near 0, the backbone is not learning. "
-    "A cross marks where it is no number.",
+    "The norm of the last backbone stage divided by that of the head: near 0, the backbone is not learning. "
+    "A cross marks a ratio that is not a finite number.",
 )
-_RATES = _Words("rates", "Learning rates", "The rate that each step used, by the optimizer's groups, logarithmic.")
-_VALUES = _Words("values", "Values", "What the training loop gave with each step, and what clipping and scaling did.")
-_BORDERS = "A band's border has its run's colour."
+_RATES = _Subject(
+    "rates", "Learning rates", "The rate that each step used, by optimizer group, on a logarithmic scale."
+)
+_VALUES = _Subject(
+    "values",
+    "Values",
+    "The values that the training loop passed to each step, and the effects of clipping and loss scaling.",
+    has_subplots=True,
+)
+_BORDERS = "The border of a band has the colour of its run."
 
 
 def figures_by_batch(runs: Sequence[RunData]) -> Iterator[Figure]:
-    """Those for which there are rows; several runs lie over each other, each column in a part of its own."""
-    given: dict[_Words, list[Series]] = {
-        _NORMS: [one for seen in runs for one in columns_of(seen, NORMS)],
-        _RATIO: [one for seen in runs for one in ratio_of(seen)],
-        _RATES: [one for seen in runs for one in columns_of(seen, RATES)],
-        _VALUES: [one for seen in runs for one in values_of(seen)],
+    """The figures for which a run has rows; several runs share the axes, with a subplot for each column."""
+    series: dict[_Subject, list[Series]] = {
+        _NORMS: [column for run in runs for column in columns_of(run, NORMS)],
+        _RATIO: [ratio for run in runs for ratio in ratio_of(run)],
+        _RATES: [column for run in runs for column in columns_of(run, RATES)],
+        _VALUES: [column for run in runs for column in columns_of(run, STEPS, is_log=False)],
     }
-    num_slices = _num_slices(sum(map(len, given.values())))
-    for words, series in given.items():
-        if series:
-            yield _figure(words, runs, series, num_slices)
+    for subject, table in _further_tables(runs).items():
+        series[subject] = [column for run in runs for column in columns_of(run, table, is_log=False)]
+    num_slices = _num_slices(sum(map(len, series.values())))
+    for subject, columns in series.items():
+        if columns:
+            yield _figure(subject, runs, columns, num_slices)
+
+
+def _further_tables(runs: Sequence[RunData]) -> dict[_Subject, str]:
+    """The tables of the manifests, such as those of the user's own measures, that no other figure shows."""
+    tables: dict[str, _Subject] = {}
+    for run in runs:
+        for name, entry in run.manifest.tables.items() if run.manifest else ():
+            if name not in {NORMS, RATES, STEPS}:
+                table = entry.declaration.table
+                # Columns that follow the groups are alike and share the axes.
+                tables.setdefault(
+                    name, _Subject(f"table-{name}", name, table.description, has_subplots=table.run_columns is None)
+                )
+    return {subject: name for name, subject in tables.items()}
 
 
 def _num_slices(num_series: int) -> int:
-    """As fine as the page's size allows, however many series share it."""
-    return min(_MAX_SLICES, max(_LEAST_SLICES, _ALL_SLICES // max(1, num_series)))
+    """As many slices as keep the page small, whatever the number of series."""
+    return min(_MAX_SLICES, max(_MIN_SLICES, _SLICES_OF_ALL // max(1, num_series)))
 
 
-def _figure(words: _Words, runs: Sequence[RunData], series: Sequence[Series], num_slices: int) -> Figure:
-    columns = list(dict.fromkeys(one.column for one in series))
-    is_split = words is _VALUES or (len(runs) > 1 and len(columns) > 1)  # values have nothing in common
-    parts = subplots_of(columns, each=is_split)
+def _figure(subject: _Subject, runs: Sequence[RunData], series: Sequence[Series], num_slices: int) -> Figure:
+    columns = list(dict.fromkeys(column.column for column in series))
+    is_split = subject.has_subplots or (len(runs) > 1 and len(columns) > 1)
+    subplots = _subplots(columns, is_split=is_split)
     starts = epoch_starts(series)
-    names = subplot_titles(parts) if is_split else ()
+    titles = _subplot_titles(subplots) if is_split else ()
+    shift_px = _EPOCH_NAMES_PX if is_split else 0
     return Figure(
-        name=words.name,
-        title=words.title,
-        caption=f"{words.caption} {_BORDERS}" if len(runs) > 1 else words.caption,
-        label=_label(words.title, series, starts),
-        traces=list(_traces(series, parts, num_slices, [seen.name for seen in runs])),
+        name=subject.name,
+        title=subject.title,
+        caption=f"{subject.caption} {_BORDERS}" if len(runs) > 1 else subject.caption,
+        label=_label(subject.title, series, starts),
+        traces=list(_traces(series, subplots, num_slices, [run.name for run in runs])),
         layout={
-            **axes_of(parts, is_log=series[0].is_log),
-            "shapes": [*epoch_lines(starts), *_bands(words, runs, parts if is_split else {})],
-            "annotations": [*epoch_names(starts, shift=_PX_OF_NAMES if is_split else 0), *names],
-            "height": height_of(parts),
-            "margin": {"l": 56, "r": 14, "t": 26 + (_PX_OF_NAMES if is_split else 0), "b": 44},
+            **_axes(subplots, is_log=series[0].is_log),
+            "shapes": [*epoch_lines(starts), *_bands(subject, runs, subplots if is_split else {})],
+            "annotations": [*epoch_names(starts, shift_px=shift_px), *titles],
+            "height": _height_px(subplots),
+            "margin": {"l": 56, "r": 14, "t": 26 + shift_px, "b": 44},
             "hovermode": "closest" if is_split else "x unified",
         },
         table=by_epoch(series),
@@ -130,30 +129,63 @@ def _figure(words: _Words, runs: Sequence[RunData], series: Sequence[Series], nu
     )
 
 
-def _bands(words: _Words, runs: Sequence[RunData], axis_of: Subplots) -> Iterator[Shape]:
-    looks = styles_of(seen.name for seen in runs)
-    for seen in runs:
-        border = looks[seen.name].color if len(runs) > 1 else None
-        yield from bands(findings_in(seen, words.name), axis_of, seen.name, border)
+def _subplots(columns: Sequence[str], *, is_split: bool) -> Subplots:
+    """A y axis for each column, or one for all of them."""
+    return {column: f"y{place + 1}" if is_split and place else "y" for place, column in enumerate(columns)}
 
 
-def _traces(series: Sequence[Series], parts: Subplots, num_slices: int, runs: Sequence[str]) -> Iterator[Trace]:
-    """One run: a look a column. Several: a look a run."""
-    looks = styles_of(runs if len(runs) > 1 else parts)
-    for one in series:
-        name = one.run if len(runs) > 1 else one.column
-        beside = [other for other in series if parts[other.column] == parts[one.column]]
-        axes = {"xaxis": "x", "yaxis": parts[one.column]}
-        yield from traces_of(one, num_slices, name=name, look=looks[name], bounds=bounds_of(beside), axes=axes)
+def _axes(subplots: Subplots, *, is_log: bool) -> dict[str, Any]:
+    """All axes of a figure, from the top down, in plotly's terms."""
+    names = list(dict.fromkeys(subplots.values()))
+    gap = _GAP_PX / (_height_px(subplots) - _MARGINS_PX)
+    height = (1 - gap * (len(names) - 1)) / len(names)
+    style: dict[str, Any] = _LOG if is_log else _LINEAR
+    if len(names) > 1:
+        style = style | {"nticks": _NUM_LOG_TICKS if is_log else _NUM_TICKS}
+    axes: dict[str, Any] = {"xaxis": {"title": {"text": "batch"}, "anchor": names[-1]}}
+    for place, name in enumerate(names):
+        bottom = max(0.0, 1 - height - place * (height + gap))
+        axes[name.replace("y", "yaxis")] = style | {"domain": [bottom, min(1.0, bottom + height)]}
+    return axes
 
 
-def _legend(columns: Sequence[str]) -> list[Key]:
-    return [Key(name, look) for name, look in styles_of(columns).items()]
+def _height_px(subplots: Subplots) -> int:
+    """The height of the whole figure."""
+    num_subplots = len(set(subplots.values()))
+    return _MARGINS_PX + _SUBPLOT_HEIGHT_PX * num_subplots if num_subplots > 1 else _HEIGHT_PX
+
+
+def _subplot_titles(subplots: Subplots) -> Iterator[dict[str, Any]]:
+    """The name of each column above the left end of its subplot; plotly's buttons are at the right."""
+    for column, axis in subplots.items():
+        place = {"xref": "paper", "x": 0, "yref": f"{axis} domain", "y": 1, "xanchor": "left", "yanchor": "bottom"}
+        yield place | {"text": f"<b>{label_text(column)}</b>", "showarrow": False}
+
+
+def _bands(subject: _Subject, runs: Sequence[RunData], axis_of: Subplots) -> Iterator[Shape]:
+    styles = styles_of(run.name for run in runs)
+    for run in runs:
+        border = styles[run.name].color if len(runs) > 1 else None
+        yield from finding_bands(findings_in(run, subject.name), axis_of, run.name, border)
+
+
+def _traces(series: Sequence[Series], subplots: Subplots, num_slices: int, runs: Sequence[str]) -> Iterator[Trace]:
+    """Of one run, each column has a style; of several runs, each run."""
+    styles = styles_of(runs if len(runs) > 1 else subplots)
+    for column in series:
+        name = column.run if len(runs) > 1 else column.column
+        bounds = bounds_of([other for other in series if subplots[other.column] == subplots[column.column]])
+        axes = {"xaxis": "x", "yaxis": subplots[column.column]}
+        yield from traces_of(column, num_slices, name=name, style=styles[name], bounds=bounds, axes=axes)
+
+
+def _legend(columns: Sequence[str]) -> list[LegendKey]:
+    return [LegendKey(name, style) for name, style in styles_of(columns).items()]
 
 
 def _label(title: str, series: Sequence[Series], starts: dict[int, int]) -> str:
     """The plot in words."""
-    first, last = (int(pick([pick(one.batches) for one in series])) for pick in (np.min, np.max))
+    first, last = (int(pick([pick(column.batches) for column in series])) for pick in (np.min, np.max))
     epochs = f", {len(starts)} epochs" if starts else ""
     return f"{title}, line plot over batches {first} to {last}{epochs}. {' '.join(map(_in_words, series))}"
 
@@ -162,5 +194,6 @@ def _in_words(series: Series) -> str:
     finite = series.values[np.isfinite(series.values)]
     name = f"{series.run}, {series.column}"
     if not len(finite):
-        return f"{name}: nothing finite."
-    return f"{name}: {number(finite.min())} to {number(finite.max())}, median {number(np.median(finite))}."
+        return f"{name}: no finite value."
+    low, high, median = map(number_text, (finite.min(), finite.max(), np.median(finite)))
+    return f"{name}: {low} to {high}, median {median}."

@@ -57,7 +57,7 @@ def report_command(
     if live is not None:
         if output is not None:
             raise typer.BadParameter("--live serves the page and writes no file; leave out --output.")
-        serve(found, live, tell=partial(_announce, open_it=open_it))
+        serve(found, live, announce=partial(_announce, open_it=open_it))
         return
     path = output or _default_path(list(found.values()))
     if path.is_dir():

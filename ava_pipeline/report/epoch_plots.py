@@ -1,8 +1,8 @@
-"""Figures over epochs: a small one for each validation metric."""
+"""Figures over epochs: a small plot for each validation metric."""
 
 from collections.abc import Iterator, Sequence
 
-from ava_pipeline.report.figure import Figure, TextTable, Trace, number, plain
+from ava_pipeline.report.figure import Figure, TextTable, Trace, label_text, number_text
 from ava_pipeline.report.run_data import EpochMetrics, RunData
 from ava_pipeline.report.style import Style, styles_of
 
@@ -11,36 +11,36 @@ _TITLES = {
     "plcc": "PLCC (higher is better)",
     "accuracy": "accuracy (higher is better)",
 }
-_HEIGHT = 240
+_HEIGHT_PX = 240
 _MAX_TICKS = 8
 
 
 def figures_by_epoch(runs: Sequence[RunData]) -> Iterator[Figure]:
-    """A figure a metric that some run has."""
-    given = {seen.name: seen.metrics for seen in runs if seen.metrics is not None and seen.metrics.epochs}
-    looks = styles_of(seen.name for seen in runs)
-    names = dict.fromkeys(name for metrics in given.values() for name in metrics.figures)
+    """A figure for each metric that a run has."""
+    metrics_of = {run.name: run.metrics for run in runs if run.metrics is not None and run.metrics.epochs}
+    styles = styles_of(run.name for run in runs)
+    names = dict.fromkeys(name for metrics in metrics_of.values() for name in metrics.values)
     for name in names:
-        having = {run: metrics for run, metrics in given.items() if name in metrics.figures}
-        yield _figure(name, having, looks)
+        with_metric = {run: metrics for run, metrics in metrics_of.items() if name in metrics.values}
+        yield _figure(name, with_metric, styles)
 
 
-def _figure(name: str, given: dict[str, EpochMetrics], looks: dict[str, Style]) -> Figure:
+def _figure(name: str, metrics_of: dict[str, EpochMetrics], styles: dict[str, Style]) -> Figure:
     title = _TITLES.get(name, f"{name} (lower is better)")
-    words = " ".join(_in_words(name, run, metrics) for run, metrics in given.items())
+    words = " ".join(_in_words(name, run, metrics) for run, metrics in metrics_of.items())
     traces: list[Trace] = [
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": plain(run),
+            "name": label_text(run),
             "legendgroup": run,
             "x": metrics.epochs,
-            "y": metrics.figures[name],
-            "line": {"color": looks[run].color, "dash": looks[run].dash, "width": 1.6},
-            "marker": {"size": 5, "symbol": looks[run].symbol},
+            "y": metrics.values[name],
+            "line": {"color": styles[run].color, "dash": styles[run].dash, "width": 1.6},
+            "marker": {"size": 5, "symbol": styles[run].symbol},
             "hovertemplate": "epoch %{x}: %{y:.4f}<extra>%{fullData.name}</extra>",
         }
-        for run, metrics in given.items()
+        for run, metrics in metrics_of.items()
     ]
     return Figure(
         name=f"metric-{name}",
@@ -49,27 +49,27 @@ def _figure(name: str, given: dict[str, EpochMetrics], looks: dict[str, Style]) 
         label=f"{title}, line plot over epochs. {words}",
         traces=traces,
         layout={
-            "height": _HEIGHT,
-            "xaxis": {"title": {"text": "epoch"}, "tickformat": "d"} | _ticks(given),
+            "height": _HEIGHT_PX,
+            "xaxis": {"title": {"text": "epoch"}, "tickformat": "d"} | _ticks(metrics_of),
         },
-        table=_table(name, given),
+        table=_table(name, metrics_of),
     )
 
 
-def _ticks(given: dict[str, EpochMetrics]) -> dict[str, int]:
-    """None between two epochs, where there are few."""
-    epochs = [epoch for metrics in given.values() for epoch in metrics.epochs]
+def _ticks(metrics_of: dict[str, EpochMetrics]) -> dict[str, int]:
+    """A tick at each epoch if there are few epochs, and so none between two epochs."""
+    epochs = [epoch for metrics in metrics_of.values() for epoch in metrics.epochs]
     return {"dtick": 1} if max(epochs) - min(epochs) <= _MAX_TICKS else {}
 
 
 def _in_words(name: str, run: str, metrics: EpochMetrics) -> str:
-    first, last = metrics.figures[name][0], metrics.figures[name][-1]
-    return f"{run}: {number(first)} in epoch {metrics.epochs[0]}, {number(last)} in epoch {metrics.epochs[-1]}."
+    first, last = (number_text(metrics.values[name][place]) for place in (0, -1))
+    return f"{run}: {first} in epoch {metrics.epochs[0]}, {last} in epoch {metrics.epochs[-1]}."
 
 
-def _table(name: str, given: dict[str, EpochMetrics]) -> TextTable:
-    """A row an epoch, a column a run."""
-    values = {run: dict(zip(metrics.epochs, metrics.figures[name], strict=True)) for run, metrics in given.items()}
-    epochs = sorted({epoch for one in values.values() for epoch in one})
-    rows = [[str(epoch), *(number(one.get(epoch)) for one in values.values())] for epoch in epochs]
-    return TextTable(["epoch", *values], rows)
+def _table(name: str, metrics_of: dict[str, EpochMetrics]) -> TextTable:
+    """A row for each epoch, a column for each run."""
+    columns = {run: dict(zip(metrics.epochs, metrics.values[name], strict=True)) for run, metrics in metrics_of.items()}
+    epochs = sorted({epoch for column in columns.values() for epoch in column})
+    rows = [[str(epoch), *(number_text(column.get(epoch)) for column in columns.values())] for epoch in epochs]
+    return TextTable(["epoch", *columns], rows)

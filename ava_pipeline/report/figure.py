@@ -1,4 +1,4 @@
-"""A figure of the page: what plotly draws, and what is there for those who do not see it."""
+"""A figure of the page: the plot for plotly, and the same content as text for readers who do not see it."""
 
 import html
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from ava_pipeline.report.style import Style
 
 Trace: TypeAlias = dict[str, Any]
 
-_MAX_NAME = 60
+_MAX_LABEL = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class TextTable:
 
     Attributes:
         header: names of the columns.
-        rows: as many texts each.
+        rows: a text for each column.
     """
 
     header: Sequence[str]
@@ -26,16 +26,16 @@ class TextTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """A line of a legend.
+class LegendKey:
+    """An entry of a legend.
 
     Attributes:
-        name: of the run or column; its traces have it as their `legendgroup`.
-        look: of its lines and points.
+        name: the run or the column; its traces have this name as their `legendgroup`.
+        style: of its lines and points.
     """
 
     name: str
-    look: Style
+    style: Style
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +44,14 @@ class Figure:
 
     Attributes:
         name: its id in the page.
-        title: above it.
-        caption: what is to be seen and how it was made.
-        label: what is said to somebody who does not see it.
-        traces: as plotly takes them.
-        layout: as plotly takes it; colours of text and grid are the page's.
-        table: the same in numbers.
-        legend: what its lines are; empty where the page's legend or its title says so.
-        is_by_batch: its x axis is that of the batches, and zooms with the others'.
+        title: shown above the plot.
+        caption: what the plot shows and how it was made.
+        label: the plot in words, for screen readers.
+        traces: plotly's traces.
+        layout: plotly's layout; the page sets the colours of text and grid.
+        table: the same values as numbers.
+        legend: its columns; empty if the page's legend or the title names the lines.
+        is_by_batch: its x axis counts batches, and zooms together with the other figures over batches.
     """
 
     name: str
@@ -61,16 +61,16 @@ class Figure:
     traces: Sequence[Trace]
     layout: dict[str, Any] = field(default_factory=dict)
     table: TextTable | None = None
-    legend: Sequence[Key] = ()
+    legend: Sequence[LegendKey] = ()
     is_by_batch: bool = False
 
 
-def plain(text: object) -> str:
-    """Text that plotly, which knows some HTML, shows as it is; on one line, and cut where it is long."""
+def label_text(text: object) -> str:
+    """Text that plotly shows literally: plotly interprets some HTML. On one line, shortened if it is long."""
     line = " ".join(str(text).split())
-    return html.escape(line if len(line) <= _MAX_NAME else f"{line[: _MAX_NAME - 1]}…", quote=False)
+    return html.escape(line if len(line) <= _MAX_LABEL else f"{line[: _MAX_LABEL - 1]}…", quote=False)
 
 
-def number(value: float | None) -> str:
-    """Four digits; a dash where there is none."""
+def number_text(value: float | None) -> str:
+    """A number with four digits; a dash for None."""
     return "–" if value is None else f"{value:.4g}"  # noqa: RUF001  # a dash, on purpose

@@ -1,4 +1,4 @@
-"""The page served on this machine alone, always as fresh as the run."""
+"""The page served to this machine only, kept up to date with its runs."""
 
 import hashlib
 import threading
@@ -18,17 +18,34 @@ from ava_pipeline.report.page import render_contents, render_page
 from ava_pipeline.report.run_data import RunData, read_run_data
 
 HOST = "127.0.0.1"
-_REST = 9.0  # times as long as the last look took: a long run costs a tenth of a core, however often it is asked for
-_HTTP = 80
+_PAUSE_FACTOR = 9.0  # pause after reading, in reading times: however often it is asked, this takes a tenth of a core
+_HTTP_PORT = 80
 
 Signature: TypeAlias = tuple[object, ...]
 
 
-class LiveRuns:
-    """Runs, looked at anew where a file of theirs changed, and not all the time.
+def serve(layouts: Mapping[str, RunLayout], port: int, *, announce: Callable[[str], None]) -> None:
+    """Serve a page until Ctrl-C; a run that ends, crashes or is resumed stays on it.
 
     Args:
-        layouts: by the names that the page shows.
+        layouts: the runs by the names that the page shows.
+        port: on 127.0.0.1; 0 picks a free port.
+        announce: called with the page's address once it is served.
+
+    Raises:
+        ConfigError: the port is not available.
+        RunError: a run cannot be read.
+    """
+    with suppress(KeyboardInterrupt), server_of(LivePage(layouts), port) as server:
+        announce(f"http://{HOST}:{server.server_port}/")
+        server.serve_forever()
+
+
+class LivePage:
+    """A page of runs, which are read again when a file of theirs has changed.
+
+    Args:
+        layouts: the runs by the names that the page shows.
 
     Raises:
         RunError: a run cannot be read.
@@ -38,10 +55,10 @@ class LiveRuns:
         self._layouts = layouts
         self._lock = threading.Lock()
         self._signature: Signature = ()
-        self._due = 0.0
+        self._next_read_s = 0.0
         self._runs: list[RunData] = []
         self._contents = ""
-        self._look()
+        self._read_if_changed()
 
     def page(self) -> str:
         """The whole page."""
@@ -49,84 +66,83 @@ class LiveRuns:
             return render_page(self._runs, is_live=True)
 
     def contents(self) -> str:
-        """What is on it now.
+        """The current contents of the page.
 
         Raises:
-            RunError: a run cannot be read just now; the next call tries again.
+            RunError: a run cannot be read at present; the next call tries again.
         """
         with self._lock:
-            if time.monotonic() >= self._due:
-                self._look()
+            if time.monotonic() >= self._next_read_s:
+                self._read_if_changed()
             return self._contents
 
-    def _look(self) -> None:
-        """Read the runs, if a file changed since the last look began, or a process went without a word."""
-        signature = (*_stamps(self._layouts.values()), *_statuses(self._runs))
+    def _read_if_changed(self) -> None:
+        """Read the runs if a file changed since the last read began, or if a run's process has disappeared."""
+        signature = (*_file_stamps(self._layouts.values()), *_statuses(self._runs))
         if signature == self._signature:
             return
-        began = time.monotonic()
+        began_s = time.monotonic()
         self._runs = [read_run_data(name, layout) for name, layout in self._layouts.items()]
         self._contents = render_contents(self._runs)
         self._signature = signature
-        self._due = time.monotonic() + _REST * (time.monotonic() - began)
+        self._next_read_s = time.monotonic() + _PAUSE_FACTOR * (time.monotonic() - began_s)
 
 
-def serve(layouts: Mapping[str, RunLayout], port: int, *, tell: Callable[[str], None]) -> None:
-    """Serve a page until Ctrl-C; a run that ends, crashes or is resumed stays on it.
-
-    Args:
-        layouts: by the names that the page shows.
-        port: on 127.0.0.1; 0 takes one that is free.
-        tell: is told the page's address once it is there.
-
-    Raises:
-        ConfigError: the port cannot be had.
-        RunError: a run cannot be read.
-    """
-    with suppress(KeyboardInterrupt), server_of(LiveRuns(layouts), port) as server:
-        tell(f"http://{HOST}:{server.server_port}/")
-        server.serve_forever()
+def _file_stamps(layouts: Iterable[RunLayout]) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of each file, one of which changes when the file does."""
+    for layout in layouts:
+        for folder in (layout.root, layout.telemetry, layout.predictions):
+            for path in sorted(folder.glob("*")):
+                with suppress(OSError):  # just renamed: the next read finds it
+                    stat = path.stat()
+                    yield str(path), stat.st_size, stat.st_mtime_ns
 
 
-def server_of(runs: LiveRuns, port: int) -> ThreadingHTTPServer:
-    """Take the port.
+def _statuses(runs: Iterable[RunData]) -> Iterator[str]:
+    return (status_now(run.manifest, utc_now()) for run in runs if run.manifest is not None)
+
+
+def server_of(page: LivePage, port: int) -> ThreadingHTTPServer:
+    """Bind the port.
 
     Raises:
-        ConfigError: it cannot be had.
+        ConfigError: the port is not available.
     """
     try:
-        return ThreadingHTTPServer((HOST, port), partial(_Answer, runs))
+        return ThreadingHTTPServer((HOST, port), partial(_RequestHandler, page))
     except OSError as error:
-        raise ConfigError(f"Port {port} of {HOST} cannot be had: {error.strerror}. Give another one, or 0.") from error
+        raise ConfigError(
+            f"Port {port} of {HOST} is not available: {error.strerror}. Give another port, or 0 for a free one."
+        ) from error
 
 
-class _Answer(BaseHTTPRequestHandler):
-    """Two addresses, whatever is asked for: no file is ever looked up by a name that was sent."""
+class _RequestHandler(BaseHTTPRequestHandler):
+    """Answers two addresses; no file is ever opened by a name from a request."""
 
     server: HTTPServer
 
-    def __init__(self, runs: LiveRuns, *connection: Any) -> None:
-        self._runs = runs
+    def __init__(self, page: LivePage, *connection: Any) -> None:
+        self._page = page
         super().__init__(*connection)
 
     def do_GET(self) -> None:  # the library's name
-        """Answer with the page, or with what is on it now."""
-        if self.headers.get("Host") not in _hosts(self.server.server_port):
-            # A name of elsewhere that leads here: another site's page would read this one (DNS rebinding).
-            self._send(HTTPStatus.MISDIRECTED_REQUEST, "This page is served to this machine alone.")
+        """Send the page, or its current contents."""
+        if self.headers.get("Host") not in _allowed_hosts(self.server.server_port):
+            # Another site whose name resolves to this machine could read the page (DNS rebinding).
+            self._send(HTTPStatus.MISDIRECTED_REQUEST, "This page is served to this machine only.")
         elif self.path == "/":
-            self._send(HTTPStatus.OK, self._runs.page(), kind="text/html")
+            self._send(HTTPStatus.OK, self._page.page(), media_type="text/html")
         elif self.path == "/contents":
             self._send_contents()
         else:
-            self._send(HTTPStatus.NOT_FOUND, "There is / and nothing else.")
+            self._send(HTTPStatus.NOT_FOUND, "Only / exists on this server.")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the library's name
-        """Say nothing of each request."""
+        """Log no requests."""
 
     def _send_contents(self) -> None:
         try:
-            contents = self._runs.contents()
+            contents = self._page.contents()
         except RunError as error:
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
             return
@@ -134,20 +150,20 @@ class _Answer(BaseHTTPRequestHandler):
         if self.headers.get("If-None-Match") == tag:
             self._send(HTTPStatus.NOT_MODIFIED, "", tag=tag)
         else:
-            self._send(HTTPStatus.OK, contents, kind="text/html", tag=tag)
+            self._send(HTTPStatus.OK, contents, media_type="text/html", tag=tag)
 
-    def _send(self, status: HTTPStatus, text: str, *, kind: str = "text/plain", tag: str | None = None) -> None:
+    def _send(self, status: HTTPStatus, text: str, *, media_type: str = "text/plain", tag: str | None = None) -> None:
         body = text.encode("utf-8", "replace")
         self.send_response(status)
-        for name, value in _headers(kind, len(body), tag):
+        for name, value in _headers(media_type, len(body), tag):
             self.send_header(name, value)
-        with suppress(ConnectionError):  # the reader went away: nobody misses the answer
+        with suppress(ConnectionError):  # the browser closed the connection and needs no answer
             self.end_headers()
             self.wfile.write(body)
 
 
-def _headers(kind: str, num_bytes: int, tag: str | None) -> Iterator[tuple[str, str]]:
-    yield "Content-Type", f"{kind}; charset=utf-8"
+def _headers(media_type: str, num_bytes: int, tag: str | None) -> Iterator[tuple[str, str]]:
+    yield "Content-Type", f"{media_type}; charset=utf-8"
     yield "Content-Length", str(num_bytes)
     yield "Cache-Control", "no-store"
     yield "X-Content-Type-Options", "nosniff"
@@ -157,20 +173,6 @@ def _headers(kind: str, num_bytes: int, tag: str | None) -> Iterator[tuple[str, 
         yield "ETag", tag
 
 
-def _hosts(port: int) -> set[str]:
+def _allowed_hosts(port: int) -> set[str]:
     names = {HOST, "localhost"}
-    return {f"{name}:{port}" for name in names} | (names if port == _HTTP else set())
-
-
-def _stamps(layouts: Iterable[RunLayout]) -> Iterator[tuple[str, int, int]]:
-    """What changes when a file does: names, sizes, times."""
-    for layout in layouts:
-        for folder in (layout.root, layout.telemetry, layout.predictions):
-            for path in sorted(folder.glob("*")):
-                with suppress(OSError):  # renamed this moment: the next look sees it
-                    found = path.stat()
-                    yield str(path), found.st_size, found.st_mtime_ns
-
-
-def _statuses(runs: Iterable[RunData]) -> Iterator[str]:
-    return (status_now(seen.manifest, utc_now()) for seen in runs if seen.manifest is not None)
+    return {f"{name}:{port}" for name in names} | (names if port == _HTTP_PORT else set())

@@ -1,10 +1,11 @@
-"""Runs as one page: the template filled, the figures handed to plotly, nothing left that would go to a network."""
+"""Runs as one HTML page: the template filled in, the figures checked by plotly, and nothing that needs a network."""
 
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,50 +13,76 @@ from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import utc_now
 from ava_pipeline.errors import require_extra
+from ava_pipeline.many_runs.find import Pattern, find_runs
 from ava_pipeline.report.batch_plots import figures_by_batch
 from ava_pipeline.report.epoch_plots import figures_by_epoch
-from ava_pipeline.report.figure import Figure, Key
-from ava_pipeline.report.image_plots import epochs_told, figures_by_image, figures_of_images
+from ava_pipeline.report.figure import Figure, LegendKey
+from ava_pipeline.report.image_plots import epochs_note, figures_by_image, figures_of_images
 from ava_pipeline.report.run_data import RunData, read_run_data
 from ava_pipeline.report.style import styles_of
-from ava_pipeline.report.text import facts_of, findings_list, first_rows, time_told
+from ava_pipeline.report.text import facts_of, findings_list, first_rows, time_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-
 _PACKAGE = "ava_pipeline.report"
 _LAYOUT: dict[str, Any] = {
-    "template": {},  # plotly's own is 7 kB a figure and knows no dark page
+    "template": {},  # plotly's default template is 7 kB a figure and has no dark colours
     "autosize": True,
-    "showlegend": False,  # the page has its own
+    "showlegend": False,  # the page has its own legends
     "margin": {"l": 56, "r": 14, "t": 26, "b": 44},
     "font": {"family": "system-ui, sans-serif", "size": 12},
     "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
-    "uirevision": "kept",  # new rows leave the zoom as it is
+    "uirevision": "kept",  # new rows leave the zoom unchanged
 }
 
 
-def render_page(runs: Sequence[RunData], *, is_live: bool = False) -> str:
-    """The whole page, which needs nothing beside it.
+def write_report(runs: Pattern | Iterable[Pattern] | Mapping[str, RunLayout], path: str | PathLike[str]) -> None:
+    """Write one HTML page of one run or several: findings, plots and tables.
+
+        from ava_pipeline import write_report
+        write_report("outputs/ava/my_run", "report.html")
+        write_report("outputs/ava/*", "compared.html")
+
+    The page is one file that needs no network, and it appears complete or not at all.
 
     Args:
-        runs: which lie over each other in its plots.
-        is_live: the page asks the server it came from for its contents, again and again.
-    """
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415  # an extra, for this room only
+        runs: a run directory, a pattern such as `outputs/ava/*`, or several of them; or run layouts by the names
+            that the page shows.
+        path: of the page.
 
-    scripts = [get_plotlyjs(), _text("page.js")]
+    Raises:
+        ConfigError: the extra `report` is not installed.
+        NotARunError: nothing that matches is a run.
+        OSError: the page cannot be written.
+    """
+    require_extra("A report", "report", "jinja2", "plotly")
+    layouts = runs if isinstance(runs, Mapping) else find_runs(runs)
+    page = render_page([read_run_data(name, layout) for name, layout in layouts.items()])
+    with written_aside(Path(path)) as file:
+        file.write(page.encode("utf-8", "replace"))
+
+
+def render_page(runs: Sequence[RunData], *, is_live: bool = False) -> str:
+    """Render the whole page, which needs no other file.
+
+    Args:
+        runs: the runs, which share the plots.
+        is_live: whether the page asks its server for new contents every few seconds.
+    """
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415  # an optional dependency of this package
+
+    scripts = [get_plotlyjs(), _page_file("page.js")]
     return (
         _templates()
         .get_template("page.html")
         .render(
-            title=title_of(runs),
-            style=_text("page.css"),
+            title=_title(runs),
+            style=_page_file("page.css"),
             scripts=scripts,
-            policy=content_policy(scripts, is_live=is_live),
+            policy=_content_policy(scripts, is_live=is_live),
             contents=render_contents(runs),
             is_live=is_live,
         )
@@ -63,38 +90,39 @@ def render_page(runs: Sequence[RunData], *, is_live: bool = False) -> str:
 
 
 def render_contents(runs: Sequence[RunData]) -> str:
-    """What changes while a run goes on."""
+    """Render the part of the page that changes while a run is running."""
     return (
         _templates()
         .get_template("contents.html")
         .render(
-            title=title_of(runs),
-            as_of=time_told(utc_now()),
-            legend=[Key(name, one) for name, one in styles_of(seen.name for seen in runs).items()],
-            findings=[findings_list(seen) for seen in runs],
+            title=_title(runs),
+            as_of=time_text(utc_now()),
+            legend=[LegendKey(name, style) for name, style in styles_of(run.name for run in runs).items()],
+            findings=[findings_list(run) for run in runs],
             by_batch=_with_specs(figures_by_batch(runs)),
             by_epoch=_with_specs(figures_by_epoch(runs)),
             by_image=_with_specs(figures_by_image(runs)),
             of_images=_with_specs(figures_of_images(runs)),
-            epochs_told=epochs_told(runs),
-            tables=[(seen.name, first_rows(seen)) for seen in runs],
-            facts=[(seen.name, facts_of(seen)) for seen in runs],
+            epochs_note=epochs_note(runs),
+            tables=[(run.name, first_rows(run)) for run in runs],
+            facts=[(run.name, facts_of(run)) for run in runs],
         )
     )
 
 
-def title_of(runs: Sequence[RunData]) -> str:
-    """The names of the runs; of many, how many."""
-    names = ", ".join(seen.name for seen in runs)
-    return names if len(runs) <= 3 else f"{len(runs)} runs"  # noqa: PLR2004  # as many as a line holds
+def _title(runs: Sequence[RunData]) -> str:
+    """The names of the runs; the number of runs if there are many."""
+    names = ", ".join(run.name for run in runs)
+    return names if len(runs) <= 3 else f"{len(runs)} runs"  # noqa: PLR2004  # as many as fit on a line
 
 
-def content_policy(scripts: Sequence[str], *, is_live: bool) -> str:
-    """What the page may do: run its own scripts, and, where it is live, ask its own server.
+def _content_policy(scripts: Sequence[str], *, is_live: bool) -> str:
+    """The page's Content Security Policy: its own scripts, and requests to its own server if the page is live.
 
     Source: https://www.w3.org/TR/CSP3/
     """
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in scripts)
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
     connect = "'self'" if is_live else "'none'"
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -107,37 +135,19 @@ def _with_specs(figures: Iterable[Figure]) -> list[tuple[Figure, str]]:
 
 
 def _spec(figure: Figure) -> str:
-    """A figure as JSON, checked by plotly, in which no text can end the script element that holds it."""
-    from plotly.graph_objects import Figure  # noqa: PLC0415  # an extra, for this room only
+    """A figure as JSON, checked by plotly; no text in it can end the script element that holds it."""
+    from plotly.graph_objects import Figure  # noqa: PLC0415  # an optional dependency of this package
 
     return str(Figure({"data": list(figure.traces), "layout": _LAYOUT | figure.layout}).to_json())
 
 
 @cache
 def _templates() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  # an extra, for this room only
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  # an optional dependency
 
     loader = PackageLoader(_PACKAGE, "page")
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def _text(name: str) -> str:
+def _page_file(name: str) -> str:
     return resources.files(_PACKAGE).joinpath("page", name).read_text(encoding="utf-8")
-
-
-def write_report(runs: Mapping[str, RunLayout], path: Path) -> None:
-    """Write one page of one run or of several; the file appears whole.
-
-    Args:
-        runs: by the names that the page shows.
-        path: of the page.
-
-    Raises:
-        ConfigError: the extra `report` is not installed.
-        NotARunError: there is no run.
-        OSError: the file cannot be written.
-    """
-    require_extra("A report", "report", "jinja2", "plotly")
-    page = render_page([read_run_data(name, layout) for name, layout in runs.items()])
-    with written_aside(path) as file:
-        file.write(page.encode("utf-8", "replace"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.errors import ConfigError, NotARunError
-from ava_pipeline.report.annotations import SEVERITY_COLORS, findings_in
+from ava_pipeline.report.annotations import SEVERITY_COLORS, findings_in, step_for
 from ava_pipeline.report.run_data import RunData
 from ava_pipeline.report.series import NORMS, Points, Series, columns_of, epoch_starts
 from ava_pipeline.report.style import Style, style_at
@@ -15,84 +15,83 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 _NUM_SLICES = 1000
 _MAX_EPOCHS = 10
-_TOP, _BOTTOM = 0.98, 0.02  # of the height
+_TOP, _BOTTOM = 0.98, 0.02  # shares of the plot's height
 _FORMATS = ("png", "svg", "pdf", "jpg", "webp")
 
 
-def write_picture(seen: RunData, path: Path) -> None:
-    """Draw the norms of each group into a file.
+def write_picture(run: RunData, path: Path) -> None:
+    """Write a picture of the norms of each group.
 
     Args:
-        seen: the run.
-        path: its ending says the format.
+        run: the run.
+        path: of the picture; its ending decides the format.
 
     Raises:
-        ConfigError: the ending names no format.
-        NotARunError: the run has no rows of norms.
+        ConfigError: the ending is not that of a format.
+        NotARunError: the run has no rows of gradient norms.
         OSError: the file cannot be written.
     """
     if path.suffix.removeprefix(".").lower() not in _FORMATS:
-        raise ConfigError(f"{path}: no picture is written as {path.suffix!r}; the endings: {', '.join(_FORMATS)}.")
-    picture = drawn(seen)
+        raise ConfigError(f"{path}: expected a name that ends in .{', .'.join(_FORMATS)}, got {path.suffix!r}.")
+    figure = norms_figure(run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120)
 
 
-def drawn(seen: RunData) -> "Figure":
-    """The norms of each group on a logarithmic scale, epochs named, findings as bands, what is no number marked.
+def norms_figure(run: RunData) -> "Figure":
+    """The norms of each group on a logarithmic scale, with epochs, findings, and markers for 0, nan and inf.
 
     Raises:
-        NotARunError: the run has no rows of norms.
+        NotARunError: the run has no rows of gradient norms.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415  # an extra, for this file only
+    from matplotlib.figure import Figure  # noqa: PLC0415  # an optional dependency of this file
 
-    series = columns_of(seen, NORMS)
+    series = columns_of(run, NORMS)
     if not series:
-        raise NotARunError(f"{seen.layout.root} has no rows of gradient norms yet: there is nothing to draw.")
-    picture = Figure(figsize=(10, 4.5), layout="constrained")
-    axes = picture.add_subplot(yscale="log", xlabel="batch", ylabel="gradient norm (L2)")
-    axes.set_title(seen.name, parse_math=False, pad=18)
+        raise NotARunError(f"{run.layout.root} has no rows of gradient norms to draw yet; wait for the first step.")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axes = figure.add_subplot(yscale="log", xlabel="batch", ylabel="gradient norm (L2)")
+    axes.set_title(run.name, parse_math=False, pad=18)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    for place, one in enumerate(series):
-        _draw(axes, one, style_at(place))
-    _draw_findings(axes, findings_in(seen, "norms"))
+    for index, column in enumerate(series):
+        _draw(axes, column, style_at(index))
+    _draw_findings(axes, findings_in(run, "norms"))
     _draw_epochs(axes, epoch_starts(series))
     _draw_legend(axes, series)
-    return picture
+    return figure
 
 
-def _draw(axes: "Axes", series: Series, look: Style) -> None:
+def _draw(axes: "Axes", series: Series, style: Style) -> None:
     line = series.line(_NUM_SLICES)
-    axes.plot(line.middle.batches, line.middle.values, label=series.column, color=look.color, linewidth=1)
-    if not line.is_whole:
+    axes.plot(line.middle.batches, line.middle.values, label=series.column, color=style.color, linewidth=1)
+    if not line.is_complete:
         edges = (line.middle.batches, line.lowest.values, line.highest.values)
-        axes.fill_between(*edges, facecolor=f"{look.color}40", edgecolor=f"{look.color}99", linewidth=0.6)
-    for marker, height, marked in _marks(series):
-        places = [height] * len(marked.batches)
-        axes.plot(marked.batches, places, marker, color=look.color, transform=axes.get_xaxis_transform())
+        axes.fill_between(*edges, facecolor=f"{style.color}40", edgecolor=f"{style.color}99", linewidth=0.6)
+    for marker, height, points in _markers(series):
+        heights = [height] * len(points.batches)
+        axes.plot(points.batches, heights, marker, color=style.color, transform=axes.get_xaxis_transform())
 
 
-def _marks(series: Series) -> tuple[tuple[str, float, Points], ...]:
-    """The marker, its height in the plot, and where it stands, of what a logarithmic scale cannot show."""
+def _markers(series: Series) -> tuple[tuple[str, float, Points], ...]:
+    """Marker, height and points of the values that a logarithmic scale cannot show."""
     return ("x", _TOP, series.not_finite(_NUM_SLICES)), ("v", _BOTTOM, series.zeros(_NUM_SLICES))
 
 
 def _draw_findings(axes: "Axes", findings: Sequence[Finding]) -> None:
-    """A band each, edged so that one of a single batch can be seen; a severity once in the legend."""
-    named: set[str] = set()
+    """A band for each finding, with an edge that keeps a single batch visible; each severity once in the legend."""
+    in_legend: set[str] = set()
     for finding in findings:
         color = SEVERITY_COLORS[finding.severity]
-        label = "" if finding.severity in named else f"finding: {finding.severity}"
+        label = "" if finding.severity in in_legend else f"finding: {finding.severity}"
         first, last = finding.batch_idx, finding.batch_idx_end
         axes.axvspan(first, last, facecolor=f"{color}33", edgecolor=color, linewidth=1.5, zorder=0.5, label=label)
-        named.add(finding.severity)
+        in_legend.add(finding.severity)
 
 
 def _draw_epochs(axes: "Axes", starts: Mapping[int, int]) -> None:
-    for epoch, start in list(starts.items())[:: max(1, -(-len(starts) // _MAX_EPOCHS))]:
+    for epoch, start in list(starts.items())[:: step_for(len(starts), _MAX_EPOCHS)]:
         axes.axvline(start, color="0.6", linestyle=":", linewidth=0.8)
         axes.annotate(
             f"epoch {epoch}", (start, 1), (0, 3), ("data", "axes fraction"), "offset points", fontsize="small"
@@ -100,9 +99,9 @@ def _draw_epochs(axes: "Axes", starts: Mapping[int, int]) -> None:
 
 
 def _draw_legend(axes: "Axes", series: Sequence[Series]) -> None:
-    """Beside the plot; marks are named where there are any."""
-    marks = [mark for one in series for mark in _marks(one)]
+    """Beside the plot; markers are explained if they are used."""
+    used = {marker for column in series for marker, _, points in _markers(column) if len(points.batches)}
     for marker, name in (("x", "nan or inf"), ("v", "0")):
-        if any(kind == marker and len(marked.batches) for kind, _, marked in marks):
+        if marker in used:
             axes.plot([], [], marker, color="0.4", label=name)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,4 +1,4 @@
-"""What a report is made of: everything of a run that can be read, and what could not."""
+"""The data of a report: everything that can be read of a run, and the problems with the rest."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -20,32 +20,37 @@ from ava_pipeline.read.predictions import Predicted, is_generated, read_predicte
 from ava_pipeline.read.run import Run, open_run
 from ava_pipeline.read.table import read_table
 
-Read = TypeVar("Read")
+T = TypeVar("T")
 VALIDATION = "val"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EpochMetrics:
-    """Validation metrics, by name: [epochs] each, a float or None."""
+    """Validation metrics.
+
+    Attributes:
+        epochs: [epochs] 0-based.
+        values: metric -> [epochs] floats or None.
+    """
 
     epochs: list[int]
-    figures: dict[str, list[float | None]]
+    values: dict[str, list[float | None]]
 
 
 @dataclass(slots=True, eq=False)
 class RunData:
-    """One run as far as it can be read; a report of a damaged run says what is damaged and shows the rest.
+    """One run as far as it can be read; the report of a damaged run names the damage and shows the rest.
 
     Attributes:
-        name: of the run.
-        layout: where it lies.
-        manifest: None where there is none to be had.
-        tables: the measured tables and the events, by name, rows with a batch only.
-        metrics: of its epochs; None where there are none.
-        predictions: of the last epoch, and which one it is.
-        diagnosis: what the numbers say; None where they cannot be judged.
-        is_generated: it was trained on generated data.
-        troubles: a sentence for everything that could not be read.
+        name: the run's name on the page.
+        layout: its directory.
+        manifest: None if it cannot be read.
+        tables: the measured tables and the events, by name; only rows with a batch.
+        metrics: of its epochs; None if there are no metrics.
+        predictions: the file and the predictions of the last epoch.
+        diagnosis: its findings; None if the run cannot be diagnosed.
+        is_generated: whether it was trained on generated data.
+        problems: one sentence for each file that cannot be read.
     """
 
     name: str
@@ -56,69 +61,73 @@ class RunData:
     predictions: tuple[PredictionFile, Predicted] | None = None
     diagnosis: Diagnosis | None = None
     is_generated: bool = False
-    troubles: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def table(self, name: str) -> pa.Table | None:
-        """A table that has rows."""
+        """A table; None if it is missing or has no rows."""
         rows = self.tables.get(name)
         return rows if rows is not None and rows.num_rows else None
 
-    def attempt(self, read: Callable[[], Read]) -> Read | None:
-        """Read something; where that fails, note why."""
+    def try_read(self, read: Callable[[], T]) -> T | None:
+        """Call `read`; if it fails, record the problem and return None."""
         try:
             return read()
         except RunError as error:
-            self.troubles.append(str(error))
+            self.problems.append(str(error))
             return None
 
 
 def read_run_data(name: str, layout: RunLayout) -> RunData:
-    """Read a run, alive, crashed or finished.
+    """Read a running, crashed or finished run.
+
+    Args:
+        name: the run's name on the page.
+        layout: of its directory.
 
     Raises:
-        NotARunError: there is no run.
+        NotARunError: the directory is not a run.
     """
-    run = open_run(layout.root)
-    seen = RunData(name, layout)
-    seen.manifest = seen.attempt(lambda: run.manifest)
-    if seen.manifest is not None:
-        for table in seen.manifest.tables:
-            _add_table(seen, run, table)
-        seen.diagnosis = seen.attempt(lambda: diagnose_run(run))
-    seen.is_generated = bool(seen.attempt(lambda: is_generated(layout.root)))
-    events = seen.attempt(lambda: read_table(layout, RunTable.of(EVENTS)))
+    opened = open_run(layout.root)
+    run = RunData(name, layout)
+    run.manifest = run.try_read(lambda: opened.manifest)
+    if run.manifest is not None:
+        for table in run.manifest.tables:
+            _add_table(run, opened, table)
+        run.diagnosis = run.try_read(lambda: diagnose_run(opened))
+    run.is_generated = bool(run.try_read(lambda: is_generated(layout.root)))
+    events = run.try_read(lambda: read_table(layout, RunTable.of(EVENTS)))
     if events is not None:
-        seen.tables["events"] = events
+        run.tables["events"] = events
     files = [file for file in prediction_files(layout) if file.name == VALIDATION]
-    seen.metrics = seen.attempt(lambda: _metrics(run, files))
+    run.metrics = run.try_read(lambda: _epoch_metrics(opened, files))
     if files:
-        read = seen.attempt(lambda: read_predicted(files[-1].path))
-        seen.predictions = (files[-1], read) if read is not None and read.num_images else None
-    return seen
+        predicted = run.try_read(lambda: read_predicted(files[-1].path))
+        run.predictions = (files[-1], predicted) if predicted is not None and predicted.num_images else None
+    return run
 
 
-def _add_table(seen: RunData, run: Run, name: str) -> None:
-    rows = seen.attempt(lambda: run.arrow(name))
+def _add_table(run: RunData, opened: Run, name: str) -> None:
+    rows = run.try_read(lambda: opened.arrow(name))
     if rows is not None and "batch_idx" in rows.column_names:
         has_keys = pc.and_(pc.is_valid(rows["batch_idx"]), pc.is_valid(rows["epoch"]))
-        seen.tables[name] = rows.filter(has_keys).sort_by("batch_idx") if _is_unruly(rows) else rows
+        run.tables[name] = rows if _is_in_order(rows) else rows.filter(has_keys).sort_by("batch_idx")
 
 
-def _is_unruly(rows: pa.Table) -> bool:
-    """Whether rows have no batch, or stand in another order than the batches'."""
-    batches = rows["batch_idx"].combine_chunks()
+def _is_in_order(rows: pa.Table) -> bool:
+    """Whether every row has a batch and an epoch, and the batches never fall."""
     if rows["batch_idx"].null_count or rows["epoch"].null_count:
-        return True
-    return rows.num_rows > 1 and not bool(pc.all(pc.greater_equal(batches[1:], batches[:-1])).as_py())
+        return False
+    batches = rows["batch_idx"].combine_chunks()
+    return rows.num_rows <= 1 or bool(pc.all(pc.greater_equal(batches[1:], batches[:-1])).as_py())
 
 
-def _metrics(run: Run, files: list[PredictionFile]) -> EpochMetrics | None:
-    """Those of metrics.csv; of a foreign training loop, those that its predictions give."""
-    if run.layout.metrics.exists():
-        columns = read_csv(run.layout.metrics, RunTable.of(EPOCH_METRICS)).to_pydict()
+def _epoch_metrics(opened: Run, files: list[PredictionFile]) -> EpochMetrics | None:
+    """The rows of metrics.csv; without that file, the metrics of the predictions."""
+    if opened.layout.metrics.exists():
+        columns = read_csv(opened.layout.metrics, RunTable.of(EPOCH_METRICS)).to_pydict()
         return EpochMetrics(columns.pop("epoch"), columns)
-    found = [(file.epoch, read_predicted(file.path).metrics().to_json()) for file in files]
-    if not found:
+    metrics = [read_predicted(file.path).metrics().to_json() for file in files]
+    if not metrics:
         return None
-    names = [figure.name for figure in fields(Metrics)]
-    return EpochMetrics([epoch for epoch, _ in found], {name: [one[name] for _, one in found] for name in names})
+    names = [field.name for field in fields(Metrics)]
+    return EpochMetrics([file.epoch for file in files], {name: [epoch[name] for epoch in metrics] for name in names})

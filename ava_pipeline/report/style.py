@@ -1,10 +1,10 @@
-"""How lines and points are told apart: by colours, and beyond those by dashes and symbols."""
+"""The style of lines and points: a colour for each run or column, and beyond the colours also dashes and symbols."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# After Okabe and Ito, whose colours the colour-blind tell apart: in their order, darker or lighter where it takes that
-# to stand out 3 to 1 from a white page and from a dark one. Source: https://jfly.uni-koeln.de/color/
+# After Okabe and Ito, whose colours the colour-blind can distinguish: in their order, made darker or lighter if that is
+# needed for a contrast of 3 to 1 on a white and on a dark page. Source: https://jfly.uni-koeln.de/color/
 _COLORS = ("#2a74c9", "#d55e00", "#009e73", "#c86f9f", "#ad8000", "#1c98bd", "#8c8c8c")
 _DASHES = {"solid": "none", "dash": "7 3", "dot": "2 3", "dashdot": "7 3 2 3"}
 _SYMBOLS = {
@@ -17,12 +17,12 @@ _SYMBOLS = {
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How one line or run looks, in every figure alike.
+    """The style of one run or column, the same in every figure.
 
     Attributes:
-        color: of its line and its points.
-        dash: plotly's name of its line's.
-        symbol: plotly's name of its points'.
+        color: of the line and the points.
+        dash: of the line, by plotly's name.
+        symbol: of the points, by plotly's name.
     """
 
     color: str
@@ -31,22 +31,22 @@ class Style:
 
     @property
     def dasharray(self) -> str:
-        """The dash as SVG has it."""
+        """The dash in SVG's notation."""
         return _DASHES[self.dash]
 
     @property
     def outline(self) -> str:
-        """The symbol as an SVG path around 14,6."""
+        """The symbol as an SVG path centred at 14,6."""
         return _SYMBOLS[self.symbol]
 
 
-def style_at(place: int) -> Style:
-    """Of the line or the run with this number, from 0."""
-    beyond = place // len(_COLORS)
-    dash, symbol = (list(kinds)[beyond % len(kinds)] for kinds in (_DASHES, _SYMBOLS))
-    return Style(_COLORS[place % len(_COLORS)], dash, symbol)
+def style_at(index: int) -> Style:
+    """The style of the run or column with this 0-based index."""
+    round_number = index // len(_COLORS)
+    dash, symbol = (list(names)[round_number % len(names)] for names in (_DASHES, _SYMBOLS))
+    return Style(_COLORS[index % len(_COLORS)], dash, symbol)
 
 
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """A look each, in their order: what shares figures is given together, so that it looks the same in all of them."""
-    return {name: style_at(place) for place, name in enumerate(dict.fromkeys(names))}
+    """A style for each name, in order. Pass all names of a page at once, so that each has one style everywhere."""
+    return {name: style_at(index) for index, name in enumerate(dict.fromkeys(names))}

@@ -1,4 +1,4 @@
-"""What the page says in words and numbers: findings, tables, facts."""
+"""The texts and numbers of the page: findings, tables, facts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,153 +13,37 @@ from ava_pipeline.contract.manifest import Attempt, Manifest, utc_now
 from ava_pipeline.diagnose.diagnose import Verdict
 from ava_pipeline.read.arrays import Floats
 from ava_pipeline.read.status import StatusNow, status_now
-from ava_pipeline.report.annotations import MAX_FINDINGS, place_of, shown_findings
-from ava_pipeline.report.figure import TextTable, number
+from ava_pipeline.report.annotations import MAX_FINDINGS, figure_of, shown_findings, step_for
+from ava_pipeline.report.figure import TextTable, number_text
 from ava_pipeline.report.run_data import RunData
 from ava_pipeline.report.series import Series
 
-_MAX_ROWS = 20
-_NUM_FIRST = 5
-_MAX_TEXT = 200
-
-
-def by_epoch(series: Sequence[Series]) -> TextTable:
-    """Median, lowest and highest value of each series in each epoch, or in some epochs together where they are many."""
-    columns = list(dict.fromkeys(one.column for one in series))
-    runs = list(dict.fromkeys(one.run for one in series))
-    rows = [row for run in runs for row in _rows_of([one for one in series if one.run == run], columns)]
-    header = ["epochs", "batches", *(f"{column}: median (lowest to highest)" for column in columns)]
-    return TextTable(["run", *header], rows) if len(runs) > 1 else TextTable(header, [row[1:] for row in rows])
-
-
-def _rows_of(series: Sequence[Series], columns: Sequence[str]) -> list[list[str]]:
-    """Rows of one run, whose series have the same batches in the same table."""
-    found = {one.column: one for one in series}
-    any_of_them = series[0]
-    rows = []
-    for part in _parts(any_of_them):
-        epochs, batches = any_of_them.epochs[part], any_of_them.batches[part]
-        told = [_median_text(found[column].values[part]) if column in found else "" for column in columns]
-        rows.append([any_of_them.run, _range(epochs[0], epochs[-1]), _range(batches[0], batches[-1]), *told])
-    return rows
-
-
-def _parts(series: Series) -> list[slice]:
-    """Rows of an epoch each; of several where there would be too many."""
-    starts = np.flatnonzero(np.diff(series.epochs, prepend=-1))
-    starts = starts[:: -(-len(starts) // _MAX_ROWS)]
-    ends = [*starts[1:], len(series.epochs)]
-    return [slice(start, end) for start, end in zip(starts, ends, strict=True)]
-
-
-def _median_text(values: Floats) -> str:
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return "–"  # noqa: RUF001  # a dash, on purpose
-    return f"{number(np.median(finite))} ({number(finite.min())} to {number(finite.max())})"
-
-
-def _range(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first} to {last}"
-
-
-def first_rows(seen: RunData) -> dict[str, TextTable]:
-    """The first rows of each table, as its files have them, and of the predictions; null is empty."""
-    found = {name: _first(rows) for name, rows in seen.tables.items()}
-    if seen.predictions is not None:
-        file, predicted = seen.predictions
-        columns = {"image_id": predicted.image_ids, "pred_mean": predicted.pred_mean, "gt_mean": predicted.gt_mean}
-        given: dict[str, Any] = {name: values for name, values in columns.items() if values is not None}
-        found[file.path.name] = _first(pa.table(given))
-    return found
-
-
-def _first(rows: pa.Table) -> TextTable:
-    columns = [[_text(value) for value in column.to_pylist()] for column in rows.slice(0, _NUM_FIRST).columns]
-    return TextTable(rows.column_names, list(map(list, zip(*columns, strict=True))))
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    text = number(value) if isinstance(value, float) else str(value)
-    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
-
+_MAX_IDS = 20
+_MAX_TABLE_ROWS = 20
+_NUM_FIRST_ROWS = 5
+_MAX_CELL, _MAX_FACT = 200, 1000  # characters
+_MAX_ATTEMPTS = 20
 
 Facts: TypeAlias = Sequence[tuple[str, str]]
-
-_MAX_FACT, _MAX_ATTEMPTS = 1000, 20
-
-
-def facts_of(seen: RunData) -> Facts:
-    """Name and value each, in words; of many attempts the latest."""
-    told = [("directory", str(seen.layout.root)), *(_of_manifest(seen.manifest) if seen.manifest else ())]
-    return [(name, value if len(value) <= _MAX_FACT else f"{value[: _MAX_FACT - 1]}…") for name, value in told]
-
-
-def _of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    status = status_now(manifest, utc_now())
-    yield "status", status
-    yield "last sign of life", time_told(manifest.heartbeat_utc)
-    for name, value in manifest.run_info.items():
-        yield name, str(value)
-    for attempt in manifest.attempts[-_MAX_ATTEMPTS:]:
-        is_last = attempt is manifest.attempts[-1]
-        told = _of_attempt(attempt, status if is_last else attempt.status)
-        yield from ((f"attempt {attempt.number}: {name}", value) for name, value in told if value)
-
-
-def _of_attempt(attempt: Attempt, status: StatusNow) -> Iterator[tuple[str, str]]:
-    counters = attempt.counters
-    yield "status", f"{status}, {attempt.error}" if attempt.error else status
-    yield "began", time_told(attempt.started_utc)
-    yield "ended", time_told(attempt.ended_utc) if attempt.ended_utc else ""
-    yield "resumed behind batch", str(attempt.resumed_from or "")
-    yield "collected every", f"{attempt.collect_every_n} batches" if attempt.collect_every_n > 1 else "batch"
-    yield (
-        "steps",
-        (
-            f"{counters.collected} collected, {counters.written} written, {counters.dropped} dropped, "
-            f"{counters.failed} failed, {counters.pending} pending"
-        ),
-    )
-    yield "command", " ".join(attempt.argv)
-    yield "commit", attempt.git_commit or ""
-    yield "on", ", ".join(part for part in (attempt.host, attempt.device) if part)
-    yield "versions", ", ".join(f"{name} {version}" for name, version in attempt.versions.items())
-
-
-def time_told(time: datetime) -> str:
-    """To the second."""
-    return f"{time:%Y-%m-%d %H:%M:%S} UTC"
-
-
-_MAX_IDS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ListedFinding:
-    """A finding in words.
+    """A finding on the page.
 
     Attributes:
-        finding: itself.
-        place: the figure in which it lies; None where it is of no batch.
-        again: where else the same sign shows in the same column.
+        finding: the finding.
+        figure: the id of the figure that shows it; None if it is not about batches.
+        repeats: the later findings of the same sign in the same column.
     """
 
     finding: Finding
-    place: str | None
-    again: Sequence["ListedFinding"] = ()
-
-    @property
-    def where(self) -> str:
-        """Its batches."""
-        first, last = self.finding.batch_idx, self.finding.batch_idx_end
-        return f"batch {first}" if first == last else f"batches {first} to {last}"
+    figure: str | None
+    repeats: Sequence["ListedFinding"] = ()
 
     @property
     def samples(self) -> str:
-        """What its first batch consisted of."""
+        """The samples of its first batch."""
         ids = self.finding.sample_ids
         more = f" and {len(ids) - _MAX_IDS} more" if len(ids) > _MAX_IDS else ""
         return ", ".join(ids[:_MAX_IDS]) + more
@@ -167,18 +51,18 @@ class ListedFinding:
 
 @dataclass(frozen=True, slots=True)
 class FindingsList:
-    """What the numbers of a run say.
+    """The findings of a run on the page.
 
     Attributes:
-        name: of the run.
-        status: of the run, in words.
-        is_generated: it was trained on generated data.
-        findings: those shown, a sign in a column once.
-        num_findings: how many there are.
-        num_more: how many more there are.
-        healthy: what is as it should be.
-        verdict: what `diagnose` says in a word; None where the run could not be diagnosed.
-        troubles: what could not be read.
+        name: the run.
+        status: its status in words.
+        is_generated: whether it was trained on generated data.
+        findings: the findings that are listed, grouped by sign and column.
+        num_findings: number of all findings.
+        num_more: number of findings that are not listed.
+        healthy: the healthy signs.
+        verdict: the verdict of `diagnose`; None if the run could not be diagnosed.
+        problems: one sentence for each file that cannot be read.
     """
 
     name: str
@@ -189,29 +73,129 @@ class FindingsList:
     num_more: int
     healthy: Sequence[Finding]
     verdict: Verdict | None
-    troubles: Sequence[str]
+    problems: Sequence[str]
 
 
-def findings_list(seen: RunData) -> FindingsList:
-    """List a run's findings."""
-    findings = shown_findings(seen)
+def findings_list(run: RunData) -> FindingsList:
+    """List the findings of a run."""
+    num_findings = len(run.diagnosis.findings) if run.diagnosis else 0
     return FindingsList(
-        name=seen.name,
-        status=status_now(seen.manifest, utc_now()) if seen.manifest else "no manifest",
-        is_generated=seen.is_generated,
-        findings=_once_per_sign(seen, findings),
-        num_findings=len(seen.diagnosis.findings) if seen.diagnosis else 0,
-        num_more=max(0, len(seen.diagnosis.findings) - MAX_FINDINGS) if seen.diagnosis else 0,
-        healthy=seen.diagnosis.healthy if seen.diagnosis else (),
-        verdict=seen.diagnosis.verdict if seen.diagnosis else None,
-        troubles=seen.troubles,
+        name=run.name,
+        status=status_now(run.manifest, utc_now()) if run.manifest else "no manifest",
+        is_generated=run.is_generated,
+        findings=_grouped(run, shown_findings(run)),
+        num_findings=num_findings,
+        num_more=max(0, num_findings - MAX_FINDINGS),
+        healthy=run.diagnosis.healthy if run.diagnosis else (),
+        verdict=run.diagnosis.verdict if run.diagnosis else None,
+        problems=run.problems,
     )
 
 
-def _once_per_sign(seen: RunData, findings: Sequence[Finding]) -> list[ListedFinding]:
-    """The first of each sign in a column, with its severity, and the others behind it."""
-    alike: dict[tuple[str, str | None, str], list[ListedFinding]] = {}
+def _grouped(run: RunData, findings: Sequence[Finding]) -> list[ListedFinding]:
+    """The first finding of each sign, column and severity, with the later ones as its repeats."""
+    groups: dict[tuple[str, str | None, str], list[ListedFinding]] = {}
     for finding in findings:
-        key = (finding.sign, finding.column, finding.severity)
-        alike.setdefault(key, []).append(ListedFinding(finding, place_of(seen, finding)))
-    return [replace(first, again=again) for first, *again in alike.values()]
+        key = (finding.id, finding.column, finding.severity)
+        groups.setdefault(key, []).append(ListedFinding(finding, figure_of(run, finding)))
+    return [replace(first, repeats=repeats) for first, *repeats in groups.values()]
+
+
+def by_epoch(series: Sequence[Series]) -> TextTable:
+    """Median, lowest and highest value of each series in each epoch; of many epochs, in several at once."""
+    columns = list(dict.fromkeys(column.column for column in series))
+    runs = list(dict.fromkeys(column.run for column in series))
+    rows = [row for run in runs for row in _epoch_rows([one for one in series if one.run == run], columns)]
+    header = ["epochs", "batches", *(f"{column}: median (lowest to highest)" for column in columns)]
+    return TextTable(["run", *header], rows) if len(runs) > 1 else TextTable(header, [row[1:] for row in rows])
+
+
+def _epoch_rows(series: Sequence[Series], columns: Sequence[str]) -> Iterator[list[str]]:
+    """The rows of one run, whose series are columns of one table and so have the same batches."""
+    values_of = {column.column: column.values for column in series}
+    run, epochs, batches = series[0].run, series[0].epochs, series[0].batches
+    for rows in _epoch_slices(epochs):
+        medians = [_median_text(values_of[column][rows]) if column in values_of else "" for column in columns]
+        yield [run, _range(epochs[rows][0], epochs[rows][-1]), _range(batches[rows][0], batches[rows][-1]), *medians]
+
+
+def _epoch_slices(epochs: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Iterator[slice]:
+    """The rows of each epoch; of several epochs at once if there are many."""
+    starts = np.flatnonzero(np.diff(epochs, prepend=-1))
+    starts = starts[:: step_for(len(starts), _MAX_TABLE_ROWS)]
+    return map(slice, starts, [*starts[1:], len(epochs)])
+
+
+def _median_text(values: Floats) -> str:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return number_text(None)
+    return f"{number_text(np.median(finite))} ({number_text(finite.min())} to {number_text(finite.max())})"
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first} to {last}"
+
+
+def first_rows(run: RunData) -> dict[str, TextTable]:
+    """The first rows of each table and of the predictions; null is an empty cell."""
+    tables = {name: _first_rows(rows) for name, rows in run.tables.items()}
+    if run.predictions is not None:
+        file, predicted = run.predictions
+        columns = {"image_id": predicted.image_ids, "pred_mean": predicted.pred_mean, "gt_mean": predicted.gt_mean}
+        given: dict[str, Any] = {name: values for name, values in columns.items() if values is not None}
+        tables[file.path.name] = _first_rows(pa.table(given))
+    return tables
+
+
+def _first_rows(rows: pa.Table) -> TextTable:
+    columns = [[_cell(value) for value in column.to_pylist()] for column in rows.slice(0, _NUM_FIRST_ROWS).columns]
+    return TextTable(rows.column_names, list(map(list, zip(*columns, strict=True))))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return _shortened(number_text(value) if isinstance(value, float) else str(value), _MAX_CELL)
+
+
+def _shortened(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
+
+
+def facts_of(run: RunData) -> Facts:
+    """Names and values of what is known about a run; of many attempts, the latest."""
+    facts = [("directory", str(run.layout.root)), *(_manifest_facts(run.manifest) if run.manifest else ())]
+    return [(name, _shortened(value, _MAX_FACT)) for name, value in facts]
+
+
+def _manifest_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    status = status_now(manifest, utc_now())
+    yield "status", status
+    yield "last sign of life", time_text(manifest.heartbeat_utc)
+    for name, value in manifest.run_info.items():
+        yield name, str(value)
+    for attempt in manifest.attempts[-_MAX_ATTEMPTS:]:
+        is_last = attempt is manifest.attempts[-1]
+        facts = _attempt_facts(attempt, status if is_last else attempt.status)
+        yield from ((f"attempt {attempt.number}: {name}", value) for name, value in facts if value)
+
+
+def _attempt_facts(attempt: Attempt, status: StatusNow) -> Iterator[tuple[str, str]]:
+    counters = attempt.counters
+    yield "status", f"{status}, {attempt.error}" if attempt.error else status
+    yield "started", time_text(attempt.started_utc)
+    yield "ended", time_text(attempt.ended_utc) if attempt.ended_utc else ""
+    yield "resumed after batch", str(attempt.resumed_from or "")
+    yield "collected every", f"{attempt.collect_every_n} batches" if attempt.collect_every_n > 1 else "batch"
+    names = ("collected", "written", "dropped", "failed", "pending")
+    yield "steps", ", ".join(f"{getattr(counters, name)} {name}" for name in names)
+    yield "command", " ".join(attempt.argv)
+    yield "commit", attempt.git_commit or ""
+    yield "machine", ", ".join(part for part in (attempt.host, attempt.device) if part)
+    yield "versions", ", ".join(f"{name} {version}" for name, version in attempt.versions.items())
+
+
+def time_text(time: datetime) -> str:
+    """A time to the second."""
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC"

@@ -1,11 +1,11 @@
 """Values that are not finite, losses below their floor, and a loss scale that falls."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 
 import numpy as np
+import pyarrow as pa
 
+from ava_pipeline.contract.columns import null_mask, numpy_values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.signs.evidence import (
@@ -143,62 +143,58 @@ def loss_negative(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
         )
 
 
-def non_finite_events(rows: Sequence[Mapping[str, object]], *, is_scaled: bool = False) -> Iterator[Event]:
-    """One event for each stretch of neighbouring rows in which the same columns are not finite.
+def non_finite_events(rows: pa.RecordBatch, *, is_scaled: bool = False) -> Iterator[Event]:
+    """Report values that are not finite: one event for each range of neighbouring rows with the same such columns.
 
     Args:
-        rows: of one table, in batch order, each with `batch_idx` and `epoch`.
-        is_scaled: a GradScaler skips such steps and lowers its scale, so that only a loss is worth a warning; what
-            lasts is told by the sign.
+        rows: rows of one table in batch order, with `batch_idx` and `epoch`.
+        is_scaled: a GradScaler skips such steps and lowers its scale, so only a loss that is not finite is a warning;
+            the sign reports what lasts.
     """
-    # One sum is finite where every value is, and costs less than looking at each.
-    if math.isfinite(sum(value for row in rows for value in row.values() if type(value) is float)):
+    not_finite = {}
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        if pa.types.is_floating(field.type):
+            is_bad = ~np.isfinite(numpy_values(column))
+            if column.null_count:
+                is_bad &= ~null_mask(column)
+            if is_bad.any():
+                not_finite[field.name] = is_bad
+    if not not_finite:
         return
-    for columns, stretch in groupby(rows, _columns_not_finite):
-        if not columns:
-            continue
-        first, *rest = list(stretch)
-        last = rest[-1] if rest else first
-        value = first[columns[0]]
-        yield Event(
-            event="non_finite",
-            severity="info" if is_scaled and not any(map(is_loss, columns)) else "warning",
-            batch_idx=_as_int(first["batch_idx"]),
-            batch_idx_end=_as_int(last["batch_idx"]),
-            epoch=_as_int(first["epoch"]),
-            column=columns[0],
-            value=value if isinstance(value, float) else None,
-            message=f"{', '.join(columns)}: measured, and not finite, in {collected_steps(1 + len(rest))}.",
-        )
+    batches, epochs = numpy_values(rows.column("batch_idx")), numpy_values(rows.column("epoch"))
+    same = np.stack(list(not_finite.values()))
+    starts = np.flatnonzero(np.any(same[:, 1:] != same[:, :-1], axis=0)) + 1
+    for start, end in zip([0, *starts], [*starts, rows.num_rows], strict=True):
+        columns = [name for name, is_bad in not_finite.items() if is_bad[start]]
+        if columns:
+            yield Event(
+                event="non_finite",
+                severity="info" if is_scaled and not any(map(is_loss, columns)) else "warning",
+                batch_idx=int(batches[start]),
+                batch_idx_end=int(batches[end - 1]),
+                epoch=int(epochs[start]),
+                column=columns[0],
+                value=float(numpy_values(rows.column(columns[0]))[start]),
+                message=f"{', '.join(columns)}: measured, and not finite, in {collected_steps(int(end - start))}.",
+            )
 
 
-def _columns_not_finite(row: Mapping[str, object]) -> tuple[str, ...]:
-    return tuple(name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value))
-
-
-def _as_int(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def scale_drop_events(
-    rows: Sequence[Mapping[str, object]], scale_before: float | None, batch_before: int
-) -> Iterator[Event]:
-    """One event for each row whose loss scale is lower than the row's before it.
+def scale_drop_events(rows: pa.RecordBatch, scale_before: float | None, batch_before: int) -> Iterator[Event]:
+    """Report each row whose loss scale is lower than in the row before it.
 
     `torch.amp.GradScaler` lowers its scale only after a step whose gradients were not finite, which it skips. So the
-    step is that of the row before, or one between the two rows. Where the scale also grew there, a drop can stay
-    unseen.
+    skipped step is the step of the row before, or a step between the two rows. If the scale also grew there, a drop
+    can go unnoticed.
 
     Args:
-        rows: of `steps`, in batch order.
-        scale_before: of the row before the first; None where it is not known.
-        batch_before: of that row, or the first batch of the attempt.
+        rows: rows of `steps` in batch order.
+        scale_before: the scale of the row before the first; None if it is not known.
+        batch_before: the batch of that row, or the first batch of the attempt.
     """
-    for row in rows:
-        scale, batch_idx, epoch = row["loss_scale"], row["batch_idx"], row["epoch"]
-        if not (isinstance(scale, float) and isinstance(batch_idx, int) and isinstance(epoch, int)):
-            continue
-        # A drop before an attempt's first batch is of another one's.
+    is_known = ~null_mask(rows.column("loss_scale"))
+    columns = (numpy_values(rows.column(name))[is_known] for name in ("loss_scale", "batch_idx", "epoch"))
+    for scale, batch_idx, epoch in zip(*(column.tolist() for column in columns), strict=True):
+        # A drop before an attempt's first batch belongs to another attempt.
         if scale_before is not None and scale < scale_before and batch_before < batch_idx:
             yield Event(
                 event="skipped_step",

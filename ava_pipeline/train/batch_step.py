@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Costs:
-    """Where the time of training went, in this process.
+    """Time spent on training by this process.
 
     Attributes:
-        train_s: from the first batch of each epoch to its last, reading images included.
-        telemetry_s: of it, inside `telemetry.step`.
-        num_batches: trained on.
+        train_s: from the first batch of each epoch to its last, including reading images.
+        telemetry_s: the part of it spent inside `telemetry.step`.
+        num_batches: batches trained on.
     """
 
     train_s: float = 0.0
@@ -36,10 +36,10 @@ class BatchStep:
     """Trains on one batch at a time; every `accumulate` batches make an optimizer step.
 
     Attributes:
-        clip_norm: clip the gradients to this L2 norm; None: do not.
-        drop_nonfinite: where a loss is nan or inf, zero the gradients gathered for the step it belongs to.
+        clip_norm: clip the gradients to this L2 norm; None does not clip.
+        drop_nonfinite: if a loss is nan or inf, set the gradients of its optimizer step to zero.
         num_steps: optimizer steps taken, over all epochs.
-        costs: where the time went.
+        costs: time spent so far.
     """
 
     model: AvaModel
@@ -54,7 +54,7 @@ class BatchStep:
     costs: Costs = field(default_factory=Costs)
 
     def backward(self, images: Tensor, votes: Tensor, *, share: float) -> Tensor:
-        """Add the batch's gradients, at `share` of their weight.
+        """Add the batch's gradients, weighted by `share`.
 
         Args:
             images: [batch, 3, height, width] on the device.
@@ -73,7 +73,7 @@ class BatchStep:
         return loss.detach()
 
     def observe(self, loss: Tensor, *, epoch: int, image_ids: list[int], accumulating: bool) -> None:
-        """Let telemetry look at the gradients, and count what that takes."""
+        """Pass the gradients to telemetry and measure how long that takes."""
         started_s = time.perf_counter()
         self.telemetry.step(epoch, values={"loss": loss}, sample_ids=image_ids, accumulating=accumulating)
         self.costs.telemetry_s += time.perf_counter() - started_s
@@ -82,7 +82,7 @@ class BatchStep:
             drop_unless(torch.isfinite(loss), self._gradients())
 
     def optimize(self) -> None:
-        """Clip, step, and let the gradients go."""
+        """Clip the gradients, step, and release them."""
         if self.scaler is None:
             self._clip()
             self.optimizer.step()

@@ -1,4 +1,7 @@
-"""Where every random number of training comes from: torch's generators and Python's, not NumPy's."""
+"""Checkpoints: everything a run needs to continue, the states of the random generators included.
+
+Training takes random numbers from torch's generators and from Python's, not from NumPy's.
+"""
 
 import pickle
 import random
@@ -15,7 +18,7 @@ from ava_pipeline.errors import CheckpointError
 
 
 def seed_all(seed: int) -> None:
-    """Seed torch on every device, and Python."""
+    """Seed torch on every device, and Python's `random`."""
     torch.manual_seed(seed)
     random.seed(seed)
 
@@ -27,9 +30,9 @@ def rng_states() -> dict[str, Any]:
 
 
 def restore_rng_states(states: dict[str, Any]) -> None:
-    """Go on with the random numbers where `rng_states` was called.
+    """Continue with the random numbers that followed the call of `rng_states`.
 
-    CUDA states are taken where there are as many devices as then; else those generators go on from the seed.
+    CUDA states are restored if the number of devices is the same; otherwise those generators continue from the seed.
     """
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
@@ -38,7 +41,7 @@ def restore_rng_states(states: dict[str, Any]) -> None:
 
 
 FORMAT = "ava_pipeline checkpoint 1"
-_REMEDY = "Give the checkpoint of a run of ava-pipeline, or start anew with --restart (nothing is deleted)."
+_REMEDY = "Give the checkpoint of a run of ava-pipeline, or start over with --restart (nothing is deleted)."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +49,13 @@ class Checkpoint:
     """A run between two optimizer steps.
 
     Attributes:
-        fingerprint: setting -> value, of the settings that must not change when the run goes on.
+        fingerprint: setting -> value, for the settings that must not change when the run continues.
         model: state dict.
         optimizer: state dict.
         scheduler: `step`, the number of optimizer steps taken.
-        scaler: state dict of the gradient scaler; empty where there is none.
+        scaler: state dict of the gradient scaler; empty without one.
         rng: states of the random generators.
-        epoch: 0-based epoch to go on in.
+        epoch: 0-based epoch in which to continue.
         batch: batches of that epoch already trained on.
         losses: [2] sum and number of that epoch's finite losses.
         telemetry: the collector's state.
@@ -73,10 +76,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint aside, sync it and give it its name: there is always a whole one.
+    """Write the checkpoint atomically, so that a complete one always exists.
 
     Raises:
-        CheckpointError: the disk refused; the previous checkpoint still stands.
+        CheckpointError: it could not be written; the previous checkpoint is unchanged.
     """
     content = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
     try:
@@ -84,8 +87,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             torch.save({"format": FORMAT, **content}, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: the checkpoint could not be written ({error}); the previous one, if any, still stands. "
-            "Make room or give another --output-dir, then go on with --resume."
+            f"{path}: the checkpoint could not be written ({error}); the previous one, if any, is unchanged. "
+            "Free disk space or give another --output-dir, then continue with --resume."
         ) from error
 
 
@@ -93,11 +96,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: the file is torn or no checkpoint of ours.
+        CheckpointError: the file is truncated or not a checkpoint of ava-pipeline.
     """
     content = _read(path)
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path}: no checkpoint of this version of ava-pipeline ({FORMAT!r}). {_REMEDY}")
+        raise CheckpointError(f"{path}: expected a checkpoint of format {FORMAT!r}, got another one. {_REMEDY}")
     missing = {field.name for field in fields(Checkpoint)} ^ content.keys()
     if missing:
         raise CheckpointError(f"{path}: missing or unknown entries: {', '.join(sorted(missing))}. {_REMEDY}")
@@ -105,17 +108,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_fits(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Compare the settings a checkpoint was made with to the ones it shall go on with.
+    """Compare the settings of a checkpoint with those of the run that resumes it.
 
     Raises:
-        CheckpointError: some differ; each is named with both values.
+        CheckpointError: settings differ; each is named with both values.
     """
     changed = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
     if changed:
         named = "; ".join(f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}" for key in changed)
         raise CheckpointError(
-            f"{path}: made with other settings: {named}. Set them back to go on with --resume, "
-            "or begin anew with --restart or another --output-dir."
+            f"{path} was written with other settings: {named}. Restore them to continue with --resume, "
+            "or start over with --restart or another --output-dir."
         )
 
 
@@ -125,16 +128,19 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors and plain types; it was not unpickled, since that can run code. {_REMEDY}"
+            f"{path}: holds more than tensors and plain types, and was not unpickled, because that can run code. "
+            f"{_REMEDY}"
         ) from error
-    except Exception as error:  # whatever a damaged file makes torch's reader stumble over.
+    except Exception as error:  # torch's reader raises almost anything for a damaged file
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: cannot be read, torn or no checkpoint ({reason}). {_REMEDY}") from error
+        raise CheckpointError(
+            f"{path}: cannot be read; it is truncated or not a checkpoint ({reason}). {_REMEDY}"
+        ) from error
 
 
 def _check_sums(path: Path) -> None:
-    """Check the zip's own checksums: torch reads past flipped bytes."""
+    """Check the zip file's checksums, because torch does not notice flipped bytes."""
     with zipfile.ZipFile(path) as entries:
         damaged = entries.testzip()
     if damaged is not None:
-        raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""Progress bars and messages while a run is training."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _SECONDS_BETWEEN_UPDATES = 0.2
 
 
 class Bar:
-    """One progress bar; redrawn five times a second at most, however often it is told."""
+    """One progress bar, redrawn at most five times a second however often it is updated."""
 
     def __init__(self, progress: Progress, task: TaskID, *, done: int) -> None:
         self._progress = progress
@@ -23,12 +23,12 @@ class Bar:
         self._started_s = self._drawn_s = time.monotonic()
 
     def update(self, done: int, *, loss: float | None = None, images_each: int = 0) -> None:
-        """Say how much is done.
+        """Show how much is done.
 
         Args:
-            done: batches (or images) of the bar's total.
-            loss: of the latest batch that is known.
-            images_each: images a batch; where given, images/s are shown.
+            done: batches (or images) done so far.
+            loss: the latest known loss.
+            images_each: images per batch; if given, images/s are shown.
         """
         now_s = time.monotonic()
         if now_s - self._drawn_s < _SECONDS_BETWEEN_UPDATES:
@@ -40,10 +40,10 @@ class Bar:
 
 
 class Display:
-    """Progress bars, and one line an epoch, on one console.
+    """Shows progress bars and one line per epoch on a console.
 
     Args:
-        console: where to; a quiet one shows nothing.
+        console: where to print; a quiet console shows nothing.
     """
 
     def __init__(self, console: Console) -> None:
@@ -51,7 +51,7 @@ class Display:
 
     @contextmanager
     def bar(self, description: str, *, total: int, done: int = 0) -> Iterator[Bar]:
-        """Show a bar within the block; it disappears afterwards. In a file or a pipe there is none."""
+        """Show a bar inside the block; it disappears afterwards. Nothing is shown in a file or a pipe."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -67,7 +67,7 @@ class Display:
             yield Bar(progress, task, done=done)
 
     def epoch(self, result: EpochResult, *, epochs: int, generated: bool) -> None:
-        """Say what an epoch reached, in a line that stays; figures of generated data are called so."""
+        """Print the metrics of an epoch; metrics of generated data are marked."""
         metrics, kind = result.metrics, f" ({GENERATED})" if generated else ""
         self.say(
             f"epoch {result.epoch}, {result.epoch + 1} of {epochs}{kind}: train loss {result.train_loss:.5f}, "
@@ -76,5 +76,5 @@ class Display:
         )
 
     def say(self, sentence: str) -> None:
-        """Print a line that stays."""
+        """Print a line."""
         self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)

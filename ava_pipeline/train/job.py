@@ -21,7 +21,7 @@ from ava_pipeline.train.display import Display
 from ava_pipeline.train.loop import Loop
 from ava_pipeline.train.models import AvaModel, build_model
 from ava_pipeline.train.optim import Precision, Schedule, build_optimizer, pick_device
-from ava_pipeline.train.run_dir import EpochResult, begin_anew, check_free, check_writable, go_on, sole_writer
+from ava_pipeline.train.run_dir import EpochResult, check_free, check_writable, rewind, sole_writer, start_over
 from ava_pipeline.train.stop import StopRequested, StopSignals
 
 _log = logging.getLogger("ava_pipeline")
@@ -29,15 +29,15 @@ _log = logging.getLogger("ava_pipeline")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a run of the job came to.
+    """The outcome of a training.
 
     Attributes:
-        layout: where the files lie.
-        results: of every finished epoch, those before a resume included.
-        constant: what predicting the training images' mean distribution reaches on the validation images.
-        costs: where the time went, in this process.
-        stopped_by: the signal that asked for an end; None for a complete run.
-        generated: the data was generated, not AVA.
+        layout: the run directory.
+        results: one per finished epoch, including those before a resume.
+        constant: metrics of predicting the training images' mean distribution for every validation image.
+        costs: time spent by this process.
+        stopped_by: the signal that stopped training; None for a complete run.
+        generated: the data was generated and is not AVA.
     """
 
     layout: RunLayout
@@ -52,19 +52,19 @@ def train(config: RunConfig, display: Display, *, resume: bool = False, restart:
     """Train a model as the config says.
 
     Args:
-        config: of the run.
-        display: what a person sees meanwhile.
-        resume: go on from the checkpoint in the output directory; where there is none yet, begin.
-        restart: begin anew in a used output directory, its files set aside.
+        config: the run's config.
+        display: shows progress.
+        resume: continue from the checkpoint in the output directory, or start if there is no checkpoint yet.
+        restart: start over in a used output directory; its files move to superseded/.
 
     Raises:
         RunExistsError: the output directory holds a run, and neither `resume` nor `restart` is set.
         ConfigError: a setting, a path or the device cannot be used.
         DataError: labels, images or split cannot be used.
         RunInUseError: another process writes into the output directory.
-        DamagedFileError: a name in the output directory leads out of it.
-        TrainingError: a checkpoint cannot be used, the disk refuses a file, or a loss is not finite and the config
-            says stop.
+        DamagedFileError: a link in the output directory leads out of it.
+        TrainingError: a checkpoint cannot be used, a file cannot be written, or a loss is not finite and the config
+            says to stop.
     """
     layout = RunLayout(config.output_dir)
     if not (resume or restart):
@@ -95,7 +95,7 @@ def train(config: RunConfig, display: Display, *, resume: bool = False, restart:
 
 
 def _run(loop: Loop, step: BatchStep) -> int | None:
-    """Train; return the signal that asked for an end, if one did."""
+    """Train, and return the signal that stopped training, if one did."""
     try:
         with StopSignals() as stop, step.telemetry:
             loop.run(stop)
@@ -105,30 +105,30 @@ def _run(loop: Loop, step: BatchStep) -> int | None:
 
 
 def _begin(loop: Loop, layout: RunLayout, config: RunConfig, data: TrainData, checkpoint: Checkpoint | None) -> None:
-    """Put the run directory and the loop to where training begins or goes on."""
+    """Prepare the run directory and the loop to start or to continue."""
     if checkpoint is None:
-        begin_anew(layout, dump_config(config))
+        start_over(layout, dump_config(config))
     else:
-        loop.go_on_from(checkpoint)
-        go_on(layout, dump_config(config), loop.position.results)
-        _tell_where(layout, checkpoint, config.train.epochs)
+        loop.restore(checkpoint)
+        rewind(layout, dump_config(config), loop.position.results)
+        _log_position(layout, checkpoint, config.train.epochs)
     data.save(layout)
 
 
-def _tell_where(layout: RunLayout, checkpoint: Checkpoint, epochs: int) -> None:
-    """Say where training goes on, or that it was done before."""
+def _log_position(layout: RunLayout, checkpoint: Checkpoint, epochs: int) -> None:
+    """Log where training continues, or that it is complete already."""
     if checkpoint.epoch < epochs:
-        _log.info("Going on from %s: epoch %d, batch %d.", layout.checkpoint, checkpoint.epoch, checkpoint.batch)
+        _log.info("Continuing from %s: epoch %d, batch %d.", layout.checkpoint, checkpoint.epoch, checkpoint.batch)
     else:
         _log.info(
-            "Nothing is left to do: %s holds all %d epochs. Set train.epochs higher to train on.",
+            "Nothing left to do: %s holds all %d epochs. Raise train.epochs to train longer.",
             layout.checkpoint,
             checkpoint.epoch,
         )
 
 
 def _model(config: RunConfig, device: torch.device) -> AvaModel:
-    """The model, whose groups are looked for before the data is, since that takes longer."""
+    """Build the model and check telemetry.groups before the data is read, which takes longer."""
     seed_all(config.seed)
     model = build_model(config.model).to(device)
     try:
@@ -156,7 +156,7 @@ def _batch_step(config: RunConfig, data: TrainData, model: AvaModel, precision: 
         precision=precision,
         scaler=scaler,
         telemetry=TelemetryCollector(
-            model, optimizer, config.output_dir, config.with_head_above(), grad_scaler=scaler, run_info=run_info
+            model, optimizer, config.output_dir, config.resolved_telemetry(), grad_scaler=scaler, run_info=run_info
         ),
         clip_norm=config.train.clip_norm,
         drop_nonfinite=config.train.on_nonfinite_loss == "continue",
@@ -164,9 +164,9 @@ def _batch_step(config: RunConfig, data: TrainData, model: AvaModel, precision: 
 
 
 def _fingerprint(config: RunConfig, data: TrainData) -> dict[str, Any]:
-    """The settings that a checkpoint cannot outlive: another network, other images or another order of them.
+    """The settings that must stay the same for a checkpoint to be resumed: the network, the images and their order.
 
-    Rates, epochs, clipping, precision, paths and telemetry may change on the way.
+    Learning rates, epochs, clipping, precision, paths and telemetry may change.
     """
     return {
         "seed": config.seed,

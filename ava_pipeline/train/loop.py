@@ -1,4 +1,4 @@
-"""One pass over the validation images."""
+"""The epochs of a run: training batches, validation, checkpoints, and losses that are not finite."""
 
 import logging
 import math
@@ -37,11 +37,11 @@ def validate(
     """Predict every validation image with the model as it is.
 
     Args:
-        step: holds model, precision and telemetry; the model is in eval mode during the pass and in train mode after,
-            whatever ends it.
+        step: holds model, precision and telemetry; the model is in eval mode during the pass and in train mode after
+            it, even if an exception ends it.
         batches: yields image ids, images and votes.
         epoch: 0-based, names the predictions file.
-        save_predictions: write that file; it appears complete or, where `on_batch` raises, not at all.
+        save_predictions: write that file; it appears complete, or not at all if `on_batch` raises.
         on_batch: called after each batch with the number done.
 
     Returns:
@@ -67,7 +67,7 @@ def validate(
 
 
 def _metrics(softmax: npt.NDArray[np.float32], votes: npt.NDArray[np.int64]) -> Metrics:
-    """Take shares and means as the predictions file has them, so that both give the same figures."""
+    """Compute the metrics from shares and means as in the predictions file, so that both give the same values."""
     shares = softmax.astype(np.float64)
     pred = shares / shares.sum(axis=1)[:, None]
     counts = votes.sum(axis=1, dtype=np.int64)
@@ -77,19 +77,19 @@ def _metrics(softmax: npt.NDArray[np.float32], votes: npt.NDArray[np.int64]) -> 
     )
 
 
-# A CUDA stream takes about a thousand launches before it makes the host wait; a loss this old has long been computed.
+# A CUDA stream queues about a thousand launches before the host must wait; a loss this old was computed long ago.
 _MAX_BEHIND = 64
 _NUM_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLoss:
-    """One batch's loss, known by now.
+    """The known loss of one batch.
 
     Attributes:
         epoch: 0-based.
         batch: 1-based in the epoch.
-        image_ids: of the batch.
+        image_ids: the images of the batch.
         value: may be nan or inf.
     """
 
@@ -99,7 +99,7 @@ class BatchLoss:
     value: float
 
     def __str__(self) -> str:
-        """Where and what, for a sentence."""
+        """A sentence with the batch, its loss and its images."""
         shown = ", ".join(map(str, self.image_ids[:_NUM_SHOWN]))
         more = ", ..." if len(self.image_ids) > _NUM_SHOWN else ""
         return f"The loss of epoch {self.epoch}, batch {self.batch} is {self.value} (images {shown}{more})"
@@ -114,15 +114,15 @@ class _OnItsWay:
     image_ids: list[int]
 
     def is_known(self) -> bool:
-        """Whether the copy has arrived, without waiting for it."""
+        """Whether the copy has arrived; does not wait for it."""
         return bool(self.copied.query())  # type: ignore[no-untyped-call]  # torch leaves it out
 
 
 class LossWatch:
-    """Follows the losses: at once on the CPU, some batches behind on CUDA, where nothing waits.
+    """Checks losses: immediately on the CPU, a few batches later on CUDA, where nothing waits for the device.
 
     Args:
-        on_nonfinite: called with every loss that is nan or inf, once, as soon as it is known.
+        on_nonfinite: called once with each loss that is nan or inf, as soon as it is known.
     """
 
     def __init__(self, on_nonfinite: Callable[[BatchLoss], None]) -> None:
@@ -131,7 +131,7 @@ class LossWatch:
         self.latest = math.nan
 
     def add(self, loss: Tensor, *, epoch: int, batch: int, image_ids: list[int]) -> None:
-        """Take one batch's loss, a scalar on any device; what has become known meanwhile is looked at."""
+        """Add one batch's loss, a scalar on any device, and check the losses that have become known."""
         if loss.device.type != "cuda":
             self._look(BatchLoss(epoch, batch, image_ids, float(loss.detach())))
             return
@@ -144,7 +144,7 @@ class LossWatch:
             self._take()
 
     def catch_up(self) -> None:
-        """Wait until every loss is known: before a checkpoint, which must not hold weights that are nan."""
+        """Wait until every loss is known. Call it before a checkpoint, which must not hold nan weights."""
         while self._behind:
             self._take()
 
@@ -165,13 +165,13 @@ _MAX_WARNINGS = 3
 
 @dataclass(slots=True)
 class Position:
-    """How far a run has come.
+    """The position of a run in its epochs.
 
     Attributes:
         losses: [2] sum and number of the epoch's finite losses, on the device.
         epoch: 0-based.
-        batch: batches of the epoch done.
-        results: of the finished epochs.
+        batch: batches of the epoch done so far.
+        results: one per finished epoch.
     """
 
     losses: Tensor
@@ -184,12 +184,12 @@ class Loop:
     """Runs the epochs of one config.
 
     Args:
-        config: the whole run's.
-        layout: where the files go.
+        config: the run's config.
+        layout: the run directory.
         data: training and validation images.
         step: trains on one batch.
-        fingerprint: settings a checkpoint of this run must be resumed with.
-        display: what a person sees.
+        fingerprint: settings that must be the same when a checkpoint of this run is resumed.
+        display: shows progress.
     """
 
     def __init__(
@@ -214,9 +214,9 @@ class Loop:
         """Train until the last epoch is done.
 
         Raises:
-            StopRequested: somebody asked for an end; the checkpoint is saved.
-            NonFiniteLossError: a loss is nan or inf and the config says stop.
-            TrainingError: the disk takes no checkpoint, or no row of metrics.csv.
+            StopRequested: a signal asked training to stop; the checkpoint is saved.
+            NonFiniteLossError: a loss is nan or inf and the config says to stop.
+            TrainingError: a checkpoint or a row of metrics.csv could not be written.
         """
         try:
             while self.position.epoch < self._config.train.epochs:
@@ -226,13 +226,13 @@ class Loop:
             self._save()
             raise
 
-    def go_on_from(self, checkpoint: Checkpoint) -> None:
-        """Put everything back to where the checkpoint was made."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Restore everything to the state of the checkpoint."""
         options = [{**group, "params": None} for group in self._step.optimizer.param_groups]
         self._step.model.load_state_dict(dict(checkpoint.model))
         self._step.optimizer.load_state_dict(dict(checkpoint.optimizer))
         for group, own in zip(self._step.optimizer.param_groups, options, strict=True):
-            # The config decides rates and decay, also where it was changed for the rest of the run.
+            # Rates and decay come from the config, which may have been changed for the rest of the run.
             group.update({key: value for key, value in own.items() if key != "params"})
         if self._step.scaler is not None and checkpoint.scaler:
             self._step.scaler.load_state_dict(dict(checkpoint.scaler))
@@ -245,7 +245,7 @@ class Loop:
         self.position = Position(losses, epoch=checkpoint.epoch, batch=checkpoint.batch, results=results)
 
     def _train(self, stop: StopSignals) -> None:
-        """Train on what is left of the epoch."""
+        """Train on the remaining batches of the epoch."""
         started_s = time.perf_counter()
         label = f"epoch {self.position.epoch}, {self.position.epoch + 1} of {self._config.train.epochs}"
         with self._display.bar(label, total=self._data.num_batches, done=self.position.batch) as bar:
@@ -276,7 +276,7 @@ class Loop:
             self._step.optimize()
 
     def _at_optimizer_step(self) -> bool:
-        """The last, incomplete accumulation of an epoch ends in a step too."""
+        """Whether this batch ends in an optimizer step; the last, incomplete accumulation of an epoch does too."""
         batch = self.position.batch
         return batch % self._config.train.accumulate == 0 or batch == self._data.num_batches
 
@@ -298,7 +298,7 @@ class Loop:
         return EpochResult(self.position.epoch, total_loss / num_losses if num_losses else math.nan, metrics)
 
     def _finish_epoch(self, result: EpochResult) -> None:
-        """The checkpoint first: from it a resume writes metrics.csv anew, but nothing brings an epoch back."""
+        """Save the checkpoint first: a resume can rewrite metrics.csv from it, but nothing else restores an epoch."""
         results = [*self.position.results, result]
         self.position = Position(self._no_losses(), epoch=result.epoch + 1, results=results)
         self._save()
@@ -339,13 +339,13 @@ class Loop:
             raise NonFiniteLossError(f"{loss}. {_remedy(self._layout)}")
         self._num_nonfinite += 1
         if self._num_nonfinite <= _MAX_WARNINGS:
-            last = " Further ones are not named here." if self._num_nonfinite == _MAX_WARNINGS else ""
+            last = " Later ones are not logged." if self._num_nonfinite == _MAX_WARNINGS else ""
             _log.warning("%s; the gradients of its step are dropped.%s", loss, last)
 
 
 def _remedy(layout: RunLayout) -> str:
     saved = f"The weights before it are in {layout.checkpoint}. " if layout.checkpoint.exists() else ""
     return (
-        f"{saved}Look at the gradients in {layout.telemetry}; lower optim.base_lr, set train.clip_norm or "
-        "train.amp=off, then train again with --resume; or set train.on_nonfinite_loss to 'continue'."
+        f"{saved}Check the gradients in {layout.telemetry}; lower optim.base_lr, set train.clip_norm or "
+        "train.amp=off, then continue with --resume; or set train.on_nonfinite_loss to 'continue'."
     )

@@ -10,7 +10,7 @@ def squared_emd(logits: Tensor, votes: Tensor) -> Tensor:
     Talebi and Milanfar, NIMA (2018), eq. 1, without the root, whose gradient is infinite at a perfect prediction.
 
     Args:
-        logits: [batch, 10] of any float dtype; softmax and sums are float32 whatever autocast says.
+        logits: [batch, 10] of any float dtype; softmax and sums are computed in float32 even under autocast.
         votes: [batch, 10] vote counts (or shares) of scores 1..10, no row all zero.
 
     Returns:
@@ -23,7 +23,7 @@ def squared_emd(logits: Tensor, votes: Tensor) -> Tensor:
 
 
 def drop_unless(keep: Tensor, gradients: list[Tensor]) -> None:
-    """Set gradients to zero in place unless `keep`, without waiting for the device.
+    """Set gradients to zero in place unless `keep` is true, without waiting for the device.
 
     Args:
         keep: a boolean scalar on the gradients' device.

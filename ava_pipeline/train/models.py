@@ -1,4 +1,4 @@
-"""A torchvision ResNet with an MLP head that gives ten logits."""
+"""A torchvision ResNet with an MLP head that outputs ten logits."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -17,12 +17,12 @@ _SHOWN_KEYS = 3
 
 
 class AvaModel(nn.Module):
-    """Images [batch, 3, height, width] -> logits [batch, 10], one a score.
+    """Maps images [batch, 3, height, width] to logits [batch, 10], one per score.
 
     Attributes:
-        backbone: a torchvision ResNet whose `fc` lets the features through.
-        mlp_head: Linear, ReLU, Dropout for each hidden layer, then Linear; so the layers with parameters of a head
-            with one hidden layer are 0 and 3.
+        backbone: a torchvision ResNet whose `fc` is the identity.
+        mlp_head: Linear, ReLU, Dropout for each hidden layer, then Linear; with one hidden layer, the layers that have
+            parameters are 0 and 3.
     """
 
     def __init__(self, backbone: nn.Module, num_features: int, *, hidden_sizes: Sequence[int], dropout: float) -> None:
@@ -37,10 +37,10 @@ class AvaModel(nn.Module):
 
 
 def build_model(config: ModelConfig) -> AvaModel:
-    """Make the model, its backbone initialised as the config says, its head from torch's current seed.
+    """Build the model: its backbone initialised as the config says, its head from torch's current seed.
 
     Raises:
-        ConfigError: the weights cannot be downloaded or read, or are another network's.
+        ConfigError: the weights cannot be downloaded or read, or belong to another network.
     """
     pretrained = config.weights == "imagenet"
     backbone = _imagenet(config.backbone) if pretrained else torchvision.models.get_model(config.backbone, weights=None)
@@ -62,8 +62,8 @@ def _imagenet(name: str) -> Any:
     except (OSError, RuntimeError) as error:
         raise ConfigError(
             f"model.weights is 'imagenet', but torchvision's weights of {name} could not be downloaded ({error}). "
-            "Download them where there is a network and give the file's path as model.weights, or train from nothing "
-            "with --set model.weights=none."
+            "Download them on a machine with network access and give the file's path as model.weights, or train from "
+            "random weights with --set model.weights=none."
         ) from error
 
 
@@ -74,7 +74,7 @@ def _load_weights(backbone: nn.Module, path: Path) -> None:
         *(f"{key} is missing" for key in wanted.keys() - given.keys()),
         *(f"{key} is unknown" for key in given.keys() - wanted.keys()),
         *(
-            f"{key} has shape {list(given[key].shape)}, not {list(wanted[key].shape)}"
+            f"{key}: expected shape {list(wanted[key].shape)}, got {list(given[key].shape)}"
             for key in wanted.keys() & given.keys()
             if given[key].shape != wanted[key].shape
         ),
@@ -82,7 +82,8 @@ def _load_weights(backbone: nn.Module, path: Path) -> None:
     if problems:
         raise ConfigError(
             f"model.weights: {path} does not fit model.backbone in {len(problems)} places: "
-            f"{'; '.join(sorted(problems)[:_SHOWN_KEYS])}. Give weights of that backbone, or name theirs."
+            f"{'; '.join(sorted(problems)[:_SHOWN_KEYS])}. Give weights of that backbone, or set model.backbone to "
+            "theirs."
         )
     backbone.load_state_dict(dict(given))
 
@@ -92,12 +93,13 @@ def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ConfigError(
-            f"model.weights: {str(path)!r} is no file; allowed is 'imagenet', 'none' or the path of a state dict."
+            f"model.weights: expected 'imagenet', 'none' or the path of a state dict, got {str(path)!r}, which is not "
+            "a file."
         ) from error
-    except Exception as error:  # whatever a foreign file makes torch's reader stumble over.
+    except Exception as error:  # torch's reader raises almost anything for a file of another format
         raise ConfigError(
             f"model.weights: {path} cannot be read as a state dict; "
-            "save one with torch.save(model.state_dict(), path). Other pickles are refused: they can run code."
+            "save one with torch.save(model.state_dict(), path). Other pickles are refused, because they can run code."
         ) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ConfigError(
@@ -108,7 +110,7 @@ def _read_state_dict(path: Path) -> Mapping[str, Tensor]:
 
 
 def _backbone_part(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Take the ResNet out of an AvaModel, and leave the classifier of a torchvision one behind."""
+    """Return the ResNet of an AvaModel, or a torchvision ResNet without its classifier."""
     prefix = "backbone."
     inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return inner or {key: value for key, value in state.items() if not key.startswith("fc.")}

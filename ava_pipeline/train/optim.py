@@ -1,4 +1,4 @@
-"""Optimizer, learning rates and precision: what makes a step of gradients."""
+"""The optimizer, its learning-rate schedule, mixed precision and the device."""
 
 import math
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from ava_pipeline.train.models import AvaModel
 
 
 def build_optimizer(model: AvaModel, config: OptimConfig) -> optim.Optimizer:
-    """Make the optimizer: group 0 the backbone at `base_lr`, group 1 the head at `head_lr_mult` times it.
+    """Build the optimizer: group 0 is the backbone at `base_lr`, group 1 the head at `head_lr_mult` times that rate.
 
-    Norm layers and biases decay like the rest, so that there are these two groups and `lr_group_0` and `lr_group_1`
-    are the backbone's and the head's.
+    Norm layers and biases decay like all other parameters, so that there are exactly two groups: `lr_group_0` is the
+    backbone's rate and `lr_group_1` the head's.
     """
     groups = [
         _group(model.backbone, config.base_lr),
@@ -35,12 +35,12 @@ def _group(part: nn.Module, lr: float) -> dict[str, object]:
 class Schedule:
     """Linear warm-up, then a cosine or a constant, counted in optimizer steps.
 
-    A pure function of the step: a resumed run needs nothing but its count, and follows a changed config.
+    It is a pure function of the step: a resumed run needs only its step count, and follows a changed config.
 
     Attributes:
-        warmup_steps: the rate rises evenly and is whole at the last of these.
-        total_steps: the cosine reaches `min_factor` here.
-        min_factor: the least share of a group's own rate; the same for every group.
+        warmup_steps: the rate rises linearly and reaches its full value at the last of these steps.
+        total_steps: the cosine reaches `min_factor` at this step.
+        min_factor: the smallest fraction of a group's base rate; the same for every group.
         cosine: False keeps the rate constant after warm-up.
     """
 
@@ -51,7 +51,7 @@ class Schedule:
 
     @classmethod
     def of(cls, config: OptimConfig, *, batches_per_epoch: int, steps_per_epoch: int, epochs: int) -> "Schedule":
-        """Count the config's warm-up and epochs in optimizer steps."""
+        """Build the schedule of a config, with warm-up and epochs counted in optimizer steps."""
         share_of_epoch = config.warmup_epochs or (config.warmup_batches or 0) / batches_per_epoch
         return cls(
             warmup_steps=math.ceil(share_of_epoch * steps_per_epoch),
@@ -61,7 +61,7 @@ class Schedule:
         )
 
     def factor(self, step: int) -> float:
-        """The share of a group's own rate that step `step` (from 0) uses."""
+        """The fraction of a group's base rate that the 0-based `step` uses."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if not self.cosine:
@@ -70,7 +70,7 @@ class Schedule:
         return self.min_factor + (1 - self.min_factor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
     def apply(self, optimizer: optim.Optimizer, step: int) -> None:
-        """Give every group the rate of step `step`."""
+        """Set every group's rate to that of `step`."""
         factor = self.factor(step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -78,11 +78,11 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How the forward pass computes.
+    """The precision of the forward pass.
 
     Attributes:
         device_type: "cpu", "cuda" or "mps".
-        dtype: what autocast uses; None where it is off.
+        dtype: the dtype of autocast; None if it is off.
     """
 
     device_type: str
@@ -90,10 +90,10 @@ class Precision:
 
     @classmethod
     def of(cls, amp: str, device: torch.device) -> "Precision":
-        """Find what `amp` means on `device`.
+        """Resolve the setting `amp` for a device.
 
         Raises:
-            ConfigError: fp16 was asked for where gradients cannot be scaled.
+            ConfigError: fp16 was requested on a device whose gradients cannot be scaled.
         """
         if amp == "auto":
             return cls(device.type, _best(device))
@@ -104,26 +104,26 @@ class Precision:
         return cls(device.type, {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp])
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass."""
+        """The autocast context for a forward pass."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def grad_scaler(self) -> GradScaler | None:
-        """Keeps fp16 gradients above zero; the other dtypes need none."""
+        """The scaler that keeps fp16 gradients from underflowing; None for other dtypes."""
         return GradScaler(self.device_type) if self.dtype == torch.float16 else None
 
 
 def pick_device(name: str) -> torch.device:
-    """Find the device that the config names.
+    """Resolve the device that the config names.
 
     Raises:
-        ConfigError: this machine has none of that name.
+        ConfigError: this machine does not have that device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     if not available[name]:
         usable = ", ".join(["auto", *(kind for kind, there in available.items() if there)])
-        raise ConfigError(f"device is {name!r}, which torch does not find here; use one of: {usable}.")
+        raise ConfigError(f"device is {name!r}, which torch does not find on this machine; use one of: {usable}.")
     return torch.device(name)
 
 

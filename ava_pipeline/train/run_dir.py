@@ -1,4 +1,7 @@
-"""What to do when the disk refuses a file of the run."""
+"""The run directory of a training: its files, its epochs in metrics.csv, and its lock.
+
+Files of an earlier attempt move to superseded/; nothing is deleted.
+"""
 
 import csv
 import logging
@@ -19,17 +22,18 @@ from ava_pipeline.write.lock import RunLock
 
 
 @contextmanager
-def told_if_refused(path: Path) -> Iterator[None]:
-    """Write `path` within the block; a resume writes it anew, from the checkpoint or from the start.
+def training_error_if_refused(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block, which writes `path`, into an error that says how to continue.
 
     Raises:
-        TrainingError: the disk refused; says what to do.
+        TrainingError: the file could not be written.
     """
     try:
         yield
     except OSError as error:
         raise TrainingError(
-            f"{path} cannot be written ({error.strerror}). Make room, or see to the disk, then go on with --resume."
+            f"{path} cannot be written ({error.strerror}). Free disk space or repair the disk, then continue with "
+            "--resume."
         ) from error
 
 
@@ -38,12 +42,12 @@ COLUMNS = ("epoch", "train_loss", *(field.name for field in fields(Metrics)))
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """What one epoch reached.
+    """The results of one epoch.
 
     Attributes:
         epoch: 0-based.
-        train_loss: mean over the epoch's finite batch losses; nan where there were none.
-        metrics: of the validation images.
+        train_loss: mean over the epoch's finite batch losses; nan if there were none.
+        metrics: metrics of the validation images.
     """
 
     epoch: int
@@ -56,33 +60,33 @@ class EpochResult:
 
     @classmethod
     def from_row(cls, row: dict[str, float]) -> "EpochResult":
-        """Read back what `to_row` gave."""
+        """Build a result from the row that `to_row` returned."""
         metrics = Metrics(**{field.name: row[field.name] for field in fields(Metrics)})
         return cls(epoch=int(row["epoch"]), train_loss=row["train_loss"], metrics=metrics)
 
 
 def append_result(path: Path, result: EpochResult) -> None:
-    """Add one row, in one write; the header comes with the first.
+    """Append one row in a single write, with the header before the first row.
 
     Raises:
-        TrainingError: the disk refused.
+        TrainingError: the file could not be written.
     """
-    with told_if_refused(path), path.open("a", encoding="utf-8", newline="") as file:
+    with training_error_if_refused(path), path.open("a", encoding="utf-8", newline="") as file:
         file.write(_lines([result], header=file.tell() == 0))
 
 
 def write_results(path: Path, results: Sequence[EpochResult]) -> None:
-    """Replace the file by these rows: complete, or not at all.
+    """Replace the file with these rows atomically.
 
     Raises:
-        TrainingError: the disk refused.
+        TrainingError: the file could not be written.
     """
-    with told_if_refused(path), written_aside(path) as file:
+    with training_error_if_refused(path), written_aside(path) as file:
         file.write(_lines(results, header=True).encode())
 
 
 def _lines(results: Sequence[EpochResult], *, header: bool) -> str:
-    """LF, no quotes, floats in the shortest form that reads back to the same bits."""
+    """CSV with LF line ends, no quotes, and floats in the shortest form that reads back to the same bits."""
     text = StringIO()
     rows = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     if header:
@@ -92,37 +96,38 @@ def _lines(results: Sequence[EpochResult], *, header: bool) -> str:
 
 
 def split_path(layout: RunLayout) -> Path:
-    """Which images trained, validated and tested."""
+    """The file that lists the images of each set."""
     return layout.root / "split.csv"
 
 
 def excluded_path(layout: RunLayout) -> Path:
-    """The images that were left out, and why."""
+    """The file that lists the excluded images with the reason."""
     return layout.root / "excluded_images.csv"
 
 
 def check_free(layout: RunLayout) -> None:
-    """Refuse a directory that holds a run.
+    """Refuse a directory that already holds a run.
 
     Raises:
-        RunExistsError: it does; the message names the ways on.
-        ConfigError: it is no directory.
+        RunExistsError: it holds a run; the message lists the ways to continue.
+        ConfigError: it is not a directory.
     """
     if layout.root.exists() and not layout.root.is_dir():
         raise ConfigError(f"output_dir {layout.root} is a file; give a directory, such as outputs/ava/my_run.")
     used = [path for path in (*_own_files(layout), layout.telemetry) if path.exists()]
     if used:
         raise RunExistsError(
-            f"{layout.root} already holds a run ({', '.join(path.name for path in used)}). Go on with it: --resume. "
-            "Train into another directory: --output-dir DIR. Begin anew here, the old files set aside: --restart."
+            f"{layout.root} already holds a run ({', '.join(path.name for path in used)}). To continue it: --resume. "
+            "To train into another directory: --output-dir DIR. To start over and keep the old files in superseded/: "
+            "--restart."
         )
 
 
 def check_writable(layout: RunLayout) -> None:
-    """Write a file into the directory and take it back, before anything takes time; a folder that is new goes again.
+    """Check that files can be written, before anything takes time; directories made for the check are removed again.
 
     Raises:
-        ConfigError: the directory cannot be made or written.
+        ConfigError: the directory cannot be created or written.
     """
     made = [folder for folder in (layout.root, *layout.root.parents) if not folder.exists()]
     try:
@@ -135,8 +140,8 @@ def check_writable(layout: RunLayout) -> None:
         raise _unwritable(layout.root, error) from error
 
 
-def begin_anew(layout: RunLayout, config_text: str) -> None:
-    """Move an earlier attempt's files, all but telemetry (the collector moves its own), to superseded/attempt-N.
+def start_over(layout: RunLayout, config_text: str) -> None:
+    """Move an earlier attempt's files to superseded/attempt-N, except telemetry, which the collector moves.
 
     Raises:
         ConfigError: the directory cannot be written.
@@ -145,12 +150,12 @@ def begin_anew(layout: RunLayout, config_text: str) -> None:
     _write_config(layout, config_text)
 
 
-def go_on(layout: RunLayout, config_text: str, results: Sequence[EpochResult]) -> None:
-    """Bring metrics.csv and the predictions back to the epochs in `results`; what is past them is moved, not lost.
+def rewind(layout: RunLayout, config_text: str, results: Sequence[EpochResult]) -> None:
+    """Reset metrics.csv and the predictions to the epochs in `results`; later epochs move to superseded/.
 
     Raises:
         ConfigError: the directory cannot be written.
-        DamagedFileError: a name leads out of the directory.
+        DamagedFileError: a link leads out of the directory.
     """
     check_inside(layout)
     check_name(layout, layout.config)
@@ -201,12 +206,12 @@ def _write_config(layout: RunLayout, text: str) -> None:
 
 def _unwritable(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        f"output_dir: {folder} cannot be written ({error.strerror}); give another one: --output-dir DIR."
+        f"output_dir: {folder} cannot be written ({error.strerror}); give another directory: --output-dir DIR."
     )
 
 
 def _num_lines(path: Path) -> int:
-    """Lines, a torn last one counted, so that a file with one is set aside."""
+    """Count lines, including an unfinished last line, so that a file with one is superseded."""
     return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
@@ -214,18 +219,18 @@ _log = logging.getLogger("ava_pipeline")
 
 
 def train_lock(layout: RunLayout) -> Path:
-    """Held from before the first file of a training to behind its last one."""
+    """The lock file that a training holds while it writes."""
     return layout.root / "train.lock"
 
 
 @contextmanager
 def sole_writer(layout: RunLayout) -> Iterator[None]:
-    """Keep other trainings out of the run directory while the block lasts.
+    """Lock the run directory for the duration of the block.
 
     Raises:
-        RunInUseError: another process trains into it, or writes its telemetry; the message names it.
+        RunInUseError: another process trains into it or writes its telemetry; the message names the process.
     """
-    lock = _take(layout)
+    lock = _acquire(layout)
     try:
         yield
     finally:
@@ -233,15 +238,15 @@ def sole_writer(layout: RunLayout) -> Iterator[None]:
             lock.release()
 
 
-def _take(layout: RunLayout) -> RunLock | None:
-    """The lock; None on a file system that knows none."""
+def _acquire(layout: RunLayout) -> RunLock | None:
+    """Acquire the lock; None on a file system without locks."""
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
         lock = RunLock(train_lock(layout), layout.manifest)
     except (WriteError, BlockingIOError) as error:
         raise RunInUseError(str(error)) from error
     except OSError as error:
-        _log.warning("%s cannot be locked (%s): see to it that no other process trains into it.", layout.root, error)
+        _log.warning("%s cannot be locked (%s): make sure that no other process trains into it.", layout.root, error)
         return None
     try:
         _refuse_telemetry(layout)
@@ -252,7 +257,7 @@ def _take(layout: RunLayout) -> RunLock | None:
 
 
 def _refuse_telemetry(layout: RunLayout) -> None:
-    """Ask for the collector's own lock, which it takes at the first collected step, and let go of it."""
+    """Check the collector's lock, which it acquires at its first collected step."""
     if layout.lock.exists():
         try:
             RunLock(layout.lock).release()

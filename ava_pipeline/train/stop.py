@@ -1,4 +1,4 @@
-"""Ending cleanly when asked to: Ctrl-C, a scheduler's SIGTERM or SIGUSR1."""
+"""Stopping cleanly on Ctrl-C and on a scheduler's SIGTERM or SIGUSR1."""
 
 import os
 import signal
@@ -8,10 +8,12 @@ from typing import Any, Self
 
 
 class StopRequested(KeyboardInterrupt):
-    """Somebody asked training to end; raised between two batches. Telemetry calls such a run interrupted, not failed.
+    """A signal asked training to stop; raised between two batches.
+
+    The manifest calls such a run interrupted, not failed.
 
     Attributes:
-        signum: the signal that asked.
+        signum: the signal.
     """
 
     def __init__(self, signum: int) -> None:
@@ -20,10 +22,10 @@ class StopRequested(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Within the `with` block, signals ask for an end instead of bringing it.
+    """Inside the `with` block, signals request a stop instead of ending the process.
 
-    The first Ctrl-C lets the batch finish; the second one ends the process at once, as it would without us. On exit
-    every signal means what it meant before. Worker processes forked meanwhile ignore the first Ctrl-C likewise.
+    The first Ctrl-C lets the batch finish; the second one ends the process immediately. On exit the earlier signal
+    handlers are restored. Worker processes forked inside the block ignore the first Ctrl-C too.
     """
 
     def __init__(self) -> None:
@@ -32,8 +34,8 @@ class StopSignals:
         self._owner = os.getpid()
 
     def __enter__(self) -> Self:
-        for signum in _asking():
-            self._before[signum] = signal.signal(signum, self._ask)
+        for signum in _handled_signals():
+            self._before[signum] = signal.signal(signum, self._request_stop)
         return self
 
     def __exit__(
@@ -43,21 +45,21 @@ class StopSignals:
             signal.signal(signum, before)
 
     def check(self) -> None:
-        """Raise `StopRequested` if somebody asked."""
+        """Raise `StopRequested` if a signal has arrived."""
         if self._signum is not None:
             raise StopRequested(self._signum)
 
-    def _ask(self, signum: int, _frame: FrameType | None) -> None:
+    def _request_stop(self, signum: int, _frame: FrameType | None) -> None:
         self._signum = signum
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if os.getpid() == self._owner:
-            # The cursor is hidden behind the progress bar, and a second Ctrl-C would leave it so.
+            # The progress bar hides the cursor, and a second Ctrl-C would leave it hidden.
             cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
             os.write(2, f"{cursor}\nEnding after this batch, with a checkpoint. Ctrl-C ends at once.\n".encode())
 
 
-def _asking() -> list[int]:
-    """The signals that ask; none off the main thread, where Python lets nobody listen."""
+def _handled_signals() -> list[int]:
+    """The handled signals; empty outside the main thread, where Python allows no handlers."""
     try:
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
     except ValueError:

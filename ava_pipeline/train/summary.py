@@ -1,4 +1,4 @@
-"""What a run came to, for the person who started it."""
+"""The summary that `ava-pipeline train` prints at its end."""
 
 import csv
 import signal
@@ -17,7 +17,7 @@ _NORMS = "gradient_norms"
 
 
 def show_summary(outcome: Outcome, console: Console) -> None:
-    """Print the epochs beside the constant predictor, the last norms, telemetry's cost, the files, and what is next."""
+    """Print the epochs beside the constant predictor, the last norms, telemetry's cost, the files and what is next."""
     if outcome.results:
         console.print(_epochs(outcome))
     norms = last_norms(outcome.layout)
@@ -28,11 +28,11 @@ def show_summary(outcome: Outcome, console: Console) -> None:
 
 
 def last_norms(layout: RunLayout) -> dict[str, str]:
-    """Column -> value of the last row of gradient norms, empty where there is none."""
+    """Column -> value of the last row of gradient norms; empty without rows."""
     if layout.csv(_NORMS).exists():
         with layout.csv(_NORMS).open(encoding="utf-8", newline="") as file:
             row: dict[str, str] = {}
-            for row in csv.DictReader(file):  # noqa: B007  # the last one is wanted.
+            for row in csv.DictReader(file):  # noqa: B007  # only the last row is needed
                 pass
         return row
     if layout.parquet(_NORMS).exists():
@@ -42,12 +42,12 @@ def last_norms(layout: RunLayout) -> dict[str, str]:
 
 
 def _epochs(outcome: Outcome) -> Table:
-    title = "Validation metrics, an epoch a row, counted from 0"
+    title = "Validation metrics, one row per epoch, counted from 0"
     table = metrics_table(title, ["epoch", "train loss"], generated=outcome.generated)
     for result in outcome.results:
         add_metrics(table, [str(result.epoch), rounded(result.train_loss, 5)], result.metrics)
     add_metrics(table, ["constant", ""], outcome.constant)
-    table.caption = "constant: predicts the training images' mean distribution for every image."
+    table.caption = "constant: predicts the mean distribution of the training images for every image."
     table.caption_justify = "left"
     return table
 
@@ -65,11 +65,11 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     root = outcome.layout.root
     yield from _cost(outcome.costs)
     if outcome.generated:
-        yield "Every figure above is of generated data, not AVA: it shows that all parts work, no more."
+        yield "All numbers above come from generated data, not AVA: they only show that every part works."
     yield f"Files: {root}/ ({', '.join(_written(outcome.layout))})"
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
-        yield f"Ended by {name}, with a checkpoint. Go on with the same command and --resume (in place of --restart)."
+        yield f"Stopped by {name}, with a checkpoint. To continue: the same command with --resume, without --restart."
         return
     yield f"Next: ava-pipeline validate {root}; ava-pipeline evaluate {root}"
 
@@ -83,5 +83,5 @@ def _written(layout: RunLayout) -> Iterator[str]:
 def _cost(costs: Costs) -> Iterator[str]:
     if costs.num_batches and costs.train_s:
         share, each_us = costs.telemetry_s / costs.train_s, costs.telemetry_s / costs.num_batches * 1e6
-        measured = f"{each_us:.0f} µs a batch, {costs.num_batches} batches"
+        measured = f"{each_us:.0f} µs per batch, {costs.num_batches} batches"
         yield f"telemetry.step took {share:.2%} of the training time: {measured}."

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic_core import PydanticCustomError
 
+from ava_pipeline.contract.columns import Column, broken_values
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Group, Manifest, attempt_spans, partitions
-from ava_pipeline.contract.tables import Column, RunTable
 from ava_pipeline.read.arrays import Bools, floats, nulls, text
 from ava_pipeline.validate.violations import Breach, Cell, Rule
 from ava_pipeline.validate.windows import Window
@@ -21,6 +21,7 @@ CHOICE = Rule("values.choice", "A word is one of those that its column allows.")
 FINITE = Rule("rates.finite", "A learning rate is a finite number.")
 ENDS = Rule("events.range", "An event ends at or behind the batch it begins at.")
 
+_COLUMN_RULES = {rule.id: rule for rule in (NULL, RANGE, CHOICE)}
 VALUE_RULES = (NULL, RANGE, CHOICE, FINITE, ENDS)
 
 
@@ -37,39 +38,24 @@ def check_values(window: Window) -> Iterator[Breach]:
 def column_breaches(window: Window) -> Iterator[Breach]:
     """Values that break a rule of their column."""
     for column in window.declaration.columns:
-        explain = _Explain(window.declaration, window.rows, column.name)
-        for rule, broken in _broken(column, window.rows):
-            yield from window.breaches(rule, broken, explain)
-        if not column.nullable and window.rows.column(column.name).null_count:
-            is_null = nulls(window.rows.column(column.name))
-            yield from _broken_cells(NULL, window, column.name, is_null, "is missing; every row has a value here.")
-
-
-def _broken(column: Column, rows: pa.Table) -> Iterator[tuple[Rule, Bools]]:
-    values = rows.column(column.name)
-    if column.not_below is not None:
-        yield RANGE, floats(rows, column.name) < column.not_below
-    if column.one_of is not None:
-        known = pc.is_in(values, pa.array(column.one_of, values.type))
-        yield CHOICE, ~np.asarray(known.to_numpy(), dtype=np.bool_) & ~nulls(values)
+        for rule, is_broken in broken_values(column, window.rows.column(column.name)):
+            yield from window.breaches(_COLUMN_RULES[rule], is_broken, _Explain(column, window.rows))
 
 
 @dataclass(frozen=True, slots=True)
 class _Explain:
-    """What the row model says of one column of a row."""
+    """What is wrong with a value of one column, in the words of the row model."""
 
-    declaration: RunTable
+    column: Column
     rows: pa.Table
-    column: str
 
     def __call__(self, position: int) -> Cell:
-        row = self.rows.slice(position, 1).to_pylist()
-        told = [problem.message for problem in self.declaration.problems(row) if problem.column == self.column]
-        return Cell(
-            f"{told[0] if told else 'breaks a rule of its column'}.",
-            self.column,
-            text(self.rows, self.column, position),
-        )
+        name = self.column.name
+        try:
+            self.column.checked(self.rows.column(name)[position].as_py())
+        except PydanticCustomError as error:
+            return Cell(error.message(), name, text(self.rows, name, position))
+        raise AssertionError(f"the checks of a value and of a column disagree about {name} at row {position}")
 
 
 def _not_finite(window: Window) -> Iterator[Breach]:

@@ -37,7 +37,7 @@ def watch_command(
 
     live_run, console = LiveRun(open_run(run)), Console()
     try:
-        live_run.look(utc_now())
+        live_run.update(utc_now())
         if console.is_terminal:
             _follow(live_run, console, interval)
     except KeyboardInterrupt:
@@ -58,4 +58,4 @@ def _follow(live_run: "LiveRun", console: "Console", interval: float) -> None:
             if live_run.is_finished:
                 return
             time.sleep(interval)
-            live_run.look(utc_now())
+            live_run.update(utc_now())

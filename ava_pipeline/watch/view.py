@@ -1,9 +1,8 @@
-"""A column as one line of text."""
+"""A followed run as text: its status, its latest events, and each column as a line of bars."""
 
 from collections.abc import Iterator
 from datetime import datetime
 from textwrap import wrap
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -14,31 +13,73 @@ from rich.text import Text
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.read.arrays import Bools, Floats, integers
 from ava_pipeline.terminal import printable
-from ava_pipeline.watch.live_run import EVENTS_TABLE, LatestRows, LiveRun
+from ava_pipeline.watch.live_run import EVENTS_TABLE, Columns, LatestRows, LiveRun
 
 BARS = "▁▂▃▄▅▆▇█"
 NOT_FINITE, ZERO, NOT_MEASURED = "!", "_", " "
 
+_TITLES = {"gradient_norms": "gradient norm", "learning_rates": "learning rate", "steps": "value"}
+_NO_MANIFEST = "no manifest yet"
+_HINTS = {
+    "running": "Ctrl-C leaves it running.",
+    "finished": "The run is complete.",
+    _NO_MANIFEST: "Waiting for its first row; Ctrl-C ends this.",
+}
+_HINT = "Waiting until it is resumed; Ctrl-C ends this."
+_STYLES = {"running": "cyan", "finished": "green", "info": "cyan", "warning": "yellow", "error": "red"}
+_MAX_EVENTS, _MAX_EVENTS_OF_LOW_TERMINAL, _LOW_TERMINAL_LINES = 5, 3, 30
+_NUM_ROWS_FOR_RATE = 50
+_NAME_WIDTH, _LAST_WIDTH, _RANGE_WIDTH, _GAP_WIDTH = 17, 9, 21, 2
+_MIN_BARS, _MAX_BARS = 16, 80
+_HEADER_LINES = 2
+_UNITS_S = ((86_400, "d"), (3_600, "h"), (60, "min"))
+
+
+def view(live_run: LiveRun, now: datetime, width: int, height: int | None = None) -> RenderableType:
+    """Render status, progress, problems, the latest events, and then as many columns as fit.
+
+    Args:
+        live_run: the run.
+        now: the time of day, in UTC.
+        width: of the terminal, in characters.
+        height: of the terminal, in lines; None shows every column.
+    """
+    above = [_title(live_run)]
+    if live_run.manifest is not None:
+        above += map(Text, wrap(_progress(live_run, live_run.manifest, now), width))
+    if live_run.problem:
+        above += [Text(""), *(Text(line, style="red") for line in wrap(printable(live_run.problem), width))]
+    if EVENTS_TABLE in live_run.tables:
+        is_low = height is not None and height <= _LOW_TERMINAL_LINES
+        most = _MAX_EVENTS_OF_LOW_TERMINAL if is_low else _MAX_EVENTS
+        above += [Text("\nlatest events", style="bold"), *_event_lines(live_run.tables[EVENTS_TABLE], most)]
+    columns = {name: _measured(latest) for name, latest in live_run.tables.items() if name != EVENTS_TABLE}
+    num_columns = {name: len(found) for name, found in columns.items()}
+    if height is not None:
+        num_lines = len(above) + sum(text.plain.count("\n") for text in above)
+        num_columns = _fitting(num_columns, height - num_lines)
+    return Group(*above, *(_table(name, found, num_columns[name], width) for name, found in columns.items()))
+
 
 def sparkline(values: Floats, is_null: Bools, width: int) -> str:
-    """The greatest value of each stretch of rows as a bar on a logarithmic scale, the latest at the right.
+    """The greatest value of each range of rows as a bar on a logarithmic scale, the latest at the right.
 
-    A stretch with nan or inf in it is `!`, one of nothing but 0 is `_`, one in which nothing was measured is empty.
+    A range that contains nan or inf is `!`, one of zeros only is `_`, and one without measured values is a space.
 
     Args:
         values: [rows], oldest first.
-        is_null: [rows] nothing was measured.
-        width: at most so many characters.
+        is_null: [rows] whether nothing was measured.
+        width: number of characters at most.
     """
     if not len(values):
         return ""
     positive = values[np.isfinite(values) & (values > 0)]
     low, high = (np.log(positive.min()), np.log(positive.max())) if len(positive) else (0.0, 0.0)
-    parts = np.array_split(np.arange(len(values)), min(width, len(values)))
-    return "".join(_cell(values[part][~is_null[part]], float(low), float(high)) for part in parts)
+    ranges = np.array_split(np.arange(len(values)), min(width, len(values)))
+    return "".join(_bar(values[rows][~is_null[rows]], float(low), float(high)) for rows in ranges)
 
 
-def _cell(values: Floats, low: float, high: float) -> str:
+def _bar(values: Floats, low: float, high: float) -> str:
     if not len(values):
         return NOT_MEASURED
     if not np.isfinite(values).all():
@@ -50,103 +91,46 @@ def _cell(values: Floats, low: float, high: float) -> str:
     return BARS[min(len(BARS) - 1, int(share * len(BARS)))]
 
 
-Columns: TypeAlias = dict[str, tuple[Floats, Bools]]
-
-_TITLES = {"gradient_norms": "gradient norm", "learning_rates": "learning rate", "steps": "value"}
-_NO_MANIFEST = "no manifest yet"
-_STYLES = {"running": "cyan", "finished": "green", "info": "cyan", "warning": "yellow", "error": "red"}
-_NUM_EVENTS, _NUM_EVENTS_OF_FEW_LINES, _FEW_LINES = 5, 3, 30
-_NUM_PACE = 50
-_NAME, _LAST, _RANGE, _GAP = 17, 9, 21, 2
-_LEAST_BARS, _MOST_BARS = 16, 80
-_HEADER_LINES = 2
-_SECONDS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+def _title(live_run: LiveRun) -> Text:
+    status = live_run.status or _NO_MANIFEST
+    name = printable(live_run.run.layout.root.resolve().name)
+    hint = _HINTS.get(status, _HINT)
+    return _one_line((name, "bold"), "  ", (status, _STYLES.get(status, "red")), f"  {hint}")
 
 
-def view(watched: LiveRun, now: datetime, width: int, height: int | None = None) -> RenderableType:
-    """Everything that is shown: what happened first, since it may matter most, then as many columns as there is room.
-
-    Args:
-        watched: the run.
-        now: the time of day, in UTC.
-        width: of the terminal, in characters.
-        height: of it, in lines; None shows every column.
-    """
-    above = [_title(watched)]
-    if watched.manifest is not None:
-        above += map(Text, wrap(_progress(watched, watched.manifest, now), width))
-    if watched.trouble:
-        above += [Text(""), *(Text(line, style="red") for line in wrap(printable(watched.trouble), width))]
-    if EVENTS_TABLE in watched.tables:
-        most = _NUM_EVENTS if height is None or height > _FEW_LINES else _NUM_EVENTS_OF_FEW_LINES
-        above += [Text("\nlatest events", style="bold"), *_events(watched.tables[EVENTS_TABLE], most)]
-    columns = {name: _measured(recent) for name, recent in watched.tables.items() if name != EVENTS_TABLE}
-    num_lines = len(above) + sum(text.plain.count("\n") for text in above)
-    room = _rooms({name: len(found) for name, found in columns.items()}, None if height is None else height - num_lines)
-    return Group(*above, *(_table(name, found, room[name], width) for name, found in columns.items()))
+def _one_line(*parts: str | tuple[str, str]) -> Text:
+    """Text that a narrow terminal cuts off instead of wrapping it."""
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
-def _measured(recent: LatestRows) -> Columns:
-    return {name: found for name, found in recent.columns().items() if not found[1].all()}
-
-
-def _rooms(wanted: dict[str, int], height: int | None) -> dict[str, int]:
-    """How many columns of each table are shown: of the longest ones fewer, until all tables fit."""
-    room = dict(wanted)
-    while (
-        height is not None
-        and sum(room.values()) + _HEADER_LINES * len(room) > height
-        and max(room.values(), default=0) > 1
-    ):
-        longest = max(room, key=lambda name: room[name])
-        room[longest] -= 1
-    return room
-
-
-def _title(watched: LiveRun) -> Text:
-    status = watched.status or _NO_MANIFEST
-    name = printable(watched.run.layout.root.resolve().name)
-    told = Text.assemble((name, "bold"), "  ", (status, _STYLES.get(status, "red")), f"  {_way_on(status)}")
-    told.no_wrap, told.overflow = True, "ellipsis"
-    return told
-
-
-def _way_on(status: str) -> str:
-    ways = {
-        "running": "Ctrl-C leaves it running.",
-        "finished": "Nothing more will come.",
-        _NO_MANIFEST: "Waiting for its first row; Ctrl-C ends this.",
-    }
-    return ways.get(status, "Waiting until it is resumed; Ctrl-C ends this.")
-
-
-def _progress(watched: LiveRun, manifest: Manifest, now: datetime) -> str:
-    steps = watched.tables.get("steps")
+def _progress(live_run: LiveRun, manifest: Manifest, now: datetime) -> str:
+    steps = live_run.tables.get("steps")
     counters = manifest.attempt.counters if manifest.attempts else None
-    told = [
-        *_reached(watched),
-        *(_pace(steps.rows, now) if steps is not None and steps.rows is not None else ()),
+    parts = [
+        *_position(live_run),
+        *(_rate(steps.rows, now) if steps is not None and steps.rows is not None else ()),
         f"last sign of life {_ago(manifest.heartbeat_utc, now)}",
     ]
     if counters is not None:
-        told.append(f"attempt {manifest.attempt.number}: {counters.written} of {counters.collected} steps written")
+        parts.append(f"attempt {manifest.attempt.number}: {counters.written} of {counters.collected} steps written")
     if counters is not None and (counters.dropped or counters.failed):
-        told.append(f"{counters.dropped} dropped, {counters.failed} failed")
-    return " · ".join(told)
+        parts.append(f"{counters.dropped} dropped, {counters.failed} failed")
+    return " · ".join(parts)
 
 
-def _reached(watched: LiveRun) -> Iterator[str]:
-    rows = next((one.rows for name, one in watched.tables.items() if name != EVENTS_TABLE and one.rows), None)
+def _position(live_run: LiveRun) -> Iterator[str]:
+    tables = (latest.rows for name, latest in live_run.tables.items() if name != EVENTS_TABLE)
+    rows = next((rows for rows in tables if rows is not None), None)
     if rows is not None:
         yield f"epoch {rows['epoch'][-1]}"
         yield f"batch {rows['batch_idx'][-1]}"
 
 
-def _pace(rows: pa.Table, now: datetime) -> Iterator[str]:
-    """Batches a second over the last rows, and how old the last one is."""
+def _rate(rows: pa.Table, now: datetime) -> Iterator[str]:
+    """Batches a second over the last rows, and the age of the last row."""
     if "time_utc" not in rows.column_names:
         return
-    late = rows.slice(max(0, rows.num_rows - _NUM_PACE))
+    late = rows.slice(max(0, rows.num_rows - _NUM_ROWS_FOR_RATE))
     times, batches = late["time_utc"].to_numpy(), integers(late, "batch_idx")
     seconds = (times[-1] - times[0]) / np.timedelta64(1, "s")
     if seconds > 0:
@@ -155,22 +139,55 @@ def _pace(rows: pa.Table, now: datetime) -> Iterator[str]:
     yield f"last row {_ago(latest, now)}"
 
 
+def _ago(time: datetime, now: datetime) -> str:
+    seconds = max(0.0, (now - time).total_seconds())
+    for size, unit in _UNITS_S:
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _event_lines(latest: LatestRows, most: int) -> Iterator[Text]:
+    """A line for each event, the newest first: the first sentence of its message, without the advice."""
+    rows = latest.rows
+    if rows is None:
+        yield Text("none", style="dim")
+        return
+    for row in reversed(rows.slice(max(0, rows.num_rows - most)).to_pylist()):
+        event = (printable(str(row["event"])), _STYLES.get(str(row["severity"]), ""))
+        sentence, _, _ = str(row["message"]).partition(". ")
+        yield _one_line(f"batch {row['batch_idx']}  ", event, f"  {printable(sentence)}")
+
+
+def _measured(latest: LatestRows) -> Columns:
+    return {name: column for name, column in latest.columns().items() if not column[1].all()}
+
+
+def _fitting(num_columns: dict[str, int], num_lines: int) -> dict[str, int]:
+    """The number of columns to show of each table: the longest table is shortened until all tables fit."""
+    shown = dict(num_columns)
+    while sum(shown.values()) + _HEADER_LINES * len(shown) > num_lines and max(shown.values(), default=0) > 1:
+        longest = max(shown, key=lambda name: shown[name])
+        shown[longest] -= 1
+    return shown
+
+
 def _table(name: str, columns: Columns, num_shown: int, width: int) -> Table:
-    """As many bars as the width leaves; where these are too few, no range."""
-    left = width - _NAME - _LAST - 2 * _GAP
-    has_range = left - _RANGE - _GAP >= _LEAST_BARS
-    bars = max(1, min(_MOST_BARS, left - (_RANGE + _GAP if has_range else 0)))
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), title_justify="left")
+    """The last value, the bars and the range of each column; a narrow terminal shows no range."""
+    left = width - _NAME_WIDTH - _LAST_WIDTH - 2 * _GAP_WIDTH
+    has_range = left - _RANGE_WIDTH - _GAP_WIDTH >= _MIN_BARS
+    num_bars = max(1, min(_MAX_BARS, left - (_RANGE_WIDTH + _GAP_WIDTH if has_range else 0)))
+    num_hidden = len(columns) - num_shown
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP_WIDTH, 0, 0), title_justify="left")
     title = _TITLES.get(name, printable(name))
-    hidden = len(columns) - num_shown
-    table.add_column(Text(f"\n{title}"), no_wrap=True, width=_NAME, overflow="ellipsis")
-    table.add_column("\nlast", justify="right", no_wrap=True, width=_LAST)
-    table.add_column(Text(f"\n{hidden} more" if hidden else "", style="dim"), no_wrap=True, width=bars)
+    table.add_column(Text(f"\n{title}"), no_wrap=True, width=_NAME_WIDTH, overflow="ellipsis")
+    table.add_column("\nlast", justify="right", no_wrap=True, width=_LAST_WIDTH)
+    table.add_column(Text(f"\n{num_hidden} more" if num_hidden else "", style="dim"), no_wrap=True, width=num_bars)
     if has_range:
         table.add_column("\nrange", no_wrap=True)
     for column, (values, is_null) in list(columns.items())[:num_shown]:
-        last, range_told = _last(values, is_null), (_range(values),) if has_range else ()
-        table.add_row(printable(column), last, _bars(values, is_null, bars), *range_told)
+        cells = (_last(values, is_null), _bars(values, is_null, num_bars), _range(values))
+        table.add_row(printable(column), *(cells if has_range else cells[:-1]))
     return table
 
 
@@ -189,25 +206,3 @@ def _bars(values: Floats, is_null: Bools, width: int) -> Text:
 def _range(values: Floats) -> str:
     finite = values[np.isfinite(values)]
     return f"{finite.min():.3g} … {finite.max():.3g}" if len(finite) else ""
-
-
-def _events(recent: LatestRows, most: int) -> Iterator[Text]:
-    """A line each, the newest first: what was seen, without what to try."""
-    rows = recent.rows
-    if rows is None:
-        yield Text("none", style="dim")
-        return
-    for row in reversed(rows.slice(max(0, rows.num_rows - most)).to_pylist()):
-        what = (printable(str(row["event"])), _STYLES.get(str(row["severity"]), ""))
-        seen, _, _ = str(row["message"]).partition(". ")
-        line = Text.assemble(f"batch {row['batch_idx']}  ", what, f"  {printable(seen)}")
-        line.no_wrap, line.overflow = True, "ellipsis"
-        yield line
-
-
-def _ago(time: datetime, now: datetime) -> str:
-    seconds = max(0.0, (now - time).total_seconds())
-    for size, unit in _SECONDS:
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit} ago"
-    return f"{seconds:.0f} s ago"

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ava_pipeline.contract.events import EVENTS, Event, Severity, name_samples
-from ava_pipeline.contract.tables import RowProblem, RunTable
+from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import WriteError, in_words
 from ava_pipeline.write.channel import Gap
 from ava_pipeline.write.pending import PendingStep
@@ -100,14 +101,15 @@ class EventLog:
         due = self._queue.due(is_last=is_last)
         if self._files is None or not due:
             return
-        outcome = self._files.write([waiting.merged_event.row() for waiting in due])
+        rows = [waiting.merged_event.row() for waiting in due]
+        columns = {column.name: [row[column.name] for row in rows] for column in EVENTS.columns}
+        outcome = self._files.write(columns, len(rows))
         for error in outcome.errors.values():
             self.fail(error, "events.csv could not be written")
         if not outcome.errors:
             self._queue.discard(due)
-        for problem in outcome.problems:
-            broken = ValueError(f"{problem.column} was {problem.value}: {problem.message}.")
-            self.fail(broken, "an event could not be written")
+        for finding in outcome.findings:
+            self.fail(ValueError(f"{finding.column}: {finding.message}"), "an event could not be written")
 
     def sync(self) -> None:
         """Wait until every event written survives a power loss."""
@@ -263,16 +265,15 @@ def unsynced_event(steps: Sequence[PendingStep], reason: object, *, file: str) -
     return replace(lost_event(steps, reason, file=file), event="failed_sync", message=f"{message} {reason}")
 
 
-def refused_row_event(step: PendingStep, table: str, problem: RowProblem) -> Event:
+def refused_row_event(step: PendingStep, table: str, finding: Finding) -> Event:
     """A row that broke a rule of its table."""
-    message = f"{table}.{problem.column} was {problem.value}: {problem.message}. The row was not written."
-    return _failed_row(step, message, problem.column)
+    message = f"{table}.{finding.column}: {finding.message} The row was not written."
+    return _failed_row(step, message, finding.column)
 
 
-def unmade_row_event(step: PendingStep, table: str, error: Exception) -> Event:
+def unmade_row_event(step: PendingStep, table: str, reason: str) -> Event:
     """A row that could not be made from the numbers of its step."""
-    message = f"{table}: no row could be made from the step: {type(error).__name__}: {error}"
-    return _failed_row(step, message, table)
+    return _failed_row(step, f"{table}: no row could be made from the step: {reason}", table)
 
 
 def unread_step_event(step: PendingStep, error: Exception) -> Event:

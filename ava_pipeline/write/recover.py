@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,13 @@ class Recovery:
         return f"{self.run}: {outcome}{'; nothing was changed.' if self.is_dry else '.'}"
 
 
-def recover_run(root: Path, *, dry_run: bool = False) -> Recovery:
+def recover_run(path: str | PathLike[str], *, dry_run: bool = False) -> Recovery:
     """Turn journals into Parquet, cut torn lines, and keep what is damaged in `telemetry/damaged/`.
 
     Called again after it was cut short, it goes on: no step takes a row from where it is before it is elsewhere.
 
     Args:
-        root: the run directory.
+        path: the run directory.
         dry_run: only say what there is to do; nothing on the disk is changed.
 
     Raises:
@@ -115,6 +116,7 @@ def recover_run(root: Path, *, dry_run: bool = False) -> Recovery:
         DamagedFileError: a name leads out of the run directory.
         WriteError: the disk refused; every row is still where it was, or where it belongs.
     """
+    root = Path(path)
     layout = RunLayout(root)
     check_inside(layout)
     names = _tables(layout)

@@ -1,1 +1,1 @@
-"""How much of what goes wrong is found: labelled trainings, and the table made of them."""
+"""How many faults of trainings are found: labelled trainings and the table of results."""

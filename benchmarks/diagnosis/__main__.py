@@ -13,14 +13,14 @@ from benchmarks.diagnosis.table import into_docs, table
 
 
 def main() -> None:
-    """Run it all, or one half, or one kind."""
+    """Run all trainings, or one half, or one kind of fault."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.diagnosis", description=__doc__)
     parser.add_argument("--half", choices=["tuning", "held-out", "both"], default="both")
-    parser.add_argument("--kind", help="only kinds that hold this text")
+    parser.add_argument("--kind", help="only kinds whose name contains this text")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write every training and what was said of it")
-    parser.add_argument("--keep", type=Path, help="keep the runs in this folder, and train none that is there already")
-    parser.add_argument("--docs", type=Path, help="write the table into this file, between its marks")
+    parser.add_argument("--json", type=Path, help="write every training with the signs that were found")
+    parser.add_argument("--keep", type=Path, help="keep the runs in this folder, and skip those that exist already")
+    parser.add_argument("--docs", type=Path, help="write the table into this file, between its markers")
     options = parser.parse_args()
     halves = {"tuning": {0}, "held-out": {1}, "both": {0, 1}}[options.half]
     trainings = [(one, seed) for one, seed in labelled() if seed % 2 in halves and (options.kind or "") in one.name]
@@ -31,7 +31,7 @@ def main() -> None:
     print(table(found))
     for one in found:
         if not one.is_found:
-            print(f"missed or false: {one.kind}, seed {one.seed}: {', '.join(one.signs) or 'nothing said'}")
+            print(f"missed or false: {one.kind}, seed {one.seed}: {', '.join(one.signs) or 'nothing found'}")
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in found], indent=1), encoding="utf-8")
     if options.docs:

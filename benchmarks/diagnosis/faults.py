@@ -1,4 +1,4 @@
-"""What goes wrong in a training on purpose, and the signs that tell it."""
+"""Faults that are put into a training, and the signs that should find them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from benchmarks.diagnosis.network import NUM_VOTES, TinyResNet
 from benchmarks.diagnosis.settings import AT, Setting
 
-# A training that comes apart does so in one of these ways; which one, the optimizer and the network decide.
+# A training that diverges shows one of these signs; which one depends on the optimizer and the network.
 DIVERGING = ("exploding", "non-finite", "rising", "loss-rising", "spike", "vanishing", "dead-layer")
 
 
@@ -19,7 +19,7 @@ def _same_setting(setting: Setting) -> Setting:
     return setting
 
 
-def _same_batch(images: Tensor, truth: Tensor, step: int, setting: Setting) -> tuple[Tensor, Tensor]:  # noqa: ARG001  # every fault is called alike
+def _same_batch(images: Tensor, truth: Tensor, step: int, setting: Setting) -> tuple[Tensor, Tensor]:  # noqa: ARG001  # one signature for all faults
     return images, truth
 
 
@@ -28,11 +28,11 @@ def _same_loss(loss: Tensor, step: int, setting: Setting) -> Tensor:  # noqa: AR
 
 
 def _nothing(model: TinyResNet, optimizer: Optimizer) -> None:
-    """Leave them as they are."""
+    """Change nothing."""
 
 
 def _no_change(optimizer: Optimizer, step: int) -> None:
-    """Leave the rates as the schedule set them."""
+    """Keep the rates that the schedule set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +40,10 @@ class Fault:
     """One kind of fault.
 
     Attributes:
-        name: of the kind.
-        signs: any of them tells it; none: there is nothing to warn of.
-        told_as_info: a sign of severity info that has to be told.
-        at: the batch that has to be named; None where it lasts.
+        name: name of the fault.
+        signs: any of these signs counts as finding it; empty for a healthy training.
+        told_as_info: a sign of severity info that must be found.
+        at: the batch that must be named; None for a lasting fault.
         setting: changes the settings.
         batch: changes a batch, given the 1-based step.
         loss: changes the loss that is differentiated and recorded.
@@ -70,7 +70,7 @@ class Fault:
     telemetry: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _freeze(model: TinyResNet, optimizer: Optimizer) -> None:  # noqa: ARG001  # every fault is called alike
+def _freeze(model: TinyResNet, optimizer: Optimizer) -> None:  # noqa: ARG001  # one signature for all faults
     model.get_submodule("layer4").requires_grad_(requires_grad=False)
 
 
@@ -105,7 +105,7 @@ def _overflow(model: TinyResNet, optimizer: Optimizer) -> None:  # noqa: ARG001
 
 
 def _poison(images: Tensor, truth: Tensor, step: int, setting: Setting) -> tuple[Tensor, Tensor]:
-    """Votes that nobody divided by their number, or images that nobody normalised, in one batch."""
+    """Put votes that are not divided by their number, or images that are not normalised, into one batch."""
     if step != AT:
         return images, truth
     return (images, truth * NUM_VOTES) if setting.norm != "none" else (images * 1e3, truth)
@@ -119,7 +119,7 @@ def _nan_label(images: Tensor, truth: Tensor, step: int, setting: Setting) -> tu
 
 
 def _not_normalised(images: Tensor, truth: Tensor, step: int, setting: Setting) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    return images * 8192 + 32768, truth  # 16-bit images as they are read
+    return images * 8192 + 32768, truth  # 16-bit images without scaling
 
 
 def _noisy_labels(images: Tensor, truth: Tensor, step: int, setting: Setting) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,7 @@ def _times(factor: float, since: int = 0) -> Callable[[Tensor, int, Setting], Te
 
 
 def _weigh_more(loss: Tensor, step: int, setting: Setting) -> Tensor:
-    """A weight that grows fiftyfold, by the same factor at each step."""
+    """Multiply the loss by a weight that grows fiftyfold, by the same factor at each step."""
     return loss.mul(50.0 ** (step / setting.num_steps))
 
 

@@ -1,4 +1,4 @@
-"""A training and what was said of it: found, missed or false."""
+"""One training and the signs that were found in it: right, missed or false."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ class Judged:
     """One labelled training.
 
     Attributes:
-        kind: of fault, or `healthy`.
-        seed: of its settings.
-        is_held_out: whether thresholds were fixed without it.
-        is_well: nothing should be warned of.
-        signs: warned of afterwards.
-        on_line: warned of while training.
-        is_found: what should be told was, and at its batch, with its samples where it is one batch.
-        is_found_on_line: the same of what was told while training; information is not told then.
+        kind: name of the fault, or `healthy`.
+        seed: seed of its settings.
+        is_held_out: whether thresholds were chosen without it.
+        is_well: no warning is right.
+        signs: warnings of `diagnose`.
+        on_line: warnings while training.
+        is_found: the right sign was found, at its batch, and with its samples if the fault is a single batch.
+        is_found_on_line: the same for warnings while training, which leave out information.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Judged:
 
 
 class _Told(NamedTuple):
-    """A warning, afterwards or on line."""
+    """A warning of `diagnose`, or one while training."""
 
     sign: str
     batch_idx: int
@@ -59,7 +59,7 @@ def judge(fault: Fault, seed: int, folder: Path, num_steps: int) -> Judged:
 
 
 def judged_run(fault: Fault, seed: int, root: Path) -> Judged:
-    """Compare what is said of a run with its label."""
+    """Compare the signs found in a run with its label."""
     diagnosis = diagnose_run(root)
     told = [_Told(one.sign, one.batch_idx, one.sample_ids) for one in diagnosis.findings if one.severity != "info"]
     on_line = _told_on_line(root)
@@ -93,7 +93,7 @@ def _signs(told: Sequence[_Told]) -> tuple[str, ...]:
 
 
 def _is_found(fault: Fault, told: Sequence[_Told]) -> bool:
-    """Whether a sign of the fault was told where it is; nothing at all, where nothing is wrong."""
+    """Whether a sign of the fault was found at its place, or no sign if the training is healthy."""
     return any(_is_telling(fault, one) for one in told) if fault.signs else not told
 
 

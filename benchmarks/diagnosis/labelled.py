@@ -1,4 +1,4 @@
-"""The labelled set: which trainings there are, and how they are run."""
+"""The labelled set of trainings, and how it is run."""
 
 import logging
 from collections.abc import Sequence
@@ -28,16 +28,16 @@ def labelled() -> list[tuple[Fault, int]]:
 
 
 def run(trainings: Sequence[tuple[Fault, int]], folder: Path, *, num_steps: int, num_processes: int) -> list[Judged]:
-    """Train and judge, each in a process of its own pool."""
+    """Train and judge each training in a process pool."""
     faults, seeds = zip(*trainings, strict=True)
-    # A fault is made of functions, which are sent by name.
+    # A fault consists of functions, so only its name is sent.
     places = [ALL.index(fault) for fault in faults]
     with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), initializer=_be_one_of_many) as pool:
         return list(pool.map(_judge, places, seeds, repeat(folder), repeat(num_steps)))
 
 
 def _be_one_of_many() -> None:
-    """Take one core, and say nothing of the faults, which are there on purpose."""
+    """Use one core, and do not log the deliberate faults."""
     torch.set_num_threads(1)
     logging.getLogger("ava_pipeline").setLevel(logging.ERROR)
 

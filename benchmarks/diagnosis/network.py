@@ -14,7 +14,7 @@ _WIDTHS = (8, 12, 16, 24)
 
 
 class Block(nn.Module):
-    """Two convolutions around which the input goes on."""
+    """Two convolutions with a skip connection."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity() if is_same else nn.Conv2d(num_in, num_out, 1, stride, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images in, images out."""
+        """Apply the block."""
         inner = self.norm2(self.conv2(self.norm1(self.conv1(images)).relu()))
         found: Tensor = (inner + self.shortcut(images)).relu()
         return found
@@ -55,7 +55,7 @@ class TinyResNet(nn.Module):
         self.fc = nn.Sequential(*layers, nn.Linear(before, NUM_SCORES))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # as in torchvision's ResNet
 
     def forward(self, images: Tensor) -> Tensor:
         """[batch, 3, size, size] -> [batch, 10] logits."""

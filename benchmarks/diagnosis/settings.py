@@ -1,4 +1,4 @@
-"""What differs between trainings beside their fault, drawn from their seed."""
+"""Settings of a training other than its fault, drawn from its seed."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 NUM_STEPS = 240
-# Batches into the training at which a fault of one batch, or one that begins later, comes.
+# The batch of a fault that is a single batch, or that starts later.
 AT = 160
 
 
@@ -15,16 +15,16 @@ class Setting:
     """One training's settings.
 
     Attributes:
-        seed: of weights, data and order.
-        optimizer: its name.
-        lr: of the backbone, after warm-up.
-        head_lr_mult: the head's rate is this many times that of the backbone.
-        schedule: how rates go over the training.
-        depth: residual blocks a stage.
-        norm: of the backbone's layers.
+        seed: seed of weights, data and order.
+        optimizer: name of the optimizer.
+        lr: learning rate of the backbone after warm-up.
+        head_lr_mult: the head's rate relative to the backbone's.
+        schedule: the schedule of the rates.
+        depth: residual blocks per stage.
+        norm: normalisation of the backbone's layers.
         hidden: widths of the head's hidden layers, at least one.
-        batch_size: images a step.
-        clip_norm: gradients are clipped to it; None: they are not.
+        batch_size: images per step.
+        clip_norm: gradients are clipped to this norm; None does not clip.
         num_steps: optimizer steps.
     """
 
@@ -42,7 +42,7 @@ class Setting:
 
     @property
     def is_held_out(self) -> bool:
-        """Odd seeds are looked at only after every threshold is fixed."""
+        """Odd seeds are only used after every threshold is fixed."""
         return self.seed % 2 == 1
 
 
@@ -50,7 +50,7 @@ _RATES = {"sgd": 3e-2, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 3e-4}
 
 
 def draw(kind: str, seed: int, num_steps: int = NUM_STEPS) -> Setting:
-    """The settings of one training: every seed of every kind draws anew."""
+    """The settings of one training, different for every seed of every kind."""
     rng = np.random.default_rng([seed, *kind.encode()])
 
     def one(*choices: object) -> object:

@@ -1,4 +1,4 @@
-"""The table of found, missed and false."""
+"""The table of faults found and missed, and of false warnings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 def table(found: Sequence[Judged]) -> str:
-    """In Markdown: by kind, for the half that thresholds were chosen on and for the half held out; then by sign."""
+    """Markdown tables: by kind of fault, for the tuning half and the held-out half, then by sign."""
     halves = [[one for one in found if one.is_held_out is held_out] for held_out in (False, True)]
-    lines = ["| training | tuned on: right | held out: right | said of the held-out ones |", "|---|---:|---:|---|"]
+    lines = ["| training | tuned on: right | held out: right | found in the held-out ones |", "|---|---:|---:|---|"]
     for kind in dict.fromkeys(one.kind for one in found):
         said = sorted({sign for one in halves[1] if one.kind == kind for sign in one.signs})
         lines.append(f"| {kind} | {_right(halves[0], kind)} | {_right(halves[1], kind)} | {', '.join(said) or '-'} |")
@@ -25,12 +25,12 @@ def table(found: Sequence[Judged]) -> str:
 
 
 def _by_rule(found: Sequence[Judged]) -> list[str]:
-    """Of the half held out: what each sign told, by the label of the training that it was told of.
+    """For the held-out half: how often each sign was found, by the label of the training.
 
-    A training that may show in several ways counts as missed only for what it alone would tell.
+    A fault that may show in several signs counts as missed only if none of them was found.
     """
     labels = {fault.name: fault.signs for fault in FAULTS}
-    lines = ["| sign, held out | found | missed | false: told of a healthy run | told beside another fault |"]
+    lines = ["| sign, held out | found | missed | false: found in a healthy run | found beside another fault |"]
     lines.append("|---|---:|---:|---:|---:|")
     for sign in sorted({sign for signs in labels.values() for sign in signs} | {s for one in found for s in one.signs}):
         told = [one for one in found if sign in one.signs]
@@ -42,7 +42,7 @@ def _by_rule(found: Sequence[Judged]) -> list[str]:
 
 
 def into_docs(path: Path, found: Sequence[Judged]) -> None:
-    """Put the table between the marks of a document."""
+    """Write the table between the markers of a document."""
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     path.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{after}", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One real training, small, with telemetry."""
+"""One small but real training with telemetry."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ _WARM_UP = 30
 
 
 def train(fault: Fault, setting: Setting, folder: Path) -> None:
-    """Train into a run directory; the fault decides what goes wrong."""
+    """Train into a run directory with a fault."""
     setting = fault.setting(setting)
     torch.manual_seed(setting.seed)
     model = TinyResNet(setting, fault.activation)
@@ -33,7 +33,7 @@ def train(fault: Fault, setting: Setting, folder: Path) -> None:
             _step(model, optimizer, scaler, telemetry, fault, setting, step)
 
 
-def _step(  # noqa: PLR0913, PLR0917  # all that one step of a training needs
+def _step(  # noqa: PLR0913, PLR0917  # one step of a training needs all of these
     model: nn.Module,
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler | None,

@@ -254,7 +254,7 @@ class TestMisuse:
         model, optimizer = tiny()
         with pytest.raises(ConfigError, match="collect_every_n"):
             TelemetryCollector(model, optimizer, tmp_path, collect_every=5)
-        with pytest.raises(ConfigError, match="given 0"):
+        with pytest.raises(ConfigError, match="expected a number of at least 1, got 0"):
             TelemetryCollector(model, optimizer, tmp_path, TelemetryConfig(), collect_every_n=0)
 
     def test_run_info_that_is_no_json(self, tmp_path: Path) -> None:

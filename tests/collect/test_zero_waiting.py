@@ -18,7 +18,7 @@ from ava_pipeline.collect import gradient_pass, recorder
 from ava_pipeline.collect.call_checks import CallChecks
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.gradient_pass import GradientPass
-from ava_pipeline.collect.measures.measure import find_measures
+from ava_pipeline.collect.measures import BUILT_IN_MEASURES
 from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.collect.staging import DeviceStaging, Slot
 from tests.collect.models import TinyNet
@@ -137,7 +137,7 @@ PATH: list[tuple[Any, str]] = [
     (GradientPass, "take"),
     (gradient_pass, "scaler_state"),
     (CallChecks, "look"),
-    *((measure, "read") for measure in find_measures()),
+    *((measure, "read") for measure in BUILT_IN_MEASURES),
     (DeviceStaging, "stage"),
     (Clipping, "clip"),
 ]

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from ava_pipeline.contract.tables import Column, RunTable, Table, check_column_name
+from ava_pipeline.contract.columns import Column
+from ava_pipeline.contract.tables import RunTable, Table, check_column_name
 from ava_pipeline.errors import MisuseError
 
 TABLE = Table(
@@ -28,7 +29,7 @@ GOOD = {"batch_idx": 1, "time_utc": NOW, "kind": "good", "overall": 1.5, "head":
 def problems(**changes: Any) -> list[tuple[int, str]]:
     """Row and column of what is wrong with a changed row that stands between two good ones."""
     found = RUN_TABLE.problems([GOOD, GOOD | changes, GOOD])
-    return [(problem.row, problem.column) for problem in found]
+    return [((problem.row or 0) - 1, str(problem.column)) for problem in found]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5, 1e300, float("nan"), float("inf"), None, 3])
@@ -121,11 +122,11 @@ FOREIGN: list[tuple[str, dict[str, object]]] = [
     ("not_below", {"name": "norm", "dtype": "float32", "not_below": 10**400}),
     ("one_of", {"name": "norm", "dtype": "float32", "one_of": ["a"]}),
     ("one_of", {"name": "word", "dtype": "string", "one_of": []}),
-    ("it counts", {"name": "batch_idx", "dtype": "string"}),
-    ("it counts", {"name": "epoch", "dtype": "timestamp"}),
+    ("must be int64", {"name": "batch_idx", "dtype": "string"}),
+    ("must be int64", {"name": "epoch", "dtype": "timestamp"}),
     ("letters, digits", {"name": "a\nb", "dtype": "float32"}),
     ("letters, digits", {"name": "=x", "dtype": "float32"}),
-    ("means something else", {"name": "model_config", "dtype": "float32"}),
+    ("pydantic models use", {"name": "model_config", "dtype": "float32"}),
 ]
 
 
@@ -138,7 +139,7 @@ def test_a_declaration_that_no_row_can_keep_is_refused(reason: str, column: dict
 
 
 @pytest.mark.parametrize(
-    ("reason", "name", "columns"), [("100 characters", "t" * 101, "a"), ("stands twice", "t", "aa")]
+    ("reason", "name", "columns"), [("100 characters", "t" * 101, "a"), ("declared twice", "t", "aa")]
 )
 def test_a_table_that_no_file_can_hold_is_refused(reason: str, name: str, columns: str) -> None:
     """Its name is part of file names, and each of its columns has one place."""

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ava_pipeline import cli
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, PredictionsError
 from ava_pipeline.evaluation.against import compare
-from ava_pipeline.evaluation.bootstrap import _draws
+from ava_pipeline.evaluation.evaluate import _draws
 from ava_pipeline.metrics import prediction_metrics
 from ava_pipeline.read.predictions import read_predicted
 from tests.evaluation.evaluating import predictions_file
@@ -111,7 +111,7 @@ def test_what_cannot_be_paired_is_named(tmp_path: Path) -> None:
     frame.assign(pred_mean="high").to_parquet(other)
     with pytest.raises(DamagedFileError, match=r"pred_mean is .*string, not numbers"):
         compare(one, other, num_resamples=5)
-    with pytest.raises(NotARunError, match="no predictions there"):
+    with pytest.raises(NotARunError, match="no predictions found"):
         compare(one, tmp_path / "nowhere", num_resamples=5)
 
 

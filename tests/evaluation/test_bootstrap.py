@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ava_pipeline.evaluation.bootstrap import _draws, _variance, interval, resampled
+from ava_pipeline.evaluation.evaluate import _draws, _variance, interval, resampled
 from ava_pipeline.metrics import mean_scores, prediction_metrics
 from ava_pipeline.read.predictions import Predicted, read_predicted
 from tests.evaluation.evaluating import predictions_file
@@ -93,7 +93,7 @@ def test_resamples_are_drawn_alike_however_many_blocks_there_are(
     """How much memory there is does not change a figure."""
     one = predicted(tmp_path)
     whole = resampled([one], 50)[0]
-    monkeypatch.setattr("ava_pipeline.evaluation.bootstrap._BLOCK", 7 * one.num_images)
+    monkeypatch.setattr("ava_pipeline.evaluation.evaluate._BLOCK", 7 * one.num_images)
     assert {name: values.tolist() for name, values in resampled([one], 50)[0].items()} == {
         name: pytest.approx(values.tolist(), abs=1e-12) for name, values in whole.items()
     }

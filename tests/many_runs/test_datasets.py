@@ -163,7 +163,7 @@ def test_a_run_that_cannot_be_read_is_left_out_by_name(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         steps = runs(f"{tmp_path}/*").steps()
-    assert [str(one.message).split(":")[0] for one in told] == ["Run 'bad' is left out", "Run 'lost' is left out"]
+    assert [str(one.message).split(":")[0] for one in told] == ["Run 'bad' is skipped", "Run 'lost' is skipped"]
     assert set(steps.to_table()["run"].to_pylist()) == {"good"}
 
 
@@ -174,7 +174,7 @@ def test_a_link_out_of_a_run_is_not_followed(tmp_path: Path) -> None:
     secret = tmp_path / "secret.csv"
     secret.write_text("s")
     (tmp_path / "evil/telemetry/more.csv").symlink_to(secret)
-    with pytest.warns(UserWarning, match="Run 'evil' is left out: .*link out of the run directory"):
+    with pytest.warns(UserWarning, match="Run 'evil' is skipped: .*link out of the run directory"):
         assert list(runs(f"{tmp_path}/*").runs) == ["good"]
 
 
@@ -234,14 +234,14 @@ def test_nothing_that_matches_is_an_error(tmp_path: Path) -> None:
     """An empty table would look like runs without rows."""
     (tmp_path / "empty").mkdir()
     for patterns in ([f"{tmp_path}/*"], [tmp_path / "none", tmp_path / "empty"], []):
-        with pytest.raises(NotARunError, match="no run there"):
+        with pytest.raises(NotARunError, match="no run found"):
             runs(patterns)
 
 
 def test_an_unknown_table_names_the_known_ones(tmp_path: Path) -> None:
     """Of all runs."""
     RunBuilder(root=tmp_path / "run").write()
-    with pytest.raises(MisuseError, match="'weights'; their tables: gradient_norms, learning_rates, steps"):
+    with pytest.raises(MisuseError, match="'weights'; known tables: gradient_norms, learning_rates, steps"):
         runs(tmp_path / "run").table("weights")
 
 

@@ -132,7 +132,7 @@ def test_columns_of_another_kind_are_refused(column: str, kind: pa.DataType, tmp
     pq.write_table(rows.set_column(rows.column_names.index(column), column, changed), path)
     with pytest.raises(DamagedFileError, match=rf"steps\.parquet: its column {column} is {str(kind)[:4]}"):
         open_run(root).steps()
-    assert any(f"its column {column}" in trouble for trouble in read_run_data("run", RunLayout(root)).troubles)
+    assert any(f"its column {column}" in trouble for trouble in read_run_data("run", RunLayout(root)).problems)
 
 
 def test_predictions_and_metrics_open(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ava_pipeline.report.series import first_of_slices, thinned
+from ava_pipeline.report.series import first_of_slices, reduced_line
 
 _VALUES = arrays(np.float64, st.integers(0, 300), elements=st.floats(0, 1e6) | st.just(float("nan")))
 
@@ -14,7 +14,7 @@ _VALUES = arrays(np.float64, st.integers(0, 300), elements=st.floats(0, 1e6) | s
 def test_no_extreme_is_lost_and_little_is_kept(values: np.ndarray, num_slices: int) -> None:
     """Of any column: its lowest and highest value are there, at their own batch, in order."""
     batches = np.arange(10, 10 + len(values))
-    line = thinned(batches, values, np.zeros(len(values), dtype=bool), num_slices)
+    line = reduced_line(batches, values, np.zeros(len(values), dtype=bool), num_slices)
     finite = np.isfinite(line.middle.values)
     for points in (line.lowest, line.middle, line.highest):
         assert np.array_equal(np.isfinite(points.values), finite)
@@ -31,22 +31,22 @@ def test_no_extreme_is_lost_and_little_is_kept(values: np.ndarray, num_slices: i
 def test_few_rows_are_the_line_itself() -> None:
     """Nothing is around it."""
     values = np.array([3.0, 1.0, np.nan, 2.0])
-    line = thinned(np.arange(4), values, np.zeros(4, dtype=bool), 2)
-    assert line.is_whole
+    line = reduced_line(np.arange(4), values, np.zeros(4, dtype=bool), 2)
+    assert line.is_complete
     assert np.array_equal(line.middle.values, values, equal_nan=True)
 
 
 def test_the_middle_is_the_median() -> None:
     """Of what is finite; what is not breaks the line."""
     values = np.array([5.0, 1.0, 3.0, np.inf, 9.0, 2.0, 8.0, 7.0])
-    middle = thinned(np.arange(8), values, np.zeros(8, dtype=bool), 2).middle
+    middle = reduced_line(np.arange(8), values, np.zeros(8, dtype=bool), 2).middle
     assert middle.values[np.isfinite(middle.values)].tolist() == [3.0, 7.0]
 
 
 @given(_VALUES, st.integers(1, 20))
 def test_what_is_not_finite_breaks_the_line(values: np.ndarray, num_slices: int) -> None:
     """Between two points that belong to slices around a gap there is a nan."""
-    line = thinned(np.arange(len(values)), values, np.zeros(len(values), dtype=bool), num_slices).middle
+    line = reduced_line(np.arange(len(values)), values, np.zeros(len(values), dtype=bool), num_slices).middle
     size = 1 if len(values) <= 2 * num_slices else -(-len(values) // num_slices)
     for before, after in zip(
         *(np.flatnonzero(np.isfinite(line.values))[part] for part in (slice(-1), slice(1, None))), strict=True
@@ -62,7 +62,7 @@ def test_one_missing_row_in_a_million_breaks_the_line() -> None:
     values = np.ones(1_000_000)
     breaks = np.zeros(1_000_000, dtype=bool)
     breaks[123_456] = True
-    assert np.isnan(thinned(np.arange(1_000_000), values, breaks, 500).middle.values).sum() == 1
+    assert np.isnan(reduced_line(np.arange(1_000_000), values, breaks, 500).middle.values).sum() == 1
 
 
 def test_one_nan_in_a_million_is_marked() -> None:

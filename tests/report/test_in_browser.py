@@ -19,7 +19,7 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import TableEntry, read_manifest, write_manifest
 from ava_pipeline.contract.parquet import read_parquet, write_parquet
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.report.live import LiveRuns, server_of
+from ava_pipeline.report.live import LivePage, server_of
 from tests.report.reported import KINDS, every_batch, healthy, report
 from tests.validate.building import STEPS, RunBuilder, norms_of
 
@@ -261,7 +261,7 @@ def test_a_live_page_shows_new_rows_and_keeps_the_zoom(browser: Browser, tmp_pat
     with started(command) as process:
         assert process.stdout is not None
         opened = Opened(browser, process.stdout.readline().split()[1])
-        expect(opened.page.locator("#live")).to_have_text("Live: new rows appear by themselves.")
+        expect(opened.page.locator("#live")).to_have_text("Live: new rows appear automatically.")
         opened.page.locator("#norms-table summary").click()
         opened.page.locator("#norms button[data-zoom=in]").click()
         zoomed = opened.range("norms")
@@ -272,7 +272,7 @@ def test_a_live_page_shows_new_rows_and_keeps_the_zoom(browser: Browser, tmp_pat
         assert not opened.troubles
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-    expect(opened.page.locator("#live")).to_contain_text("has ended; this is what was last seen", timeout=10_000)
+    expect(opened.page.locator("#live")).to_contain_text("has stopped; the page shows the last state", timeout=10_000)
     expect(opened.page.locator("#norms-table table")).to_be_visible()
 
 
@@ -289,8 +289,8 @@ def give_accuracy(layout: RunLayout) -> None:
 def test_a_live_page_follows_a_run_whose_columns_change(browser: Browser, tmp_path: Path) -> None:
     """Its tables get the new header, its plots the room and the legend that they need."""
     root = healthy(tmp_path / "run")
-    runs = LiveRuns({"run": RunLayout(root)})
-    with server_of(runs, 0) as server:
+    page = LivePage({"run": RunLayout(root)})
+    with server_of(page, 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         opened = Opened(browser, f"http://127.0.0.1:{server.server_port}/")
@@ -298,7 +298,7 @@ def test_a_live_page_follows_a_run_whose_columns_change(browser: Browser, tmp_pa
         expect(opened.page.locator("#values-table th")).to_contain_text(["epochs", "batches", "loss"])
         before = opened.plot("values").evaluate("plot => plot.offsetHeight")
         give_accuracy(RunLayout(root))
-        runs._due = 0.0
+        page._next_read_s = 0.0
         expect(opened.page.locator("#values-table th")).to_contain_text(
             ["epochs", "batches", "loss", "accuracy"], timeout=30_000
         )

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ava_pipeline import cli
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.report.picture import drawn
+from ava_pipeline.report.picture import norms_figure
 from ava_pipeline.report.run_data import read_run_data
 from tests.report.reported import SPIKE, faulty, long
 from tests.validate.building import NORMS
@@ -27,7 +27,7 @@ def faulty_axes(tmp_path: Path) -> Axes:
 
 def axes_of(root: Path) -> Axes:
     """The plot of a run."""
-    return drawn(read_run_data("run", RunLayout(root))).axes[0]
+    return norms_figure(read_run_data("run", RunLayout(root))).axes[0]
 
 
 def names(axes: Axes) -> list[str]:

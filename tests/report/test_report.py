@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 from ava_pipeline import cli
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, read_manifest, utc_now, write_manifest
-from ava_pipeline.errors import ConfigError
-from ava_pipeline.report.live import HOST, LiveRuns, server_of
-from ava_pipeline.train.run_dir import begin_anew
+from ava_pipeline.errors import ConfigError, NotARunError
+from ava_pipeline.report.live import HOST, LivePage, server_of
+from ava_pipeline.report.page import write_report
+from ava_pipeline.train.run_dir import start_over
 from ava_pipeline.validate.validate import validate_run
 from tests.report.reported import SPIKE, SPIKE_AT, crashed, empty, every_batch, faulty, healthy, long, report
 from tests.validate.building import NOW, RunBuilder
@@ -120,6 +121,24 @@ def test_runs_lie_over_each_other(tmp_path: Path) -> None:
     assert {trace["yaxis"] for trace in norms["data"]} == {"y", "y2", "y3", "y4", "y5"}
 
 
+@pytest.mark.parametrize("as_text", [True, False], ids=["str", "Path"])
+def test_write_report_takes_paths_patterns_and_layouts(as_text: bool, tmp_path: Path) -> None:  # noqa: FBT001  # a parameter
+    """One run, a pattern, several of either, or layouts by the names to show."""
+    one, two = (healthy(tmp_path / f"runs/{name}") for name in ("one", "two"))
+    page: Any = str(tmp_path / "r.html") if as_text else tmp_path / "r.html"
+    given: Any
+    for given, title in (
+        (str(one) if as_text else one, "one"),
+        (f"{tmp_path}/runs/*", "one, two"),
+        ([two, f"{tmp_path}/runs/o*"], "two, one"),
+        ({"mine": RunLayout(one)}, "mine"),
+    ):
+        write_report(given, page)
+        assert f"<title>{title} · ava_pipeline</title>" in (tmp_path / "r.html").read_text()
+    with pytest.raises(NotARunError, match="runs/none"):
+        write_report(tmp_path / "runs/none", page)
+
+
 def test_what_cannot_be_read_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
     """A damaged file costs its part of the page."""
     root = healthy(tmp_path / "run")
@@ -145,21 +164,21 @@ def test_the_command_writes_into_the_run_and_validate_minds_it_not(tmp_path: Pat
     status, output = told(["report", str(root)])
     assert (status, output) == (0, f"Report: {root / 'report.html'}\n")
     assert list(validate_run(root)) == before
-    begin_anew(RunLayout(root), "")
+    start_over(RunLayout(root), "")
     assert (root / "superseded/attempt-1/report.html").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["report", "{}/nothing"], "no run there"),
+        (["report", "{}/nothing"], "no run found"),
         (["report", "{}/one", "{}/two"], "name its file with -o"),
         (["report", "{}/one", "-o", "{}"], "is a folder"),
         (["report", "{}/one", "-o", "{}/one/config.yaml/r.html"], "cannot be written"),
         (["report", "{}/one", "--live", "0", "-o", "{}/r.html"], "leave out --output"),
         (["plot", "{}/nothing", "-o", "{}/n.png"], "is no directory"),
-        (["plot", "{}/one", "-o", "{}/n.gif"], "the endings: png, svg"),
-        (["plot", "{}/none", "-o", "{}/n.png"], "there is nothing to draw"),
+        (["plot", "{}/one", "-o", "{}/n.gif"], "expected a name that ends in .png, .svg"),
+        (["plot", "{}/none", "-o", "{}/n.png"], "has no rows of gradient norms to draw yet"),
     ],
 )
 def test_wrong_usage_is_named(
@@ -200,7 +219,7 @@ def test_a_missing_extra_is_named(
 def port(tmp_path: Path) -> Iterator[int]:
     """Where a live page of a run is served, to this machine alone."""
     root = RunBuilder(root=tmp_path / "run", status="running", attempts=every_batch()).write()
-    with server_of(LiveRuns({"run": RunLayout(root)}), 0) as server:
+    with server_of(LivePage({"run": RunLayout(root)}), 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         assert server.server_address[0] == "127.0.0.1"
@@ -240,14 +259,14 @@ def test_a_live_page_is_sent_again_only_where_it_changed(port: int) -> None:
 def test_a_live_page_survives_that_its_run_is_away(tmp_path: Path) -> None:
     """And shows it again when it is back."""
     root = healthy(tmp_path / "run")
-    runs = LiveRuns({"run": RunLayout(root)})
-    runs._due = 0.0
+    page = LivePage({"run": RunLayout(root)})
+    page._next_read_s = 0.0
     root.rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match="is no directory"):
-        runs.contents()
+        page.contents()
     (tmp_path / "elsewhere").rename(root)
-    assert "Gradient norms by group" in runs.contents()
-    assert "Gradient norms by group" in runs.page()
+    assert "Gradient norms by group" in page.contents()
+    assert "Gradient norms by group" in page.page()
 
 
 def test_a_live_page_tells_that_its_run_was_killed(tmp_path: Path) -> None:
@@ -255,18 +274,18 @@ def test_a_live_page_tells_that_its_run_was_killed(tmp_path: Path) -> None:
     builder = RunBuilder(root=tmp_path / "run", status="running", attempts=every_batch(), heartbeat_utc=utc_now())
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as training:
         builder.attempts[0].pid, builder.attempts[0].host = training.pid, platform.node()
-        runs = LiveRuns({"run": RunLayout(builder.write())})
-        was_running = '<span class="badge running">' in runs.contents()
+        page = LivePage({"run": RunLayout(builder.write())})
+        was_running = '<span class="badge running">' in page.contents()
         training.kill()
     assert was_running
-    runs._due = 0.0
-    assert '<span class="badge killed">' in runs.contents()
+    page._next_read_s = 0.0
+    assert '<span class="badge killed">' in page.contents()
     builder.attempts.append(
         Attempt(number=2, started_utc=NOW, collect_every_n=1, pid=os.getpid(), host=platform.node())
     )
     builder.write_manifest()
-    runs._due = 0.0
-    assert '<span class="badge running">' in runs.contents()
+    page._next_read_s = 0.0
+    assert '<span class="badge running">' in page.contents()
 
 
 def test_a_run_of_too_few_rows_is_not_called_healthy(tmp_path: Path) -> None:

@@ -104,9 +104,9 @@ class _Bomb:
     ("content", "sentence"),
     [
         ({"format": "ava_pipeline checkpoint 1", "model": _Bomb()}, "it was not unpickled"),
-        ({"state_dict": {}}, "no checkpoint of this version"),
-        ({"format": "ava_pipeline checkpoint 2"}, "no checkpoint of this version"),
-        ([1, 2], "no checkpoint of this version"),
+        ({"state_dict": {}}, "expected a checkpoint of format 'ava_pipeline checkpoint 1'"),
+        ({"format": "ava_pipeline checkpoint 2"}, "expected a checkpoint of format 'ava_pipeline checkpoint 1'"),
+        ([1, 2], "expected a checkpoint of format 'ava_pipeline checkpoint 1'"),
         ({"format": "ava_pipeline checkpoint 1", "models": {}}, "missing or unknown entries: batch, "),
     ],
     ids=["code", "foreign", "newer", "list", "incomplete"],

@@ -63,7 +63,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         (b"no weights", "cannot be read as a state dict"),
         (b"", "cannot be read as a state dict"),
         (pickle.dumps(print), "cannot be read as a state dict"),
-        (None, "is no file; allowed is 'imagenet', 'none' or the path"),
+        (None, "expected 'imagenet', 'none' or the path of a state dict, got"),
     ],
     ids=["text", "empty", "pickle", "missing"],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.train.run_dir import go_on
+from ava_pipeline.train.run_dir import rewind
 
 
 def test_a_resume_moves_no_file_that_a_link_leads_to(tmp_path: Path) -> None:
@@ -17,6 +17,6 @@ def test_a_resume_moves_no_file_that_a_link_leads_to(tmp_path: Path) -> None:
     layout.root.mkdir()
     layout.predictions.symlink_to(outside)
     with pytest.raises(DamagedFileError, match="predictions is a link out of the run directory"):
-        go_on(layout, "config", [])
+        rewind(layout, "config", [])
     assert [path.name for path in outside.iterdir()] == ["val_epoch_003.parquet"]
     assert [path.name for path in layout.root.iterdir()] == ["predictions"]

@@ -27,7 +27,7 @@ from ava_pipeline.contract.manifest import read_manifest, utc_now, write_manifes
 from ava_pipeline.read.arrays import integers
 from ava_pipeline.read.run import open_run
 from ava_pipeline.read.status import status_now
-from ava_pipeline.watch.live_run import NUM_KEPT, LiveRun
+from ava_pipeline.watch.live_run import MAX_ROWS, LiveRun
 from ava_pipeline.watch.view import BARS, sparkline, view
 from tests.report.reported import crashed, every_batch, faulty
 from tests.validate.building import NOW, RunBuilder
@@ -117,7 +117,7 @@ def test_a_run_is_followed_through_a_crash_and_a_resume_to_its_end(tmp_path: Pat
         terminal.read_until(lambda text: all(word in text for word in ("running", "attempt 2", "batch 25")))
         second.close()
         assert terminal.read_to_end() == 0
-        assert "Nothing more will come." in terminal.text
+        assert "The run is complete." in terminal.text
         assert "batch 25" in terminal.text
 
 
@@ -173,27 +173,27 @@ def test_a_small_terminal_shows_every_event_and_the_newest_rows(columns: int, li
 
 def test_tables_share_the_lines_that_there_are(tmp_path: Path) -> None:
     """Of the longest fewer columns are shown, and it is said how many are not; without a terminal all are."""
-    watched = LiveRun(open_run(eventful(tmp_path / "run")))
-    watched.look(utc_now())
+    live_run = LiveRun(open_run(eventful(tmp_path / "run")))
+    live_run.update(utc_now())
     for height in (17, 20, 40):
-        lines = shown(watched, height).splitlines()
+        lines = shown(live_run, height).splitlines()
         assert len(lines) <= height
         assert all(any(line.startswith(name) for line in lines) for name in ("overall", "lr_group_0", "loss"))
-    assert re.search(r"^gradient norm +last +[34] more", shown(watched, 18), re.MULTILINE)
-    assert "mlp_layer_3" in shown(watched)
+    assert re.search(r"^gradient norm +last +[34] more", shown(live_run, 18), re.MULTILINE)
+    assert "mlp_layer_3" in shown(live_run)
 
 
-def shown(watched: LiveRun, height: int | None = None) -> str:
+def shown(live_run: LiveRun, height: int | None = None) -> str:
     """The view as text."""
     console = Console(width=_COLUMNS, file=open(os.devnull, "w"), record=True)  # noqa: PTH123, SIM115  # closed below
-    console.print(view(watched, utc_now(), _COLUMNS, height))
+    console.print(view(live_run, utc_now(), _COLUMNS, height))
     console.file.close()
     return console.export_text()
 
 
-def batches(watched: LiveRun, table: str = "norms") -> list[int]:
+def batches(live_run: LiveRun, table: str = "norms") -> list[int]:
     """The batches of the rows that are kept."""
-    rows = watched.tables[table].rows
+    rows = live_run.tables[table].rows
     return [] if rows is None else integers(rows, "batch_idx").tolist()
 
 
@@ -204,17 +204,17 @@ def test_only_what_is_new_is_read(tmp_path: Path) -> None:
     path = RunLayout(tmp_path / "run").csv("norms")
     with path.open("a") as file:
         file.writelines(f"{batch},0,{batch}.0,0.5\n" for batch in range(1, 100_001))
-    watched = LiveRun(open_run(tmp_path / "run"))
-    watched.look(utc_now())
-    assert batches(watched) == list(range(100_001 - NUM_KEPT, 100_001))
+    live_run = LiveRun(open_run(tmp_path / "run"))
+    live_run.update(utc_now())
+    assert batches(live_run) == list(range(100_001 - MAX_ROWS, 100_001))
     with path.open("a") as file:
         file.write("100001,0,1.0,0.5\n100002,0,1.")
-    tail = watched._tails["norms"]
-    assert tail.look().rows["batch_idx"].to_pylist() == [100_001]
+    tail = live_run._tails["norms"]
+    assert tail.read_new().rows["batch_idx"].to_pylist() == [100_001]
     with path.open("a") as file:
         file.write("25,0.5\n")
-    assert tail.look().rows.to_pylist()[0]["overall"] == 1.25
-    assert tail.look().rows.num_rows == 0
+    assert tail.read_new().rows.to_pylist()[0]["overall"] == 1.25
+    assert tail.read_new().rows.num_rows == 0
     room.close()
 
 
@@ -222,13 +222,13 @@ def test_a_file_that_was_cut_and_written_on_is_read_anew(tmp_path: Path) -> None
     """Even where it is as long as before."""
     room = Room(tmp_path / "run")
     room.write(range(1, 9))
-    watched = LiveRun(open_run(tmp_path / "run"))
-    watched.look(utc_now())
+    live_run = LiveRun(open_run(tmp_path / "run"))
+    live_run.update(utc_now())
     path = RunLayout(tmp_path / "run").csv("norms")
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:5], *(line.replace(",0.5", ",0.7") for line in lines[5:])]))
-    watched.look(utc_now())
-    rows = watched.tables["norms"].rows
+    live_run.update(utc_now())
+    rows = live_run.tables["norms"].rows
     assert rows is not None
     assert rows["head"].to_pylist() == pytest.approx([0.5] * 4 + [0.7] * 4)
     room.close()
@@ -238,15 +238,15 @@ def test_a_resumed_run_may_measure_other_columns(tmp_path: Path) -> None:
     """Those of the new attempt are shown."""
     first = Room(tmp_path / "run")
     first.write(range(1, 6))
-    watched = LiveRun(open_run(tmp_path / "run"))
-    watched.look(utc_now())
+    live_run = LiveRun(open_run(tmp_path / "run"))
+    live_run.update(utc_now())
     leave_as_killed(first)
     second = Room(tmp_path / "run", resumed_from=5, measure=PlainMeasure(columns=("overall", "tail")))
     second.write(range(6, 9))
-    watched.look(utc_now())
-    assert not watched.trouble
-    assert "tail" in shown(watched)
-    assert batches(watched) == list(range(1, 9))
+    live_run.update(utc_now())
+    assert not live_run.problem
+    assert "tail" in shown(live_run)
+    assert batches(live_run) == list(range(1, 9))
     second.close()
 
 
@@ -256,21 +256,21 @@ def test_a_file_whose_header_is_being_written_has_no_rows(tmp_path: Path) -> Non
     path = RunLayout(root).csv("gradient_norms")
     whole = path.read_bytes()
     path.write_bytes(whole[:9])
-    watched = LiveRun(open_run(root))
-    watched.look(utc_now())
-    assert batches(watched, "gradient_norms") == []
+    live_run = LiveRun(open_run(root))
+    live_run.update(utc_now())
+    assert batches(live_run, "gradient_norms") == []
     path.write_bytes(whole)
-    watched.look(utc_now())
-    assert batches(watched, "gradient_norms") == [1, 2, 3, 4, 5]
+    live_run.update(utc_now())
+    assert batches(live_run, "gradient_norms") == [1, 2, 3, 4, 5]
 
 
 def test_a_run_without_csv_is_followed_in_its_journal(tmp_path: Path) -> None:
     """And its rows are there once more rows are."""
     RunBuilder(root=tmp_path / "run", batches=range(1, 61), status="running", formats=("parquet",)).write()
-    watched = LiveRun(open_run(tmp_path / "run"))
-    watched.look(utc_now())
-    watched.look(utc_now())
-    assert batches(watched, "gradient_norms") == list(range(1, 61))
+    live_run = LiveRun(open_run(tmp_path / "run"))
+    live_run.update(utc_now())
+    live_run.update(utc_now())
+    assert batches(live_run, "gradient_norms") == list(range(1, 61))
 
 
 def test_a_crashed_run_is_called_killed(tmp_path: Path) -> None:
@@ -286,25 +286,25 @@ def test_a_crashed_run_is_called_killed(tmp_path: Path) -> None:
 def test_what_a_run_is_called_moves_no_cursor(tmp_path: Path) -> None:
     """Names and messages come from anywhere; what a terminal would act upon is shown instead."""
     root = RunBuilder(root=tmp_path / "\x1b[2Jrun\x07", batches=range(1, 6), attempts=every_batch()).write()
-    watched = LiveRun(open_run(root))
-    watched.look(utc_now())
-    assert "\\x1b[2Jrun\\x07" in shown(watched)
-    assert "\x1b" not in shown(watched)
+    live_run = LiveRun(open_run(root))
+    live_run.update(utc_now())
+    assert "\\x1b[2Jrun\\x07" in shown(live_run)
+    assert "\x1b" not in shown(live_run)
 
 
 def test_what_cannot_be_read_is_told_and_tried_again(tmp_path: Path) -> None:
     """As while a resumed run moves its files."""
     root = faulty(tmp_path / "run")
-    watched = LiveRun(open_run(root))
+    live_run = LiveRun(open_run(root))
     path = RunLayout(root).manifest
     path.rename(tmp_path / "manifest")
-    watched.look(utc_now())
-    assert "does not exist" in shown(watched).replace("\n", " ")
-    assert not watched.is_finished
+    live_run.update(utc_now())
+    assert "does not exist" in shown(live_run).replace("\n", " ")
+    assert not live_run.is_finished
     (tmp_path / "manifest").rename(path)
-    watched.look(utc_now())
-    assert "not exist" not in shown(watched)
-    assert watched.is_finished
+    live_run.update(utc_now())
+    assert "not exist" not in shown(live_run)
+    assert live_run.is_finished
 
 
 def test_a_sparkline_tells_numbers_apart_from_what_is_none() -> None:

@@ -7,16 +7,17 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import csv
 
+from ava_pipeline.contract.columns import Column
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Group
 from ava_pipeline.contract.stored import read_stored
-from ava_pipeline.contract.tables import KEY_COLUMNS, Column, RunTable, Table
+from ava_pipeline.contract.tables import KEY_COLUMNS, RunTable, Table
 from ava_pipeline.signs.values import non_finite_events
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
-from ava_pipeline.write.pending import Numbers, PendingStep, Rows
+from ava_pipeline.write.pending import Numbers, PendingStep
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
 
@@ -46,7 +47,7 @@ class PlainMeasure:
             raise ZeroDivisionError("a measure with a bug")
         return {name: [one[place] for one in numbers] for place, name in enumerate(self.run_table.run_column_names)}
 
-    def events(self, rows: Rows) -> Iterable[Event]:
+    def events(self, rows: pa.RecordBatch) -> Iterable[Event]:
         """What measures tell by themselves: that values are not finite."""
         return non_finite_events(rows)
 

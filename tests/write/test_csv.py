@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pyarrow import csv
 
-from ava_pipeline.contract.tables import Column, RunTable, Table
+from ava_pipeline.contract.columns import Column
+from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.write.writers import CsvWriter, cut_torn_line, torn_line
 from tests.write.feeding import batch_of

@@ -51,7 +51,7 @@ def test_bad_rows_fail_and_are_named(tmp_path: Path) -> None:
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 3]
     told = event_rows(tmp_path, "failed_row")
     assert [(row["batch_idx"], row["column"]) for row in told] == [(2, "overall"), (4, "head")]
-    assert "norms.overall was -1.0: " in str(told[0]["message"])
+    assert "norms.overall: expected 0 or more, got -1.0. " in str(told[0]["message"])
 
 
 def test_a_measure_that_raises_costs_only_the_rows_it_raises_on(tmp_path: Path) -> None:

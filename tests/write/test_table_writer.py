@@ -1,12 +1,11 @@
 """One table's rows to all of its files: bad rows and broken writers cost only themselves."""
 
-from types import SimpleNamespace
-
 import pyarrow as pa
 import pytest
 
-from ava_pipeline.contract.tables import KEY_COLUMNS, Column, RunTable, Table
-from ava_pipeline.write.table_files import TableFiles
+from ava_pipeline.contract.columns import Column
+from ava_pipeline.contract.tables import KEY_COLUMNS, RunTable, Table
+from ava_pipeline.write.table_files import Outcome, TableFiles
 from ava_pipeline.write.writers import MemoryWriter
 
 TABLE = RunTable.of(
@@ -26,6 +25,11 @@ TABLE = RunTable.of(
 def row(batch_idx: object, **values: object) -> dict[str, object]:
     """A good row, but for what is given."""
     return {"batch_idx": batch_idx, "epoch": 0, "norm": 1.0, "rate": 0.1, "note": ""} | values
+
+
+def write(files: TableFiles, rows: list[dict[str, object]]) -> Outcome:
+    """Write rows, given row by row."""
+    return files.write({name: [one[name] for one in rows] for name in TABLE.column_names}, len(rows))
 
 
 def batches(writer: MemoryWriter) -> list[object]:
@@ -61,10 +65,10 @@ class BrokenWriter(MemoryWriter):
 def test_a_bad_row_is_named_and_the_others_are_written(values: dict[str, object], column: str) -> None:
     """A value that breaks a rule, or that no file can hold, costs its own row only."""
     writer = MemoryWriter()
-    outcome = TableFiles(TABLE, [writer]).write([row(1), row(2, **values), row(3)])
+    outcome = write(TableFiles(TABLE, [writer]), [row(1), row(2, **values), row(3)])
     assert batches(writer) == [1, 3]
     assert outcome.failed == {1}
-    assert [(problem.row, problem.column) for problem in outcome.problems] == [(1, column)]
+    assert [(finding.row, finding.column) for finding in outcome.findings] == [(2, column)]
     assert not outcome.errors
 
 
@@ -72,7 +76,7 @@ def test_nan_and_null_keep_the_rules() -> None:
     """What was measured and is not finite is written, and so is what was not measured."""
     writer = MemoryWriter()
     rows = [row(1, norm=None), row(2, norm=float("nan")), row(3, norm=float("inf"))]
-    assert TableFiles(TABLE, [writer]).write(rows).failed == set()
+    assert write(TableFiles(TABLE, [writer]), rows).failed == set()
     assert batches(writer) == [1, 2, 3]
 
 
@@ -80,11 +84,11 @@ def test_a_broken_writer_does_not_cost_the_other_file_its_rows() -> None:
     """The steps count as failed, the file that lacks them is named, and it goes on when it can."""
     broken, sound = BrokenWriter("broken.csv"), MemoryWriter("sound.parquet")
     files = TableFiles(TABLE, [broken, sound])
-    outcome = files.write([row(1), row(2)])
+    outcome = write(files, [row(1), row(2)])
     assert outcome.failed == {0, 1}
     assert list(outcome.errors) == ["broken.csv"]
     broken.error = None
-    assert files.write([row(3)]).failed == set()
+    assert write(files, [row(3)]).failed == set()
     assert (batches(broken), batches(sound)) == ([3], [1, 2, 3])
     assert files.num_rows == {"broken.csv": 1, "sound.parquet": 3}
 
@@ -93,31 +97,22 @@ def test_an_unexpected_exception_of_a_writer_is_an_outcome_like_any_other() -> N
     """A writer with a bug costs its rows, not the thread."""
     broken = BrokenWriter("broken.csv")
     broken.error = ZeroDivisionError("a writer with a bug")
-    assert TableFiles(TABLE, [broken]).write([row(1)]).errors == {"broken.csv": broken.error}
+    assert write(TableFiles(TABLE, [broken]), [row(1)]).errors == {"broken.csv": broken.error}
 
 
 def test_rows_that_are_all_bad_are_no_batch() -> None:
     """Nothing is handed to the writers."""
     writer = MemoryWriter()
-    assert TableFiles(TABLE, [writer]).write([row("1")]).failed == {0}
+    assert write(TableFiles(TABLE, [writer]), [row("1")]).failed == {0}
     assert writer.batches == []
 
 
-def test_a_batch_of_which_each_value_could_be_stored_fails_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every row is told, and the thread goes on."""
-
-    class Refusing:
-        """Arrow's batches, where rows together are more than it holds."""
-
-        @staticmethod
-        def from_pylist(rows: list[dict[str, object]], schema: pa.Schema) -> pa.RecordBatch:
-            if rows:
-                raise pa.ArrowCapacityError("more than one array holds")
-            return pa.RecordBatch.from_arrays([pa.array([], one.type) for one in schema], schema=schema)
-
+def test_rows_that_together_are_too_large_for_arrow_are_all_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value could be stored; every row is reported, and the thread continues."""
+    monkeypatch.setattr("ava_pipeline.contract.columns.MAX_TEXT_BYTES", 9)
     files = TableFiles(TABLE, [writer := MemoryWriter()])
-    monkeypatch.setattr("ava_pipeline.write.table_files.pa", SimpleNamespace(RecordBatch=Refusing, array=pa.array))
-    outcome = files.write([row(1), row(2)])
+    outcome = write(files, [row(1, note="12345"), row(2, note="12345")])
     assert outcome.failed == {0, 1}
-    assert {problem.message for problem in outcome.problems} == {"more than one array holds"}
+    assert [(finding.row, finding.id) for finding in outcome.findings] == [(1, "values.dtype"), (2, "values.dtype")]
+    assert all("fit into one Arrow array" in finding.message for finding in outcome.findings)
     assert writer.batches == []

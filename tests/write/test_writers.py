@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import csv
 
+from ava_pipeline.contract.columns import Column
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.stored import read_stored
-from ava_pipeline.contract.tables import Column, RunTable, Table
+from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.write.writers import CsvWriter, MemoryWriter, ParquetWriter, Writer
 from tests.scripts import run_script
 from tests.write.feeding import batch_of

@@ -1,9 +1,10 @@
 """Gradient norms: the L2 norm of every group's gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -12,77 +13,76 @@ from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
 from ava_pipeline.collect.norms import NormLayout, NormPlan, combine
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS
+from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.signs.values import non_finite_events
-from ava_pipeline.write.pending import Numbers, Rows
+from ava_pipeline.write.pending import Numbers
 
 
 class GradientNorms(Measure):
-    """One vector of norms a step, combined by group off the training thread."""
+    """Reads one vector of norms per step, and combines them by group in the background thread."""
 
     table = GRADIENT_NORMS
 
-    def __init__(self, watched: TrainingTargets) -> None:
-        super().__init__(watched)
-        self._groups = [np.array(positions) for positions in watched.positions().values()]
+    def __init__(self, targets: TrainingTargets) -> None:
+        super().__init__(targets)
+        self._groups = [np.array(positions) for positions in targets.positions().values()]
         self._layouts: WeakKeyDictionary[NormPlan, dict[object, NormLayout]] = WeakKeyDictionary()
         self._has_scale = False
 
     @property
     def run_columns(self) -> tuple[str, ...]:
         """The groups, `overall` first."""
-        return tuple(self.watched.groups)
+        return tuple(self.targets.groups)
 
-    def read(self, moment: StepSnapshot) -> Reading:
-        """Take every gradient's norm, and the loss scale where gradients are still multiplied by it."""
-        has_scale = moment.scaler.scale is not None
-        # One object for steps whose numbers mean the same: they are made rows of together.
-        layouts = self._layouts.setdefault(moment.plan, {})
-        num_groups = sum(len(optimizer.param_groups) for optimizer in self.watched.optimizers.values())
-        meaning = (*moment.scaler.of_optimizer.values(), num_groups, has_scale)
-        layout = layouts.get(meaning) or layouts.setdefault(meaning, self._layout(moment))
-        if moment.norms is None:
+    def read(self, snapshot: StepSnapshot) -> Reading:
+        """Take the norm of every gradient, and behind them the loss scale if there is one."""
+        norms, scale = snapshot.norms, snapshot.scaler.scale
+        # One layout object for all steps whose numbers mean the same, so that their rows are made together.
+        layouts = self._layouts.setdefault(snapshot.plan, {})
+        num_groups = sum(len(optimizer.param_groups) for optimizer in self.targets.optimizers.values())
+        meaning = (*snapshot.scaler.of_optimizer.values(), num_groups, scale is not None)
+        layout = layouts.get(meaning) or layouts.setdefault(meaning, self._layout(snapshot))
+        if norms is None:
             return Reading([], layout)
-        if moment.scaler.scale is None:
-            return Reading(moment.norms, layout)
-        scale = moment.scaler.scale.reshape(1).to(moment.norms.device, torch.float32)
-        return Reading(torch.cat((moment.norms, scale)), layout)
+        if scale is not None:
+            norms = torch.cat((norms, scale.reshape(1).to(norms.device, torch.float32)))
+        return Reading(norms, layout)
 
-    def columns(self, numbers: Sequence[Numbers], layout: object) -> dict[str, Sequence[object]]:
-        """Combine the pieces of every group in float64; null where a group had no gradient, or one is not known."""
+    def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:
+        """Combine the norms of every group in float64; null if the group has no gradient, or not all are known."""
         if not isinstance(layout, NormLayout):
-            raise TypeError(f"The layout of gradient norms is a NormLayout, not {layout!r}.")
+            raise TypeError(f"expected the NormLayout of gradient norms, got {layout!r}")
         self._has_scale = layout.has_scale
-        vectors = np.stack([np.asarray(vector, dtype=np.float64) for vector in numbers])
-        norms = combine(vectors, layout, self._groups).astype(np.float32)
+        norms = combine(np.array(numbers, dtype=np.float64), layout, self._groups)
         return {
-            column: norms[:, index].tolist() if _is_measured(layout, group) else [None] * len(numbers)
+            column: norms[:, index] if _is_measured(layout, group) else [None] * len(numbers)
             for index, (column, group) in enumerate(zip(self.run_columns, self._groups, strict=True))
         }
 
-    def events(self, rows: Rows) -> Iterator[Event]:
-        """What is not finite: information under a loss scale, which is too high now and then."""
-        yield from non_finite_events(rows, is_scaled=self._has_scale)
+    def events(self, rows: pa.RecordBatch) -> Iterable[Event]:
+        """Report norms that are not finite: as information under a loss scale, which is too high now and then."""
+        return non_finite_events(rows, is_scaled=self._has_scale)
 
-    def _layout(self, moment: StepSnapshot) -> NormLayout:
-        # Nobody unscales the gradients of what no optimizer steps.
+    def _layout(self, snapshot: StepSnapshot) -> NormLayout:
+        scaler = snapshot.scaler
         scaling = [
-            moment.scaler.of_unowned if owner is None else moment.scaler.of_optimizer[id(owner)]
-            for owner in self.watched.optimizer_of()
+            scaler.of_unowned if owner is None else scaler.of_optimizer[id(owner)]
+            for owner in self.targets.optimizer_of()
         ]
-        is_known = np.array([of_it is not Scaling.UNKNOWN for of_it in scaling])
-        is_there = np.array([gradient is not None for gradient in moment.gradients])
-        is_left_out = np.isin(np.arange(len(is_there)), list(moment.plan.unmeasured))
-        owners = moment.plan.owners
+        is_known = np.array([one is not Scaling.UNKNOWN for one in scaling])
+        has_gradient = np.array([gradient is not None for gradient in snapshot.gradients])
+        is_unmeasured = np.isin(np.arange(len(has_gradient)), list(snapshot.plan.unmeasured))
+        owners = snapshot.plan.owners
         return NormLayout(
             owners=np.where(is_known[owners], owners, -1),
-            present=is_there & is_known,
-            unknown=is_left_out | (is_there & ~is_known),
-            is_scaled=np.array([of_it is Scaling.SCALED for of_it in scaling]),
-            has_scale=moment.scaler.scale is not None,
+            present=has_gradient & is_known,
+            unknown=is_unmeasured | (has_gradient & ~is_known),
+            is_scaled=np.array([one is Scaling.SCALED for one in scaling]),
+            has_scale=scaler.scale is not None,
         )
 
 
 def _is_measured(layout: NormLayout, group: NDArray[np.int64]) -> bool:
-    """Of a part of its gradients a group's norm would be too small."""
+    """Whether every gradient of a group is measured: the norm of a part of them would be too small."""
     return bool(layout.present[group].any() and not layout.unknown[group].any())

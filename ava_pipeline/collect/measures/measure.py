@@ -1,38 +1,38 @@
-"""What a measure is: one table, filled from a few numbers a step."""
+"""Measures: what the training thread reads of a step, and the table columns that the background thread makes of it."""
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
+import pyarrow as pa
+import torch
 from torch import Tensor
 
-from ava_pipeline.collect import measures
 from ava_pipeline.collect.amp import ScalerState
 from ava_pipeline.collect.clipping import ClipFacts
 from ava_pipeline.collect.norms import NormPlan
 from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.signs.values import non_finite_events
-from ava_pipeline.write.pending import Numbers, Rows
+from ava_pipeline.write.pending import Numbers
 
 Value: TypeAlias = Tensor | float | None
 
 
 @dataclass(frozen=True, slots=True)
 class StepSnapshot:
-    """One collected step as the training thread sees it. Nothing of it may be kept.
+    """One collected step as the training thread finds it. A measure must not keep it.
 
     Attributes:
-        gradients: one a parameter of `Watched.parameters`; None where there is none.
-        norms: float32 vector on the device, as `plan` measures the gradients there are; None where there is none.
-        plan: which gradient each of them is a norm of.
-        scaler: what the gradients are multiplied by.
-        clipping: what came of clipping.
-        values: what the user gave to `step`.
+        gradients: one per parameter of `TrainingTargets.parameters`; None for a parameter without a gradient.
+        norms: float32 vector on the device, the norms that `plan` describes; None if no parameter has a gradient.
+        plan: which gradient each of the norms belongs to.
+        scaler: the loss scale, and whose gradients are still multiplied by it.
+        clipping: what clipping did.
+        values: the values that the user gave to `step`.
         time_s: time of day, in seconds since 1970 UTC.
     """
 
@@ -47,72 +47,102 @@ class StepSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The numbers that a measure took of one step.
+    """The numbers that a measure read of one step.
 
     Attributes:
-        numbers: a new one-dimensional float32 tensor on the device, or a list of scalars: Python numbers, None for
-            "not measured", and scalar tensors.
-        layout: whatever `columns` needs to know of them; neighbouring steps with the same object are made rows of
-            together.
+        numbers: a new one-dimensional float32 tensor on any device, or a list of scalars: Python numbers, None for
+            "not measured", and one-element tensors.
+        layout: whatever `Measure.columns` needs to know about the numbers. Neighbouring steps with the same layout
+            object are given to it together.
+
+    Raises:
+        TypeError: the numbers have another type, dtype or shape.
     """
 
     numbers: Tensor | Sequence[object]
     layout: object = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.numbers, Tensor):
+            if self.numbers.dim() != 1 or self.numbers.dtype != torch.float32:
+                raise TypeError(f"a reading's tensor: expected a float32 vector, got {_described(self.numbers)}")
+            return
+        for number in self.numbers:
+            if isinstance(number, Tensor) and (number.numel() != 1 or number.is_complex()):
+                raise TypeError(f"a reading's list: expected scalars, got {_described(number)}")
+
+
+def _described(tensor: Tensor) -> str:
+    return f"a {tensor.dtype} tensor of shape {tuple(tensor.shape)}"
+
 
 class Measure(ABC):
-    """A table declaration, a reading in the training thread, and the rows made of it in the background.
+    """Fills one table, with one row per collected step.
 
-    A subclass in a module of `ava_pipeline.collect.measures` is found by itself. It is made once, at the first
-    collected step.
+    Subclass it and give the class to `TelemetryCollector(..., measures=[MyMeasure])`. The collector makes one object
+    of it, at the first collected step. What it raises costs rows of its own table only.
+
+    Args:
+        targets: the parameters, groups and optimizers that are measured.
 
     Attributes:
-        table: what is recorded.
-        watched: parameters, groups and optimizers.
+        table: declares what is recorded. Its columns begin with `KEY_COLUMNS`.
+        targets: as given.
+
+    Example:
+        class WeightMean(Measure):
+            table = Table(
+                name="weight_mean",
+                description="Mean of all weights.",
+                columns=(*KEY_COLUMNS, Column(name="mean", dtype="float64", description="Mean of all weights.")),
+            )
+
+            def read(self, snapshot):
+                weights = self.targets.parameters
+                return Reading([sum(weight.detach().sum() for weight in weights), sum(map(torch.numel, weights))])
+
+            def columns(self, numbers, layout):
+                return {"mean": [total / count for total, count in numbers]}
     """
 
     table: ClassVar[Table]
 
-    def __init__(self, watched: TrainingTargets) -> None:
-        self.watched = watched
+    def __init__(self, targets: TrainingTargets) -> None:
+        self.targets = targets
 
     @property
-    @abstractmethod
     def run_columns(self) -> tuple[str, ...]:
-        """Names of the columns that the run decides, in file order."""
+        """Names of the columns that the run decides, in file order; `Table.run_columns` declares them."""
+        return ()
 
     @abstractmethod
-    def read(self, moment: StepSnapshot) -> Reading:
-        """Take the numbers, in the training thread: no `.item()`, no `.cpu()`, nothing that waits for the device."""
+    def read(self, snapshot: StepSnapshot) -> Reading:
+        """Read a step's numbers, in the training thread.
 
-    @abstractmethod
-    def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Sequence[object]]:
-        """Make the table's columns beside `batch_idx` and `epoch`, in the background.
-
-        Args:
-            numbers: one entry a step, as `read` returned them: a NumPy vector, or a list of Python numbers.
-            layout: the reading's, the same object for all of them.
+        Nothing here may wait for the device: no `.item()`, no `.cpu()`, no `.tolist()`, no `bool(tensor)`.
         """
 
-    def events(self, rows: Rows) -> Iterator[Event]:
-        """What neighbouring rows tell, in the background: here, that values are not finite."""
-        yield from non_finite_events(rows)
+    @abstractmethod
+    def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:
+        """Make the table's columns beside `batch_idx` and `epoch`, in the background thread.
+
+        Args:
+            numbers: one entry per step, as `read` returned them: a NumPy vector, or a list of Python numbers.
+            layout: the layout that `read` returned, the same object for all of these steps.
+
+        Returns:
+            Each column's values, one per step: a list, in which None means "not measured", or a NumPy vector.
+        """
+
+    def events(self, rows: pa.RecordBatch) -> Iterable[Event]:
+        """Report what new rows show, in the background thread; here, the values that are not finite.
+
+        Args:
+            rows: the rows that keep the table's rules, in batch order. Each row is given once.
+        """
+        return non_finite_events(rows)
 
     @property
     def run_table(self) -> RunTable:
         """The table with this run's columns."""
         return RunTable.of(self.table, self.run_columns)
-
-
-def find_measures() -> Iterator[type[Measure]]:
-    """Every measure: the subclasses of `Measure` that the modules of `ava_pipeline.collect.measures` define."""
-    for module in sorted(pkgutil.iter_modules(measures.__path__), key=lambda found: found.name):
-        name = f"{measures.__name__}.{module.name}"
-        for value in vars(importlib.import_module(name)).values():
-            if (
-                isinstance(value, type)
-                and issubclass(value, Measure)
-                and value is not Measure
-                and value.__module__ == name
-            ):
-                yield value

@@ -1,77 +1,81 @@
-"""Steps: when each collected step was, its loss scale, and what the user gave as values."""
+"""Steps: when each step was collected, its loss scale, what clipping did, and the user's values."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import SupportsFloat
+
+import numpy as np
+import pyarrow as pa
 
 from ava_pipeline.collect.amp import hooks_show_skips
 from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.contract.builtin_tables import STEPS
+from ava_pipeline.contract.columns import Values, null_mask, numpy_values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.signs.values import non_finite_events, scale_drop_events
-from ava_pipeline.write.pending import Numbers, Rows
+from ava_pipeline.write.pending import Numbers
 
 
 class Steps(Measure):
-    """The time, the scale, what clipping did, and a number a value."""
+    """Reads the time, the loss scale, the state of clipping, and one number per value."""
 
     table = STEPS
 
-    def __init__(self, watched: TrainingTargets) -> None:
-        super().__init__(watched)
-        self._is_told_by_scale = not hooks_show_skips(tuple(watched.optimizers.values()))
+    def __init__(self, targets: TrainingTargets) -> None:
+        super().__init__(targets)
+        self._must_watch_scale = not hooks_show_skips(tuple(targets.optimizers.values()))
         self._init_scale: float | None = None
-        self._before: tuple[float | None, int] | None = None
+        self._before: tuple[float, int] | None = None
 
     @property
     def run_columns(self) -> tuple[str, ...]:
-        """The user's values, named as at the first collected step."""
-        return self.watched.value_names
+        """The names of the user's values at the first collected step."""
+        return self.targets.value_names
 
-    def read(self, moment: StepSnapshot) -> Reading:
-        """Take what there is; a value not given is null."""
-        self._init_scale = moment.scaler.init_scale
+    def read(self, snapshot: StepSnapshot) -> Reading:
+        """Read the numbers of the step; a value that is not given is null."""
+        self._init_scale = snapshot.scaler.init_scale
+        clipping = snapshot.clipping
         return Reading([
-            moment.time_s,
-            moment.scaler.scale,
-            moment.clipping.total,
-            moment.clipping.scale,
-            moment.clipping.max_norm,
-            moment.clipping.num_shortened,
-            moment.clipping.num_clips,
-            *(moment.values.get(name) for name in self.watched.value_names),
+            snapshot.time_s,
+            snapshot.scaler.scale,
+            clipping.total,
+            clipping.scale,
+            clipping.max_norm,
+            clipping.num_shortened,
+            clipping.num_clips,
+            *(snapshot.values.get(name) for name in self.targets.value_names),
         ])  # fmt: skip
 
-    def columns(self, numbers: Sequence[Numbers], layout: object) -> dict[str, Sequence[object]]:  # noqa: ARG002  # one layout
-        """Values by name."""
-        times, scales, totals, of_totals, max_norms, num_shortened, num_clips, *values = map(
-            list, zip(*numbers, strict=True)
-        )
+    def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:  # noqa: ARG002  # one layout
+        """The columns of the table and one per value."""
+        times, scales, totals, total_scales, max_norms, num_shortened, num_clips, *values = zip(*numbers, strict=True)
         return {
             "time_utc": [datetime.fromtimestamp(time_s, UTC) for time_s in times],
             "loss_scale": scales,
-            "clip_coefficient": list(map(_coefficient, totals, of_totals, max_norms)),
+            "clip_coefficient": list(map(_coefficient, totals, total_scales, max_norms)),
             "clip_rate": [
-                short / clips if clips else None for short, clips in zip(num_shortened, num_clips, strict=True)
+                shortened / clips if clips else None for shortened, clips in zip(num_shortened, num_clips, strict=True)
             ],
-            **{name: list(map(_as_float, of_it)) for name, of_it in zip(self.run_columns, values, strict=True)},
+            **{name: list(map(_as_float, value)) for name, value in zip(self.run_columns, values, strict=True)},
         }
 
-    def events(self, rows: Rows) -> Iterator[Event]:
-        """What is not finite; and where the loss scale fell, if hooks do not tell of skipped steps."""
-        yield from non_finite_events(rows, is_scaled=any(row["loss_scale"] is not None for row in rows))
-        if self._is_told_by_scale:
-            before = self._before or (self._init_scale, self.watched.resumed_from + 1)
-            yield from scale_drop_events(rows, *before)
-            for row in rows:
-                if isinstance(row["loss_scale"], float) and isinstance(row["batch_idx"], int):
-                    self._before = row["loss_scale"], row["batch_idx"]
+    def events(self, rows: pa.RecordBatch) -> Iterator[Event]:
+        """Report values that are not finite, and drops of the loss scale if hooks cannot show skipped steps."""
+        is_scaled = ~null_mask(rows.column("loss_scale"))
+        yield from non_finite_events(rows, is_scaled=bool(is_scaled.any()))
+        if self._must_watch_scale:
+            yield from scale_drop_events(rows, *(self._before or (self._init_scale, self.targets.resumed_from + 1)))
+            if is_scaled.any():
+                last = int(np.flatnonzero(is_scaled)[-1])
+                scales, batches = numpy_values(rows.column("loss_scale")), numpy_values(rows.column("batch_idx"))
+                self._before = float(scales[last]), int(batches[last])
 
 
 def _as_float(value: object) -> object:
-    """Whole numbers and truths are numbers too; None stays "not measured"."""
+    """Integers, booleans and NumPy numbers as floats; None stays "not measured"."""
     return float(value) if isinstance(value, SupportsFloat) else value
 
 
@@ -79,5 +83,5 @@ def _coefficient(total: float | None, scale: float | None, max_norm: float | Non
     """What clipping multiplies gradients by, as in `torch.nn.utils.clip_grads_with_norm_`."""
     if total is None or max_norm is None:
         return None
-    length = total if scale is None else total / scale if scale else math.nan  # halved down to 0 by a GradScaler
+    length = total if scale is None else total / scale if scale else math.nan  # a GradScaler can halve down to 0
     return length if math.isnan(length) else min(1.0, max_norm / (length + 1e-6))

@@ -1,46 +1,46 @@
 "use strict";
 (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const isTouched = matchMedia("(pointer: coarse)").matches;
-  // No button that sends anything; plots over batches have larger ones of their own.
+  const isTouchScreen = matchMedia("(pointer: coarse)").matches;
+  // No button that sends anything elsewhere; plots over batches have zoom buttons of their own.
   const ownBar = ["zoom2d", "pan2d", "toImage"];
   const wholeBar = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"];
   const configOf = (figure) => ({
     responsive: true,
     displaylogo: false,
-    displayModeBar: isTouched ? false : "hover",
+    displayModeBar: isTouchScreen ? false : "hover",
     modeBarButtons: [figure.hasAttribute("data-by-batch") ? ownBar : wholeBar],
   });
   const plotOf = (figure) => figure.querySelector(".plot");
   const plotsByBatch = () => [...document.querySelectorAll("figure[data-by-batch] .plot")].filter((plot) => plot.layout);
 
-  // Colours are the page's, so that a plot is light or dark with it.
+  // The colours of the page, so that plots follow its light or dark scheme.
   function themed(layout) {
     const style = getComputedStyle(document.documentElement);
     const [ink, muted, line, soft, paper] = ["--ink", "--muted", "--line", "--soft", "--paper"].map((name) => style.getPropertyValue(name).trim());
-    const found = { ...layout, shapes: layout.shapes?.map(asPressed), font: { ...layout.font, color: ink }, hoverlabel: { bgcolor: soft, bordercolor: line, font: { color: ink } } };
-    found.modebar = { bgcolor: paper, color: muted, activecolor: ink };
-    if (isTouched) found.dragmode = false; // a finger scrolls the page; the buttons zoom
+    const result = { ...layout, shapes: layout.shapes?.map(withVisibility), font: { ...layout.font, color: ink }, hoverlabel: { bgcolor: soft, bordercolor: line, font: { color: ink } } };
+    result.modebar = { bgcolor: paper, color: muted, activecolor: ink };
+    if (isTouchScreen) result.dragmode = false; // a finger scrolls the page; the buttons zoom
     const axes = new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))]);
-    for (const axis of axes) found[axis] = { automargin: true, ...layout[axis], gridcolor: line, zerolinecolor: line, linecolor: line };
-    found.xaxis.unifiedhovertitle = { text: `${layout.xaxis?.title?.text ?? ""} %{x}` };
-    return found;
+    for (const axis of axes) result[axis] = { automargin: true, ...layout[axis], gridcolor: line, zerolinecolor: line, linecolor: line };
+    result.xaxis.unifiedhovertitle = { text: `${layout.xaxis?.title?.text ?? ""} %{x}` };
+    return result;
   }
 
-  // Legends: a button hides a run or a column in every plot that has it, and shows it again.
+  // Legends: a button hides a run or a column in every plot, and shows it again.
   const hidden = new Set();
-  const asPressed = (one) => ({ ...one, visible: !hidden.has(one.legendgroup ?? one.name) });
+  const withVisibility = (item) => ({ ...item, visible: !hidden.has(item.legendgroup ?? item.name) });
 
-  function press(part) {
+  function updateButtons(part) {
     for (const button of part.querySelectorAll("button[data-key]")) button.setAttribute("aria-pressed", !hidden.has(button.dataset.key));
   }
 
   function toggle(key) {
     if (!hidden.delete(key)) hidden.add(key);
-    press(document);
+    updateButtons(document);
     for (const plot of document.querySelectorAll(".plot")) {
       if (!plot.data?.some((trace) => trace.legendgroup === key)) continue;
-      Plotly.react(plot, plot.data.map(asPressed), { ...plot.layout, shapes: plot.layout.shapes?.map(asPressed) }, configOf(plot.closest("figure")));
+      Plotly.react(plot, plot.data.map(withVisibility), { ...plot.layout, shapes: plot.layout.shapes?.map(withVisibility) }, configOf(plot.closest("figure")));
     }
   }
 
@@ -49,7 +49,7 @@
   function draw(figure) {
     const { data, layout } = specOf(figure);
     const plot = plotOf(figure);
-    Plotly.newPlot(plot, data.map(asPressed), themed(layout), configOf(figure));
+    Plotly.newPlot(plot, data.map(withVisibility), themed(layout), configOf(figure));
     if (figure.hasAttribute("data-by-batch")) plot.on("plotly_relayout", (change) => follow(plot, change));
   }
 
@@ -71,7 +71,7 @@
       in: [first + width / 4, last - width / 4],
       out: [first - width / 2, last + width / 2],
       back: [first - width / 2, last - width / 2],
-      on: [first + width / 2, last + width / 2],
+      forward: [first + width / 2, last + width / 2],
     };
     return Plotly.relayout(plot, how === "all" ? { "xaxis.autorange": true } : { "xaxis.range": ranges[how] });
   }
@@ -106,17 +106,17 @@
 
   if (document.body.hasAttribute("data-live")) live();
 
-  // What is new takes the place of what is there; plots keep their zoom, tables that are open stay open.
+  // Replaces the contents of the page; plots keep their zoom, and open tables stay open.
   function renew(text) {
     const fresh = new DOMParser().parseFromString(text, "text/html");
     const main = document.querySelector("main");
     const order = [...fresh.querySelectorAll("section")];
     for (const old of main.querySelectorAll("section")) if (!order.some((section) => section.id === old.id)) old.remove();
-    order.forEach((section, place) => {
+    order.forEach((section, index) => {
       const old = document.getElementById(section.id);
       if (old) renewSection(old, section);
       else {
-        main.insertBefore(section, main.children[place] ?? null);
+        main.insertBefore(section, main.children[index] ?? null);
         drawAll(section);
       }
     });
@@ -126,11 +126,11 @@
 
   function renewSection(old, section) {
     if (names(old) !== names(section) || !names(section)) {
-      const open = [...old.querySelectorAll("details[open]")].map((one) => one.id);
+      const open = [...old.querySelectorAll("details[open]")].map((details) => details.id);
       if (section.innerHTML === (sources.get(section.id) ?? old.innerHTML)) return;
       sources.set(section.id, section.innerHTML);
       old.replaceChildren(...section.childNodes);
-      for (const one of old.querySelectorAll("details")) one.open = open.includes(one.id);
+      for (const details of old.querySelectorAll("details")) details.open = open.includes(details.id);
       drawAll(old);
       return;
     }
@@ -142,16 +142,16 @@
     const plot = plotOf(old);
     const { data, layout } = specOf(figure);
     plot.style.height = plotOf(figure).style.height;
-    Plotly.react(plot, data.map(asPressed), themed(layout), configOf(old)); // its uirevision keeps the zoom
+    Plotly.react(plot, data.map(withVisibility), themed(layout), configOf(old)); // its uirevision keeps the zoom
     plot.setAttribute("aria-label", plotOf(figure).getAttribute("aria-label"));
-    press(figure);
+    updateButtons(figure);
     for (const part of ["h3", ".legend", "figcaption", "details table"]) old.querySelector(part)?.replaceChildren(...(figure.querySelector(part)?.childNodes ?? []));
   }
 
   function live() {
-    const told = document.getElementById("live");
+    const note = document.getElementById("live");
     let tag = null;
-    const tell = (text) => { if (told.textContent !== text) told.textContent = text; };
+    const show = (text) => { if (note.textContent !== text) note.textContent = text; };
     async function ask() {
       try {
         const answer = await fetch("contents", { headers: tag ? { "If-None-Match": tag } : {}, cache: "no-store" });
@@ -159,9 +159,9 @@
           tag = answer.headers.get("ETag");
           renew(await answer.text());
         }
-        tell(answer.ok || answer.status === 304 ? "Live: new rows appear by themselves." : "The run cannot be read just now; this is what was last seen.");
+        show(answer.ok || answer.status === 304 ? "Live: new rows appear automatically." : "The run cannot be read at present; the page shows its last state.");
       } catch (error) {
-        tell("The server of this page has ended; this is what was last seen.");
+        show("The server of this page has stopped; the page shows the last state of the run.");
       }
       setTimeout(ask, 2000);
     }

@@ -1,4 +1,4 @@
-"""Images and votes for the model: the same tensors for the same seed and epoch, whatever the workers."""
+"""Images and votes as tensors: the same ones for the same seed and epoch, however many workers load them."""
 
 from collections.abc import Iterator
 from copy import copy
@@ -22,10 +22,10 @@ Int64Array = npt.NDArray[np.int64]
 Sample = tuple[int, Tensor, Tensor]
 Batch = tuple[Tensor, Tensor, Tensor]
 
-# Of the images torchvision's weights were trained on; https://docs.pytorch.org/vision/stable/models.html.
+# Of the images on which torchvision's weights were trained; https://docs.pytorch.org/vision/stable/models.html.
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
-# Composition is part of what is judged: crops keep at least this share of width and height.
+# Composition affects the score, so crops keep at least this fraction of width and height.
 _LEAST_CROP = 0.9
 _NUM_SHOWN = 5
 
@@ -34,13 +34,13 @@ class AvaDataset(Dataset[Sample]):
     """Items are `(image_id, image, votes)`: int; float32[3, S, S]; int64[10].
 
     Images are normalised with ImageNet's mean and standard deviation. The whole image is resized to S by S.
-    With `augment` it is cropped slightly and mirrored half the time, by random numbers of seed, epoch and image id
-    alone.
+    With `augment` it is cropped slightly and mirrored half the time; the random numbers depend only on seed, epoch and
+    image id.
 
     Args:
-        folder: Holds `<image_id>.jpg` files.
-        labels: What `read_ava_labels` returned.
-        image_ids: int64[N], the items in their order.
+        folder: Contains `<image_id>.jpg` files.
+        labels: The frame that `read_ava_labels` returned.
+        image_ids: int64[N], the items in order.
         image_size: S, in pixels.
         augment: Crop and mirror at random.
         seed: Any integer from 0.
@@ -68,7 +68,7 @@ class AvaDataset(Dataset[Sample]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Augment as in this epoch, from 0. Loaders made before keep theirs."""
+        """Augment as in this 0-based epoch. Existing loaders keep their epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -88,14 +88,14 @@ def _votes_of(labels: pd.DataFrame, image_ids: Int64Array) -> Int64Array:
     if len(missing):
         shown = ", ".join(map(str, missing[:_NUM_SHOWN]))
         raise LabelsError(
-            f"{len(missing)} image ids have no labels, such as {shown}. Give ids of the labels file only."
+            f"{len(missing)} image ids have no labels, such as {shown}. Give only ids that the labels file contains."
         )
     votes: Int64Array = labels[list(VOTE_COLUMNS)].to_numpy(dtype=np.int64)[rows]
     return votes
 
 
 def _resized(image: Image.Image, size: int, rng: np.random.Generator | None) -> Image.Image:
-    """Resize the whole image, or with random numbers a slight crop of it, mirrored half the time."""
+    """Resize the whole image, or, given random numbers, a slight crop of it that is mirrored half the time."""
     if rng is None:
         return image.resize((size, size), Image.Resampling.BILINEAR)
     width, height = np.array(image.size) * rng.uniform(_LEAST_CROP, 1)
@@ -112,9 +112,10 @@ def _normalised(image: Image.Image) -> Tensor:
 
 
 class _AtEpoch(Dataset[Sample | ImagesError]):
-    """The dataset as it is in one epoch, whatever is set later.
+    """The dataset fixed to one epoch.
 
-    Errors are items: raised in a worker process, they would reach the user wrapped in that worker's traceback.
+    Errors are returned as items, because an error raised in a worker process reaches the user inside that worker's
+    traceback.
     """
 
     def __init__(self, dataset: AvaDataset, epoch: int) -> None:
@@ -129,7 +130,7 @@ class _AtEpoch(Dataset[Sample | ImagesError]):
 
 
 def _collated(samples: list[Sample | ImagesError]) -> Batch | ImagesError:
-    """Stack samples to a batch; the first error among them takes its place."""
+    """Stack samples into a batch, or return the first error among them."""
     errors = [sample for sample in samples if isinstance(sample, ImagesError)]
     return errors[0] if errors else tuple(default_collate(samples))
 
@@ -139,7 +140,7 @@ class BatchLoader:
     """One epoch's batches, from `make_loader`: `(image_ids int64[B], images float32[B, 3, S, S], votes int64[B, 10])`.
 
     Raises:
-        ImagesError: While iterating: an image became unreadable since it was scanned.
+        ImagesError: While iterating, if an image has become unreadable since it was scanned.
     """
 
     _loader: DataLoader[Sample | ImagesError]
@@ -167,20 +168,20 @@ def make_loader(  # noqa: PLR0913  # each is a setting of the epoch, given by na
 ) -> BatchLoader:
     """Return one epoch's batches. Make a new loader each epoch: its workers then know the epoch.
 
-    Order and augmentation depend on seed and epoch alone; torch's own random numbers are neither used nor moved on.
+    Order and augmentation depend only on seed and epoch; torch's generators are neither used nor advanced.
 
     Args:
         dataset: The images; it is not changed.
-        batch_size: Images a batch.
-        shuffle: Draw the order from seed and epoch.
+        batch_size: Images per batch.
+        shuffle: Shuffle by seed and epoch.
         seed: Any integer from 0.
         epoch: Counted from 0.
-        num_workers: Processes that load ahead; 0: this one loads.
-        start_batch: Batches of the epoch to skip, without decoding them, as after a resume.
-        drop_last: Leave out a last batch that is not full.
+        num_workers: Processes that load ahead; 0 loads in this process.
+        start_batch: Batches of the epoch to skip without decoding, as after a resume.
+        drop_last: Skip a last batch that is not full.
 
     Raises:
-        ConfigError: There is no full batch to be had, or `start_batch` lies behind the epoch's last batch.
+        ConfigError: There are fewer images than one batch, or `start_batch` is beyond the last batch of the epoch.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(dataset)) if shuffle else np.arange(len(dataset))
@@ -201,11 +202,11 @@ def make_loader(  # noqa: PLR0913  # each is a setting of the epoch, given by na
 def _refuse_none(num_images: int, batch_size: int, *, num_batches: int, start_batch: int) -> None:
     if num_batches == 0:
         raise ConfigError(
-            f"A batch of {batch_size} is larger than the set of {num_images} images: there is no full batch. Give a "
+            f"A batch of {batch_size} is larger than the set of {num_images} images, so no batch is full. Give a "
             f"batch size of at most {num_images}, or more images."
         )
     if not 0 <= start_batch <= num_batches:
         raise ConfigError(
             f"The epoch has {num_batches} batches and cannot start at batch {start_batch}. Resume with the images, "
-            "split and batch size that the run had, or start it anew."
+            "split and batch size that the run had, or start over."
         )

@@ -1,4 +1,4 @@
-"""The one way to open an image: decoded in full, upright, RGB, or an error; never a substitute."""
+"""Opening images (fully decoded, upright, RGB, or an error) and scanning a folder for those that can be used."""
 
 import logging
 import warnings
@@ -23,10 +23,10 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.errors import ConfigError, ImagesError
 
-# Nothing else is ever tried: some of Pillow's other formats start programs, or apply the orientation themselves.
+# No other format is tried: some of Pillow's other readers start programs, or apply the orientation themselves.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
-# https://exiftool.org/TagNames/EXIF.html, tag 0x0112: what undoes each stored orientation.
+# https://exiftool.org/TagNames/EXIF.html, tag 0x0112: the transpose that undoes each stored orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,15 +39,15 @@ _UPRIGHT = {
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """Decode an image in full, upright, as 8-bit RGB.
+    """Decode an image fully, upright, as 8-bit RGB.
 
-    Greyscale, CMYK, progressive and palette images become RGB; transparency is laid on white; EXIF orientation is
-    applied; the first frame of an animation is taken. Colour profiles are not applied. What the file holds counts, not
-    its name.
+    Greyscale, CMYK, progressive and palette images become RGB; transparency is blended with white; EXIF orientation is
+    applied; the first frame of an animation is used. Colour profiles are not applied. The format is detected from the
+    content, not from the name.
 
     Raises:
-        ImagesError: The file is missing, empty, truncated, no image, or larger than Pillow's limit for decompression
-            bombs. There is no substitute image.
+        ImagesError: The file is missing, empty, truncated, not an image, or larger than Pillow's limit for
+            decompression bombs. No substitute image is returned.
     """
     path = Path(path)
     try:
@@ -55,13 +55,14 @@ def open_rgb(path: str | Path) -> Image.Image:
     except (OSError, ImagesError) as error:
         reason = system_reason(error) if isinstance(error, OSError) else error
         raise ImagesError(
-            f"{path}: {reason}. Restore the file and go on with --resume, or begin anew with --restart: the scan for "
-            "broken images then leaves it out."
+            f"{path}: {reason}. Restore the file and continue with --resume, or start over with --restart: the scan "
+            "for "
+            "broken images then excludes it."
         ) from error
 
 
 def decode_rgb(data: bytes) -> Image.Image:
-    """Return the file's bytes as `open_rgb` does the file, or raise an ImagesError whose text is the bare reason."""
+    """Decode the bytes of a file like `open_rgb`, or raise an ImagesError whose text is only the reason."""
     if not data:
         raise ImagesError("empty file")
     try:
@@ -70,18 +71,18 @@ def decode_rgb(data: bytes) -> Image.Image:
         image.load()
         with _pillow_warnings():
             orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except MemoryError:  # says nothing about the file
+    except MemoryError:  # is not about the file
         raise
-    except Exception as error:  # damaged files make Pillow raise nearly everything
+    except Exception as error:  # Pillow raises almost anything for a damaged file
         raise ImagesError(_reason(error)) from error
     if image.mode not in _EIGHT_BIT_MODES:
-        raise ImagesError(f"not an 8-bit image: its pixels are of Pillow's mode {image.mode}")
+        raise ImagesError(f"expected an 8-bit image, got Pillow mode {image.mode}")
     upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
     return _rgb(upright, transparent="transparency" in image.info or "A" in image.getbands())
 
 
 def _rgb(image: Image.Image, *, transparent: bool) -> Image.Image:
-    """Return the image as RGB, transparency laid on white: dropping it would show colours that were never visible."""
+    """Convert to RGB. Blend transparency with white: dropping it would show colours that were never visible."""
     if not transparent:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
@@ -93,10 +94,10 @@ _warnings_lock = Lock()
 
 @contextmanager
 def _pillow_warnings() -> Iterator[None]:
-    """Make Pillow's warning of a decompression bomb an error, and drop its remarks on odd metadata.
+    """Turn Pillow's warning about a decompression bomb into an error, and ignore its warnings about metadata.
 
-    `catch_warnings` replaces a list that all threads share, so that only one of ours may be inside at a time. Pixels
-    are decoded outside.
+    `catch_warnings` replaces a list that all threads share, so only one thread may be inside at a time. Pixels are
+    decoded outside.
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -105,7 +106,7 @@ def _pillow_warnings() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Name what is wrong with a file that Pillow could not decode: a kind, then details behind a colon."""
+    """Say why Pillow could not decode a file: a category, then details after a colon."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
@@ -116,7 +117,7 @@ def _reason(error: Exception) -> str:
 
 
 def system_reason(error: OSError) -> str:
-    """Name why the system could not read a file."""
+    """Say why the system could not read a file."""
     return "missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
 
 
@@ -135,17 +136,17 @@ _CACHE_COLUMNS: dict[str, pa.DataType] = {
     "mtime_ns": pa.int64(),
     "reason": pa.string(),
 }
-# Another Pillow may decode what this one refuses; another number stands for other rules of ours.
+# Another version of Pillow may decode files that this one refuses; the number is the version of our own rules.
 _CACHE_SCHEMA = pa.schema(_CACHE_COLUMNS, metadata={"ava_pipeline.scan": f"1, Pillow {PIL.__version__}"})
 
 
 @dataclass(frozen=True, eq=False)
 class ImageScan:
-    """What a scan found.
+    """The result of a scan.
 
     Attributes:
-        good_ids: int64[G], the ids whose image decodes in full, in the order they were given.
-        excluded: One row for each other id: `image_id` (int64), `file`, `reason`.
+        good_ids: int64[G], the ids whose image decodes fully, in the given order.
+        excluded: One row for every other id: `image_id` (int64), `file`, `reason`.
     """
 
     good_ids: Int64Array
@@ -153,9 +154,9 @@ class ImageScan:
 
 
 class _Check(NamedTuple):
-    """One file's outcome: `reason` is empty for a good image.
+    """The outcome for one file: `reason` is empty for a good image.
 
-    `size_bytes` is -1 where the system could not read the file: no file has that size, so that it is tried every time.
+    `size_bytes` is -1 if the system could not read the file; no file has that size, so it is tried again every time.
     """
 
     size_bytes: int
@@ -164,7 +165,7 @@ class _Check(NamedTuple):
 
 
 def image_path(folder: Path, image_id: int) -> Path:
-    """Return where the image lies: `<image_id>.jpg`, never AVA's running index."""
+    """Return the path of an image: `<image_id>.jpg`, never AVA's running index."""
     return folder / f"{image_id}.jpg"
 
 
@@ -177,16 +178,16 @@ def scan_images(
     num_workers: int | None = None,
     on_progress: Progress | None = None,
 ) -> ImageScan:
-    """Decode every image once in full and tell the good from the rest.
+    """Decode every image once and separate the good ones from the rest.
 
     Args:
-        folder: Holds `<image_id>.jpg` files.
-        image_ids: The ids to look at, int64[N].
-        cache_path: Outcomes by id, file size and modification time, so that only new or changed files are decoded. A
-            damaged cache is rebuilt. What was decoded before an interruption is kept.
-        max_bad_fraction: The share of unusable images from 0 to 1 above which something is wrong altogether.
-        num_workers: Threads. None: some more than there are cores, for disks that answer late. 0: one.
-        on_progress: Called in this thread with the number of images done and of all.
+        folder: Contains `<image_id>.jpg` files.
+        image_ids: The ids to check, int64[N].
+        cache_path: Caches outcomes by id, file size and modification time, so that only new or changed files are
+            decoded. A damaged cache is rebuilt. Outcomes from before an interruption are kept.
+        max_bad_fraction: Fraction of unusable images, 0 to 1, above which the scan fails.
+        num_workers: Number of threads. None uses a few more than there are cores, for slow disks; 0 uses one.
+        on_progress: Called in this thread with the number of images done and the total.
 
     Raises:
         ConfigError: The folder is missing.
@@ -218,18 +219,21 @@ def write_excluded(path: str | Path, scan: ImageScan) -> None:
 
 def _refuse_unusable(folder: Path) -> None:
     if not folder.is_dir():
-        raise ConfigError(f"Image folder {folder} is not there. Give the folder that holds AVA's <image id>.jpg files.")
+        raise ConfigError(
+            f"Image folder {folder} does not exist. Give the folder that holds AVA's <image id>.jpg files."
+        )
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ImagesError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: Pillow would pass truncated images off as whole ones, padded "
-            "with grey. Leave it False; truncated images are left out and listed."
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: Pillow would return truncated images padded with grey as if "
+            "they were "
+            "complete. Leave it False; truncated images are excluded and listed."
         )
 
 
 def _checked(
     folder: Path, ids: Int64Array, known: dict[int, _Check], num_workers: int | None
 ) -> Iterator[tuple[int, _Check]]:
-    """Yield id and outcome in the order of the ids; a few threads work ahead."""
+    """Yield ids and outcomes in the order of the ids, while a few threads work ahead."""
 
     def check_some(start: int) -> list[tuple[int, _Check]]:
         some = ids[start : start + _PER_TASK].tolist()
@@ -244,7 +248,7 @@ def _checked(
 
 
 def _check(path: Path, known: _Check | None) -> _Check:
-    """Decode the file unless size and modification time are those of the known outcome."""
+    """Decode the file unless its size and modification time equal those of the cached outcome."""
     try:
         stat = path.stat()
         if known and known[:2] == (stat.st_size, stat.st_mtime_ns):
@@ -275,13 +279,13 @@ def _refuse_too_many(folder: Path, scan: ImageScan, max_bad_fraction: float) -> 
     shown = "; ".join(f"{file} {reason}" for file, reason in zip(first["file"], first["reason"], strict=True))
     raise ImagesError(
         f"{folder}: {bad} of {total} images cannot be used ({', '.join(f'{n} {kind}' for kind, n in kinds.items())}); "
-        f"at most {max_bad_fraction:.2%} may be left out. The first: {shown}. Check that this is the folder of AVA's "
+        f"at most {max_bad_fraction:.2%} may be excluded. The first: {shown}. Check that this is the folder of AVA's "
         "<image id>.jpg files and that all were downloaded, or raise data.max_bad_fraction."
     )
 
 
 def _read_cache(path: Path) -> dict[int, _Check]:
-    """Return the outcomes by image id; none, with a warning, where the cache cannot be read or is another version's."""
+    """Return the outcomes by image id; empty, with a warning, if the cache cannot be read or has another version."""
     if not path.exists():
         return {}
     try:

@@ -19,18 +19,18 @@ from ava_pipeline.train.data.labels import VOTE_COLUMNS, read_ava_labels
 from ava_pipeline.train.data.sample import write_sample_data
 from ava_pipeline.train.data.split import Split, listed_ids, split_by_hash, split_from_files
 from ava_pipeline.train.display import Display
-from ava_pipeline.train.run_dir import excluded_path, split_path, told_if_refused
+from ava_pipeline.train.run_dir import excluded_path, split_path, training_error_if_refused
 
 _log = logging.getLogger("ava_pipeline")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainData:
-    """What a run trains and validates on.
+    """The data of a run.
 
     Attributes:
-        config: the whole run's.
-        labels: one row an image, more than are used.
+        config: the run's config.
+        labels: one row per image, including unused images.
         scan: which images are usable, and why the others are not.
         split: disjoint ids of usable images.
         train: the training images, augmented.
@@ -46,19 +46,19 @@ class TrainData:
 
     @property
     def num_batches(self) -> int:
-        """Training batches an epoch; images that fill no batch wait for another epoch's order."""
+        """Training batches per epoch; the images of an incomplete last batch are skipped in that epoch."""
         return len(self.train) // self.config.train.batch_size
 
     @property
     def num_val_batches(self) -> int:
-        """Validation batches an epoch."""
+        """Validation batches per epoch."""
         return len(self.val_batches())
 
     def train_batches(self, epoch: int, *, start_batch: int = 0) -> BatchLoader:
-        """An epoch's batches from `start_batch` on, in the order that seed and epoch give.
+        """An epoch's batches from `start_batch`, in the order given by seed and epoch.
 
         Raises:
-            ConfigError: there are fewer images than a batch holds.
+            ConfigError: there are fewer images than one batch.
         """
         return make_loader(
             self.train,
@@ -72,7 +72,7 @@ class TrainData:
         )
 
     def val_batches(self) -> BatchLoader:
-        """All validation images, always in the same order."""
+        """The validation images, always in the same order."""
         return make_loader(
             self.val,
             batch_size=self.config.train.batch_size,
@@ -83,13 +83,13 @@ class TrainData:
         )
 
     def constant_predictor(self) -> Metrics:
-        """What predicting the training images' mean distribution reaches on the validation images."""
+        """Metrics of predicting the training images' mean distribution for every validation image."""
         val = self._votes(self.split.val)
         scores = val @ np.arange(1.0, len(VOTE_COLUMNS) + 1) / val.sum(axis=1)
         return constant_predictor(_shares(self._votes(self.split.train)), _shares(val), scores)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What of the data must be the same for a run to go on."""
+        """The properties of the data that must stay the same for a run to be resumed."""
         ids = np.ascontiguousarray(self.split.train, dtype="<i8").tobytes()
         return {
             "data.image_size": self.config.data.image_size,
@@ -100,11 +100,11 @@ class TrainData:
         """Write the split and the excluded images into the run.
 
         Raises:
-            TrainingError: the disk refused.
+            TrainingError: a file could not be written.
         """
-        with told_if_refused(split_path(layout)):
+        with training_error_if_refused(split_path(layout)):
             self.split.save(split_path(layout))
-        with told_if_refused(excluded_path(layout)):
+        with training_error_if_refused(excluded_path(layout)):
             write_excluded(excluded_path(layout), self.scan)
 
     def _votes(self, image_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -113,17 +113,17 @@ class TrainData:
 
 
 def prepare_data(config: RunConfig, layout: RunLayout, display: Display, *, resume: bool) -> TrainData:
-    """Read the labels, look at every image that may be used, and split.
+    """Read the labels, check every image that may be used, and split.
 
     Args:
-        config: the whole run's.
-        layout: of the run; where `resume` is set, its saved split is used again.
-        display: shows how far generating and scanning have come.
-        resume: go on with the run's own split.
+        config: the run's config.
+        layout: the run directory; with `resume`, its saved split is used again.
+        display: shows the progress of generating and scanning.
+        resume: use the run's saved split.
 
     Raises:
         ConfigError: a path is missing.
-        DataError: labels, images or split cannot be used, or images of the saved split are gone.
+        DataError: labels, images or split cannot be used, or images of the saved split are missing.
     """
     data = config.data
     if data.sample is not None:
@@ -133,7 +133,7 @@ def prepare_data(config: RunConfig, layout: RunLayout, display: Display, *, resu
     begun = Split.load(saved) if resume and saved.exists() else None
     scan = _scan(data, _to_scan(data.split, labels, begun), display)
     if len(scan.excluded):
-        _log.warning("%d images cannot be used and are left out: see excluded_images.csv.", len(scan.excluded))
+        _log.warning("%d images cannot be used and are excluded: see excluded_images.csv.", len(scan.excluded))
     split = _split(config, scan) if begun is None else begun
     if begun is not None:
         reasons = dict(zip(scan.excluded["image_id"], scan.excluded["reason"], strict=True))
@@ -160,7 +160,7 @@ def _generate(sample: SampleConfig, folder: Path, display: Display) -> None:
 
 
 def _to_scan(chosen: SplitConfig, labels: pd.DataFrame, begun: Split | None) -> npt.NDArray[np.int64]:
-    """The images to look at: of id lists only those listed, and those that the run began with; else all with labels."""
+    """The images to check: those of the id lists and of the saved split; without lists, all that have labels."""
     image_ids = labels["image_id"].to_numpy()
     if not chosen.paths:
         return image_ids

@@ -1,7 +1,7 @@
-"""Sample data in AVA's format: drawn images, and votes that what one sees in them explains. Generated, not AVA.
+"""Sample data in AVA's format: drawn images, with votes that depend on what is visible in them. Generated, not AVA.
 
-Each image has five attributes, uniform in [0, 1] and independent. Their weighted sum is its score, around which votes
-are drawn as they are spread in AVA; the constants below were fitted to 10,000 rows of it.
+Each image has five independent attributes, uniform in [0, 1]. Their weighted sum is its score, and votes are drawn
+around it with the spread of AVA's votes; the constants below were fitted to 10,000 rows of AVA.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from ava_pipeline.train.data.images import image_path
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
-# Attribute -> weight in the score. More is better of each.
+# Attribute -> weight in the score. Higher is better for each.
 WEIGHTS = {"sharpness": 1.0, "contrast": 0.9, "saturation": 0.9, "cleanness": 0.9, "placement": 0.9}
 _SCORE_MEAN, _SCORE_STD = 5.39, 0.72
-# Votes: counts are log-normal; most people judge within about 1.2 points, a few (a beta share) give anything.
+# Votes: counts are log-normal; most voters are within about 1.2 points, and a few (a beta share) vote arbitrarily.
 _VOTES_MEDIAN, _VOTES_LOG_STD, _VOTES_RANGE = 204.0, 0.285, (80, 549)
 _SPREAD_MEDIAN, _SPREAD_LOG_STD = 1.18, 0.12
 _OUTLIERS_BETA = (1.0, 13.0)
@@ -41,20 +41,20 @@ def write_sample_data(
     image_size: int = 96,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `AVA.txt`, `images/<id>.jpg` and a `README.txt` that says what they are.
+    """Write `AVA.txt`, `images/<id>.jpg` and a `README.txt` that describes them.
 
-    The same settings give the same data. The folder appears complete or not at all; one that already holds the data of
-    the same settings is left as it is.
+    The same settings give the same data. The folder appears complete or not at all; a folder that already holds the
+    data of the same settings is not changed.
 
     Args:
-        folder: Where to; missing, empty, or written by an earlier call.
-        num_images: How many, at least 1.
+        folder: The target; missing, empty, or written by an earlier call.
+        num_images: Number of images, at least 1.
         seed: Any integer from 0.
         image_size: Width and height in pixels, at least 32.
-        on_progress: Called with the number of images done and of all.
+        on_progress: Called with the number of images done and the total.
 
     Raises:
-        ConfigError: The folder holds something else, or a number is out of range.
+        ConfigError: The folder has other content, or a number is out of range.
     """
     folder = Path(folder)
     _refuse_numbers(num_images=num_images, seed=seed, image_size=image_size)
@@ -85,15 +85,15 @@ def _readme(*, num_images: int, seed: int, image_size: int) -> str:
 
 
 def _refuse_other_content(folder: Path, readme: str, num_images: int) -> None:
-    """Raise unless the folder holds the very data that would be written."""
+    """Raise unless the folder holds exactly the data that would be written."""
     file = folder / "README.txt"
     same = file.is_file() and file.read_text(encoding="utf-8", errors="replace") == readme
     whole = (folder / "AVA.txt").is_file() and sum(1 for _ in (folder / "images").glob("*.jpg")) == num_images
     if not (same and whole):
         wanted = ", ".join(readme.splitlines()[-4:-1])
         raise ConfigError(
-            f"{folder} holds something else than {'all of ' if same else ''}the sample data of {wanted}. Nothing was "
-            "changed there: give another folder, or delete this one to have it written anew."
+            f"{folder} does not hold {'all of ' if same else ''}the sample data of {wanted}, but other files. Nothing "
+            "was changed: give another folder, or delete this one to have it written again."
         )
 
 
@@ -125,7 +125,7 @@ def _labels(rng: np.random.Generator, attributes: FloatArray) -> Int64Array:
 
 
 def _scores(attributes: FloatArray) -> FloatArray:
-    """Return the expected score, float64[N]: the weighted sum of the attributes, brought to AVA's mean and spread."""
+    """Return the expected score, float64[N]: the weighted sum of the attributes, scaled to AVA's mean and spread."""
     weights = np.array(list(WEIGHTS.values()))
     std = np.sqrt((weights**2).sum() / 12)  # the variance of a uniform number is 1/12
     scores: FloatArray = _SCORE_MEAN + _SCORE_STD * ((attributes - 0.5) @ weights) / std
@@ -133,12 +133,12 @@ def _scores(attributes: FloatArray) -> FloatArray:
 
 
 def _votes(rng: np.random.Generator, scores: FloatArray) -> Int64Array:
-    """Draw vote counts, int64[N, 10]: a rounded normal around the score, mixed with a few votes for anything."""
+    """Draw vote counts, int64[N, 10]: a rounded normal around the score, mixed with a few arbitrary votes."""
     num = len(scores)
     counts = _VOTES_MEDIAN * np.exp(_VOTES_LOG_STD * rng.standard_normal(num))
     spread = _SPREAD_MEDIAN * np.exp(_SPREAD_LOG_STD * rng.standard_normal(num))
     outliers = rng.beta(*_OUTLIERS_BETA, size=num)
-    centre = (scores - 5.5 * outliers) / (1 - outliers)  # so that both parts together have the score as their mean
+    centre = (scores - 5.5 * outliers) / (1 - outliers)  # so that the mixture has the score as its mean
     below = norm.cdf((np.arange(1.5, 10) - centre[:, None]) / spread[:, None])
     near = np.diff(below, axis=1, prepend=0.0, append=1.0)
     shares = (1 - outliers[:, None]) * near + outliers[:, None] / 10
@@ -146,7 +146,7 @@ def _votes(rng: np.random.Generator, scores: FloatArray) -> Int64Array:
 
 
 def _draw(rng: np.random.Generator, look: FloatArray, size: int) -> Image.Image:
-    """Draw a striped, two-coloured ground with a bright disc on it, RGB, `size` pixels square."""
+    """Draw a striped, two-coloured background with a bright disc, RGB, `size` by `size` pixels."""
     sharpness, contrast, saturation, cleanness, placement = look
     light, colour = _scene(rng, size, placement)
     pixels = 0.5 + (0.1 + 0.3 * contrast) * light[..., None] + (0.02 + 0.4 * saturation) * colour
@@ -159,7 +159,7 @@ def _draw(rng: np.random.Generator, look: FloatArray, size: int) -> Image.Image:
 def _scene(rng: np.random.Generator, size: int, placement: float) -> tuple[FloatArray, FloatArray]:
     """Return light, float64[S, S] in [-1, 1], and colour without light, float64[S, S, 3], of a random scene.
 
-    The disc lies on a diagonal: on a crossing of the thirds where placement is 1, in the corner where it is 0.
+    The disc lies on a diagonal: at a crossing of the thirds if placement is 1, in the corner if it is 0.
     """
     y, x = np.mgrid[0:size, 0:size] / size - 0.5
     angle = rng.uniform(0, np.pi)

@@ -1,4 +1,4 @@
-"""Which images train, validate and test: by a stable hash, or from lists of ids; saved in the run."""
+"""The split into training, validation and test images: by a stable hash or from lists of ids; saved in the run."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,58 +52,61 @@ class Split:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read back what `save` wrote.
+        """Read a split that `save` wrote.
 
         Raises:
-            SplitError: The file is missing or is not what `save` writes.
+            SplitError: The file is missing or has another format.
         """
         try:
             frame = pd.read_csv(path, dtype={"image_id": np.int64, "set": str}, keep_default_na=False)
             known = frame["set"].isin([field.name for field in fields(cls)]).all()
         except (OSError, ValueError, KeyError) as error:
-            raise SplitError(f"{path}: no saved split ({error}). Start the run anew to have it written.") from error
+            raise SplitError(
+                f"{path}: the saved split cannot be read ({error}). Start the run over to have it written."
+            ) from error
         if not known:
-            raise SplitError(f"{path}: a saved split has the sets train, val and test only. Start the run anew.")
+            raise SplitError(f"{path}: expected only the sets train, val and test. Start the run over.")
         return cls(*(frame.loc[frame["set"] == field.name, "image_id"].to_numpy() for field in fields(cls)))
 
     def check_usable(self, path: Path, usable_ids: npt.ArrayLike, reasons: Mapping[int, str]) -> None:
-        """Refuse a run's split whose images are not all there any more; those of `test` are not looked at in training.
+        """Refuse a split whose training or validation images are not all usable any more.
 
         Args:
-            path: Where the split was saved.
+            path: The file of the split.
             usable_ids: int64[N], the images that have labels and can be decoded.
-            reasons: Id -> why it cannot be decoded, of those with labels.
+            reasons: Id -> why its image cannot be decoded, for ids with labels.
 
         Raises:
-            SplitError: Images are gone; names them and the ways on.
+            SplitError: Images are missing; the message names them and the ways to continue.
         """
         gone = np.setdiff1d(np.union1d(self.train, self.val), np.asarray(usable_ids, dtype=np.int64)).tolist()
         if gone:
             named = _shown(f"{image_id} ({reasons.get(image_id, 'no labels')})" for image_id in gone)
             raise SplitError(
-                f"{path}: {len(gone)} of the images that this run began with cannot be used any more: {named}. Restore "
-                "them to go on with --resume, or begin anew without them: --restart."
+                f"{path}: {len(gone)} of the images with which this run started cannot be used any more: {named}. "
+                "Restore them to continue with --resume, or start over without them: --restart."
             )
 
 
 def split_by_hash(image_ids: npt.ArrayLike, *, fractions: Sequence[float], seed: int) -> Split:
-    """Give each image to a set by a hash of its id and the seed.
+    """Assign each image to a set by a hash of its id and the seed.
 
-    The set of an image depends on nothing else: not on the order or number of the others, the machine or library
-    versions. With more images those already there stay where they were.
+    The set of an image depends on nothing else: not on the order or number of other images, the machine or library
+    versions. If images are added, existing images stay in their sets.
 
     Args:
         image_ids: The ids to split, int64[N].
         fractions: The expected shares of train, val and test. They sum to 1.
-        seed: Any integer; another one gives another, independent split.
+        seed: Any integer; different seeds give independent splits.
 
     Raises:
-        SplitError: The fractions are no shares, or `train` or `val` comes out empty.
+        SplitError: The fractions are invalid, or `train` or `val` would be empty.
     """
     shares = np.asarray(fractions, dtype=np.float64)
     if shares.shape != (3,) or not (shares >= 0).all() or not np.isclose(shares.sum(), 1):
         raise SplitError(
-            f"The split's fractions are {list(fractions)}; give three shares of train, val and test, none negative, "
+            f"The split's fractions are {list(fractions)}; expected three fractions for train, val and test, not "
+            "negative, "
             "that sum to 1, such as 0.8, 0.1, 0.1."
         )
     ids = np.asarray(image_ids, dtype=np.int64)
@@ -128,16 +131,16 @@ def _splitmix64(state: UInt64Array) -> UInt64Array:
 
 
 def split_from_files(paths: Mapping[str, str | Path], known_ids: npt.ArrayLike) -> Split:
-    """Read each set from a list of image ids: one a line, `.jpg` behind it or not, comments after `#`.
+    """Read each set from a list of image ids: one per line, with or without `.jpg`, comments after `#`.
 
     Args:
         paths: `train`, `val` and, if wanted, `test` -> file.
-        known_ids: int64[N], the images that have labels and can be decoded. Listed ids that are not among them are left
-            out, with one warning a file.
+        known_ids: int64[N], the images that have labels and can be decoded. Other listed ids are skipped,
+            with one warning per file.
 
     Raises:
         ConfigError: A file is missing or cannot be read.
-        SplitError: Lines are not ids, sets share ids, `train` or `val` is left out or comes out empty.
+        SplitError: Lines are not ids, sets share ids, or `train` or `val` is missing or empty.
     """
     names = [field.name for field in fields(Split)]
     if not {"train", "val"} <= paths.keys() <= set(names):
@@ -149,7 +152,7 @@ def split_from_files(paths: Mapping[str, str | Path], known_ids: npt.ArrayLike) 
 
 
 def listed_ids(paths: Mapping[str, str | Path]) -> Int64Array:
-    """Return every id in the lists, int64[N], known or not.
+    """Return every id in the lists, int64[N], known or unknown.
 
     Raises:
         ConfigError: A file is missing or cannot be read.
@@ -164,13 +167,15 @@ def _read_ids(path: Path) -> Int64Array:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         raise ConfigError(
-            f"Id list {path} cannot be read: {error.strerror}. Give a text file with one image id a line."
+            f"Id list {path} cannot be read: {error.strerror}. Give a text file with one image id per line."
         ) from error
     entries = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, start=1)]
     ids = [(number, entry, entry.lower().removesuffix(".jpg")) for number, entry in entries if entry]
     bad = [f"line {number}: {entry[:40]!r}" for number, entry, word in ids if not _is_id(word)]
     if bad:
-        raise SplitError(f"{path}: not image ids: {_shown(bad)}. Give one id a line, such as 953619 or 953619.jpg.")
+        raise SplitError(
+            f"{path}: expected image ids, got {_shown(bad)}. Give one id per line, such as 953619 or 953619.jpg."
+        )
     return np.array([int(word) for _, _, word in ids], dtype=np.int64)
 
 
@@ -179,11 +184,11 @@ def _is_id(word: str) -> bool:
 
 
 def _only_known(path: str | Path | None, ids: Int64Array, known: Int64Array) -> Int64Array:
-    """Return the ids that are known, having told of the others."""
+    """Return the known ids, and warn of the others."""
     unknown = ids[~np.isin(ids, known)]
     if len(unknown):
         logger.warning(
-            "%s: %d of %d ids have no labels or no usable image and are left out: %s",
+            "%s: %d of %d ids have no labels or no usable image and are skipped: %s",
             path,
             len(unknown),
             len(ids),
@@ -197,8 +202,8 @@ def _refuse_overlap(sets: Mapping[str, Int64Array]) -> None:
         shared = np.intersect1d(ids, others)
         if len(shared):
             raise SplitError(
-                f"{len(shared)} images stand in both {one} and {other}: {_shown(shared.tolist())}. Take them out of "
-                "one: figures on images that were trained on say nothing."
+                f"{len(shared)} images are in both {one} and {other}: {_shown(shared.tolist())}. Remove them from "
+                "one: metrics of images used for training are meaningless."
             )
 
 
@@ -213,7 +218,7 @@ def _refuse_empty(sets: Mapping[str, Int64Array]) -> None:
 
 
 def _shown(items: Iterable[object]) -> str:
-    """Return the first items and how many more there are."""
+    """Return the first items and the number of the others."""
     texts = [str(item) for item in items]
     rest = len(texts) - _NUM_SHOWN
     return ", ".join(texts[:_NUM_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

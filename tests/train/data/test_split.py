@@ -64,7 +64,7 @@ def test_another_seed_is_another_split() -> None:
 @pytest.mark.parametrize("fractions", [(0.8, 0.1), (0.8, 0.1, 0.2), (1.1, -0.1, 0.0), (float("nan"), 0.5, 0.5)])
 def test_fractions_that_are_no_shares_are_refused(fractions: tuple[float, ...]) -> None:
     """Three, none negative, summing to 1."""
-    with pytest.raises(SplitError, match="give three shares of train, val and test"):
+    with pytest.raises(SplitError, match="expected three fractions for train, val and test"):
         split_by_hash(IDS, fractions=fractions, seed=0)
 
 

@@ -9,9 +9,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from ava_pipeline.contract.events import EVENTS, Event, Severity, name_samples
+from ava_pipeline.contract.events import EVENTS, Event, name_samples
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import WriteError, in_words
@@ -293,12 +293,13 @@ def _failed_row(step: PendingStep, message: str, column: str | None) -> Event:
     )
 
 
-def damaged_event(message: str, first_batch_idx: int, last_batch_idx: int, *, severity: Severity = "warning") -> Event:
-    """Rows of these batches may be lost."""
+def damage_event(finding: Finding, first_batch_idx: int, last_batch_idx: int) -> Event:
+    """Damage of a file, which may have cost rows of these batches."""
+    file = PurePosixPath(finding.file or "").name
     return Event(
         event="damaged_file",
-        severity=severity,
-        message=message,
+        severity="warning",
+        message=f"{file}: {finding.message} {finding.advice}",
         batch_idx=first_batch_idx,
         batch_idx_end=last_batch_idx,
         epoch=0,
@@ -307,9 +308,14 @@ def damaged_event(message: str, first_batch_idx: int, last_batch_idx: int, *, se
 
 def moved_event(root: Path, last_batch_idx: int) -> Event:
     """A run directory that was moved, removed or taken over by another process during the run."""
-    message = f"{root} was moved or removed, or taken over by another process, while the run was being written:"
-    return damaged_event(
-        f"{message} it took the rows up to batch {last_batch_idx} along.", 1, last_batch_idx, severity="error"
+    return Event(
+        event="damaged_file",
+        severity="error",
+        message=f"{root} was moved or removed, or another process took it over, while the run was being written. "
+        f"It held the rows up to batch {last_batch_idx}.",
+        batch_idx=1,
+        batch_idx_end=last_batch_idx,
+        epoch=0,
     )
 
 

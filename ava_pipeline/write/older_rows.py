@@ -1,215 +1,231 @@
-"""Which files of the telemetry folder are the run's tables. What else lies there is somebody's, and is left alone."""
+"""The files that earlier attempts left: find them, repair them, and move superseded rows to superseded/.
 
+Only the tables of the run are touched. Other files in the telemetry folder belong to the user.
+"""
+
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES, STEPS
 from ava_pipeline.contract.events import EVENTS
-from ava_pipeline.contract.files import keep_damaged, keep_damaged_copy, keep_damaged_end, written_aside
-from ava_pipeline.contract.journal import TORN
+from ava_pipeline.contract.files import free_place, keep_damaged, keep_damaged_copy, keep_damaged_end, written_aside
+from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.journal import TORN, Damage
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.contract.parquet import check_parquet, num_parquet_rows, parquet_rows, write_parquet
 from ava_pipeline.contract.stored import store_journal
-from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.contract.tables import BATCH, RunTable
 from ava_pipeline.contract.untrusted import read_line, read_lines
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.write.writers import cut_torn_line, torn_line
 
 _BUILT_IN = frozenset(table.name for table in (GRADIENT_NORMS, LEARNING_RATES, STEPS))
+_EVENTS_HEADER = (",".join(column.name for column in EVENTS.columns) + "\n").encode()
+_BLOCK_BYTES = 2**20
 
 
-def own_tables(layout: RunLayout, tables: Sequence[RunTable] = ()) -> frozenset[str]:
-    """Names of the run's tables: those of any attempt so far, the events, and those of the attempt that begins.
+def table_names(layout: RunLayout, tables: Sequence[RunTable] = ()) -> frozenset[str]:
+    """Names of the run's tables: those of every attempt so far, the events, and those of the new attempt.
 
-    Where the manifest is lost, the tables that come with the package, and those of which a journal is left.
+    If the manifest is lost, these are the built-in tables, and every table that has a journal.
 
     Args:
         layout: of the run.
-        tables: of the attempt that begins.
+        tables: of the new attempt.
     """
-    return frozenset({EVENTS.name, *(one.table.name for one in tables), *_older(layout)})
+    return frozenset({EVENTS.name, *(one.table.name for one in tables), *_older_names(layout)})
 
 
-def files_of(layout: RunLayout, names: Collection[str], kind: str) -> list[Path]:
-    """The tables' files of one kind (`csv`, `parquet` or `journal`) that are there, in the order of their names."""
-    return [path for path in sorted(layout.telemetry.glob(f"*.{kind}")) if path.stem in names]
+def table_paths(layout: RunLayout, names: Collection[str], suffix: str) -> list[Path]:
+    """The existing files of the named tables with a suffix (`csv`, `parquet` or `journal`), sorted by name."""
+    return [path for path in sorted(layout.telemetry.glob(f"*.{suffix}")) if path.stem in names]
 
 
-def _older(layout: RunLayout) -> Collection[str]:
+def _older_names(layout: RunLayout) -> Collection[str]:
     try:
         manifest = read_manifest(layout.manifest)
-    except (FileNotFoundError, DamagedFileError):  # whoever needs the manifest itself says so
+    except (FileNotFoundError, DamagedFileError):  # callers that need the manifest itself report it
         return _BUILT_IN.union(path.stem for path in layout.telemetry.glob("*.journal"))
-    return {*manifest.tables, *(name for one in manifest.attempts for name in one.columns)}
+    return {*manifest.tables, *(name for attempt in manifest.attempts for name in attempt.columns)}
 
 
-_EVENTS_HEADER = (",".join(column.name for column in EVENTS.columns) + "\n").encode()
-
-
-class CsvDamage(NamedTuple):
-    """What of a file's whole lines is no row of its table.
-
-    Attributes:
-        num_lines: how many of the lines below the header; None is the whole file, whose header is not ours, or one of
-            whose lines is longer than any.
-    """
-
-    message: str
-    num_lines: int | None
-
-
-def csv_damage(path: Path) -> CsvDamage | None:
-    """Look for lines that are no rows; None where there are none. A last line that was never finished is none yet."""
-    try:
-        return _find_damage(path)
-    except DamagedFileError as error:
-        return CsvDamage(str(error), None)
-
-
-def _find_damage(path: Path) -> CsvDamage | None:
-    with path.open("rb") as file:
-        header = read_line(file)
-        if header.endswith(b"\n") and not _is_header(path, header):
-            return CsvDamage(f"its header is {header[:80]!r}, which was not written here", None)
-        bad = ((number, line) for number, line in enumerate(read_lines(file), start=2) if _is_damaged(line))
-        first = next(bad, None)
-        if first is None:
-            return None
-        num_lines = 1 + sum(1 for _ in bad)
-    return CsvDamage(f"{num_lines} lines begin with no batch, at first line {first[0]}: {first[1][:40]!r}", num_lines)
-
-
-def mend_csv(path: Path) -> CsvDamage | None:
-    """Keep a damaged file in `damaged/`, and leave in its place the lines that are rows.
-
-    Returns:
-        What was found; None where all is well.
-
-    Raises:
-        OSError: the disk refused; the file still stands as it was.
-    """
-    damage = csv_damage(path)
-    if damage is not None and damage.num_lines is None:
-        keep_damaged(path)
-    elif damage is not None:
-        keep_damaged_copy(path)
-        with path.open("rb") as older, written_aside(path) as file:
-            file.write(older.readline())
-            file.writelines(line for line in older if not _is_damaged(line))
-    return damage
-
-
-def batch_of(line: bytes) -> int:
-    """The batch that a line begins with.
-
-    Raises:
-        ValueError: with none.
-    """
-    return int(line.split(b",", 1)[0])
-
-
-def _is_header(path: Path, header: bytes) -> bool:
-    return header == _EVENTS_HEADER if path.stem == EVENTS.name else header.startswith(b"batch_idx,")
-
-
-def _is_damaged(line: bytes) -> bool:
-    if not line.endswith(b"\n"):
-        return False
-    try:
-        return batch_of(line) < 0
-    except ValueError:
-        return True
-
-
-class Mended(NamedTuple):
-    """Something of an older file that could not be kept.
-
-    Attributes:
-        is_tail: what a process was writing when it was killed, behind everything it had flushed.
-    """
-
-    file: str
-    message: str
-    is_tail: bool
-
-
-def make_whole(layout: RunLayout, names: Collection[str]) -> list[Mended]:
-    """Cut torn and damaged CSV lines and turn journals into Parquet, so that every file holds whole rows.
+def repair_files(layout: RunLayout, names: Collection[str]) -> list[Finding]:
+    """Remove torn and damaged CSV lines and turn journals into Parquet, so that every file holds whole rows.
 
     Args:
         layout: of the run.
         names: of its tables.
 
     Returns:
-        What had to be cut, for events.
+        What was lost. Severity info is the end of a file that a killed process was writing, anything else is an error.
 
     Raises:
         OSError: the disk refused.
     """
-    mended = [*_set_damaged_aside(layout, names)]
+    damage: list[Finding] = []
     schemas = declared_schemas(layout)
-    for path in files_of(layout, names, "csv"):
-        changed = mend_csv(path)
-        if changed is not None:
-            mended.append(Mended(path.name, f"{changed.message}; the file is kept in damaged/", is_tail=False))
-        torn = torn_line(path) if path.exists() else b""
-        if torn:
-            keep_damaged_end(path, torn)
-            cut_torn_line(path)
-            message = f"a last line of {len(torn)} bytes that was never finished was cut"
-            mended.append(Mended(path.name, message, is_tail=True))
-    for journal in files_of(layout, names, "journal"):
-        size = journal.stat().st_size
-        for damage in store_journal(layout.parquet(journal.stem), journal, schemas.get(journal.stem)):
-            message = f"{damage.num_bytes} bytes at {damage.offset} are lost: {damage.reason}"
-            is_tail = damage.reason in TORN and damage.offset + damage.num_bytes == size
-            mended.append(Mended(journal.name, message, is_tail))
-    return mended
+    for path in table_paths(layout, names, "parquet"):
+        _, unreadable = inspect_parquet(path)
+        if unreadable:
+            keep_damaged(path)  # else the new rows could not be written
+        damage += unreadable
+    for path in table_paths(layout, names, "csv"):
+        damage += repair_csv(path)
+    for path in table_paths(layout, names, "journal"):
+        place, size = free_place(path), path.stat().st_size
+        found = store_journal(layout.parquet(path.stem), path, schemas.get(path.stem))
+        damage += [with_place(journal_finding(path, one, size), place) for one in found]
+    return damage
 
 
 def declared_schemas(layout: RunLayout) -> dict[str, pa.Schema]:
-    """Each table's schema as the manifest has it, for journals whose own was damaged."""
+    """The schema of each table in the manifest, for journals whose own schema was damaged."""
     try:
         tables = read_manifest(layout.manifest).tables
     except (FileNotFoundError, DamagedFileError):
-        return {}  # whoever needs the manifest says so; most journals need none
+        return {}  # callers that need the manifest report it; most journals do not need it
     return {name: entry.declaration.arrow_schema for name, entry in tables.items()}
 
 
-def _set_damaged_aside(layout: RunLayout, names: Collection[str]) -> Iterator[Mended]:
-    """Parquet files that cannot be read go to `damaged/`, so that the new rows can be written."""
-    for path in files_of(layout, names, "parquet"):
-        try:
-            check_parquet(path)
-        except DamagedFileError as error:
-            keep_damaged(path)
-            yield Mended(path.name, f"{error} It is kept in {path.parent / 'damaged'}", is_tail=False)
+def inspect_parquet(path: Path) -> tuple[int, list[Finding]]:
+    """Count the rows of a Parquet file; a file that cannot be read has none, and is a finding."""
+    try:
+        return check_parquet(path), []
+    except DamagedFileError as error:
+        message = str(error).removeprefix(str(path)).strip()
+        return 0, [with_place(_file_error("files.unreadable", path, message), free_place(path))]
+
+
+def inspect_csv(path: Path) -> tuple[int, list[Finding]]:
+    """Count the rows of a CSV file and find the lines that are not rows.
+
+    Returns:
+        The number of rows that `repair_csv` keeps, and a finding for damaged lines and one for an incomplete last line.
+    """
+    num_rows, damage, _ = _read_csv(path)
+    return num_rows, damage
+
+
+def repair_csv(path: Path) -> list[Finding]:
+    """Keep a copy of a damaged file in `damaged/`, and leave only the lines that are rows.
+
+    Returns:
+        What was found; empty if the file needs no repair.
+
+    Raises:
+        OSError: the disk refused; the file is as it was.
+    """
+    _, damage, end = _read_csv(path)
+    ids = {finding.id for finding in damage}
+    if "files.columns" in ids or "files.unreadable" in ids:
+        keep_damaged(path)
+        return damage
+    if "files.line" in ids:
+        keep_damaged_copy(path)
+        with path.open("rb") as older, written_aside(path) as file:
+            file.write(older.readline())
+            file.writelines(line for line in older if not line.endswith(b"\n") or _is_row(line))
+    if end:
+        keep_damaged_end(path, end)
+        os.truncate(path, path.stat().st_size - len(end))
+    return damage
+
+
+def _read_csv(path: Path) -> tuple[int, list[Finding], bytes]:
+    """The number of rows, the damage, and the incomplete last line."""
+    num_rows, bad_lines = 0, []
+    try:
+        with path.open("rb") as file:
+            end = header = read_line(file)
+            if header.endswith(b"\n") and not _is_header(path, header):
+                message = f"expected a header that begins with {_expected_header(path)!r}, got {header[:80]!r}."
+                return 0, [with_place(_file_error("files.columns", path, message, line=1), free_place(path))], b""
+            for number, end in enumerate(read_lines(file), start=2):
+                if not end.endswith(b"\n"):
+                    break
+                is_row = _is_row(end)
+                num_rows += is_row
+                if not is_row:
+                    bad_lines.append((number, end[:40]))
+    except DamagedFileError as error:
+        return 0, [with_place(_file_error("files.unreadable", path, f"{error}."), free_place(path))], b""
+    damage = []
+    if bad_lines:
+        number, text = bad_lines[0]
+        message = f"{len(bad_lines)} lines do not begin with a batch; the first is {text!r}."
+        damage.append(with_place(_file_error("files.line", path, message, line=number), free_place(path)))
+    end = b"" if end.endswith(b"\n") else end
+    if end:
+        message = f"the last line is incomplete: its {len(end)} bytes do not end with a line feed."
+        torn = replace(_file_error("files.torn-line", path, message), severity="info")
+        place = free_place(path if bad_lines else path.with_name(f"{path.name}.end"))
+        damage.append(with_place(torn, place))
+    return num_rows, damage, end
+
+
+def _expected_header(path: Path) -> str:
+    return _EVENTS_HEADER.decode().strip() if path.stem == EVENTS.name else f"{BATCH},"
+
+
+def _is_header(path: Path, header: bytes) -> bool:
+    return header == _EVENTS_HEADER if path.stem == EVENTS.name else header.startswith(b"batch_idx,")
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return _batch_of(line) >= 0
+    except ValueError:
+        return False
+
+
+def _batch_of(line: bytes) -> int:
+    return int(line.split(b",", 1)[0])
+
+
+def _file_error(rule: str, path: Path, message: str, *, line: int | None = None) -> Finding:
+    return Finding(id=rule, severity="error", message=message, file=f"{path.parent.name}/{path.name}", line=line)
+
+
+def journal_finding(path: Path, damage: Damage, size: int) -> Finding:
+    """A finding for bytes of a journal that cannot be read."""
+    is_torn = damage.reason in TORN and damage.offset + damage.num_bytes == size
+    message = f"{damage.num_bytes} bytes at offset {damage.offset} cannot be read, and their rows are lost:"
+    found = _file_error("files.journal", path, f"{message} {damage.reason}.")
+    return replace(found, severity="info") if is_torn else found
+
+
+def with_place(finding: Finding, place: Path) -> Finding:
+    """Say where the damaged original is kept."""
+    kept = place.relative_to(place.parents[2]).as_posix()
+    return replace(finding, advice=f"The original is kept as {kept}.")
 
 
 def count_rows(layout: RunLayout, names: Collection[str]) -> dict[str, int]:
-    """Rows in each file of the named tables that were made whole, by file name."""
-    counts = {path.name: num_parquet_rows(path) for path in files_of(layout, names, "parquet")}
-    for path in files_of(layout, names, "csv"):
+    """Rows in each file of the named tables, by file name; the files were repaired before."""
+    counts = {path.name: num_parquet_rows(path) for path in table_paths(layout, names, "parquet")}
+    for path in table_paths(layout, names, "csv"):
         with path.open("rb") as file:
-            counts[path.name] = max(0, sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b"")) - 1)
+            counts[path.name] = max(
+                0, sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK_BYTES), b"")) - 1
+            )
     return counts
 
 
-def set_aside(layout: RunLayout, names: Collection[str], *, after_batch: int, attempt: int) -> bool:
+def supersede_rows(layout: RunLayout, names: Collection[str], *, after_batch: int, attempt: int) -> bool:
     """Move the named tables' rows behind `after_batch` to the attempt's folder under `superseded/`.
 
     Returns:
-        Whether there were any.
+        Whether any row was moved.
 
     Raises:
         OSError: the disk refused; every row is still in one of the two places.
-        DamagedFileError: a file cannot be read; those that were made whole can.
+        DamagedFileError: a file cannot be read, which `repair_files` prevents.
     """
     folder = layout.superseded(attempt)
     paths = [layout.telemetry / name for name, rows in sorted(count_rows(layout, names).items()) if rows]
@@ -221,26 +237,21 @@ def set_aside(layout: RunLayout, names: Collection[str], *, after_batch: int, at
     return any(splits)
 
 
-def set_table_aside(layout: RunLayout, table: RunTable, *, attempt: int) -> bool:
-    """Move a table's files to the attempt's folder under `superseded/`, so that new ones can be begun.
-
-    Returns:
-        Whether there were any.
-    """
+def supersede_table(layout: RunLayout, table: RunTable, *, attempt: int) -> None:
+    """Move a table's files to the attempt's folder under `superseded/`, so that new files can be created."""
     name = table.table.name
-    paths = [path for path in (layout.csv(name), layout.parquet(name)) if path.exists()]
-    for path in paths:
-        _move(path, layout.superseded(attempt))
-    return bool(paths)
+    for path in (layout.csv(name), layout.parquet(name)):
+        if path.exists():
+            _move(path, layout.superseded(attempt))
 
 
 def _move(path: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path.rename(_free(folder / path.name))
+    path.rename(_free_name(folder / path.name))
 
 
-def _free(path: Path) -> Path:
-    """The path, or the next that is free: what an opening that was cut short set aside is not written over."""
+def _free_name(path: Path) -> Path:
+    """The path, or the next free name: rows that an interrupted opening moved there are not overwritten."""
     if not path.exists():
         return path
     names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
@@ -248,34 +259,34 @@ def _free(path: Path) -> Path:
 
 
 def _split_csv(path: Path, folder: Path, after_batch: int) -> bool:
-    """Lines behind `after_batch` to `folder`, the others stay; first the copy, then the cut."""
-    is_past = any(_picked_lines(path, lambda batch: batch > after_batch))
+    """Move the lines behind `after_batch` to `folder`: first copy them, then remove them."""
+    is_past = any(_matching_lines(path, lambda batch: batch > after_batch))
     if is_past:
-        _copy_lines(path, _free(folder / path.name), lambda batch: batch > after_batch)
+        _copy_lines(path, _free_name(folder / path.name), lambda batch: batch > after_batch)
         _copy_lines(path, path, lambda batch: batch <= after_batch)
     return is_past
 
 
-def _copy_lines(path: Path, place: Path, rule: Callable[[int], bool]) -> None:
-    with path.open("rb") as older, written_aside(place) as file:
+def _copy_lines(path: Path, target: Path, condition: Callable[[int], bool]) -> None:
+    with path.open("rb") as older, written_aside(target) as file:
         file.write(older.readline())
-        file.writelines(_picked_lines(path, rule))
+        file.writelines(_matching_lines(path, condition))
 
 
-def _picked_lines(path: Path, rule: Callable[[int], bool]) -> Iterator[bytes]:
-    """The lines below the header whose batch the rule picks, one in memory at a time."""
+def _matching_lines(path: Path, condition: Callable[[int], bool]) -> Iterator[bytes]:
+    """The lines below the header whose batch meets a condition, one at a time."""
     with path.open("rb") as file:
         file.readline()
         for line in file:
-            if rule(batch_of(line)):
+            if condition(_batch_of(line)):
                 yield line
 
 
 def _split_parquet(path: Path, folder: Path, after_batch: int) -> bool:
     rows, last = parquet_rows(path), pa.scalar(after_batch)
-    past = rows.matching(lambda batch: pc.greater(batch.column("batch_idx"), last))
+    past = rows.matching(lambda batch: pc.greater(batch.column(BATCH), last))
     is_past = any(batch.num_rows for batch in past.read())
     if is_past:
-        write_parquet(_free(folder / path.name), past)
-        write_parquet(path, rows.matching(lambda batch: pc.less_equal(batch.column("batch_idx"), last)))
+        write_parquet(_free_name(folder / path.name), past)
+        write_parquet(path, rows.matching(lambda batch: pc.less_equal(batch.column(BATCH), last)))
     return is_past

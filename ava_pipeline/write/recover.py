@@ -1,28 +1,36 @@
-"""What recovering a run found: for each table what was there, what was saved, what was lost."""
+"""Recover a run that was killed or damaged: repair its files, and report what was saved and what was lost."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.files import free_place
-from ava_pipeline.contract.journal import Damage, JournalReader
+from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.journal import JournalReader
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest, read_manifest, write_manifest
-from ava_pipeline.contract.parquet import check_parquet, parquet_rows
+from ava_pipeline.contract.parquet import num_parquet_rows, parquet_rows
 from ava_pipeline.contract.stored import find_misfit
 from ava_pipeline.contract.tables import BATCH
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, WriteError
 from ava_pipeline.write.attempts import rows_of_last
-from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.event_log import EventLog, damage_event
 from ava_pipeline.write.lock import RunLock, check_unlocked
-from ava_pipeline.write.older_rows import count_rows, csv_damage, declared_schemas, files_of, make_whole, own_tables
-from ava_pipeline.write.writers import torn_line
+from ava_pipeline.write.older_rows import (
+    count_rows,
+    declared_schemas,
+    inspect_csv,
+    inspect_parquet,
+    journal_finding,
+    repair_files,
+    table_names,
+    table_paths,
+    with_place,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,28 +39,38 @@ class RecoveredFile:
 
     Attributes:
         file: its name in `telemetry/`.
-        num_bytes: that were there.
-        num_rows: that were read back; of a journal, those that its Parquet file did not hold yet.
-        lost: a sentence for each part that could not be read.
-        kept_in: where in `telemetry/` the damaged original lies; None where nothing was lost.
+        num_bytes: its size before the recovery.
+        num_rows: rows that were read; of a journal, those that its Parquet file did not hold yet.
+        lost: a finding for each part that could not be read.
+        kept_in: place of the damaged original in `telemetry/`; None if nothing was lost.
     """
 
     file: str
     num_bytes: int
     num_rows: int
-    lost: tuple[str, ...] = ()
+    lost: tuple[Finding, ...] = ()
     kept_in: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Every attribute, for programs."""
+        return {
+            "file": self.file,
+            "num_bytes": self.num_bytes,
+            "num_rows": self.num_rows,
+            "lost": [finding.to_json() for finding in self.lost],
+            "kept_in": self.kept_in,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """A run that was recovered, or would be.
+    """The outcome of `recover_run`.
 
     Attributes:
         run: the run directory.
-        is_dry: nothing was changed.
-        tables: the files of each table that were there.
-        notes: what else is worth a line.
+        is_dry: nothing was changed; this is what a recovery would do.
+        tables: the files of each table.
+        notes: remarks about the manifest.
     """
 
     run: Path
@@ -66,206 +84,177 @@ class Recovery:
         return not self.lost
 
     @property
-    def lost(self) -> list[tuple[str, str]]:
-        """File and sentence of everything lost."""
-        return [(one.file, sentence) for files in self.tables.values() for one in files for sentence in one.lost]
+    def lost(self) -> list[Finding]:
+        """A finding for everything that was lost."""
+        return [finding for files in self.tables.values() for file in files for finding in file.lost]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for programs."""
-        tables = {name: [asdict(one) for one in files] for name, files in self.tables.items()}
+        """Every attribute, for programs."""
         return {
             "run": str(self.run),
             "dry_run": self.is_dry,
             "complete": self.is_complete,
-            "tables": tables,
+            "tables": {name: [file.to_json() for file in files] for name, files in self.tables.items()},
             "notes": list(self.notes),
         }
 
     def to_text(self) -> str:
-        """A line a file, what it lost below it, and one that sums up."""
-        lines = [line for files in self.tables.values() for one in files for line in self._lines(one)]
-        return "\n".join([*lines, *self.notes, self._summary()])
-
-    def _lines(self, one: RecoveredFile) -> list[str]:
-        moved = ""
-        if one.file.endswith(".journal"):
-            moved = f", {'to go into' if self.is_dry else 'now in'} {Path(one.file).stem}.parquet"
-        lines = [f"{one.file}: {one.num_rows} rows of {one.num_bytes} bytes{moved}"]
-        lines += [f"  lost: {sentence}" for sentence in one.lost]
-        if one.kept_in is not None:
-            lines.append(f"  {'to be kept' if self.is_dry else 'kept'} as {one.kept_in}")
-        return lines
-
-    def _summary(self) -> str:
+        """For a person: a line per file, its losses below it, the notes and a summary."""
+        lines = [line for files in self.tables.values() for file in files for line in self._lines(file)]
         outcome = "nothing is lost" if self.is_complete else f"{len(self.lost)} parts of files are lost"
-        return f"{self.run}: {outcome}{'; nothing was changed.' if self.is_dry else '.'}"
+        summary = f"{self.run}: {outcome}{'; nothing was changed.' if self.is_dry else '.'}"
+        return "\n".join([*lines, *self.notes, summary])
+
+    def _lines(self, file: RecoveredFile) -> Iterator[str]:
+        moved = ""
+        if file.file.endswith(".journal"):
+            moved = f", {'to be moved to' if self.is_dry else 'now in'} {Path(file.file).stem}.parquet"
+        yield f"{file.file}: {file.num_rows} rows in {file.num_bytes} bytes{moved}"
+        for finding in file.lost:
+            yield from (f"  {line}" for line in finding.lines())
 
 
 def recover_run(path: str | PathLike[str], *, dry_run: bool = False) -> Recovery:
-    """Turn journals into Parquet, cut torn lines, and keep what is damaged in `telemetry/damaged/`.
+    """Turn journals into Parquet, remove torn and damaged lines, and keep damaged originals in `telemetry/damaged/`.
 
-    Called again after it was cut short, it goes on: no step takes a row from where it is before it is elsewhere.
+    If it is interrupted, calling it again continues: rows are removed from one place only after they are in another.
 
     Args:
         path: the run directory.
-        dry_run: only say what there is to do; nothing on the disk is changed.
+        dry_run: only report what would be done; nothing on the disk is changed.
 
     Raises:
-        NotARunError: no table lies there.
+        NotARunError: the directory holds no table.
         MisuseError: a process writes the run.
-        DamagedFileError: a name leads out of the run directory.
-        WriteError: the disk refused; every row is still where it was, or where it belongs.
+        DamagedFileError: a link leads out of the run directory.
+        WriteError: the disk refused; every row is still in its old or its new place.
+
+    Example:
+        >>> print(recover_run("outputs/ava/demo", dry_run=True).to_text())  # doctest: +SKIP
     """
     root = Path(path)
     layout = RunLayout(root)
     check_inside(layout)
-    names = _tables(layout)
+    own = table_names(layout)
+    names = sorted({path.stem for suffix in ("csv", "parquet", "journal") for path in table_paths(layout, own, suffix)})
     if not names:
         raise NotARunError(
             f"{root} holds no table as telemetry/*.csv, .parquet or .journal: give the directory of a run."
         )
-    with _refusing(layout), _unlocked(layout) if dry_run else _held(layout):
-        tables = {name: list(_files(layout, name)) for name in names}
-        manifest, notes = _manifest(layout)
-        found = Recovery(run=root, is_dry=dry_run, tables=tables, notes=notes)
+    with _locked(layout, is_dry=dry_run):
+        tables = {name: list(_inspect_table(layout, name)) for name in names}
+        manifest, notes = _read_manifest(layout)
+        recovery = Recovery(run=root, is_dry=dry_run, tables=tables, notes=notes)
         if not dry_run:
-            _mend(layout, names, manifest, found)
-    return found
-
-
-def _tables(layout: RunLayout) -> list[str]:
-    own = own_tables(layout)
-    return sorted({path.stem for kind in ("csv", "parquet", "journal") for path in files_of(layout, own, kind)})
+            repair_files(layout, names)
+            _record(layout, names, manifest, recovery.lost)
+    return recovery
 
 
 @contextmanager
-def _refusing(layout: RunLayout) -> Iterator[None]:
-    """Say in one sentence who writes the run, or what the disk refused."""
+def _locked(layout: RunLayout, *, is_dry: bool) -> Iterator[None]:
+    """Exclude writers; a dry run only checks that the run is not being written now.
+
+    Raises:
+        MisuseError: a process writes the run.
+        WriteError: the disk refused.
+    """
     try:
-        yield
+        if is_dry:
+            check_unlocked(layout.lock)
+            yield
+            return
+        lock = RunLock(layout.lock)
+        try:
+            yield
+        finally:
+            lock.release()
     except (WriteError, BlockingIOError) as error:
-        raise MisuseError(f"{error} A run is recovered when its process has ended; open_run() reads it now.") from error
+        raise MisuseError(
+            f"{error} Recover the run after its process has ended; open_run() reads it already."
+        ) from error
     except OSError as error:
-        raise WriteError(f"{layout.root} could not be recovered: {error}. Mend the cause and try again.") from error
+        raise WriteError(f"{layout.root} could not be recovered: {error}. Fix the cause and try again.") from error
 
 
-@contextmanager
-def _held(layout: RunLayout) -> Iterator[None]:
-    """Keep writers away."""
-    lock = RunLock(layout.lock)
-    try:
-        yield
-    finally:
-        lock.release()
+def _inspect_table(layout: RunLayout, name: str) -> Iterator[RecoveredFile]:
+    for path in (layout.csv(name), layout.parquet(name), layout.journal(name)):
+        if not path.exists():
+            continue
+        if path.suffix == ".csv":
+            num_rows, lost = inspect_csv(path)
+        elif path.suffix == ".parquet":
+            num_rows, lost = inspect_parquet(path)
+        else:
+            num_rows, lost = _inspect_journal(layout, path)
+        yield RecoveredFile(
+            file=path.name,
+            num_bytes=path.stat().st_size,
+            num_rows=num_rows,
+            lost=tuple(lost),
+            kept_in=_kept_in(path, lost),
+        )
 
 
-def _unlocked(layout: RunLayout) -> AbstractContextManager[None]:
-    """See that nobody writes now; one who begins meanwhile is not kept away."""
-    check_unlocked(layout.lock)
-    return nullcontext()
+def _kept_in(path: Path, lost: Collection[Finding]) -> str | None:
+    if not lost:
+        return None
+    is_end = {finding.id for finding in lost} == {"files.torn-line"}
+    return f"damaged/{free_place(path.with_name(f'{path.name}.end') if is_end else path).name}"
 
 
-def _files(layout: RunLayout, name: str) -> Iterator[RecoveredFile]:
-    look: list[tuple[Path, Callable[[Path], tuple[int, list[str]]]]] = [
-        (layout.csv(name), _look_at_csv),
-        (layout.parquet(name), _look_at_parquet),
-        (layout.journal(name), partial(_look_at_journal, layout)),
-    ]
-    for path, rows_and_losses in look:
-        if path.exists():
-            num_rows, lost = rows_and_losses(path)
-            is_end = path.suffix == ".csv" and csv_damage(path) is None
-            damaged = path.with_name(f"{path.name}.end") if is_end else path
-            kept_in = free_place(damaged).relative_to(layout.telemetry).as_posix() if lost else None
-            size = path.stat().st_size
-            yield RecoveredFile(file=path.name, num_bytes=size, num_rows=num_rows, lost=tuple(lost), kept_in=kept_in)
-
-
-def _look_at_csv(path: Path) -> tuple[int, list[str]]:
-    damage = csv_damage(path)
-    if damage is not None and damage.num_lines is None:
-        return 0, [damage.message]
-    torn = torn_line(path)
-    lost = [f"a last line of {len(torn)} bytes that was never finished"] if torn else []
-    with path.open("rb") as file:
-        num_rows = max(0, sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b"")) - 1)
-    if damage is None:
-        return num_rows, lost
-    return num_rows - (damage.num_lines or 0), [*lost, damage.message]
-
-
-def _look_at_parquet(path: Path) -> tuple[int, list[str]]:
-    try:
-        return check_parquet(path), []
-    except DamagedFileError as error:
-        return 0, [str(error)]
-
-
-def _look_at_journal(layout: RunLayout, path: Path) -> tuple[int, list[str]]:
+def _inspect_journal(layout: RunLayout, path: Path) -> tuple[int, list[Finding]]:
+    """Count the rows that only the journal holds, and find what cannot be read."""
     reader = JournalReader(path, declared_schemas(layout).get(path.stem))
     num_read = end = 0
-    for before, batch in reader.batches():
-        num_read, end = num_read + batch.num_rows, before + batch.num_rows
-    parquet = layout.parquet(path.stem)
-    num_older, unreadable = _look_at_parquet(parquet) if parquet.exists() else (0, ["there is none"])
-    misfit = None if unreadable else find_misfit(parquet, path, reader.schema)
-    if misfit is not None:
-        return 0, [_damage(misfit)]
+    for num_before, batch in reader.batches():
+        num_read, end = num_read + batch.num_rows, num_before + batch.num_rows
+    parquet, num_older = layout.parquet(path.stem), 0
+    place = free_place(path)
+    if parquet.exists() and not inspect_parquet(parquet)[1]:
+        num_older = num_parquet_rows(parquet)
+        misfit = find_misfit(parquet, path, reader.schema)
+        if misfit is not None:
+            return 0, [with_place(journal_finding(path, misfit, 0), place)]
+    lost = [journal_finding(path, one, path.stat().st_size) for one in reader.damage]
+    num_lost = end - reader.rows_before - num_read if num_read else 0  # each frame counts the rows before it
+    if num_lost:
+        message = f"{num_lost} rows between those that were read are lost."
+        lost.append(Finding(id="files.journal", severity="error", message=message, file=f"telemetry/{path.name}"))
     num_stored = min(num_read, max(0, num_older - reader.rows_before))
-    lost = [_damage(one) for one in reader.damage]
-    # Each frame counts the rows before it.
-    num_lost = end - reader.rows_before - num_read if num_read else 0
-    return num_read - num_stored, [*lost, *([f"{num_lost} rows between those that were read"] if num_lost else [])]
+    return num_read - num_stored, [with_place(finding, place) for finding in lost]
 
 
-def _damage(one: Damage) -> str:
-    return f"{one.num_bytes} bytes at {one.offset}: {one.reason}"
-
-
-def _manifest(layout: RunLayout) -> tuple[Manifest | None, tuple[str, ...]]:
+def _read_manifest(layout: RunLayout) -> tuple[Manifest | None, tuple[str, ...]]:
     try:
         return read_manifest(layout.manifest), ()
     except FileNotFoundError:
-        return None, (f"{layout.manifest.name}: there is none",)
+        return None, (f"{layout.manifest.name} is missing.",)
     except DamagedFileError as error:
         return None, (str(error),)
 
 
-def _mend(layout: RunLayout, names: Collection[str], manifest: Manifest | None, found: Recovery) -> None:
-    """Make files whole, and leave word of what was lost and how the run ended."""
-    make_whole(layout, names)
-    _tell(layout, names, manifest, found.lost)
+def _record(layout: RunLayout, names: Collection[str], manifest: Manifest | None, lost: Collection[Finding]) -> None:
+    """Write an event for each loss, over all batches of the last attempt, and how the run ended into the manifest."""
+    if lost:
+        first = manifest.attempt.resumed_from + 1 if manifest and manifest.attempts else 1
+        last = max(_last_batch(layout, names), first)
+        log = EventLog(layout.root)
+        log.open(layout.csv("events"))
+        for finding in lost:
+            log.add(damage_event(finding, first, last))
+        log.close()
     if manifest is not None and manifest.status == "running" and manifest.attempts:
         manifest.status = manifest.attempt.status = "killed"
         manifest.attempt.rows = rows_of_last(manifest.attempts, count_rows(layout, names))
         write_manifest(layout.manifest, manifest)
 
 
-def _tell(
-    layout: RunLayout, names: Collection[str], manifest: Manifest | None, lost: Iterable[tuple[str, str]]
-) -> None:
-    """An event for each part that was lost, from the attempt's first batch to the last that is left."""
-    told = [f"{file}: {sentence}." for file, sentence in lost]
-    if not told:
-        return
-    first = manifest.attempt.resumed_from + 1 if manifest and manifest.attempts else 1
-    last = max(_last_batch(layout, names), first)
-    log = EventLog(layout.root)
-    log.open(layout.csv("events"))
-    for message in told:
-        log.add(_event(message, first, last))
-    log.close()
-
-
-def _event(message: str, first: int, last: int) -> Event:
-    return Event(
-        event="damaged_file", severity="warning", message=message, batch_idx=first, batch_idx_end=last, epoch=0
-    )
-
-
 def _last_batch(layout: RunLayout, names: Collection[str]) -> int:
-    """The last batch that any whole file holds a row of; 0 where there is none."""
-    found = [0]
-    for path in files_of(layout, names, "parquet"):
-        found += [batch.column(BATCH)[-1].as_py() for batch in parquet_rows(path).read() if batch.num_rows][-1:]
-    return max(found)
+    """The last batch in any Parquet file; 0 without rows."""
+    last = 0
+    for path in table_paths(layout, names, "parquet"):
+        for batch in parquet_rows(path).read():
+            if batch.num_rows:
+                last = max(last, batch.column(BATCH)[-1].as_py())
+    return last

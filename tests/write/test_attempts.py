@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ava_pipeline.contract.journal import read_journal
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
-from ava_pipeline.write.older_rows import count_rows, own_tables
+from ava_pipeline.write.older_rows import count_rows, table_names
 from tests.write.feeding import (
     NO_STEPS,
     NORMS,
@@ -49,7 +49,7 @@ def assert_accounts_balance(root: Path) -> None:
     for one in read_manifest(layout.manifest).attempts:
         expected.update(one.rows)
         expected.subtract(one.set_aside)
-    counts = count_rows(layout, own_tables(layout))
+    counts = count_rows(layout, table_names(layout))
     assert {name: expected[name] for name in counts} == counts
 
 
@@ -252,7 +252,7 @@ def test_rows_that_somebody_removed_are_told(tmp_path: Path) -> None:
     RunLayout(tmp_path).csv("norms").write_text("batch_idx,epoch,overall,head\n1,0,1,0.5\n")
     attempt(tmp_path, range(6, 8), resumed_from=5)
     (told,) = event_rows(tmp_path, "damaged_file")
-    assert "norms.csv holds 4 rows fewer" in str(told["message"])
+    assert "norms.csv: it holds 4 rows fewer" in str(told["message"])
     assert (told["batch_idx"], told["batch_idx_end"]) == (1, 5)
     assert_accounts_balance(tmp_path)
 
@@ -269,7 +269,7 @@ def test_a_damaged_line_of_csv_is_kept_and_does_not_end_telemetry(resumed_from: 
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3, 4, 5]
     assert (layout.damaged / "norms.csv").read_bytes() == content
     (told,) = event_rows(tmp_path, "damaged_file")
-    assert "norms.csv: 1 lines begin with no batch, at first line 3: b'what is this" in str(told["message"])
+    assert "norms.csv: 1 lines do not begin with a batch; the first is b'what is this" in str(told["message"])
     assert_accounts_balance(tmp_path)
 
 
@@ -289,8 +289,8 @@ def test_a_csv_file_that_another_program_saved_anew_does_not_end_telemetry(name:
     assert csv_batches(tmp_path) == ([4, 5] if name == "norms" else [1, 2, 3, 4, 5])
     assert (room.layout.damaged / f"{name}.csv").read_bytes() == content
     first, second = event_rows(tmp_path, "damaged_file")
-    assert f"{name}.csv: its header is" in str(first["message"])
-    assert f"{name}.csv holds" in str(second["message"])
+    assert f"{name}.csv: expected a header that begins with" in str(first["message"])
+    assert f"{name}.csv: it holds" in str(second["message"])
     assert_accounts_balance(tmp_path)
 
 

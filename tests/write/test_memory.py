@@ -22,9 +22,9 @@ from ava_pipeline.bench.writing import peak_bytes
 from ava_pipeline.contract.journal import JournalWriter
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.write.older_rows import set_aside
+from ava_pipeline.write.older_rows import supersede_rows
 from ava_pipeline.write.recover import recover_run
-from ava_pipeline.write.resumed_tables import widen
+from ava_pipeline.write.resumed_tables import add_columns
 from ava_pipeline.write.writers import CsvWriter
 from tests.write.feeding import NORMS
 
@@ -50,8 +50,8 @@ def finish(layout, num_rows):
     recover_run(layout.root)                                          # a killed run
     journal(layout, range(num_rows + 1, num_rows + 5001, 5000))
     recover_run(layout.root)                                          # older Parquet rows before new ones
-    assert set_aside(layout, {"norms"}, after_batch=num_rows // 2, attempt=2)    # a resume
-    assert widen(layout, WIDER)                                       # with other columns
+    assert supersede_rows(layout, {"norms"}, after_batch=num_rows // 2, attempt=2)    # a resume
+    assert add_columns(layout, WIDER)                                       # with other columns
     return (peak_bytes() - before) / 1e6
 
 finish(RunLayout(Path(sys.argv[1]) / "short"), 40_000)

@@ -113,7 +113,7 @@ def test_a_torn_line_is_cut_and_kept(killed: RunLayout) -> None:
         file.write(b"130,2,2026-")
     result = recover(killed)
     assert result.exit_code == 1
-    assert "lost: a last line of 11 bytes" in result.stdout
+    assert "the last line is incomplete: its 11 bytes" in result.stdout
     assert killed.csv("steps").read_bytes() == whole
     assert (killed.damaged / "steps.csv.end").read_bytes() == b"130,2,2026-"
 
@@ -134,8 +134,8 @@ def test_a_damaged_journal_loses_one_batch_and_is_kept(killed: RunLayout) -> Non
     data = flip_in_second_batch(killed.journal("gradient_norms"))
     journal = files_of(killed, "gradient_norms")["journal"]
     assert (journal.num_bytes, journal.num_rows, journal.kept_in) == (len(data), 7, "damaged/gradient_norms.journal")
-    assert "checksum" in journal.lost[0]
-    assert journal.lost[-1].startswith("5 rows")
+    assert "checksum" in journal.lost[0].message
+    assert journal.lost[-1].message.startswith("5 rows")
     assert stored_batches(killed) == BATCHES[:5] + BATCHES[10:]
     assert (killed.damaged / "gradient_norms.journal").read_bytes() == data
     told = event_rows(killed.root, "damaged_file")

@@ -103,7 +103,7 @@ class _Bomb:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"format": "ava_pipeline checkpoint 1", "model": _Bomb()}, "it was not unpickled"),
+        ({"format": "ava_pipeline checkpoint 1", "model": _Bomb()}, "was not unpickled"),
         ({"state_dict": {}}, "expected a checkpoint of format 'ava_pipeline checkpoint 1'"),
         ({"format": "ava_pipeline checkpoint 2"}, "expected a checkpoint of format 'ava_pipeline checkpoint 1'"),
         ([1, 2], "expected a checkpoint of format 'ava_pipeline checkpoint 1'"),
@@ -125,5 +125,5 @@ def test_foreign_files_are_refused(
 def test_other_settings_are_named_with_both_values() -> None:
     """Equal ones pass."""
     check_fits(Path("last.pt"), {"seed": 0, "sizes": [1]}, {"seed": 0, "sizes": [1]})
-    with pytest.raises(CheckpointError, match=r"train.batch_size was 32, is 64\. Set them back"):
+    with pytest.raises(CheckpointError, match=r"train.batch_size was 32, is 64\. Restore them"):
         check_fits(Path("last.pt"), {"seed": 0, "train.batch_size": 32}, {"seed": 0, "train.batch_size": 64})

@@ -96,7 +96,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.INFO):
         outcome = run(tmp_path, "train.epochs=1", resume=True)
     assert "Nothing left to do: " in caplog.text
-    assert "holds all 1 epochs. Set train.epochs higher" in caplog.text
+    assert "holds all 1 epochs. Raise train.epochs" in caplog.text
     assert (outcome.costs.num_batches, len(outcome.results)) == (0, 1)
     assert (tmp_path / "run/telemetry/manifest.json").read_bytes() == before
 

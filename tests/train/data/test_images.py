@@ -130,7 +130,7 @@ BAD = {
     "cut-by-two": (WHOLE[:-2], "truncated"),
     "cut-progressive": (WHOLE_PROGRESSIVE[: len(WHOLE_PROGRESSIVE) * 3 // 4], "truncated"),
     "cut-png": (encoded(quarters(), "PNG")[:-40], ""),
-    "sixteen-bit": (encoded(Image.new("I;16", (4, 4), 9), "PNG"), "not an 8-bit image"),
+    "sixteen-bit": (encoded(Image.new("I;16", (4, 4), 9), "PNG"), "expected an 8-bit image"),
 }
 
 
@@ -202,7 +202,7 @@ def test_more_bad_images_than_allowed_stop_with_counts_and_examples(tmp_path: Pa
 
 def test_a_missing_folder_says_what_to_give(tmp_path: Path) -> None:
     """Not one complaint an image."""
-    with pytest.raises(ConfigError, match=r"not there\. Give the folder that holds AVA's <image id>\.jpg files"):
+    with pytest.raises(ConfigError, match=r"does not exist\. Give the folder that holds AVA's <image id>\.jpg files"):
         scan_images(tmp_path / "none", [1], cache_path=tmp_path / "cache")
 
 

@@ -109,14 +109,14 @@ def test_ids_without_labels_are_reported_and_left_out(tmp_path: Path, caplog: py
 
 def test_sets_that_share_images_are_refused(tmp_path: Path) -> None:
     """The shared ids are named, also those without labels: the lists are wrong all the same."""
-    with pytest.raises(SplitError, match=r"2 images stand in both train and test: 2, 9\. Take them out of one"):
+    with pytest.raises(SplitError, match=r"2 images are in both train and test: 2, 9\. Remove them from one"):
         split_from_files(lists(tmp_path, train="1\n2\n9", val="3", test="9\n2"), [1, 2, 3])
 
 
 @pytest.mark.parametrize("line", ["abc", "1.png", "-4", "1 2", "1.5", "9" * 30])
 def test_lines_that_are_no_ids_are_named(tmp_path: Path, line: str) -> None:
     """With file and line number."""
-    with pytest.raises(SplitError, match=r"val\.txt: not image ids: line 3: "):
+    with pytest.raises(SplitError, match=r"val\.txt: expected image ids, got line 3: "):
         split_from_files(lists(tmp_path, train="1", val=f"2\n\n{line}\n"), [1, 2])
 
 
@@ -154,7 +154,7 @@ def test_a_damaged_split_is_refused(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "split.csv"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(SplitError, match=r"split\.csv: .* Start the run anew"):
+    with pytest.raises(SplitError, match=r"split\.csv: .* Start the run over"):
         Split.load(path)
 
 

@@ -222,7 +222,7 @@ def test_a_loss_of_nan_may_be_passed_over(
         ("train.batch_size=64", "batch of 64 is larger than the set"),
         ("data.sample=null", "cannot be read"),
         ("data.split={train: 0.99999, val: 0.00001}", "No images for val"),
-        ("device=mps", "device is 'mps', which torch does not find here; use one of: auto, cpu"),
+        ("device=mps", "device is 'mps', which torch does not find on this machine; use one of: auto, cpu"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from ava_pipeline.bench.writing import GROWTH_MB, STEPS_PER_S, TABLES, write_rows_in_subprocess
-from ava_pipeline.write.writers import CsvWriter, MemoryWriter, ParquetWriter, Writer
+from ava_pipeline.write.writers import CsvWriter, ParquetWriter, Writer
 from benchmarks.judging import Bench, Sizes
+from tests.write.memory_writer import MemoryWriter
 
 _SCHEMA = TABLES[0].arrow_schema
 _ROWS_PER_BATCH = 128
@@ -19,7 +20,7 @@ _NUM_BATCHES = 50
 Make = Callable[[Path], Writer]
 WRITERS: dict[str, Make] = {
     "csv": lambda path: CsvWriter(path / "t.csv", _SCHEMA),
-    "parquet": lambda path: ParquetWriter(path / "t.parquet", path / "t.journal", _SCHEMA),
+    "parquet": lambda path: ParquetWriter(path / "t.parquet", _SCHEMA),
 }
 
 

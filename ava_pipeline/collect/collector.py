@@ -19,7 +19,8 @@ from ava_pipeline.collect.call_checks import BatchCount, CallChecks, StepCall
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups
-from ava_pipeline.collect.measures.measure import Value
+from ava_pipeline.collect.measures import check_measures
+from ava_pipeline.collect.measures.measure import Measure, Value
 from ava_pipeline.collect.predictions import EpochPredictions, PredictionFiles
 from ava_pipeline.collect.recorder import FindingQueue, Recorder
 from ava_pipeline.collect.targets import TrainingTargets, is_parallel, is_sharded, named_parameters, optimizers_by_name
@@ -32,6 +33,7 @@ from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.errors import AvaPipelineError, MisuseError
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.writers import Writer, check_writers
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -65,6 +67,8 @@ class TelemetryCollector:
         groups: column -> a module, parameters or name globs (`"stages.3.*"`). Left out, they are found.
         grad_scaler: under float16 AMP, so that norms are true-scale.
         run_info: facts of your own for the manifest; whatever JSON can hold.
+        measures: subclasses of `Measure`, each of which adds a table to the built-in ones.
+        writers: subclasses of `Writer`, each of which writes every table in one more format.
         **overrides: single fields of `TelemetryConfig`.
 
     Raises:
@@ -83,9 +87,12 @@ class TelemetryCollector:
         groups: Mapping[str, GroupChoice] | None = None,
         grad_scaler: Any = None,
         run_info: Mapping[str, Any] | None = None,
+        measures: Sequence[type[Measure]] = (),
+        writers: Sequence[type[Writer]] = (),
         **overrides: Any,
     ) -> None:
         check_given(model, output_dir, groups, grad_scaler)
+        self._own_measures, self._own_writers = check_measures(measures), check_writers(writers)
         self._config = telemetry_config(config, overrides)
         self._layout = RunLayout(Path(output_dir))
         self._named = named_parameters(model)
@@ -389,6 +396,8 @@ class TelemetryCollector:
             notices=self._notices,
             run_info=self._run_info,
             on_finding=self._findings.put,
+            measures=self._own_measures,
+            writers=self._own_writers,
         )
 
     def _tell_of_predictions(self, name: str, error: AvaPipelineError) -> None:

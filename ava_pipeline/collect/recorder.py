@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from pydantic import JsonValue
 
 from ava_pipeline.collect.call_checks import CallChecks, StepCall
 from ava_pipeline.collect.gradient_pass import GradientPass
-from ava_pipeline.collect.measures import BUILT_IN_MEASURES
+from ava_pipeline.collect.measures import make_measures, read_measures
+from ava_pipeline.collect.measures.measure import Measure
 from ava_pipeline.collect.staging import staging_for
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.config.models import TelemetryConfig
@@ -25,6 +26,7 @@ from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.pending import PendingStep
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
+from ava_pipeline.write.writers import Writer
 
 MAX_WAITING = 256
 
@@ -83,6 +85,8 @@ class Recorder:
         log: where to tell what happens.
         run_info: the user's own facts.
         on_finding: told of every warning sign, in the background thread.
+        measures: the user's own, beside the built-in ones.
+        writers: the user's own, beside the formats of the config.
     """
 
     def __init__(  # noqa: PLR0913  # the one place where everything meets
@@ -96,13 +100,13 @@ class Recorder:
         notices: CallChecks,
         run_info: Mapping[str, JsonValue],
         on_finding: Callable[[Finding], None],
+        measures: Sequence[type[Measure]] = (),
+        writers: Sequence[type[Writer]] = (),
     ) -> None:
         self._moments = moments
         self._notices = notices
         self._value_names = watched.value_names
-        self._measures = [measure(watched) for measure in BUILT_IN_MEASURES]
-        for measure in self._measures:
-            measure.run_table  # noqa: B018  # names that clash are the caller's to hear of, here and now
+        self._measures = make_measures(measures, watched, on_failure=log.fail)
         self._staging = staging_for(watched.device)
         self._is_strict = config.on_error == "raise"
         self._log = log
@@ -119,7 +123,14 @@ class Recorder:
         )
         watch = OnlineSigns(facts.groups, config.signs, log, on_finding) if config.signs.on_line else None
         files = RunWriter(
-            output_dir, self._measures, facts, log, formats=config.formats, fsync=config.fsync, watch=watch
+            output_dir,
+            self._measures,
+            facts,
+            log,
+            formats=config.formats,
+            writers=writers,
+            fsync=config.fsync,
+            watch=watch,
         )
         self._worker = Worker(self._channel, files, log, flush_interval_s=config.flush_interval_s)
         self._worker.start()
@@ -146,7 +157,7 @@ class Recorder:
     def _measure(self, call: StepCall) -> PendingStep:
         moment = self._moments.take(call.values, call.batch_idx)
         self._notices.look(moment, call, value_names=self._value_names)
-        readings = [measure.read(moment) for measure in self._measures]
+        readings = read_measures(self._measures, moment, is_strict=self._is_strict)
         return PendingStep(
             batch_idx=call.batch_idx,
             epoch=call.epoch,

@@ -73,6 +73,8 @@ def begin_attempt(
     attempts = (before.attempts if before else []) or _unknown_attempt(layout, facts, names)
     number = len(attempts) + 1
     missing = missing_rows(attempts, count_rows(layout, names))
+    # Rows in files of the user's own writers are not counted: each attempt starts these files over.
+    missing = {name: num_rows for name, num_rows in missing.items() if Path(name).suffix in {".csv", ".parquet"}}
     is_moved = supersede_rows(layout, names, after_batch=facts.resumed_from, attempt=number)
     older = before if facts.resumed_from else None
     resumed = resume_tables(layout, tables, facts.groups, older, attempt=number)

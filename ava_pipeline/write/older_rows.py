@@ -231,7 +231,7 @@ def supersede_rows(layout: RunLayout, names: Collection[str], *, after_batch: in
     paths = [layout.telemetry / name for name, rows in sorted(count_rows(layout, names).items()) if rows]
     if after_batch == 0:
         for path in paths:
-            _move(path, folder)
+            supersede_file(path, folder)
         return bool(paths)
     splits = [(_split_csv if path.suffix == ".csv" else _split_parquet)(path, folder, after_batch) for path in paths]
     return any(splits)
@@ -242,10 +242,11 @@ def supersede_table(layout: RunLayout, table: RunTable, *, attempt: int) -> None
     name = table.table.name
     for path in (layout.csv(name), layout.parquet(name)):
         if path.exists():
-            _move(path, layout.superseded(attempt))
+            supersede_file(path, layout.superseded(attempt))
 
 
-def _move(path: Path, folder: Path) -> None:
+def supersede_file(path: Path, folder: Path) -> None:
+    """Move a file to an attempt's folder under `superseded/`, under a free name."""
     folder.mkdir(parents=True, exist_ok=True)
     path.rename(_free_name(folder / path.name))
 

@@ -1,12 +1,15 @@
-"""Every file that telemetry writes in one run directory, from opening an attempt to ending it."""
+"""Every file that telemetry writes in one run directory, from the start of an attempt to its end."""
 
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+import pyarrow as pa
 
 from ava_pipeline.contract.files import sync_folder
 from ava_pipeline.contract.layout import RunLayout
@@ -18,6 +21,7 @@ from ava_pipeline.write.attempts import RunFacts, begin_attempt
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.event_log import EventLog, moved_event, unread_step_event, unsynced_event
 from ava_pipeline.write.lock import RunLock
+from ava_pipeline.write.older_rows import supersede_file
 from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.pending import PendingStep, RowSource, read_steps
 from ava_pipeline.write.table_files import TableFiles
@@ -25,28 +29,31 @@ from ava_pipeline.write.table_writer import TableWriter
 from ava_pipeline.write.writers import CsvWriter, ParquetWriter, Writer
 
 RETRY_S = 5.0
+HEARTBEAT_S = 10.0
 
 Format = Literal["csv", "parquet"]
+_BUILT_IN_WRITERS: Mapping[Format, type[Writer]] = {"csv": CsvWriter, "parquet": ParquetWriter}
 
 
 class RunWriter:
-    """The files of one run, used by one thread.
+    """Writes the files of one run. One thread uses it.
 
-    Nothing is touched before `open`. Trouble while writing is told in the event log and in the manifest's counters;
-    it is never raised.
+    `open` touches the first file. Trouble while writing goes to the event log and to the manifest's counters; it is
+    never raised.
 
     Args:
         root: the run directory.
-        sources: one a table.
-        facts: what the manifest says of the run.
-        log: where to tell what happens.
-        formats: file formats of the tables; events are CSV whatever they are.
+        sources: the measures, one per table.
+        facts: what the manifest says about the run.
+        log: takes the events.
+        formats: file formats of the tables; events are always CSV.
+        writers: classes of the user's own, which write each table in one more format.
         fsync: sync every file after each write.
-        retry_s: after an opening that failed, how long the disk is left alone.
-        watch: looks at the rows for warning signs; None does not look.
+        retry_s: after an opening that failed, how long to wait before the next one.
+        watch: searches the rows for warning signs; None searches for none.
 
     Attributes:
-        doing: what a thread that does not come back is busy with, in words.
+        doing: what the thread is busy with, in words, for the case that it hangs.
     """
 
     def __init__(  # noqa: PLR0913  # what is written, and how, each with its name
@@ -57,6 +64,7 @@ class RunWriter:
         log: EventLog,
         *,
         formats: Sequence[Format] = ("csv", "parquet"),
+        writers: Sequence[type[Writer]] = (),
         fsync: bool = False,
         retry_s: float = RETRY_S,
         watch: OnlineSigns | None = None,
@@ -66,9 +74,10 @@ class RunWriter:
         self._facts = facts
         self._log = log
         self._formats = tuple(formats)
+        self._own_writers = tuple(writers)
         self._fsync = fsync
         self._retry_s = retry_s
-        self._watch = watch
+        self._signs = watch
         self.doing = "waiting for rows"
         self._refusal = ""
         self._closed_until = -math.inf
@@ -80,25 +89,25 @@ class RunWriter:
 
     @property
     def is_open(self) -> bool:
-        """Whether an attempt has begun and not ended."""
+        """Whether an attempt has started and not ended."""
         return self._manifest is not None
 
     def open(self, stats: TelemetryStats) -> None:
-        """Begin an attempt, unless one is under way: lock the run, see to older rows, open every file.
+        """Start an attempt, unless one is running: lock the run, take care of older rows, open every file.
 
-        Where the run directory was moved, removed or taken over under a running attempt, a new one begins in its
-        place. After a failure the next call tries again, once `retry_s` have passed; never, where another process
-        writes the run: its rows would be set aside by this one as soon as it ends.
+        If the run directory was moved, removed or taken over during an attempt, a new attempt starts in its place.
+        After a failure the next call tries again once `retry_s` have passed; never, if another process writes the
+        run: this process would move that one's rows away as soon as it ends.
 
         Args:
-            stats: the counters; what was settled before this attempt is not counted as its own.
+            stats: the counters; steps that were settled before this attempt do not count as its own.
 
         Raises:
             OSError: the disk refused.
             WriteError: another process writes this run, or it is too early to try again.
             DamagedFileError: an older file cannot be read.
         """
-        self._leave_where_moved(stats)
+        self._leave_if_moved(stats)
         if self.is_open:
             return
         if time.monotonic() < self._closed_until:
@@ -113,11 +122,10 @@ class RunWriter:
             raise
 
     def write(self, steps: Sequence[PendingStep]) -> int:
-        """Write the rows of some steps to every table.
+        """Write the rows of collected steps to every table.
 
         Returns:
-            How many of the steps failed: a measure, a rule or a writer refused one of their rows, or the disk to sync
-            them.
+            How many of the steps failed: a measure, a rule or a writer refused a row, or the disk refused to sync.
         """
         self.doing = "writing rows, and the disk or the device may be stuck"
         read, numbers, unread = read_steps(steps)
@@ -129,32 +137,32 @@ class RunWriter:
         if self._manifest is not None:
             self._manifest.attempt.deferred += sum(step.is_deferred for step in steps)
         self._last_batch_idx = steps[-1].batch_idx
-        if self._watch is not None:
-            self._watch.add_steps(steps)
+        if self._signs is not None:
+            self._signs.add_steps(steps)
         self._log.write()
         if self._fsync and not self._is_synced(steps):
             return len(steps)
         return len(failed)
 
     def heartbeat(self, stats: TelemetryStats) -> None:
-        """Look for signs, write what there is to tell, and now and then say in the manifest that the run lives."""
-        self._leave_where_moved(stats)
-        if self._watch is not None:
-            self._watch.check()
+        """Search for signs, write the events that are due, and from time to time renew the manifest's heartbeat."""
+        self._leave_if_moved(stats)
+        if self._signs is not None:
+            self._signs.check()
         self._log.write()
         if self._manifest is not None and self._manifest.is_due():
             self._manifest.beat(stats, self._num_rows())
 
     def close(self, stats: TelemetryStats, status: Status, error: str | None) -> None:
-        """End the attempt: finish every file, then say so in the manifest.
+        """End the attempt: finish every file, then the manifest.
 
-        A run that was moved away is left as it lies: finishing it here would make a directory that holds no row.
+        A run that was moved away is left as it is: to finish it here would make a directory without rows.
         """
         self.doing = "finishing the files, and the disk may be stuck"
-        self._leave_where_moved(stats)
+        self._leave_if_moved(stats)
         manifest, self._manifest = self._manifest, None
-        if self._watch is not None:
-            self._watch.check(is_last=True)
+        if self._signs is not None:
+            self._signs.check(is_last=True)
         if manifest is not None:
             for table in self._tables:
                 table.close()
@@ -165,38 +173,50 @@ class RunWriter:
     def _open(self) -> None:
         self._layout.telemetry.mkdir(parents=True, exist_ok=True)
         check_inside(self._layout)
-        with ExitStack() as opened:  # trouble with one file lets go of those before it
+        with ExitStack() as opened:  # if one file cannot be opened, those before it are released
             self._lock = RunLock(self._layout.lock)
             opened.callback(self._unlock)
             tables = [source.run_table for source in self._sources]
             manifest, events = begin_attempt(self._layout, tables, self._facts, self._formats)
-            self._tables = []
-            for index, source in enumerate(self._sources):
-                table = manifest.tables[source.run_table.table.name].declaration
-                files = TableFiles(table, self._writers(table, opened))
-                self._tables.append(TableWriter(source, index, files, self._log, self._watch))
+            tables = [manifest.tables[table.table.name].declaration for table in tables]
+            writers = [self._open_built_in_writers(table, opened) for table in tables]
             self._log.open(self._layout.csv("events"))
             opened.callback(self._log.abandon)
             self._manifest = ManifestWriter(self._layout.manifest, manifest, self._log, before=self._before)
             opened.pop_all()
+        self._tables = []
+        for index, (source, table) in enumerate(zip(self._sources, tables, strict=True)):
+            own = self._open_own_writers(table, attempt=manifest.attempt.number)
+            files = TableFiles(table, [*writers[index], *own])
+            self._tables.append(TableWriter(source, index, files, self._log, self._signs))
         for event in events:
             self._log.add(event)
 
-    def _writers(self, table: RunTable, opened: ExitStack) -> list[Writer]:
+    def _open_built_in_writers(self, table: RunTable, opened: ExitStack) -> list[Writer]:
         writers = []
-        for kind in self._formats:
-            writers.append(self._writer(table, kind))
+        for name in self._formats:
+            path = self._layout.telemetry / f"{table.table.name}.{name}"
+            writers.append(_BUILT_IN_WRITERS[name](path, table.arrow_schema))
             opened.callback(writers[-1].abandon)
         return writers
 
-    def _writer(self, table: RunTable, kind: Format) -> Writer:
-        name = table.table.name
-        if kind == "csv":
-            return CsvWriter(self._layout.csv(name), table.arrow_schema)
-        return ParquetWriter(self._layout.parquet(name), self._layout.journal(name), table.arrow_schema)
+    def _open_own_writers(self, table: RunTable, *, attempt: int) -> Iterator[Writer]:
+        """The user's writers, each with a new file. One that cannot be opened costs the rows of its file only."""
+        for writer_class in self._own_writers:
+            path = self._layout.telemetry / f"{table.table.name}.{writer_class.suffix}"
+            try:
+                if os.path.lexists(path):
+                    supersede_file(path, self._layout.superseded(attempt))
+                writer: Writer = writer_class(path, table.arrow_schema)
+                if writer.file_name != path.name:
+                    raise ValueError(f"expected the file name {path.name}, got {writer.file_name}")  # noqa: TRY301  # as any failure
+            except Exception as error:  # noqa: BLE001  # user code: whatever it raises costs its own file only
+                self._log.fail(error, f"{path.name} could not be opened")
+                writer = _UnopenedWriter(path, table.arrow_schema, reason=in_words(error))
+            yield writer
 
-    def _leave_where_moved(self, stats: TelemetryStats) -> None:
-        """Let go of files that are not in the run directory any more, or not ours; what follows is another attempt."""
+    def _leave_if_moved(self, stats: TelemetryStats) -> None:
+        """Release files that are no longer in the run directory, or no longer ours; the next rows start an attempt."""
         if not self.is_open or self._lock is None or self._lock.is_held():
             return
         for table in self._tables:
@@ -215,7 +235,7 @@ class RunWriter:
             self._lock = None
 
     def _is_synced(self, steps: Sequence[PendingStep]) -> bool:
-        """Sync every file, then the folder that names them; whether that keeps the steps safe."""
+        """Sync every file, then the folder that names them. Returns whether the steps are safe now."""
         are_safe = [table.sync(steps) for table in self._tables]
         self._log.sync()
         try:
@@ -230,20 +250,36 @@ class RunWriter:
         return rows | self._log.num_rows
 
 
-HEARTBEAT_S = 10.0
+class _UnopenedWriter(Writer):
+    """Takes the place of a user's writer that could not be opened, and refuses every batch for that reason."""
+
+    suffix = ""
+
+    def __init__(self, path: Path, schema: pa.Schema, *, reason: str) -> None:
+        super().__init__(path, schema)
+        self._reason = reason
+
+    def write(self, batch: pa.RecordBatch) -> None:  # noqa: ARG002  # none is taken
+        raise WriteError(self._reason)
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class ManifestWriter:
-    """Rewrites the manifest every `HEARTBEAT_S` and at the end, never more often: each time is a sync of the disk.
+    """Rewrites the manifest every `HEARTBEAT_S` and at the end, not more often: each time it syncs the disk.
 
     Args:
-        path: of the manifest.
+        path: the manifest's file.
         manifest: its last attempt is the running one.
-        log: where to tell of trouble.
-        before: steps that this process settled in attempts before this one.
+        log: takes trouble.
+        before: steps that this process settled in earlier attempts.
 
     Raises:
-        OSError: it cannot be written. Rows without it would belong to no attempt.
+        OSError: the manifest cannot be written. Without it the rows would belong to no attempt.
     """
 
     def __init__(self, path: Path, manifest: Manifest, log: EventLog, *, before: TelemetryStats) -> None:
@@ -263,12 +299,12 @@ class ManifestWriter:
         return time.monotonic() >= self._due
 
     def beat(self, stats: TelemetryStats, rows: Mapping[str, int]) -> None:
-        """Say that the run lives, and how much was written."""
+        """Renew the heartbeat and the counters."""
         self._count(stats, rows)
         self._try_to_write()
 
     def end(self, stats: TelemetryStats, rows: Mapping[str, int], status: Status, error: str | None) -> None:
-        """Say how the attempt ended."""
+        """Record how the attempt ended."""
         self._count(stats, rows)
         self.attempt.status, self.attempt.error, self.attempt.ended_utc = status, error, utc_now()
         self._manifest.status = status
@@ -288,7 +324,7 @@ class ManifestWriter:
     def _try_to_write(self) -> None:
         try:
             self._write()
-        except Exception as error:  # noqa: BLE001  # whatever it is, it costs this heartbeat and no row
+        except Exception as error:  # noqa: BLE001  # it costs this heartbeat and no row
             self._log.fail(error, "manifest.json could not be written")
 
     def _write(self) -> None:

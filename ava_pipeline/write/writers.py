@@ -1,9 +1,12 @@
-"""Writers: one file format for one table each."""
+"""Writers: each brings one table's Arrow batches to one file of one format."""
 
 import contextlib
 import os
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 from pyarrow import csv
@@ -12,32 +15,76 @@ from ava_pipeline.contract.files import append_whole
 from ava_pipeline.contract.journal import JournalWriter
 from ava_pipeline.contract.parquet import num_parquet_rows
 from ava_pipeline.contract.stored import store_journal
-from ava_pipeline.errors import DamagedFileError
+from ava_pipeline.errors import DamagedFileError, MisuseError
+
+_SEARCHED_BYTES = 2**20
+_ROWS = csv.WriteOptions(include_header=False, quoting_style="needed")
+_QUOTED_CHARACTERS = frozenset(',"\r\n')
+_SUFFIX = re.compile(r"[A-Za-z0-9_]+")
+_TAKEN_SUFFIXES = frozenset({"csv", "parquet", "journal", "json", "lock", "partial"})  # of files in telemetry/
 
 
 class Writer(ABC):
-    """Takes a table's Arrow batches and brings them to one file.
+    """Writes one table to one file, in one format.
 
-    A writer is used by one thread. `write` takes a batch in full or raises and takes none of it, so that the next
-    batch can be tried again after trouble with the disk.
+    Subclass it and give the class to `TelemetryCollector(..., writers=[MyWriter])`. The collector makes one object per
+    table, with the path `telemetry/<table>.<suffix>`, and calls it in the background thread only. The file starts over
+    at each attempt: an older file is moved to `telemetry/superseded/`.
+
+    Whatever a writer raises costs the rows of its own file, which are counted as failed and named in `events.csv`.
+    `write` takes a batch in full or raises and takes nothing of it, so that the next batch can be tried again after
+    trouble with the disk.
+
+    Args:
+        path: the file.
+        schema: the table's Arrow schema; every batch has it.
+
+    Attributes:
+        suffix: the last part of the file name, without the dot.
+        path: as given.
+        schema: as given.
+
+    Example:
+        class JsonLinesWriter(Writer):
+            suffix = "jsonl"
+
+            def __init__(self, path, schema):
+                super().__init__(path, schema)
+                self._file = path.open("xb", buffering=0)
+
+            def write(self, batch):
+                lines = [json.dumps(row, default=str) for row in batch.to_pylist()]
+                self._file.write("".join(f"{line}{os.linesep}" for line in lines).encode())
+
+            def sync(self):
+                os.fsync(self._file.fileno())
+
+            def close(self):
+                self._file.close()
     """
 
+    suffix: ClassVar[str]
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.schema = schema
+
     @property
-    @abstractmethod
     def file_name(self) -> str:
-        """The file that the rows end up in, for counters and messages."""
+        """The name of the file, for counters and messages."""
+        return self.path.name
 
     @abstractmethod
     def write(self, batch: pa.RecordBatch) -> None:
-        """Take one batch: after this it survives the process being killed.
+        """Write one batch: after this it survives the process being killed.
 
         Raises:
-            OSError: the batch was not taken, none of it.
+            OSError: nothing of the batch was written.
         """
 
     @abstractmethod
     def sync(self) -> None:
-        """Wait until every batch taken survives a power loss.
+        """Wait until every batch written survives a power loss.
 
         Raises:
             OSError: the disk refused.
@@ -48,33 +95,30 @@ class Writer(ABC):
         """Finish the file. Nothing is written afterwards.
 
         Raises:
-            OSError: the file could not be finished; what was taken can still be recovered.
+            OSError: the file could not be finished.
         """
 
-    @abstractmethod
     def abandon(self) -> None:
-        """Let go of the file as it is: what was taken stays where it lies. Never raises, never names the file."""
-
-
-_LOOK_BACK_BYTES = 2**20
-_ROWS = csv.WriteOptions(include_header=False, quoting_style="needed")
-_MUST_BE_QUOTED = frozenset(',"\r\n')
+        """Release the file as it is, because its directory was moved or taken over; here, `close` it."""
+        self.close()
 
 
 class CsvWriter(Writer):
-    """Appends a table's rows to a CSV file, making it with its header where there is none.
+    """Appends a table's rows to a CSV file; a new file begins with the header.
 
     Args:
-        path: the file; one that exists must have the same header and end with a whole line.
+        path: the file; an older file must have the same header and end with a whole line.
         schema: the table's Arrow schema.
 
     Raises:
         OSError: the file cannot be opened.
-        DamagedFileError: the file holds other columns.
+        DamagedFileError: the file has other columns.
     """
 
+    suffix = "csv"
+
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._path = path
+        super().__init__(path, schema)
         header = (",".join(schema.names) + "\n").encode()
         self._file = path.open("r+b" if path.exists() else "x+b", buffering=0)
         try:
@@ -85,11 +129,6 @@ class CsvWriter(Writer):
         except BaseException:
             self._file.close()
             raise
-
-    @property
-    def file_name(self) -> str:
-        """The CSV file."""
-        return self._path.name
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append the batch's lines, all or none."""
@@ -104,7 +143,7 @@ class CsvWriter(Writer):
         self._file.close()
 
     def abandon(self) -> None:
-        """Close the file, whatever became of its disk."""
+        """Close the file, even if its disk fails."""
         with contextlib.suppress(OSError):  # nothing is buffered here, so nothing is lost
             self._file.close()
 
@@ -113,42 +152,15 @@ class CsvWriter(Writer):
         found = self._file.read(len(header))
         if found != header:
             raise DamagedFileError(
-                f"{self._path} begins with {found!r}, not with this run's columns {header!r}. "
-                "Move it away, or write to another output directory."
+                f"{self.path}: expected this run's columns {header!r}, got {found!r}. "
+                "Move the file away, or write to another output directory."
             )
-
-
-def cut_torn_line(path: Path) -> bytes:
-    """Cut a last line that was never finished, so that the next row is not glued to it.
-
-    Returns:
-        The bytes cut; empty where the file ends with a whole line.
-    """
-    torn = torn_line(path)
-    if torn:
-        os.truncate(path, path.stat().st_size - len(torn))
-    return torn
-
-
-def torn_line(path: Path) -> bytes:
-    """The last line of a file where it was never finished, else nothing."""
-    with path.open("rb", buffering=0) as file:
-        start = file.seek(0, os.SEEK_END)
-        blocks: list[bytes] = []
-        whole = -1
-        while start and whole < 0:
-            end, start = start, max(0, start - _LOOK_BACK_BYTES)
-            file.seek(start)
-            block = file.read(end - start)
-            whole = block.rfind(b"\n")
-            blocks.append(block[whole + 1 :])
-    return b"".join(reversed(blocks))
 
 
 def _csv_lines(batch: pa.RecordBatch) -> bytes:
     if not any(pa.types.is_string(field.type) for field in batch.schema):
         return _arrow_lines(batch)
-    # Arrow quotes every text or none: here each is quoted by itself, where it must be.
+    # Arrow quotes every text or none: here a text is quoted only if it must be.
     columns = [_csv_fields(batch.select([index])) for index in range(batch.num_columns)]
     return b"".join(b",".join(fields) + b"\n" for fields in zip(*columns, strict=True))
 
@@ -160,10 +172,10 @@ def _csv_fields(column: pa.RecordBatch) -> list[bytes]:
 
 
 def _quoted(text: str | None) -> bytes:
-    """An empty text is quoted, so that it is no null."""
+    """A field; an empty text is quoted, to keep it apart from null."""
     if text is None:
         return b""
-    is_plain = text and not _MUST_BE_QUOTED.intersection(text)
+    is_plain = text and not _QUOTED_CHARACTERS.intersection(text)
     return (text if is_plain else '"' + text.replace('"', '""') + '"').encode()
 
 
@@ -174,13 +186,13 @@ def _arrow_lines(batch: pa.RecordBatch) -> bytes:
 
 
 class ParquetWriter(Writer):
-    """Journals a table's rows beside its Parquet file and turns both into one file on close.
+    """Appends a table's rows to a journal beside its Parquet file, and turns both into one Parquet file on close.
 
     A Parquet file that was not finished cannot be read, so rows wait in the journal, of which every whole batch can.
 
     Args:
-        parquet: the file; one that exists goes on.
-        journal: must not exist; `store_journal` empties an older one.
+        path: the Parquet file; an older file keeps its rows. The journal beside it must not exist; `store_journal`
+            empties an older one.
         schema: the table's Arrow schema.
 
     Raises:
@@ -188,17 +200,13 @@ class ParquetWriter(Writer):
         DamagedFileError: the Parquet file cannot be read.
     """
 
-    def __init__(self, parquet: Path, journal: Path, schema: pa.Schema) -> None:
-        self._parquet = parquet
-        self._journal_path = journal
-        self._schema = schema
-        rows_before = num_parquet_rows(parquet) if parquet.exists() else 0
-        self._journal = JournalWriter(journal, schema, rows_before=rows_before)
+    suffix = "parquet"
 
-    @property
-    def file_name(self) -> str:
-        """The Parquet file that the journal becomes."""
-        return self._parquet.name
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        super().__init__(path, schema)
+        self._journal_path = path.with_suffix(".journal")
+        rows_before = num_parquet_rows(path) if path.exists() else 0
+        self._journal = JournalWriter(self._journal_path, schema, rows_before=rows_before)
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append the batch to the journal, all of it or none."""
@@ -209,41 +217,62 @@ class ParquetWriter(Writer):
         self._journal.sync()
 
     def close(self) -> None:
-        """Write the Parquet file aside, read it back, rename it, and remove the journal."""
+        """Write the Parquet file under another name, read it back, rename it, and remove the journal."""
         self._journal.close()
-        store_journal(self._parquet, self._journal_path, self._schema)
+        store_journal(self.path, self._journal_path, self.schema)
 
     def abandon(self) -> None:
-        """Close the journal and leave it: every batch of it can be read."""
+        """Close the journal and leave it in place: every batch of it can be read."""
         with contextlib.suppress(OSError):  # nothing is buffered here, so nothing is lost
             self._journal.close()
 
 
-class MemoryWriter(Writer):
-    """Keeps a table's batches.
+def check_writers(writers: Sequence[type[Writer]]) -> tuple[type[Writer], ...]:
+    """Check the writers of the user's own.
 
-    Attributes:
-        batches: every batch taken, in order.
+    Raises:
+        MisuseError: not a list of concrete subclasses of `Writer`, or a suffix that cannot be used.
     """
+    if not isinstance(writers, list | tuple):
+        raise MisuseError(f"writers: expected a list of subclasses of Writer, got {writers!r}.")
+    taken = set(_TAKEN_SUFFIXES)
+    for writer in writers:
+        if not (isinstance(writer, type) and issubclass(writer, Writer)):
+            raise MisuseError(f"writers: expected subclasses of Writer, got {writer!r}: give the class, not an object.")
+        missing = sorted(getattr(writer, "__abstractmethods__", ()))
+        if missing:
+            raise MisuseError(f"writers: {writer.__name__} does not define {', '.join(missing)}.")
+        suffix = getattr(writer, "suffix", None)
+        if not (isinstance(suffix, str) and _SUFFIX.fullmatch(suffix)):
+            raise MisuseError(f"writers: expected {writer.__name__}.suffix to be letters and digits, got {suffix!r}.")
+        if suffix.lower() in taken:
+            raise MisuseError(f"writers: the suffix {suffix!r} of {writer.__name__} is taken: give it another one.")
+        taken.add(suffix.lower())
+    return tuple(writers)
 
-    def __init__(self, name: str = "memory") -> None:
-        self._name = name
-        self.batches: list[pa.RecordBatch] = []
 
-    @property
-    def file_name(self) -> str:
-        """A name for the counters; there is no file."""
-        return self._name
+def cut_torn_line(path: Path) -> bytes:
+    """Cut an unfinished last line, so that the next row does not continue it.
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Keep the batch."""
-        self.batches.append(batch)
+    Returns:
+        The bytes cut; empty if the file ends with a whole line.
+    """
+    torn = torn_line(path)
+    if torn:
+        os.truncate(path, path.stat().st_size - len(torn))
+    return torn
 
-    def sync(self) -> None:
-        """Nothing to wait for."""
 
-    def close(self) -> None:
-        """Nothing to finish."""
-
-    def abandon(self) -> None:
-        """Nothing to let go of."""
+def torn_line(path: Path) -> bytes:
+    """The last line of a file if it is unfinished, else nothing."""
+    with path.open("rb", buffering=0) as file:
+        start = file.seek(0, os.SEEK_END)
+        blocks: list[bytes] = []
+        whole = -1
+        while start and whole < 0:
+            end, start = start, max(0, start - _SEARCHED_BYTES)
+            file.seek(start)
+            block = file.read(end - start)
+            whole = block.rfind(b"\n")
+            blocks.append(block[whole + 1 :])
+    return b"".join(reversed(blocks))

@@ -160,7 +160,7 @@ class RunBuilder:
         name = table.table.name
         if self.status == "running":
             return JournalWriter(self.layout.journal(name), table.arrow_schema)
-        return ParquetWriter(self.layout.parquet(name), self.layout.journal(name), table.arrow_schema)
+        return ParquetWriter(self.layout.parquet(name), table.arrow_schema)
 
     def _append(self, writer: CsvWriter | ParquetWriter | JournalWriter, batch: pa.RecordBatch) -> None:
         for start in range(0, batch.num_rows, 5):

@@ -15,9 +15,10 @@ from ava_pipeline.contract.columns import Column
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import RunTable, Table
-from ava_pipeline.write.writers import CsvWriter, MemoryWriter, ParquetWriter, Writer
+from ava_pipeline.write.writers import CsvWriter, ParquetWriter, Writer
 from tests.scripts import run_script
 from tests.write.feeding import batch_of
+from tests.write.memory_writer import MemoryWriter
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -43,7 +44,7 @@ def open_csv(folder: Path, schema: pa.Schema) -> Writer:
 
 def open_parquet(folder: Path, schema: pa.Schema) -> Writer:
     """A Parquet file and its journal in the folder."""
-    return ParquetWriter(folder / "numbers.parquet", folder / "numbers.journal", schema)
+    return ParquetWriter(folder / "numbers.parquet", schema)
 
 
 def open_memory(folder: Path, schema: pa.Schema) -> Writer:
@@ -176,6 +177,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from tests.write.feeding import batch_of
+from tests.write.memory_writer import MemoryWriter
 from tests.write.test_writers import SCHEMA, open_csv, open_parquet, row, rows_of
 
 folder = Path(sys.argv[2])

@@ -1,8 +1,91 @@
-"""The measures that come with the package, one file each."""
+"""The built-in measures, one file each, and how the collector uses them beside the user's own."""
+
+from collections.abc import Callable, Sequence
 
 from ava_pipeline.collect.measures.gradient_norms import GradientNorms
 from ava_pipeline.collect.measures.learning_rates import LearningRates
-from ava_pipeline.collect.measures.measure import Measure
+from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
 from ava_pipeline.collect.measures.steps import Steps
+from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, EPOCH_METRICS
+from ava_pipeline.contract.events import EVENTS
+from ava_pipeline.contract.tables import KEY_COLUMNS, Table
+from ava_pipeline.errors import MisuseError, in_words
+from ava_pipeline.write.pending import FailedReading
 
 BUILT_IN_MEASURES: tuple[type[Measure], ...] = (GradientNorms, LearningRates, Steps)
+
+
+def check_measures(measures: Sequence[type[Measure]]) -> tuple[type[Measure], ...]:
+    """Check the measures of the user's own.
+
+    Raises:
+        MisuseError: not a list of concrete subclasses of `Measure`, or a table that cannot be used.
+    """
+    if not isinstance(measures, list | tuple):
+        raise MisuseError(f"measures: expected a list of subclasses of Measure, got {measures!r}.")
+    taken = {table.name.lower() for table in (*BUILT_IN_TABLES, EPOCH_METRICS, EVENTS)}
+    for measure in measures:
+        if not (isinstance(measure, type) and issubclass(measure, Measure)):
+            raise MisuseError(
+                f"measures: expected subclasses of Measure, got {measure!r}: give the class, not an object."
+            )
+        missing = sorted(getattr(measure, "__abstractmethods__", ()))
+        if missing:
+            raise MisuseError(f"measures: {measure.__name__} does not define {', '.join(missing)}.")
+        table = getattr(measure, "table", None)
+        if not isinstance(table, Table) or table.columns[: len(KEY_COLUMNS)] != KEY_COLUMNS:
+            raise MisuseError(
+                f"measures: expected {measure.__name__}.table to be a Table whose columns begin with KEY_COLUMNS, "
+                f"got {table!r}."
+            )
+        if table.name.lower() in taken:
+            raise MisuseError(
+                f"measures: the table name {table.name!r} of {measure.__name__} is taken: give it another one."
+            )
+        taken.add(table.name.lower())
+    return tuple(measures)
+
+
+def make_measures(
+    own: Sequence[type[Measure]], targets: TrainingTargets, *, on_failure: Callable[[Exception, str], None]
+) -> list[Measure]:
+    """Make the built-in measures and the user's own.
+
+    Args:
+        own: as `check_measures` returned them. One that raises is left out.
+        targets: what they measure.
+        on_failure: is given the exception of a measure that is left out, and the clause that says what failed.
+
+    Raises:
+        MisuseError: a run column has a name that cannot name a column, or the name of another column.
+    """
+    made = [measure(targets) for measure in BUILT_IN_MEASURES]
+    for measure in made:
+        measure.run_table  # noqa: B018  # names that clash are reported to the caller, here and now
+    for measure_class in own:
+        try:
+            measure = measure_class(targets)
+            measure.run_table  # noqa: B018  # as above
+            made.append(measure)
+        except MisuseError:
+            raise
+        except Exception as error:  # noqa: BLE001  # user code: its table is missing, and the training continues
+            on_failure(error, f"the measure {measure_class.__name__} could not be made")
+    return made
+
+
+def read_measures(measures: Sequence[Measure], snapshot: StepSnapshot, *, is_strict: bool) -> list[Reading]:
+    """Read a step's numbers; a measure that raises costs only its own row, unless `is_strict`."""
+    readings = []
+    for measure in measures:
+        try:
+            reading = measure.read(snapshot)
+            if not isinstance(reading, Reading):
+                raise TypeError(f"{type(measure).__name__}.read: expected a Reading, got {reading!r}")
+        except Exception as error:
+            if is_strict:
+                raise
+            reading = Reading([], FailedReading(in_words(error)))
+        readings.append(reading)
+    return readings

@@ -80,12 +80,16 @@ def read_measures(measures: Sequence[Measure], snapshot: StepSnapshot, *, is_str
     readings = []
     for measure in measures:
         try:
-            reading = measure.read(snapshot)
-            if not isinstance(reading, Reading):
-                raise TypeError(f"{type(measure).__name__}.read: expected a Reading, got {reading!r}")
+            readings.append(_reading(measure, snapshot))
         except Exception as error:
             if is_strict:
                 raise
-            reading = Reading([], FailedReading(in_words(error)))
-        readings.append(reading)
+            readings.append(Reading([], FailedReading(in_words(error))))
     return readings
+
+
+def _reading(measure: Measure, snapshot: StepSnapshot) -> Reading:
+    reading = measure.read(snapshot)
+    if not isinstance(reading, Reading):
+        raise TypeError(f"{type(measure).__name__}.read: expected a Reading, got {reading!r}")
+    return reading

@@ -105,7 +105,7 @@ def by_epoch(series: Sequence[Series]) -> TextTable:
     """Median, lowest and highest value of each series in each epoch; of many epochs, in several at once."""
     columns = list(dict.fromkeys(column.column for column in series))
     runs = list(dict.fromkeys(column.run for column in series))
-    rows = [row for run in runs for row in _epoch_rows([one for one in series if one.run == run], columns)]
+    rows = [row for run in runs for row in _epoch_rows([column for column in series if column.run == run], columns)]
     header = ["epochs", "batches", *(f"{column}: median (lowest to highest)" for column in columns)]
     return TextTable(["run", *header], rows) if len(runs) > 1 else TextTable(header, [row[1:] for row in rows])
 

@@ -28,7 +28,7 @@ def traces_of(
     bounds: tuple[float, float],
     axes: dict[str, str],
 ) -> Iterator[Trace]:
-    """The traces of one series.
+    """The traces that draw a series.
 
     Args:
         series: the column to draw.

@@ -1,4 +1,4 @@
-"""Files of predictions, made as a run's are."""
+"""Build files of predictions like those of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ from ava_pipeline.metrics import mean_scores
 def predictions_file(
     path: Path, image_ids: Sequence[int] | Sequence[str], *, noise: float = 0.3, seed: int = 0, ties: bool = False
 ) -> Path:
-    """Write predictions that are the truth and some noise.
+    """Write predictions that are the truth with noise.
 
     Args:
         path: of the Parquet file.
-        image_ids: the truth of an image follows from its id alone.
-        noise: share of the predictions that knows nothing.
-        seed: of the noise.
-        ties: mean scores are rounded, so that many are equal.
+        image_ids: the truth of an image depends on its id only.
+        noise: share of noise in the predictions.
+        seed: of the random generator of the noise.
+        ties: whether mean scores are rounded, so that many are equal.
     """
     truth = np.stack([np.random.default_rng(int(image)).dirichlet(np.ones(10)) for image in image_ids])
     guess = np.random.default_rng(seed).dirichlet(np.ones(10), len(image_ids))

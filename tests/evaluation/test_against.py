@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,8 @@ from ava_pipeline.read.predictions import read_predicted
 from tests.evaluation.evaluating import predictions_file
 
 
-def test_differences_are_those_of_the_same_images(tmp_path: Path) -> None:
-    """The second file holds them in another order; each resample draws them alike for both."""
+def test_differences_are_paired_by_image(tmp_path: Path) -> None:
+    """Although the second file has another order; each resample draws the same images for both."""
     ids = list(range(1, 81))
     one = predictions_file(tmp_path / "one.parquet", ids, noise=0.2)
     two = predictions_file(tmp_path / "two.parquet", ids, noise=0.5, seed=1)
@@ -41,13 +42,13 @@ def test_differences_are_those_of_the_same_images(tmp_path: Path) -> None:
 
 
 def figures(frame: pd.DataFrame) -> dict[str, float]:
-    """The metrics of some rows."""
+    """The metrics of these rows."""
     shares = (frame.filter(like="pred_dist_"), frame.filter(like="gt_dist_"))
     return asdict(prediction_metrics(*shares, frame["pred_mean"], frame["gt_mean"]))
 
 
-def test_a_pair_tells_what_two_intervals_cannot(tmp_path: Path) -> None:
-    """A small difference on the same images is sure, though each figure's own interval holds the other."""
+def test_a_paired_interval_is_narrower_than_two_separate_intervals(tmp_path: Path) -> None:
+    """A small difference on the same images is certain, although each separate interval contains the other metric."""
     ids = range(1, 201)
     one = predictions_file(tmp_path / "one.parquet", ids, noise=0.30)
     two = predictions_file(tmp_path / "two.parquet", ids, noise=0.33)
@@ -57,7 +58,7 @@ def test_a_pair_tells_what_two_intervals_cannot(tmp_path: Path) -> None:
     assert compare(one, one, num_resamples=50).verdicts() == dict.fromkeys(asdict(found.metrics), "unclear")
 
 
-def test_images_in_one_file_only_are_counted_and_left_out(tmp_path: Path) -> None:
+def test_images_in_one_file_only_are_counted_and_skipped(tmp_path: Path) -> None:
     """Integer ids and the same ids as text are the same images."""
     one = predictions_file(tmp_path / "one.parquet", range(1, 41))
     two = predictions_file(tmp_path / "two.parquet", [str(image) for image in range(11, 61)], seed=1)
@@ -68,7 +69,7 @@ def test_images_in_one_file_only_are_counted_and_left_out(tmp_path: Path) -> Non
 
 
 def test_the_images_that_differ_most_come_first(tmp_path: Path) -> None:
-    """With what both predict; those that do not differ are not listed."""
+    """With both predictions; images that do not differ are not listed."""
     one = predictions_file(tmp_path / "one.parquet", range(1, 41))
     frame = pd.read_parquet(one)
     moved, truth = np.zeros((2, len(frame)))
@@ -81,8 +82,8 @@ def test_the_images_that_differ_most_come_first(tmp_path: Path) -> None:
     assert found.num_other_truth == 1
 
 
-def test_of_a_run_the_last_epoch_counts(tmp_path: Path) -> None:
-    """By number, not by name; a set that is named val before others."""
+def test_of_a_run_the_last_epoch_is_compared(tmp_path: Path) -> None:
+    """By number, not by name; the set val is preferred."""
     for name in ("val_epoch_000", "val_epoch_1000", "val_epoch_999", "zoo_epoch_000"):
         predictions_file(tmp_path / f"run/predictions/{name}.parquet", range(1, 11))
     other = predictions_file(tmp_path / "other.parquet", range(1, 11))
@@ -95,8 +96,8 @@ def test_of_a_run_the_last_epoch_counts(tmp_path: Path) -> None:
         compare(tmp_path / "run", other, num_resamples=5)
 
 
-def test_what_cannot_be_paired_is_named(tmp_path: Path) -> None:
-    """Other images, no ids, an image twice, no predictions."""
+def test_files_that_cannot_be_paired(tmp_path: Path) -> None:
+    """Have other images, no ids, an image twice, or no predictions; the message names the reason."""
     one = predictions_file(tmp_path / "one.parquet", range(1, 11))
     other = predictions_file(tmp_path / "other.parquet", range(11, 21))
     with pytest.raises(MisuseError, match="no image in common"):
@@ -106,7 +107,7 @@ def test_what_cannot_be_paired_is_named(tmp_path: Path) -> None:
     with pytest.raises(PredictionsError, match="no column image_id"):
         compare(one, other, num_resamples=5)
     pd.concat([frame, frame.head(1)]).to_parquet(other)
-    with pytest.raises(PredictionsError, match="11 rows of 10 images"):
+    with pytest.raises(PredictionsError, match="got 11 rows of 10 images"):
         compare(one, other, num_resamples=5)
     frame.assign(pred_mean="high").to_parquet(other)
     with pytest.raises(DamagedFileError, match=r"pred_mean is .*string, not numbers"):
@@ -115,17 +116,17 @@ def test_what_cannot_be_paired_is_named(tmp_path: Path) -> None:
         compare(one, tmp_path / "nowhere", num_resamples=5)
 
 
-def test_the_command_shows_a_comparison_and_gives_it_to_programs(tmp_path: Path) -> None:
-    """A line a metric with what it says, the files, and the images."""
+def test_the_command_prints_a_comparison_as_a_table_and_as_json(tmp_path: Path) -> None:
+    """With a line for each metric and its verdict, the files, and the images."""
     one = predictions_file(tmp_path / "one.parquet", range(1, 41), noise=0.1)
     two = predictions_file(tmp_path / "two.parquet", range(3, 51), noise=0.6, seed=1)
     arguments = ["evaluate", str(one), "--against", str(two), "--resamples", "50"]
-    told = CliRunner().invoke(cli.app, arguments)
-    assert told.exit_code == 0
-    assert "Two sets of predictions on 38 images" in told.stdout
-    assert "Left out: 2 images in A alone, 10 in B alone." in told.stdout
-    assert "50 resamples of the images (percentile bootstrap, seed 0)" in told.stdout
-    srcc = next(line for line in told.stdout.splitlines() if line.startswith("SRCC"))
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0
+    assert "Two sets of predictions on 38 images" in result.stdout
+    assert "Left out: 2 images in A alone, 10 in B alone." in result.stdout
+    assert "50 resamples of the images (percentile bootstrap, seed 0)" in result.stdout
+    srcc = next(line for line in result.stdout.splitlines() if line.startswith("SRCC"))
     found = json.loads(CliRunner().invoke(cli.app, [*arguments, "--json"]).stdout)
     assert srcc.split()[1] == f"{found['metrics']['srcc']:.4f}"
     assert srcc.split()[-1] == found["verdicts"]["srcc"] == "better"
@@ -134,19 +135,24 @@ def test_the_command_shows_a_comparison_and_gives_it_to_programs(tmp_path: Path)
     assert len(found["furthest"]) == 10
 
 
-def test_intervals_go_to_programs_and_can_be_left_out(tmp_path: Path) -> None:
-    """`--resamples 0` is what evaluate was before; a comparison needs them."""
+def test_intervals_in_json_can_be_omitted(tmp_path: Path) -> None:
+    """With `--resamples 0`; a comparison needs intervals."""
     one = str(predictions_file(tmp_path / "one.parquet", range(1, 41)))
-    told = json.loads(CliRunner().invoke(cli.app, ["evaluate", one, "--json"]).stdout)["files"][0]
-    assert told["interval"]["low"]["srcc"] < told["srcc"] < told["interval"]["high"]["srcc"]
-    assert told["interval"] == told["interval"] | {"num_resamples": 1000, "seed": 0, "confidence": 0.95}
-    told = json.loads(CliRunner().invoke(cli.app, ["evaluate", one, "--json", "--resamples", "0"]).stdout)["files"][0]
-    assert told["interval"] is None
+
+    def evaluated(*options: str) -> dict[str, Any]:
+        result = CliRunner().invoke(cli.app, ["evaluate", one, "--json", *options])
+        (file,) = json.loads(result.stdout)["files"]
+        return dict(file)
+
+    file = evaluated()
+    assert file["interval"]["low"]["srcc"] < file["srcc"] < file["interval"]["high"]["srcc"]
+    assert file["interval"] == file["interval"] | {"num_resamples": 1000, "seed": 0, "confidence": 0.95}
+    assert evaluated("--resamples", "0")["interval"] is None
     assert CliRunner().invoke(cli.app, ["evaluate", one, "--against", one, "--resamples", "0"]).exit_code == 2
 
 
 def test_names_are_text_on_the_terminal(tmp_path: Path) -> None:
-    """Markup and control characters in file names and image ids are shown, not obeyed."""
+    """Markup and control characters in file names and image ids are escaped."""
     name = "[red]\x1b[2J\u202e"
     one = predictions_file(tmp_path / f"{name}.parquet", range(1, 11))
     frame = pd.read_parquet(one)
@@ -154,7 +160,7 @@ def test_names_are_text_on_the_terminal(tmp_path: Path) -> None:
     frame.to_parquet(one)
     frame.assign(pred_mean=frame["pred_mean"] + 1).to_parquet(tmp_path / "two.parquet")
     for arguments in ([str(one)], [str(one), "--against", str(tmp_path / "two.parquet")]):
-        told = CliRunner().invoke(cli.app, ["evaluate", *arguments, "--resamples", "5"]).stdout
-        assert "[red]\\x1b[2J\\u202e" in told
-        assert not {"\x1b", "\x07", "\u202e"} & set(told)
-    assert "[bold]1\\x1b]0;x\\x07" in told
+        printed = CliRunner().invoke(cli.app, ["evaluate", *arguments, "--resamples", "5"]).stdout
+        assert "[red]\\x1b[2J\\u202e" in printed
+        assert not {"\x1b", "\x07", "\u202e"} & set(printed)
+    assert "[bold]1\\x1b]0;x\\x07" in printed

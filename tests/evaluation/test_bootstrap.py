@@ -1,4 +1,4 @@
-"""Intervals: each resample has the metrics of its images, and the ends lie where SciPy's do."""
+"""Intervals: each resample has the metrics of its images, and the ends agree with SciPy's."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,13 +17,13 @@ needs_ava = pytest.mark.skipif(not AVA.is_dir(), reason=f"real AVA predictions a
 
 
 def predicted(folder: Path, *, num_images: int = 60, ties: bool = False, seed: int = 0) -> Predicted:
-    """Predictions that are about right."""
+    """Predictions that are close to the truth."""
     return read_predicted(predictions_file(folder / "val.parquet", range(1, num_images + 1), ties=ties, seed=seed))
 
 
 @pytest.mark.parametrize("ties", [False, True], ids=["all differ", "ties"])
 def test_each_resample_has_the_metrics_of_its_images(ties: bool, tmp_path: Path) -> None:  # noqa: FBT001  # from a parameter
-    """What is quick is the same as evaluating the images that were drawn, one resample after the other."""
+    """The fast computation gives the same metrics as evaluating the drawn images of each resample."""
     one = predicted(tmp_path, ties=ties)
     found = resampled([one], 40)[0]
     counts = np.concatenate(list(_draws(one.num_images, 40, 0)))
@@ -35,8 +35,8 @@ def test_each_resample_has_the_metrics_of_its_images(ties: bool, tmp_path: Path)
         assert {name: values[index] for name, values in found.items()} == pytest.approx(asdict(expected), abs=1e-12)
 
 
-def test_the_ends_lie_where_scipys_do(tmp_path: Path) -> None:
-    """Its percentile bootstrap of the same metrics, within the error of so many resamples."""
+def test_the_ends_agree_with_scipy(tmp_path: Path) -> None:
+    """SciPy's percentile bootstrap of the same metrics, within the error of this number of resamples."""
     one = predicted(tmp_path, num_images=200)
     found = interval(resampled([one], 9999)[0])
     for name, metric in {
@@ -57,8 +57,8 @@ def test_the_ends_lie_where_scipys_do(tmp_path: Path) -> None:
         assert getattr(found.high, name) == pytest.approx(reference.high, abs=0.1 * error)
 
 
-def test_95_percent_of_intervals_hold_the_true_value() -> None:
-    """Errors of a known distribution: the mean absolute one of a standard normal is the root of 2/pi."""
+def test_95_percent_of_intervals_contain_the_true_value() -> None:
+    """For errors of a known distribution: the mean absolute value of a standard normal is the root of 2/pi."""
     random = np.random.default_rng(0)
     flat = np.full((100, 10), 0.1)
     held = 0
@@ -72,7 +72,7 @@ def test_95_percent_of_intervals_hold_the_true_value() -> None:
 
 @needs_ava
 def test_real_predictions_have_narrow_intervals() -> None:
-    """On 25,548 real images: about what Fisher's formula says of a correlation."""
+    """On 25,548 real images they agree with Fisher's formula for a correlation."""
     one = read_predicted(AVA / "real_val_predictions.parquet")
     found, metrics = interval(resampled([one], 200)[0]), one.metrics()
     fisher = np.tanh(np.arctanh(metrics.plcc) + np.array([-1.96, 1.96]) / np.sqrt(one.num_images - 3))
@@ -81,16 +81,14 @@ def test_real_predictions_have_narrow_intervals() -> None:
 
 
 def test_the_same_seed_gives_the_same_interval(tmp_path: Path) -> None:
-    """A figure that is reported can be had again; another seed draws other images."""
+    """Reported intervals can be reproduced; another seed draws other images."""
     one = predicted(tmp_path)
     assert interval(resampled([one], 50)[0]) == interval(resampled([one], 50)[0])
     assert interval(resampled([one], 50)[0]) != interval(resampled([one], 50, seed=1)[0])
 
 
-def test_resamples_are_drawn_alike_however_many_blocks_there_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """How much memory there is does not change a figure."""
+def test_the_size_of_blocks_does_not_change_a_resample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks only bound the memory."""
     one = predicted(tmp_path)
     whole = resampled([one], 50)[0]
     monkeypatch.setattr("ava_pipeline.evaluation.evaluate._BLOCK", 7 * one.num_images)
@@ -99,8 +97,8 @@ def test_resamples_are_drawn_alike_however_many_blocks_there_are(
     }
 
 
-def test_what_is_not_defined_has_no_interval(tmp_path: Path) -> None:
-    """A constant ranks nothing; predictions that are not finite have no figure at all. Without a warning."""
+def test_an_undefined_metric_has_no_interval(tmp_path: Path) -> None:
+    """Correlations with a constant, and every metric of predictions that are not finite; without a warning."""
     one = predicted(tmp_path)
     constant = np.tile(one.truth.mean(axis=0), (one.num_images, 1))
     found = interval(resampled([replace(one, pred=constant, pred_mean=mean_scores(constant))], 50)[0])
@@ -110,8 +108,8 @@ def test_what_is_not_defined_has_no_interval(tmp_path: Path) -> None:
     assert set(found.to_json()["low"].values()) == {None}
 
 
-def test_one_image_drawn_again_and_again_has_no_correlation(tmp_path: Path) -> None:
-    """Nor have constants."""
+def test_a_resample_of_one_image_has_no_correlation(tmp_path: Path) -> None:
+    """Nor has a constant prediction."""
     whole = predicted(tmp_path)
     for score in np.linspace(4, 6, 30):
         constant = replace(whole, pred_mean=np.full(whole.num_images, score))
@@ -124,15 +122,15 @@ def test_one_image_drawn_again_and_again_has_no_correlation(tmp_path: Path) -> N
         assert (np.isnan(found[name]) == is_one_image).all()
 
 
-def test_what_rounding_leaves_of_a_variance_is_none() -> None:
-    """How sums are rounded differs from machine to machine; predictions that hardly differ do differ."""
+def test_a_rounding_error_is_not_a_variance() -> None:
+    """Rounding of sums depends on the machine; but predictions that hardly differ have a variance."""
     mean, square = np.array([0.3, 1e-9]), np.array([0.3 * 0.3 * (1 + 4e-16), 1e-14])
     assert _variance(mean, square).tolist() == pytest.approx([0, 1e-14 - 1e-18], rel=1e-9)
     assert _variance(mean, square)[0] == 0
 
 
-def test_a_single_image_has_an_interval_of_no_width(tmp_path: Path) -> None:
-    """There is nothing else to draw."""
+def test_a_single_image_has_an_interval_of_width_0(tmp_path: Path) -> None:
+    """Every resample holds only this image."""
     one = predicted(tmp_path, num_images=1)
     found = interval(resampled([one], 20)[0])
     assert found.low.mae == found.high.mae == pytest.approx(one.metrics().mae)

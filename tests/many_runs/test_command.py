@@ -1,4 +1,4 @@
-"""`ava-pipeline runs`: a line a run, whatever became of it, chosen and sorted as asked."""
+"""`ava-pipeline runs`: one line for each run, selected and sorted."""
 
 import json
 import multiprocessing
@@ -34,9 +34,9 @@ DEMO = (Path(__file__).parents[2] / "configs" / "demo.yaml").read_text()
 HOSTILE = "[red]x\x1b[2J\u202e\nnext"
 
 
-def run_directory(root: Path, *, lr: str = "1e-3", hidden: int = 64, **told: Any) -> Path:
+def run_directory(root: Path, *, lr: str = "1e-3", hidden: int = 64, **settings: Any) -> Path:
     """A run of training, with its config."""
-    RunBuilder(root=root, **told).write()
+    RunBuilder(root=root, **settings).write()
     text = DEMO
     for old, new in (
         ("outputs/ava/demo", json.dumps(str(root))),
@@ -50,7 +50,7 @@ def run_directory(root: Path, *, lr: str = "1e-3", hidden: int = 64, **told: Any
 
 
 def set_metrics(root: Path, srcc: list[float]) -> None:
-    """One line an epoch; the other metrics get worse from epoch to epoch."""
+    """Write one line for each epoch; the other metrics get worse from epoch to epoch."""
     lines = [f"{epoch},0.{epoch + 1},0.{epoch + 1},0.2,{value},0.5,0.6,0.5,0.7" for epoch, value in enumerate(srcc)]
     header = "epoch,train_loss,emd_r1,emd_r2,srcc,plcc,accuracy,mae,rmse"
     (root / "metrics.csv").write_text("\n".join([header, *lines]) + "\n")
@@ -71,29 +71,29 @@ def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(three_runs: Path, tmp_path: Path) -> Path:
-    """Three runs of a test's own, to be changed."""
+    """A copy of the three runs that a test may change."""
     return Path(shutil.copytree(three_runs, tmp_path / "runs"))
 
 
-def listed(*arguments: str) -> Result:
+def run_command(*arguments: str) -> Result:
     """Run the command in this process."""
     return CliRunner().invoke(cli.app, ["runs", *arguments])
 
 
-def told(*arguments: str) -> list[dict[str, Any]]:
-    """The runs as a program gets them."""
-    runs: list[dict[str, Any]] = json.loads(listed(*arguments, "--json").stdout)["runs"]
+def runs_json(*arguments: str) -> list[dict[str, Any]]:
+    """The runs as JSON."""
+    runs: list[dict[str, Any]] = json.loads(run_command(*arguments, "--json").stdout)["runs"]
     return runs
 
 
 def names(*arguments: str) -> list[str]:
-    """Which runs are listed, in order."""
-    return [one["name"] for one in told(*arguments, "--quick")]
+    """The names of the listed runs, in order."""
+    return [run["name"] for run in runs_json(*arguments, "--quick")]
 
 
-def test_a_line_a_run_with_what_tells_them_apart(folder: Path) -> None:
-    """Status, last batch, the best of each metric, and only the settings that differ."""
-    found = listed(f"{folder}/*")
+def test_one_line_for_each_run(folder: Path) -> None:
+    """With status, last batch, the best of each metric, and the settings that differ."""
+    found = run_command(f"{folder}/*")
     assert found.exit_code == 0
     head, titles, *lines = found.stdout.splitlines()
     assert head == "3 runs, the best of each metric (generated, not AVA)"
@@ -105,14 +105,14 @@ def test_a_line_a_run_with_what_tells_them_apart(folder: Path) -> None:
     assert "seed" not in found.stdout
     assert "output_dir" not in found.stdout
     (folder / "top/config.yaml").write_text(DEMO.replace("sample: {num", "# {num"))
-    head = listed(f"{folder}/*", "--quick").stdout.splitlines()[0]
+    head = run_command(f"{folder}/*", "--quick").stdout.splitlines()[0]
     assert head == "3 runs, the best of each metric (2 of them generated, not AVA)"
-    assert [one["is_generated"] for one in told(f"{folder}/*", "--quick")] == [True, True, False]
+    assert [run["is_generated"] for run in runs_json(f"{folder}/*", "--quick")] == [True, True, False]
 
 
-def test_programs_get_everything(folder: Path) -> None:
-    """The best of each metric with its epoch, nan passed over; all settings, and the names of those that differ."""
-    whole = json.loads(listed(f"{folder}/*", "--json").stdout)
+def test_json_contains_everything(folder: Path) -> None:
+    """The best of each metric with its epoch, nan skipped; all settings, and the names of those that differ."""
+    whole = json.loads(run_command(f"{folder}/*", "--json").stdout)
     assert whole["differing_settings"] == ["model.hidden_sizes", "optim.base_lr"]
     low, _, top = whole["runs"]
     assert low["best"]["srcc"] == {"value": 0.5, "epoch": 1}
@@ -135,12 +135,12 @@ def test_programs_get_everything(folder: Path) -> None:
     ],
 )
 def test_the_best_come_first(sort: str, order: list[str], folder: Path) -> None:
-    """By a metric, whichever way it goes; else the least; a minus turns it round; equals keep their order."""
+    """By a metric, best first; by another value, least first; a minus reverses; equal runs keep their order."""
     assert names(f"{folder}/*", "--sort", sort) == order
 
 
 def test_runs_without_the_value_come_last(folder: Path) -> None:
-    """Both ways round."""
+    """In both directions."""
     (folder / "mid/metrics.csv").unlink()
     for path in (folder / "mid/predictions").iterdir():
         path.unlink()
@@ -163,10 +163,12 @@ def test_runs_without_the_value_come_last(folder: Path) -> None:
         ("batch>100 and findings>=0 and epoch=2", ["low", "mid", "top"]),
     ],
 )
-def test_conditions_choose(condition: str, chosen: list[str], folder: Path) -> None:
-    """On settings, metrics and what else is told of a run; a setting's last part is enough of its name."""
+def test_conditions_select_runs(condition: str, chosen: list[str], folder: Path) -> None:
+    """By settings, metrics and other values; the last part of a setting's name is enough."""
     arguments = [f"{folder}/*", "--where", condition]
-    assert (names(*arguments) if "findings" not in condition else [one["name"] for one in told(*arguments)]) == chosen
+    assert (
+        names(*arguments) if "findings" not in condition else [run["name"] for run in runs_json(*arguments)]
+    ) == chosen
 
 
 @pytest.mark.parametrize(
@@ -182,8 +184,8 @@ def test_conditions_choose(condition: str, chosen: list[str], folder: Path) -> N
         ("a=b c=d", "cannot be read from 'c=d' on"),
     ],
 )
-def test_what_is_no_condition_is_refused(condition: str, sentence: str) -> None:
-    """From where on it cannot be read; nothing of it is ever run."""
+def test_an_invalid_condition_is_refused(condition: str, sentence: str) -> None:
+    """The message names the part that cannot be read; nothing is evaluated as code."""
     with pytest.raises(MisuseError) as error:
         parse_where(condition)
     assert sentence in str(error.value)
@@ -197,24 +199,24 @@ def test_what_is_no_condition_is_refused(condition: str, sentence: str) -> None:
         (["--where", "b=1"], "may mean one.b, two.b"),
     ],
 )
-def test_unknown_names_name_the_near_ones(arguments: list[str], sentence: str, folder: Path) -> None:
-    """Status 2, as for all wrong usage."""
+def test_an_unknown_name_suggests_similar_names(arguments: list[str], sentence: str, folder: Path) -> None:
+    """With status 2, as for all wrong usage."""
     (folder / "low/config.yaml").write_text("one: {b: 1}\ntwo: {b: 2}\n")
-    found = listed(f"{folder}/*", "--quick", *arguments)
+    found = run_command(f"{folder}/*", "--quick", *arguments)
     assert found.exit_code == 2
     assert sentence in " ".join(found.stderr.replace("│", " ").split())
 
 
-def test_nothing_that_matches_is_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status 2, in a sentence."""
+def test_a_pattern_without_runs_is_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With status 2."""
     monkeypatch.setattr(sys, "argv", ["ava-pipeline", "runs", f"{tmp_path}/*"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
 
 
-def test_how_a_run_stands(tmp_path: Path) -> None:
-    """Alive, silent for too long, failed, interrupted, and without telemetry."""
+def test_status_and_ages(tmp_path: Path) -> None:
+    """Of runs that are running, silent for too long, failed, interrupted, and without telemetry."""
     now = utc_now()
     for name, status, silent_s in (
         ("alive", "running", 10),
@@ -228,8 +230,8 @@ def test_how_a_run_stands(tmp_path: Path) -> None:
     (tmp_path / "bare/telemetry/manifest.json").unlink()
     for path in (tmp_path / "bare/telemetry").iterdir():
         path.unlink()
-    found = {one["name"]: one for one in told(f"{tmp_path}/*")}
-    assert {name: one["status"] for name, one in found.items()} == {
+    found = {run["name"]: run for run in runs_json(f"{tmp_path}/*")}
+    assert {name: run["status"] for name, run in found.items()} == {
         "alive": "running",
         "bare": "unknown",
         "broke": "failed",
@@ -239,37 +241,37 @@ def test_how_a_run_stands(tmp_path: Path) -> None:
     assert found["alive"]["last_batch"] == 120
     assert found["dead"]["silent_s"] == pytest.approx(600, abs=60)
     assert found["alive"]["age_s"] == pytest.approx((now - NOW).total_seconds(), abs=60)
-    assert not any(one["problem"] for one in found.values())
+    assert not any(run["problem"] for run in found.values())
 
 
-def be_killed(builder: RunBuilder) -> None:
-    """Write, and end as a process does that the system kills for its memory."""
+def write_and_be_killed(builder: RunBuilder) -> None:
+    """Write the run, and end like a process that the system kills for its memory."""
     builder.write()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_run_killed_this_moment_is_listed_with_its_rows(tmp_path: Path) -> None:
-    """A real process, a real SIGKILL; nothing of its directory is touched."""
+def test_a_run_that_was_just_killed_is_listed_with_its_rows(tmp_path: Path) -> None:
+    """With a real process and SIGKILL; listing it changes no file."""
     builder = RunBuilder(root=tmp_path / "run", status="running", heartbeat_utc=utc_now())
-    process = multiprocessing.get_context("fork").Process(target=be_killed, args=[builder])
+    process = multiprocessing.get_context("fork").Process(target=write_and_be_killed, args=[builder])
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    (found,) = told(f"{tmp_path}/*")
+    (found,) = runs_json(f"{tmp_path}/*")
     assert (found["last_batch"], found["status"], found["problem"]) == (120, "running", None)
     layout = RunLayout(tmp_path / "run")
     assert summary_of("run", layout, now=utc_now() + timedelta(minutes=3)).status == "killed"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_without_metrics_the_predictions_tell(tmp_path: Path) -> None:
-    """A loop of one's own writes no metrics.csv."""
+def test_without_metrics_the_predictions_are_evaluated(tmp_path: Path) -> None:
+    """A user's own loop writes no metrics.csv."""
     root = RunBuilder(root=tmp_path / "run").write()
     (root / "metrics.csv").unlink()
     for epoch, noise in enumerate((0.6, 0.1, 0.3)):
         predictions_file(root / f"predictions/val_epoch_00{epoch}.parquet", range(1, 41), noise=noise)
-    (found,) = told(str(root))
+    (found,) = runs_json(str(root))
     assert {name: best["epoch"] for name, best in found["best"].items() if name != "accuracy"} == dict.fromkeys(
         ("emd_r1", "emd_r2", "srcc", "plcc", "mae", "rmse"), 1
     )
@@ -279,60 +281,60 @@ def test_a_metric_that_was_not_computed_is_skipped(folder: Path) -> None:
     """An empty field of metrics.csv is not a problem, and the other epochs count."""
     lines = (folder / "mid/metrics.csv").read_text().splitlines()
     (folder / "mid/metrics.csv").write_text("\n".join([*lines[:2], "1,0.2,0.2,0.2,,0.5,0.6,0.5,0.7"]) + "\n")
-    (found,) = told(f"{folder}/mid", "--quick")
+    (found,) = runs_json(f"{folder}/mid", "--quick")
     assert (found["best"]["srcc"], found["problem"]) == ({"value": 0.2, "epoch": 0}, None)
 
 
-def test_the_first_finding_is_told_with_its_batch(tmp_path: Path) -> None:
-    """The earliest warning or error that `diagnose` finds; and how many there are."""
+def test_the_first_finding_is_listed_with_its_batch(tmp_path: Path) -> None:
+    """The earliest warning or error of `diagnose`, and their number."""
     broken: dict[int, Row] = {batch: {"mlp_layer_3": float("nan"), "mlp_head": float("nan")} for batch in (50, 60)}
     root = RunBuilder(root=tmp_path / "run", norms=broken).write()
-    findings = [one for one in diagnose_run(root).findings if one.severity != "info"]
-    first = min(findings, key=lambda one: one.batch_idx)
-    (found,) = told(str(root))
+    findings = [finding for finding in diagnose_run(root).findings if finding.severity != "info"]
+    first = min(findings, key=lambda finding: finding.batch_idx)
+    (found,) = runs_json(str(root))
     assert found["finding"]["id"] == first.sign
     assert found["finding"]["batch_idx"] == first.batch_idx == 50
     assert found["num_findings"] == len(findings)
-    assert f"{first.sign} {first.column} at batch 50" in listed(str(root)).stdout
-    assert told(str(root), "--quick")[0]["finding"] is None
+    assert f"{first.sign} {first.column} at batch 50" in run_command(str(root)).stdout
+    assert runs_json(str(root), "--quick")[0]["finding"] is None
 
 
-def test_a_broken_run_is_listed_and_does_not_hide_the_others(folder: Path) -> None:
-    """Status 1; what can be told of it is; it fulfils every condition, since nobody knows."""
+def test_a_damaged_run_is_listed_with_the_others(folder: Path) -> None:
+    """With status 1 and everything that can be read; it meets every condition, since its values are unknown."""
     cut(folder / "mid/telemetry/manifest.json", 20)
     (folder / "low/telemetry/gradient_norms.csv").write_text("no,such,columns\n" * 20)
     (folder / "low/telemetry/gradient_norms.parquet").unlink()
-    found = listed(f"{folder}/*", "--where", "lr>1")
+    found = run_command(f"{folder}/*", "--where", "lr>1")
     assert found.exit_code == 1
     lines = found.stdout.splitlines()[2:]
     assert [line.split()[:2] for line in lines] == [["low", "finished"], ["mid", "unreadable"]]
     assert "telemetry/gradient_norms.csv begins with" in lines[0]
     assert "telemetry/manifest.json is no manifest" in lines[1]
     assert "0.6000" in lines[1]
-    assert [one["name"] for one in told(f"{folder}/*", "--sort", "batch")] == ["top", "low", "mid"]
+    assert [run["name"] for run in runs_json(f"{folder}/*", "--sort", "batch")] == ["top", "low", "mid"]
 
 
-def test_a_link_out_of_a_run_is_told_and_not_followed(folder: Path) -> None:
-    """Nothing else of such a run is read."""
+def test_a_link_out_of_a_run_is_reported_and_not_followed(folder: Path) -> None:
+    """Nothing else in such a run is read."""
     (folder / "mid/telemetry/more.csv").symlink_to("/etc/hostname")
-    found = told(f"{folder}/mid")[0]
+    found = runs_json(f"{folder}/mid")[0]
     assert found["status"] == "unreadable"
     assert "link out of the run directory" in found["problem"]
     assert found["best"] == {}
 
 
 def set_run_info(manifest: dict[str, Any], info: dict[str, str]) -> None:
-    """As a user's loop gives it."""
+    """Set run_info as a user's loop does."""
     manifest["run_info"] = info
 
 
 def test_names_and_settings_are_text_on_the_terminal(tmp_path: Path) -> None:
-    """Markup and control characters in them are shown, not obeyed, and a run stays one line."""
+    """Markup and control characters in them are escaped, and a run stays on one line."""
     for name in (HOSTILE, "plain"):
         root = RunBuilder(root=tmp_path / name).write()
         edit_manifest(root, partial(set_run_info, info={HOSTILE: HOSTILE + name}))
     (tmp_path / HOSTILE / "metrics.csv").write_text("[red]\x1b]0;x\x07\n1\n")
-    found = listed(f"{tmp_path}/*")
+    found = run_command(f"{tmp_path}/*")
     assert found.exit_code == 1
     assert not {"\x1b", "\x07", "\u202e"} & set(found.stdout)
     lines = found.stdout.splitlines()
@@ -345,7 +347,7 @@ def test_names_and_settings_are_text_on_the_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [80, 140])
 def test_a_run_is_one_line_on_a_terminal(columns: int, folder: Path) -> None:
-    """Cut off where the terminal ends, the figures never."""
+    """Texts are cut off at the right edge; numbers are not."""
     console = Console(file=StringIO(), force_terminal=True, width=columns, no_color=True)
     show_runs([summary_of(path.name, RunLayout(path)) for path in sorted(folder.iterdir())], console)
     assert isinstance(console.file, StringIO)
@@ -357,25 +359,25 @@ def test_a_run_is_one_line_on_a_terminal(columns: int, folder: Path) -> None:
     assert ("PLCC" in lines[1]) == (columns == 140)
 
 
-def test_an_unforeseen_error_in_one_run_does_not_hide_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of ours in the diagnosis of one is that run's problem."""
+def test_an_internal_error_in_one_run_does_not_hide_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unexpected exception in the diagnosis of a run is reported as its problem."""
 
-    def odd(run: Any) -> Any:
+    def failing_for_mid(run: Any) -> Any:
         if run.layout.root.name == "mid":
             raise ZeroDivisionError
         return diagnose_run(run)
 
-    monkeypatch.setattr("ava_pipeline.many_runs.summary.diagnose_run", odd)
-    found = told(f"{folder}/*")
-    assert [one["problem"] for one in found] == [None, "ZeroDivisionError", None]
+    monkeypatch.setattr("ava_pipeline.many_runs.summary.diagnose_run", failing_for_mid)
+    found = runs_json(f"{folder}/*")
+    assert [run["problem"] for run in found] == [None, "ZeroDivisionError", None]
     assert found[1]["best"]["srcc"]["value"] == 0.6
 
 
-def test_a_table_of_ones_own_tells_how_far_a_run_came(tmp_path: Path) -> None:
-    """Where there are no gradient norms."""
+def test_the_last_batch_of_a_run_without_gradient_norms(tmp_path: Path) -> None:
+    """Is that of another table; without any table it is unknown."""
     root = RunBuilder(root=tmp_path / "run").write()
-    edit_manifest(root, lambda told: told["tables"].pop("gradient_norms"))
+    edit_manifest(root, lambda manifest: manifest["tables"].pop("gradient_norms"))
     layout = open_run(root).layout
     assert summary_of("run", layout, findings=False).last_batch == 120
-    edit_manifest(root, lambda told: told["tables"].clear())
+    edit_manifest(root, lambda manifest: manifest["tables"].clear())
     assert summary_of("run", layout, findings=False).last_batch is None

@@ -1,4 +1,4 @@
-"""Many runs as one table: every row of every run, whatever became of it, and nothing read that nobody asked for."""
+"""The tables of many runs as datasets: every row of every run, and only what a query needs is read."""
 
 import warnings
 from pathlib import Path
@@ -26,7 +26,7 @@ TABLES = ("gradient_norms", "learning_rates", "steps")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four runs: finished, alive with journals, crashed in the middle of a frame and of a line, CSV only."""
+    """Four runs: finished; running with journals; crashed within a journal frame and a CSV line; CSV only."""
     RunBuilder(root=tmp_path / "finished").write()
     RunBuilder(root=tmp_path / "alive", status="running", formats=("parquet",)).write()
     crashed = RunBuilder(root=tmp_path / "crashed", status="running").write()
@@ -37,17 +37,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rows_of(dataset: ds.Dataset, name: str) -> pd.DataFrame:
-    """One run's rows, without the column that names it."""
+    """The rows of one run, without the column `run`."""
     return frame(dataset.to_table(filter=ds.field("run") == name).drop_columns(["run"]))
 
 
 def state(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Every file's size and time of change."""
+    """Size and modification time of every file."""
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
 
 
 def damage_column(path: Path, index: int) -> None:
-    """Flip a bit at the end of a column's last page."""
+    """Flip a bit at the end of the last page of a column."""
     column = pq.read_metadata(path).row_group(0).column(index)
     start = column.dictionary_page_offset or column.data_page_offset
     data = bytearray(path.read_bytes())
@@ -57,7 +57,7 @@ def damage_column(path: Path, index: int) -> None:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_each_run_has_the_rows_that_open_run_reads(table: str, folder: Path) -> None:
-    """Journals and torn files included, bit for bit, and no file is touched."""
+    """Bit for bit, journals and torn files included; and no file is changed."""
     before = state(folder)
     dataset = runs(f"{folder}/*").table(table)
     assert dataset.schema.names[0] == "run"
@@ -68,7 +68,7 @@ def test_each_run_has_the_rows_that_open_run_reads(table: str, folder: Path) -> 
 
 
 def test_a_run_is_read_while_it_is_being_written(tmp_path: Path) -> None:
-    """A dataset shows rows that came after it was made, and goes on when the run ends."""
+    """A dataset returns rows that were written after it was created, also once the run has ended."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     groups = {"mlp_head": model[1]}
@@ -83,8 +83,8 @@ def test_a_run_is_read_while_it_is_being_written(tmp_path: Path) -> None:
     assert runs(tmp_path / "live").gradient_norms().count_rows() == 3
 
 
-def test_a_resumed_run_has_the_rows_behind_its_parquet_file(tmp_path: Path) -> None:
-    """Those of earlier attempts lie in Parquet, those of this one in the journal beside it."""
+def test_a_resumed_run_has_the_rows_after_its_parquet_file(tmp_path: Path) -> None:
+    """Rows of earlier attempts are in Parquet, rows of the current attempt in the journal beside it."""
     builder = RunBuilder(root=tmp_path / "run", formats=("parquet",))
     builder.write()
     row = {"batch_idx": 130, "epoch": 3, "lr_group_0": 0.1, "lr_group_1": 1.0}
@@ -99,8 +99,8 @@ def test_a_resumed_run_has_the_rows_behind_its_parquet_file(tmp_path: Path) -> N
         assert batches["batch_idx"].to_pylist() == list(range(10, 131, 10))
 
 
-def test_columns_that_a_run_has_not_are_null(tmp_path: Path) -> None:
-    """Not measured is null, measured and not finite stays nan; types are widened."""
+def test_columns_that_a_run_lacks_are_null(tmp_path: Path) -> None:
+    """Missing columns are null, nan stays nan, and types are widened."""
     RunBuilder(root=tmp_path / "one", norms={10: {"overall": float("nan")}}).write()
     other = RunBuilder(root=tmp_path / "two").write()
     names = {"mlp_layer_3": "mlp_layer_6"}
@@ -119,7 +119,7 @@ def test_columns_that_a_run_has_not_are_null(tmp_path: Path) -> None:
 
 
 def test_only_the_runs_and_columns_asked_for_are_read(tmp_path: Path) -> None:
-    """A damaged page is met by the query that needs it, and by no other."""
+    """A damaged page fails only the query that needs it."""
     for name in ("one", "two"):
         RunBuilder(root=tmp_path / name, formats=("parquet",)).write()
     damage_column(tmp_path / "two/telemetry/gradient_norms.parquet", 2)
@@ -131,7 +131,7 @@ def test_only_the_runs_and_columns_asked_for_are_read(tmp_path: Path) -> None:
 
 
 def test_predictions_carry_run_and_epoch(tmp_path: Path) -> None:
-    """A row a run, epoch and image; ids are text where any run's are."""
+    """A row for each run, epoch and image; ids are strings if those of any run are."""
     RunBuilder(root=tmp_path / "numbers").write()
     assert str(runs(tmp_path / "*").val_predictions().schema.field("image_id").type) == "int64"
     RunBuilder(root=tmp_path / "texts", image_ids=["a", "b"]).write()
@@ -144,8 +144,8 @@ def test_predictions_carry_run_and_epoch(tmp_path: Path) -> None:
     assert runs(tmp_path / "*").val_predictions(name="ema").count_rows() == 0
 
 
-def test_metrics_and_events_come_along(tmp_path: Path) -> None:
-    """The tables that lie in CSV alone; a run without them has no rows there."""
+def test_metrics_and_events(tmp_path: Path) -> None:
+    """The tables that are only CSV; a run without them contributes no rows."""
     spike = Event(event="non_finite", severity="warning", message="m", batch_idx=10, batch_idx_end=10, epoch=0)
     RunBuilder(root=tmp_path / "one", events=[spike]).write()
     RunBuilder(root=tmp_path / "two", status="running").write()
@@ -154,21 +154,21 @@ def test_metrics_and_events_come_along(tmp_path: Path) -> None:
     assert found.events().to_table(columns=["run", "event"]).to_pylist() == [{"run": "one", "event": "non_finite"}]
 
 
-def test_a_run_that_cannot_be_read_is_left_out_by_name(tmp_path: Path) -> None:
-    """The others are there, and nothing is silent."""
+def test_a_run_that_cannot_be_read_is_skipped_by_name(tmp_path: Path) -> None:
+    """With a warning for each; the others are read."""
     for name in ("good", "bad", "lost"):
         RunBuilder(root=tmp_path / name).write()
     cut(tmp_path / "bad/telemetry/steps.parquet", 20)
     (tmp_path / "lost/telemetry/manifest.json").unlink()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         steps = runs(f"{tmp_path}/*").steps()
-    assert [str(one.message).split(":")[0] for one in told] == ["Run 'bad' is skipped", "Run 'lost' is skipped"]
+    assert [str(one.message).split(":")[0] for one in caught] == ["Run 'bad' is skipped", "Run 'lost' is skipped"]
     assert set(steps.to_table()["run"].to_pylist()) == {"good"}
 
 
 def test_a_link_out_of_a_run_is_not_followed(tmp_path: Path) -> None:
-    """A run directory may come from anywhere; the others are read."""
+    """A run directory may come from others; the remaining runs are read."""
     for name in ("good", "evil"):
         RunBuilder(root=tmp_path / name).write()
     secret = tmp_path / "secret.csv"
@@ -178,8 +178,8 @@ def test_a_link_out_of_a_run_is_not_followed(tmp_path: Path) -> None:
         assert list(runs(f"{tmp_path}/*").runs) == ["good"]
 
 
-def test_a_column_that_contradicts_is_an_error_that_names_the_run(tmp_path: Path) -> None:
-    """Numbers and texts cannot share a column, and a user's `run` would hide which run a row is of."""
+def test_a_column_of_another_type_is_an_error_that_names_the_run(tmp_path: Path) -> None:
+    """Numbers and texts cannot share a column, and a user's column `run` would hide the name of the run."""
     for name in ("one", "two"):
         RunBuilder(root=tmp_path / name).write()
     steps = tmp_path / "two/telemetry/steps.parquet"
@@ -191,11 +191,11 @@ def test_a_column_that_contradicts_is_an_error_that_names_the_run(tmp_path: Path
         runs(tmp_path / "*").steps()
 
 
-def test_the_longer_csv_is_read_where_parquet_lost_rows(tmp_path: Path) -> None:
-    """As `open_run` does: the manifest tells that Parquet took fewer."""
+def test_the_longer_csv_is_read_if_parquet_lost_rows(tmp_path: Path) -> None:
+    """As `open_run` does: the manifest records that Parquet has fewer."""
     root = RunBuilder(root=tmp_path / "run").write()
     edit_parquet(root / "telemetry/gradient_norms.parquet", lambda rows: rows.slice(0, 4))
-    edit_manifest(root, lambda told: told["attempts"][0]["rows"].update({"gradient_norms.parquet": 4}))
+    edit_manifest(root, lambda manifest: manifest["attempts"][0]["rows"].update({"gradient_norms.parquet": 4}))
     assert runs(root).gradient_norms().count_rows() == 12
 
 
@@ -211,10 +211,10 @@ def test_the_longer_csv_is_read_where_parquet_lost_rows(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_runs_are_named_by_what_the_wildcards_stand_for(
+def test_runs_are_named_by_the_part_from_the_first_wildcard_on(
     patterns: str | list[str], names: list[str], tmp_path: Path
 ) -> None:
-    """Short, whatever matches beside them; by their paths where that would give two of them one name."""
+    """By their whole paths if two of them would have the same name."""
     for name in ("a/one", "a/two", "b/one"):
         RunBuilder(root=tmp_path / name).write()
     (tmp_path / "a/notes").mkdir()
@@ -223,23 +223,23 @@ def test_runs_are_named_by_what_the_wildcards_stand_for(
     assert list(found.runs) == [name.format(tmp_path) for name in names]
 
 
-def test_a_directory_named_like_a_pattern_is_itself(tmp_path: Path) -> None:
-    """`[a]` is a legal name."""
+def test_a_directory_named_like_a_pattern_is_not_a_pattern(tmp_path: Path) -> None:
+    """`[1]` is valid in a name."""
     root = RunBuilder(root=tmp_path / "try [1]*").write()
     RunBuilder(root=tmp_path / "try 1").write()
     assert list(runs(root).runs) == ["try [1]*"]
 
 
-def test_nothing_that_matches_is_an_error(tmp_path: Path) -> None:
-    """An empty table would look like runs without rows."""
+def test_a_pattern_without_runs_is_an_error(tmp_path: Path) -> None:
+    """An empty dataset could not be distinguished from runs without rows."""
     (tmp_path / "empty").mkdir()
     for patterns in ([f"{tmp_path}/*"], [tmp_path / "none", tmp_path / "empty"], []):
         with pytest.raises(NotARunError, match="no run found"):
             runs(patterns)
 
 
-def test_an_unknown_table_names_the_known_ones(tmp_path: Path) -> None:
-    """Of all runs."""
+def test_an_unknown_table_lists_the_known_tables(tmp_path: Path) -> None:
+    """The tables of all runs."""
     RunBuilder(root=tmp_path / "run").write()
     with pytest.raises(MisuseError, match="'weights'; known tables: gradient_norms, learning_rates, steps"):
         runs(tmp_path / "run").table("weights")
@@ -247,8 +247,8 @@ def test_an_unknown_table_names_the_known_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("formats", [("csv", "parquet"), ("csv",), ("parquet",)], ids=str)
 @pytest.mark.parametrize("status", ["finished", "running"])
-def test_some_columns_of_some_batches_are_read(formats: tuple[str, ...], status: str, tmp_path: Path) -> None:
-    """Of one run: both ends included, columns in the order asked for, to the same bits."""
+def test_columns_and_batches_can_be_selected(formats: tuple[str, ...], status: str, tmp_path: Path) -> None:
+    """Both ends included, columns in the given order, values bit for bit."""
     root = RunBuilder(root=tmp_path / "run", formats=formats, status=status).write()  # type: ignore[arg-type]  # from a parameter
     run = open_run(root)
     whole = run.learning_rates()
@@ -259,15 +259,15 @@ def test_some_columns_of_some_batches_are_read(formats: tuple[str, ...], status:
     assert run.arrow("learning_rates").schema.names == list(RATES.column_names)
 
 
-def test_an_unknown_column_names_the_known_ones(tmp_path: Path) -> None:
-    """Not Arrow's own words."""
+def test_an_unknown_column_lists_the_known_columns(tmp_path: Path) -> None:
+    """In the package's own message, not Arrow's."""
     run = open_run(RunBuilder(root=tmp_path / "run").write())
     with pytest.raises(MisuseError, match=r"no column lr; the columns: batch_idx, epoch, lr_group_0, lr_group_1\."):
         run.arrow("learning_rates", columns=["lr"])
 
 
-def test_a_damaged_page_is_an_error_of_the_run(tmp_path: Path) -> None:
-    """Whether all rows are read or some."""
+def test_a_damaged_page_is_a_damaged_file_error(tmp_path: Path) -> None:
+    """Whether all rows are read or a selection."""
     root = RunBuilder(root=tmp_path / "run", formats=("parquet",)).write()
     damage_column(root / "telemetry/learning_rates.parquet", 2)
     for batches in (None, (10, 50)):
@@ -275,7 +275,7 @@ def test_a_damaged_page_is_an_error_of_the_run(tmp_path: Path) -> None:
             open_run(root).arrow("learning_rates", batches=batches)
 
 
-def test_the_public_door_leads_here() -> None:
-    """`ava_pipeline.runs` is what the documentation shows."""
+def test_the_public_names() -> None:
+    """The documentation uses `ava_pipeline.runs`."""
     assert ava_pipeline.runs is runs
     assert ava_pipeline.Runs({}).runs == {}

@@ -1,4 +1,4 @@
-"""Every snippet of docs/querying.md runs, over a finished run, a crashed one and one of other columns."""
+"""Every snippet of docs/querying.md runs on a finished run, a crashed run, and a run with other columns."""
 
 import re
 import shlex
@@ -21,7 +21,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL) fo
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as a user has it."""
+    """A working directory with runs in outputs/ava."""
     runs = tmp_path / "outputs/ava"
     demo = RunBuilder(root=runs / "demo", batches=range(1, 121)).write()
     shutil.copy(ROOT / "configs/demo.yaml", demo / "config.yaml")
@@ -35,13 +35,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def library(snippet: str) -> str:
-    """What a snippet shows, and so what must be installed for it."""
+    """The library that a snippet uses."""
     return next((name for name in ("duckdb", "polars", "pandas") if f"import {name}" in snippet), "ava_pipeline")
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=library)
 def test_snippets(snippet: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As printed, behind the first one, which opens the runs; each shows something."""
+    """As printed, after the first snippet, which opens the runs; each prints something."""
     pytest.importorskip(library(snippet))
     names: dict[str, Any] = {}
     for text in dict.fromkeys([SNIPPETS[0], snippet]):
@@ -52,9 +52,9 @@ def test_snippets(snippet: str, home: Path, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("name", ["duckdb", "polars", "pandas"])
 def test_each_library_counts_the_rows_of_every_run(name: str, home: Path) -> None:
-    """Alike: the crashed run's last frame is torn, the others are whole; null is not measured in all of them."""
+    """With the same result: the last frame of the crashed run is torn, and null is null in each library."""
     pytest.importorskip(name)
-    from ava_pipeline import runs  # noqa: PLC0415  # as a user would, behind the library
+    from ava_pipeline import runs  # noqa: PLC0415  # after the library, as a user would
 
     norms = runs("outputs/ava/*").gradient_norms()
     counted = {"duckdb": with_duckdb, "polars": with_polars, "pandas": with_pandas}[name](norms)
@@ -62,12 +62,12 @@ def test_each_library_counts_the_rows_of_every_run(name: str, home: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["duckdb", "polars", "pandas"])
-def test_a_run_that_breaks_while_a_query_reads_it_is_left_out(
+def test_a_run_with_damage_found_during_a_query_is_skipped(
     name: str, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A damaged line of CSV neither fails the query nor ends the process, and the log names the run."""
+    """A damaged CSV line neither fails the query nor ends the process, and the log names the run."""
     pytest.importorskip(name)
-    from ava_pipeline import runs  # noqa: PLC0415  # as a user would, behind the library
+    from ava_pipeline import runs  # noqa: PLC0415  # after the library, as a user would
 
     broken = RunBuilder(root=home / "outputs/ava/broken", formats=("csv",)).write()
     edit_lines(broken / "telemetry/gradient_norms.csv", lambda lines: [*lines[:2], "oops,1,2", *lines[3:]])
@@ -78,8 +78,8 @@ def test_a_run_that_breaks_while_a_query_reads_it_is_left_out(
 
 
 def with_duckdb(norms: Any) -> dict[str, tuple[int, int, int]]:
-    """SQL over a Python variable."""
-    import duckdb  # noqa: PLC0415  # where it is installed
+    """Count with SQL over a Python variable."""
+    import duckdb  # noqa: PLC0415  # an optional dependency
 
     assert norms is not None
     found = duckdb.sql("SELECT run, count(*), count(mlp_layer_3), count(mlp_layer_6) FROM norms GROUP BY run")
@@ -88,8 +88,8 @@ def with_duckdb(norms: Any) -> dict[str, tuple[int, int, int]]:
 
 
 def with_polars(norms: Any) -> dict[str, tuple[int, int, int]]:
-    """A lazy query."""
-    import polars as pl  # noqa: PLC0415  # where it is installed
+    """Count with a lazy query."""
+    import polars as pl  # noqa: PLC0415  # an optional dependency
 
     counts = (pl.len(), pl.col("mlp_layer_3").count(), pl.col("mlp_layer_6").count())
     found = pl.scan_pyarrow_dataset(norms).group_by("run").agg(*counts).collect()
@@ -97,8 +97,8 @@ def with_polars(norms: Any) -> dict[str, tuple[int, int, int]]:
 
 
 def with_pandas(norms: Any) -> dict[str, tuple[int, int, int]]:
-    """An Arrow-backed frame."""
-    import pandas as pd  # noqa: PLC0415  # where it is installed
+    """Count with an Arrow-backed frame."""
+    import pandas as pd  # noqa: PLC0415  # an optional dependency
 
     grouped = norms.to_table().to_pandas(types_mapper=pd.ArrowDtype).groupby("run")
     columns = [grouped.size(), grouped["mlp_layer_3"].count(), grouped["mlp_layer_6"].count()]

@@ -1,4 +1,4 @@
-"""Runs to make reports of."""
+"""Build runs for reports."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ import pyarrow as pa
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt
 from ava_pipeline.contract.parquet import write_parquet
-from ava_pipeline.many_runs.find import find_runs
 from ava_pipeline.report.page import write_report
 from tests.validate.building import NORMS, NOW, RATES, STEPS, Row, RunBuilder
 
@@ -18,7 +17,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def every_batch() -> list[Attempt]:
-    """An attempt that collected each batch."""
+    """An attempt that collected every batch."""
     return [Attempt(number=1, started_utc=NOW, collect_every_n=1)]
 
 
@@ -28,7 +27,7 @@ def healthy(root: Path) -> Path:
 
 
 def faulty(root: Path) -> Path:
-    """A dead backbone, a dead layer, nan and inf, a spike, nulls and missing rows."""
+    """A run with a dead backbone, a dead layer, nan and inf, a spike, nulls and missing rows."""
     norms: dict[int, Row] = {batch: {"backbone_layer4": 1e-9} for batch in range(1, 61)}
     norms |= {70: {"overall": NAN, "mlp_head": INF}, 80: {"overall": 1e6}}
     norms |= {batch: {"mlp_layer_0": None} for batch in range(90, 100)}
@@ -38,7 +37,7 @@ def faulty(root: Path) -> Path:
 
 
 def crashed(root: Path) -> Path:
-    """Killed: its rows are in the journals, and a line of the CSV file is torn."""
+    """A run that was killed: its rows are in the journals, and the last line of the CSV file is torn."""
     RunBuilder(root=root, batches=range(1, 61), status="running", attempts=every_batch()).write()
     with RunLayout(root).csv("gradient_norms").open("ab") as file:
         file.write(b"61,1,0.2")
@@ -46,7 +45,7 @@ def crashed(root: Path) -> Path:
 
 
 def empty(root: Path) -> Path:
-    """Ended before its first row."""
+    """A run that ended before its first row."""
     builder = RunBuilder(root=root, batches=())
     builder.layout.telemetry.mkdir(parents=True)
     builder.write_manifest()
@@ -54,7 +53,7 @@ def empty(root: Path) -> Path:
 
 
 def long(root: Path, num_rows: int = 1_000_000) -> Path:
-    """A row a batch, with one spike, straight into Parquet."""
+    """A long run in Parquet only, with a row for each batch and one spike."""
     builder = RunBuilder(root=root, batches=range(1, num_rows + 1), formats=("parquet",), attempts=every_batch())
     rng, batches = np.random.default_rng(0), np.arange(1, num_rows + 1)
     keys: dict[str, Any] = {"batch_idx": batches, "epoch": batches * 10 // (num_rows + 1)}
@@ -82,10 +81,10 @@ def long(root: Path, num_rows: int = 1_000_000) -> Path:
     return root
 
 
-KINDS = {"healthy": healthy, "faulty": faulty, "crashed": crashed, "empty": empty, "long": long}
+BUILDERS = {"healthy": healthy, "faulty": faulty, "crashed": crashed, "empty": empty, "long": long}
 
 
 def report(path: Path, *patterns: Path | str) -> Path:
-    """Write a report of runs."""
-    write_report(find_runs([str(one) for one in patterns]), path)
+    """Write a report of runs and return its path."""
+    write_report(patterns, path)
     return path

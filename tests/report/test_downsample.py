@@ -1,4 +1,4 @@
-"""Long columns as few points."""
+"""Long columns reduced to a few points."""
 
 import numpy as np
 from hypothesis import given
@@ -11,8 +11,8 @@ _VALUES = arrays(np.float64, st.integers(0, 300), elements=st.floats(0, 1e6) | s
 
 
 @given(_VALUES, st.integers(1, 20))
-def test_no_extreme_is_lost_and_little_is_kept(values: np.ndarray, num_slices: int) -> None:
-    """Of any column: its lowest and highest value are there, at their own batch, in order."""
+def test_few_points_keep_the_lowest_and_the_highest_value(values: np.ndarray, num_slices: int) -> None:
+    """They stand at their own batches, in order, whatever the column."""
     batches = np.arange(10, 10 + len(values))
     line = reduced_line(batches, values, np.zeros(len(values), dtype=bool), num_slices)
     finite = np.isfinite(line.middle.values)
@@ -28,8 +28,8 @@ def test_no_extreme_is_lost_and_little_is_kept(values: np.ndarray, num_slices: i
         assert np.nanmax(line.highest.values) == np.nanmax(values)
 
 
-def test_few_rows_are_the_line_itself() -> None:
-    """Nothing is around it."""
+def test_a_short_column_is_kept_as_it_is() -> None:
+    """Every row is a point, and there is no range around the line."""
     values = np.array([3.0, 1.0, np.nan, 2.0])
     line = reduced_line(np.arange(4), values, np.zeros(4, dtype=bool), 2)
     assert line.is_complete
@@ -37,15 +37,15 @@ def test_few_rows_are_the_line_itself() -> None:
 
 
 def test_the_middle_is_the_median() -> None:
-    """Of what is finite; what is not breaks the line."""
+    """The median of finite values; other values break the line."""
     values = np.array([5.0, 1.0, 3.0, np.inf, 9.0, 2.0, 8.0, 7.0])
     middle = reduced_line(np.arange(8), values, np.zeros(8, dtype=bool), 2).middle
     assert middle.values[np.isfinite(middle.values)].tolist() == [3.0, 7.0]
 
 
 @given(_VALUES, st.integers(1, 20))
-def test_what_is_not_finite_breaks_the_line(values: np.ndarray, num_slices: int) -> None:
-    """Between two points that belong to slices around a gap there is a nan."""
+def test_values_that_are_not_finite_break_the_line(values: np.ndarray, num_slices: int) -> None:
+    """Between the points on both sides of a missing slice stands a nan."""
     line = reduced_line(np.arange(len(values)), values, np.zeros(len(values), dtype=bool), num_slices).middle
     size = 1 if len(values) <= 2 * num_slices else -(-len(values) // num_slices)
     for before, after in zip(
@@ -58,7 +58,7 @@ def test_what_is_not_finite_breaks_the_line(values: np.ndarray, num_slices: int)
 
 
 def test_one_missing_row_in_a_million_breaks_the_line() -> None:
-    """It is narrower than a pixel, and is seen."""
+    """The break is kept although it is narrower than a pixel."""
     values = np.ones(1_000_000)
     breaks = np.zeros(1_000_000, dtype=bool)
     breaks[123_456] = True
@@ -66,7 +66,7 @@ def test_one_missing_row_in_a_million_breaks_the_line() -> None:
 
 
 def test_one_nan_in_a_million_is_marked() -> None:
-    """Where it lies."""
+    """At its own batch."""
     values = np.ones(1_000_000)
     values[123_456] = np.inf
     marked = first_of_slices(np.arange(1_000_000), values, ~np.isfinite(values), 500)

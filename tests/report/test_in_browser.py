@@ -1,4 +1,4 @@
-"""Reports in headless Chromium: what is drawn, what is said, what is never run."""
+"""Reports in headless Chromium: plots, controls, accessibility, and names that contain HTML."""
 
 import shutil
 import signal
@@ -20,95 +20,95 @@ from ava_pipeline.contract.manifest import TableEntry, read_manifest, write_mani
 from ava_pipeline.contract.parquet import read_parquet, write_parquet
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.report.live import LivePage, server_of
-from tests.report.reported import KINDS, every_batch, healthy, report
+from tests.report.reported import BUILDERS, every_batch, healthy, report
 from tests.validate.building import STEPS, RunBuilder, norms_of
 
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_EVIL = "<script>alert(1)</script>"
-OpenedKinds: TypeAlias = "Callable[[str], Opened]"
+_HOSTILE = "<script>alert(1)</script>"
+OpenReport: TypeAlias = "Callable[[str], OpenedPage]"
 _RANGE = "plot => plot.layout.xaxis.range"
 
-pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
-    """Playwright drives the system's own Chromium; it installs none."""
+    """Playwright, which drives the Chromium that is installed on this system."""
     with sync_playwright() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def browser(playwright: Playwright) -> Iterator[Browser]:
-    """One browser for all tests here."""
-    found = playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])  # CI runs as root
-    yield found
-    found.close()
+    """One browser for all tests of this file."""
+    launched = playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])  # CI runs as root
+    yield launched
+    launched.close()
 
 
-class Opened:
+class OpenedPage:
     """A page, and everything that went wrong on it.
 
     Attributes:
-        page: to look at.
-        troubles: errors and warnings of the console, dialogs, and whatever was asked of a network.
+        page: the open page.
+        problems: messages of the console, dialogs, and requests to other addresses.
     """
 
     def __init__(self, browser: Browser, address: str, **settings: Any) -> None:
         self.page: Page = browser.new_page(**settings)
-        self.troubles: list[str] = []
-        self.page.on("console", lambda told: self.troubles.append(f"{told.type}: {told.text}"))
-        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.page.on("request", lambda request: self._note(request.url, address))
-        self.page.on("dialog", lambda dialog: self.troubles.append(f"dialog: {dialog.message}"))
+        self.problems: list[str] = []
+        self.page.on("console", lambda message: self.problems.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self._check_request(request.url, address))
+        self.page.on("dialog", lambda dialog: self.problems.append(f"dialog: {dialog.message}"))
         self.page.goto(address)
 
-    def _note(self, url: str, address: str) -> None:
+    def _check_request(self, url: str, address: str) -> None:
         if not url.startswith((address, "data:", "blob:")):
-            self.troubles.append(f"request: {url}")
+            self.problems.append(f"request: {url}")
 
     def plot(self, name: str) -> Any:
         """The plot of a figure."""
         return self.page.locator(f"figure#{name} .plot")
 
     def range(self, name: str) -> tuple[float, float]:
-        """The batches that a plot shows."""
+        """The first and the last batch that a plot shows."""
         first, last = self.plot(name).evaluate(_RANGE)
         return first, last
 
 
 @pytest.fixture(scope="module")
-def opened_kinds(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> OpenedKinds:
-    """Opens the report of a kind of run; once, since that takes seconds."""
+def open_report(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> OpenReport:
+    """Opens the report of a run, once for all tests, since that takes seconds."""
 
     @cache
-    def opened(kind: str) -> Opened:
+    def opened(kind: str) -> OpenedPage:
         folder = tmp_path_factory.mktemp(kind)
-        return Opened(browser, report(folder / "r.html", KINDS[kind](folder / kind)).as_uri())
+        return OpenedPage(browser, report(folder / "r.html", BUILDERS[kind](folder / kind)).as_uri())
 
     return opened
 
 
-def eventually(opened: Opened, is_so: Callable[[], bool]) -> None:
-    """Wait until something is so; the page's policy lets nobody, Playwright neither, wait inside of it."""
+def eventually(opened: OpenedPage, is_so: Callable[[], bool]) -> None:
+    """Wait until a condition holds, from outside: the page's policy forbids Playwright's waiting scripts."""
     for _ in range(200):
         if is_so():
             return
         opened.page.wait_for_timeout(50)
-    pytest.fail("it never came to be")
+    pytest.fail("the condition never held")
 
 
-def show_all(opened: Opened) -> tuple[float, float]:
-    """Bring every batch into view, whatever an earlier test left."""
+def show_all(opened: OpenedPage) -> tuple[float, float]:
+    """Zoom out to all batches, since tests share the page."""
     opened.page.locator("#norms button[data-zoom=all]").click()
     eventually(opened, lambda: opened.range("rates")[0] <= 1)
     return opened.range("norms")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_run_is_drawn_without_a_word_in_the_console(kind: str, opened_kinds: OpenedKinds) -> None:
-    """From disk, with no network; every figure has its plot, and one zoom is every plot's over batches."""
-    opened = opened_kinds(kind)
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_every_run_is_drawn_without_messages_in_the_console(kind: str, open_report: OpenReport) -> None:
+    """Opened from disk: no requests, a plot in each figure, and one zoom for all plots over batches."""
+    opened = open_report(kind)
     figures = opened.page.locator("figure")
     expect(opened.page.locator("figure .plot:has(.main-svg)")).to_have_count(figures.count())
     if kind == "empty":
@@ -119,12 +119,12 @@ def test_every_kind_of_run_is_drawn_without_a_word_in_the_console(kind: str, ope
         opened.page.locator("#norms button[data-zoom=in]").click()
         names = ("norms", "ratio", "rates")
         eventually(opened, lambda: all(first < opened.range(name)[0] < opened.range(name)[1] < last for name in names))
-    assert not opened.troubles
+    assert not opened.problems
 
 
-def test_dragging_zooms(opened_kinds: OpenedKinds) -> None:
-    """With the mouse, into the part that was drawn over."""
-    opened = opened_kinds("healthy")
+def test_dragging_the_mouse_zooms(open_report: OpenReport) -> None:
+    """Into the batches that were dragged over."""
+    opened = open_report("healthy")
     show_all(opened)
     box = opened.page.locator("#norms .nsewdrag").first.bounding_box()
     assert box is not None
@@ -135,9 +135,9 @@ def test_dragging_zooms(opened_kinds: OpenedKinds) -> None:
     eventually(opened, lambda: 50 < opened.range("norms")[0] < 70 and 80 < opened.range("norms")[1] < 100)
 
 
-def test_a_finding_leads_to_its_place(opened_kinds: OpenedKinds) -> None:
-    """By the keyboard: the plot comes into view and shows the finding's batches and a little around them."""
-    opened = opened_kinds("faulty")
+def test_a_finding_links_to_its_plot(open_report: OpenReport) -> None:
+    """By keyboard: the plot scrolls into view and zooms to the batches of the finding, with a margin."""
+    opened = open_report("faulty")
     show_all(opened)
     link = opened.page.locator("#findings li:has-text('spike') a").first
     expect(link).to_have_text("batch 80")
@@ -150,16 +150,16 @@ def test_a_finding_leads_to_its_place(opened_kinds: OpenedKinds) -> None:
     assert [80, 80] in [[band["x0"], band["x1"]] for band in bands]
 
 
-def shown_runs(opened: Opened, name: str) -> set[str]:
-    """Whose lines a plot draws."""
-    drawn = "plot => plot.data.filter(trace => trace.visible !== false).map(trace => trace.legendgroup)"
-    return set(opened.plot(name).evaluate(drawn))
+def shown_runs(opened: OpenedPage, name: str) -> set[str]:
+    """The runs whose lines a plot shows."""
+    visible = "plot => plot.data.filter(trace => trace.visible !== false).map(trace => trace.legendgroup)"
+    return set(opened.plot(name).evaluate(visible))
 
 
 def test_a_run_can_be_hidden_in_all_plots_at_once(browser: Browser, tmp_path: Path) -> None:
-    """By its button in the page's legend, with its findings' bands; pressed again, it is back."""
-    roots = KINDS["healthy"](tmp_path / "one"), KINDS["faulty"](tmp_path / "two")
-    opened = Opened(browser, report(tmp_path / "r.html", *roots).as_uri())
+    """Its button in the legend hides its lines and the bands of its findings, and shows them again."""
+    roots = BUILDERS["healthy"](tmp_path / "one"), BUILDERS["faulty"](tmp_path / "two")
+    opened = OpenedPage(browser, report(tmp_path / "r.html", *roots).as_uri())
     button = opened.page.get_by_role("button", name="two")
     bands = "plot => plot.layout.shapes.filter(one => one.type === 'rect' && one.visible !== false).length"
     assert opened.plot("norms").evaluate(bands) > 0
@@ -170,17 +170,17 @@ def test_a_run_can_be_hidden_in_all_plots_at_once(browser: Browser, tmp_path: Pa
     assert opened.plot("norms").evaluate(bands) == 0
     button.click()
     eventually(opened, lambda: shown_runs(opened, "norms") == {"one", "two"})
-    assert not opened.troubles
+    assert not opened.problems
 
 
-def test_the_phone_has_room_for_twelve_runs(browser: Browser, tmp_path: Path) -> None:
-    """The legend takes no height from a plot, and tick labels of low parts do not lie over each other."""
+def test_twelve_runs_fit_on_a_phone(browser: Browser, tmp_path: Path) -> None:
+    """The legend leaves the plots their height, and the tick labels of low subplots do not overlap."""
     healthy(tmp_path / "runs" / "a-run-with-a-rather-long-name-0")
     for number in range(1, 12):
         name = f"a-run-with-a-rather-long-name-{number}"
         shutil.copytree(tmp_path / "runs" / "a-run-with-a-rather-long-name-0", tmp_path / "runs" / name)
     phone = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
-    opened = Opened(browser, report(tmp_path / "r.html", tmp_path / "runs" / "*").as_uri(), **phone)
+    opened = OpenedPage(browser, report(tmp_path / "r.html", tmp_path / "runs" / "*").as_uri(), **phone)
     for name in ("metric-srcc", "rates", "norms"):
         heights = "plot => [...plot.querySelectorAll('.nsewdrag')].map(one => one.getBoundingClientRect().height)"
         assert min(opened.plot(name).evaluate(heights)) > 120
@@ -189,9 +189,9 @@ def test_the_phone_has_room_for_twelve_runs(browser: Browser, tmp_path: Path) ->
     assert all(after - before > 10 for before, after in pairwise(found))
 
 
-def test_everything_is_there_for_those_who_do_not_see_it(opened_kinds: OpenedKinds) -> None:
-    """Each plot has words and a table, each button a name."""
-    page = opened_kinds("healthy").page
+def test_the_page_is_accessible(open_report: OpenReport) -> None:
+    """Each plot has a description and a table, each button a name."""
+    page = open_report("healthy").page
     words = "Gradient norms by group, line plot over batches 1 to 120, 3 epochs."
     expect(page.get_by_role("group", name=words)).to_be_visible()
     assert page.locator("figure").count() == page.locator("figure details table").count()
@@ -199,41 +199,41 @@ def test_everything_is_there_for_those_who_do_not_see_it(opened_kinds: OpenedKin
     assert page.locator("h1").count() == 1
 
 
-def test_a_hostile_name_stays_text(browser: Browser, tmp_path: Path) -> None:
-    """As the run's name, in its info and its messages; in the page, in the plots and in what they tell."""
+def test_html_in_a_name_stays_text(browser: Browser, tmp_path: Path) -> None:
+    """In the name of a run and in its info; on the page, in the plots and in their hover texts."""
     root = healthy(tmp_path / "<script>alert(1)<" / "script>")
     layout = RunLayout(root)
     manifest = read_manifest(layout.manifest)
-    manifest.run_info["name"] = f"{_EVIL}</dl><img src=x onerror=alert(2)>"
+    manifest.run_info["name"] = f"{_HOSTILE}</dl><img src=x onerror=alert(2)>"
     write_manifest(layout.manifest, manifest)
     healthy(tmp_path / "<b onclick=alert(3)>" / "run")
-    opened = Opened(browser, report(tmp_path / "r.html", f"{tmp_path}/*/*").as_uri())
-    expect(opened.page.locator("h1")).to_contain_text(_EVIL)
-    expect(opened.page.locator("#legend button").last).to_have_text(_EVIL)
+    opened = OpenedPage(browser, report(tmp_path / "r.html", f"{tmp_path}/*/*").as_uri())
+    expect(opened.page.locator("h1")).to_contain_text(_HOSTILE)
+    expect(opened.page.locator("#legend button").last).to_have_text(_HOSTILE)
     expect(opened.page.locator("#legend button").first).to_have_text("<b onclick=alert(3)>/run")
     opened.page.locator("#norms .nsewdrag").first.hover()
-    expect(opened.page.locator("#norms .hoverlayer").first).to_contain_text(_EVIL)
+    expect(opened.page.locator("#norms .hoverlayer").first).to_contain_text(_HOSTILE)
     expect(opened.page.locator("#facts")).to_contain_text("<img src=x onerror=alert(2)>")
     assert opened.page.locator("img, b[onclick], main script:not([type='application/json'])").count() == 0
-    assert not opened.troubles
+    assert not opened.problems
 
 
-def test_it_is_light_or_dark_as_the_system_is_and_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
-    """Also where that changes while the page is open."""
+def test_the_page_follows_the_color_scheme_and_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
+    """Also if the scheme changes while the page is open."""
     path = report(tmp_path / "r.html", healthy(tmp_path / "run"))
     phone = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
-    opened = Opened(browser, path.as_uri(), color_scheme="light", **phone)
+    opened = OpenedPage(browser, path.as_uri(), color_scheme="light", **phone)
     assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
     ink = "plot => getComputedStyle(plot.querySelector('.xtick text')).fill"
     light = opened.plot("norms").evaluate(ink)
     opened.page.emulate_media(color_scheme="dark")
     eventually(opened, lambda: opened.plot("norms").evaluate(ink) != light)
-    assert not opened.troubles
+    assert not opened.problems
 
 
 @contextmanager
 def started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    """A process that is gone afterwards, however the test ends."""
+    """A process that is killed when the test ends."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -242,7 +242,7 @@ def started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
 
 
 def append(root: Path, first: int, last: int) -> None:
-    """Write rows as a run that goes on does."""
+    """Append rows, as a running run does."""
     path = RunLayout(root).csv("gradient_norms")
     rows = [
         f"{batch},{(batch - 1) // 40},{','.join(str(norm) for norm in norms_of(batch).values())}\n"
@@ -253,14 +253,14 @@ def append(root: Path, first: int, last: int) -> None:
 
 
 def test_a_live_page_shows_new_rows_and_keeps_the_zoom(browser: Browser, tmp_path: Path) -> None:
-    """Ctrl-C ends its server with status 0; the page says so, and everything is still there."""
+    """Ctrl-C ends the server with status 0; the page says so and keeps its contents."""
     builder = RunBuilder(root=tmp_path / "run", batches=range(1, 41), status="running", formats=("csv",))
     builder.attempts = every_batch()
     root = builder.write()
     command = [sys.executable, "-m", "ava_pipeline", "report", str(root), "--live", "0"]
     with started(command) as process:
         assert process.stdout is not None
-        opened = Opened(browser, process.stdout.readline().split()[1])
+        opened = OpenedPage(browser, process.stdout.readline().split()[1])
         expect(opened.page.locator("#live")).to_have_text("Live: new rows appear automatically.")
         opened.page.locator("#norms-table summary").click()
         opened.page.locator("#norms button[data-zoom=in]").click()
@@ -269,15 +269,15 @@ def test_a_live_page_shows_new_rows_and_keeps_the_zoom(browser: Browser, tmp_pat
         expect(opened.page.locator("#norms-table table")).to_contain_text("81 to 90", timeout=60_000)
         assert opened.range("norms") == zoomed
         assert opened.plot("norms").evaluate("plot => plot.calcdata[0].at(-1).x") == 90
-        assert not opened.troubles
+        assert not opened.problems
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     expect(opened.page.locator("#live")).to_contain_text("has stopped; the page shows the last state", timeout=10_000)
     expect(opened.page.locator("#norms-table table")).to_be_visible()
 
 
-def give_accuracy(layout: RunLayout) -> None:
-    """Let a run have a second value, as one does that was resumed by a changed training loop."""
+def add_accuracy(layout: RunLayout) -> None:
+    """Add a second value to the steps, as a run has that was resumed by a changed training loop."""
     rows = read_parquet(layout.parquet("steps"))
     layout.csv("steps").unlink()
     write_parquet(layout.parquet("steps"), rows.append_column("accuracy", rows["loss"]))
@@ -287,22 +287,22 @@ def give_accuracy(layout: RunLayout) -> None:
 
 
 def test_a_live_page_follows_a_run_whose_columns_change(browser: Browser, tmp_path: Path) -> None:
-    """Its tables get the new header, its plots the room and the legend that they need."""
+    """Its tables get the new header, and its plots the height and the legend that they need."""
     root = healthy(tmp_path / "run")
     page = LivePage({"run": RunLayout(root)})
     with server_of(page, 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        opened = Opened(browser, f"http://127.0.0.1:{server.server_port}/")
+        opened = OpenedPage(browser, f"http://127.0.0.1:{server.server_port}/")
         opened.page.locator("#values-table summary").click()
         expect(opened.page.locator("#values-table th")).to_contain_text(["epochs", "batches", "loss"])
         before = opened.plot("values").evaluate("plot => plot.offsetHeight")
-        give_accuracy(RunLayout(root))
+        add_accuracy(RunLayout(root))
         page._next_read_s = 0.0
         expect(opened.page.locator("#values-table th")).to_contain_text(
             ["epochs", "batches", "loss", "accuracy"], timeout=30_000
         )
         assert opened.plot("values").evaluate("plot => plot.offsetHeight") > before
-        assert not opened.troubles
+        assert not opened.problems
         server.shutdown()
         thread.join()

@@ -1,4 +1,4 @@
-"""Reports as files: what is in them, where they go, and what is said where there is none."""
+"""Reports as files: their contents, their paths, and the messages if one cannot be written."""
 
 import base64
 import http.client
@@ -33,13 +33,13 @@ MOST_BYTES = 6_000_000
 
 
 def specs(page: str) -> dict[str, Any]:
-    """What plotly is given, by figure."""
+    """The specification of each figure for plotly, by name."""
     figures = re.findall(r'<figure id="([^"]+)".*?<script type="application/json">(.*?)</script>', page, re.DOTALL)
     return {name: json.loads(spec) for name, spec in figures}
 
 
 def numbers(packed: Any) -> np.ndarray:
-    """An array as plotly packs it."""
+    """An array from plotly's packed form."""
     return (
         np.frombuffer(base64.b64decode(packed["bdata"]), dtype=packed["dtype"])
         if isinstance(packed, dict)
@@ -47,14 +47,14 @@ def numbers(packed: Any) -> np.ndarray:
     )
 
 
-def told(arguments: list[str]) -> tuple[int, str]:
-    """The status and the output of a command."""
-    found = CliRunner().invoke(cli.app, arguments)
-    return found.exit_code, found.output
+def run_command(arguments: list[str]) -> tuple[int, str]:
+    """Run a command and return its exit status and output."""
+    result = CliRunner().invoke(cli.app, arguments)
+    return result.exit_code, result.output
 
 
 def test_a_page_of_a_long_run_is_small_and_keeps_its_spike(tmp_path: Path) -> None:
-    """One value among a hundred thousand, where it lies; nothing on the page comes from elsewhere."""
+    """One value among a hundred thousand, at its batch; and the page loads nothing from elsewhere."""
     page = report(tmp_path / "r.html", long(tmp_path / "run", 100_000)).read_text()
     assert len(page.encode()) < MOST_BYTES
     area, line = specs(page)["norms"]["data"][:2]
@@ -68,15 +68,15 @@ def test_a_page_of_a_long_run_is_small_and_keeps_its_spike(tmp_path: Path) -> No
 
 
 def test_many_long_runs_share_one_small_page(tmp_path: Path) -> None:
-    """They are drawn more coarsely."""
+    """Each of them is drawn with fewer points."""
     long(tmp_path / "runs" / "run", 20_000)
     for number in range(11):
         shutil.copytree(tmp_path / "runs" / "run", tmp_path / "runs" / f"run-{number}")
     assert report(tmp_path / "r.html", tmp_path / "runs" / "*").stat().st_size < MOST_BYTES
 
 
-def test_what_is_no_number_is_told_apart(tmp_path: Path) -> None:
-    """Gaps and nulls break the line, nan and inf are marked, and so is 0, which a logarithmic scale cannot show."""
+def test_gaps_nulls_nan_inf_and_zeros_are_distinguished(tmp_path: Path) -> None:
+    """Gaps and nulls break the line; nan, inf and 0, which a logarithmic scale cannot show, are marked."""
     traces = specs(report(tmp_path / "r.html", faulty(tmp_path / "run")).read_text())["norms"]["data"]
     named = {trace["name"]: trace for trace in traces}
     assert numbers(named["mlp_head: not finite"]["x"]).tolist() == [70]
@@ -90,7 +90,7 @@ def test_what_is_no_number_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_tables_and_facts_are_shown_and_stay_short(tmp_path: Path) -> None:
-    """The first rows of each table and of the predictions; a fact of megabytes is cut."""
+    """The first rows of each table and of the predictions; a fact of megabytes is shortened."""
     root = healthy(tmp_path / "run")
     manifest = read_manifest(RunLayout(root).manifest)
     manifest.run_info["notes"] = "long " * 1_000_000
@@ -103,8 +103,8 @@ def test_tables_and_facts_are_shown_and_stay_short(tmp_path: Path) -> None:
     assert len(page) < MOST_BYTES
 
 
-def test_a_killed_run_is_called_so_everywhere(tmp_path: Path) -> None:
-    """Among the facts too, of its last attempt as well; and the page says when that was so."""
+def test_a_killed_run_is_killed_in_all_places(tmp_path: Path) -> None:
+    """Also among the facts of the run and of its last attempt; and the page names its time."""
     page = report(tmp_path / "r.html", crashed(tmp_path / "run")).read_text()
     assert '<span class="badge killed">' in page
     assert "<dt>status</dt><dd>killed</dd>" in page
@@ -112,8 +112,8 @@ def test_a_killed_run_is_called_so_everywhere(tmp_path: Path) -> None:
     assert re.search(r"As of 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC\.", page)
 
 
-def test_runs_lie_over_each_other(tmp_path: Path) -> None:
-    """A colour a run, a part of the plot a group."""
+def test_several_runs_share_the_plots(tmp_path: Path) -> None:
+    """Each run has a colour, each group a subplot."""
     healthy(tmp_path / "one")
     faulty(tmp_path / "two")
     norms = specs(report(tmp_path / "r.html", tmp_path / "*").read_text())["norms"]
@@ -139,8 +139,8 @@ def test_write_report_takes_paths_patterns_and_layouts(as_text: bool, tmp_path: 
         write_report(tmp_path / "runs/none", page)
 
 
-def test_what_cannot_be_read_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
-    """A damaged file costs its part of the page."""
+def test_a_damaged_file_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    """Only the figures of that file are missing."""
     root = healthy(tmp_path / "run")
     RunLayout(root).parquet("learning_rates").write_bytes(b"PAR1 no more")
     page = report(tmp_path / "r.html", root).read_text()
@@ -149,7 +149,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_shown(tmp_path: Path) -> No
 
 
 def test_a_run_that_lost_its_manifest_still_shows_its_predictions(tmp_path: Path) -> None:
-    """And says that there is none."""
+    """And reports the missing manifest."""
     root = healthy(tmp_path / "run")
     RunLayout(root).manifest.unlink()
     page = report(tmp_path / "r.html", root).read_text()
@@ -157,11 +157,11 @@ def test_a_run_that_lost_its_manifest_still_shows_its_predictions(tmp_path: Path
     assert "predicted" in specs(page)
 
 
-def test_the_command_writes_into_the_run_and_validate_minds_it_not(tmp_path: Path) -> None:
-    """Its path is the last word; a training that begins anew sets the page aside with the rest."""
+def test_the_page_in_a_run_directory_is_not_a_violation(tmp_path: Path) -> None:
+    """The command prints its path; a training that starts over moves the page to superseded/."""
     root = healthy(tmp_path / "run")
     before = list(validate_run(root))
-    status, output = told(["report", str(root)])
+    status, output = run_command(["report", str(root)])
     assert (status, output) == (0, f"Report: {root / 'report.html'}\n")
     assert list(validate_run(root)) == before
     start_over(RunLayout(root), "")
@@ -188,7 +188,7 @@ def test_wrong_usage_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In one sentence, with status 2, and nothing is written."""
+    """In one sentence, with status 2; nothing is written."""
     for name in ("one", "two"):
         healthy(tmp_path / name)
     (tmp_path / "one/config.yaml").write_text("")
@@ -207,17 +207,17 @@ def test_wrong_usage_is_named(
 def test_a_missing_extra_is_named(
     command: str, library: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With how to install it."""
+    """Together with the command that installs it."""
     monkeypatch.setitem(sys.modules, library, None)
-    found = CliRunner().invoke(cli.app, [command, str(healthy(tmp_path / "run"))])
-    assert isinstance(found.exception, ConfigError)
-    assert f"{library}" in str(found.exception)
-    assert f"pip install 'ava-pipeline[{extra}]'" in str(found.exception)
+    result = CliRunner().invoke(cli.app, [command, str(healthy(tmp_path / "run"))])
+    assert isinstance(result.exception, ConfigError)
+    assert f"{library}" in str(result.exception)
+    assert f"pip install 'ava-pipeline[{extra}]'" in str(result.exception)
 
 
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
-    """Where a live page of a run is served, to this machine alone."""
+    """The port of a live page, which is served to this machine only."""
     root = RunBuilder(root=tmp_path / "run", status="running", attempts=every_batch()).write()
     with server_of(LivePage({"run": RunLayout(root)}), 0) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -228,36 +228,36 @@ def port(tmp_path: Path) -> Iterator[int]:
         thread.join()
 
 
-def ask(port: int, path: str, **headers: str) -> tuple[int, str, str | None]:
-    """The status, the text and the tag of an answer."""
+def request(port: int, path: str, **headers: str) -> tuple[int, str, str | None]:
+    """Request a path, and return the status, the body and the tag of the response."""
     connection = http.client.HTTPConnection(HOST, port)
     connection.request("GET", path, headers=headers)
-    answer = connection.getresponse()
-    found = answer.status, answer.read().decode(), answer.headers["ETag"]
+    response = connection.getresponse()
+    status, body, tag = response.status, response.read().decode(), response.headers["ETag"]
     connection.close()
-    return found
+    return status, body, tag
 
 
-def test_a_live_page_is_for_this_machine_alone(port: int, tmp_path: Path) -> None:
-    """Not for a name of elsewhere that leads here, and no file can be asked for."""
-    assert ask(port, "/")[0] == 200
-    assert ask(port, "/", Host=f"localhost:{port}")[0] == 200
+def test_a_live_page_is_for_this_machine_only(port: int, tmp_path: Path) -> None:
+    """Foreign host names that resolve to this machine are refused, and no file can be requested."""
+    assert request(port, "/")[0] == 200
+    assert request(port, "/", Host=f"localhost:{port}")[0] == 200
     for host in ("evil.example", f"evil.example:{port}", HOST, f"{HOST}:{port + 1}", ""):
-        status, text, _ = ask(port, "/contents", Host=host)
+        status, text, _ = request(port, "/contents", Host=host)
         assert (status, "run" in text) == (421, False)
     for path in ("/../../../etc/passwd", f"/{tmp_path}/run/metrics.csv", "//etc/passwd", "/contents/../..", "/%2e%2e/"):
-        assert ask(port, path)[0] == 404
+        assert request(port, path)[0] == 404
 
 
-def test_a_live_page_is_sent_again_only_where_it_changed(port: int) -> None:
-    """A browser asks every other second."""
-    status, text, tag = ask(port, "/contents")
+def test_a_live_page_is_sent_again_only_after_a_change(port: int) -> None:
+    """The browser requests it every two seconds."""
+    status, text, tag = request(port, "/contents")
     assert (status, "figure" in text) == (200, True)
-    assert ask(port, "/contents", **{"If-None-Match": str(tag)})[:2] == (304, "")
+    assert request(port, "/contents", **{"If-None-Match": str(tag)})[:2] == (304, "")
 
 
-def test_a_live_page_survives_that_its_run_is_away(tmp_path: Path) -> None:
-    """And shows it again when it is back."""
+def test_a_live_page_survives_a_run_that_was_moved(tmp_path: Path) -> None:
+    """And shows the run again once it is back."""
     root = healthy(tmp_path / "run")
     page = LivePage({"run": RunLayout(root)})
     page._next_read_s = 0.0
@@ -269,8 +269,8 @@ def test_a_live_page_survives_that_its_run_is_away(tmp_path: Path) -> None:
     assert "Gradient norms by group" in page.page()
 
 
-def test_a_live_page_tells_that_its_run_was_killed(tmp_path: Path) -> None:
-    """Without a word in any file: its process is gone. When it is resumed it runs again."""
+def test_a_live_page_shows_that_its_run_was_killed(tmp_path: Path) -> None:
+    """No file changes when the process disappears. After a resume the run is running again."""
     builder = RunBuilder(root=tmp_path / "run", status="running", attempts=every_batch(), heartbeat_utc=utc_now())
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as training:
         builder.attempts[0].pid, builder.attempts[0].host = training.pid, platform.node()
@@ -289,7 +289,7 @@ def test_a_live_page_tells_that_its_run_was_killed(tmp_path: Path) -> None:
 
 
 def test_a_run_of_too_few_rows_is_not_called_healthy(tmp_path: Path) -> None:
-    """The page says what `diagnose` says."""
+    """The page shows the verdict of `diagnose`."""
     text = report(tmp_path / "r.html", empty(tmp_path / "run")).read_text(encoding="utf-8")
     assert "Too few rows to tell." in text
     assert "Healthy." not in text

@@ -1,4 +1,4 @@
-"""How runs and columns are told apart in the plots of a page."""
+"""The styles by which runs and columns are distinguished."""
 
 import json
 import re
@@ -15,23 +15,23 @@ _PAPERS = ("#ffffff", "#14171b")  # of page.css
 
 
 def figures_of(page: Path) -> dict[str, Any]:
-    """What plotly is given, by figure."""
-    found = re.findall(
+    """The specification of each figure for plotly, by name."""
+    specs = re.findall(
         r'<figure id="([^"]+)".*?<script type="application/json">(.*?)</script>', page.read_text(), re.DOTALL
     )
-    return {name: json.loads(spec) for name, spec in found}
+    return {name: json.loads(spec) for name, spec in specs}
 
 
 def colors_of(figure: Any) -> dict[str, set[str]]:
-    """The colours in which a run's lines and points are drawn."""
-    found: dict[str, set[str]] = {}
+    """The colours of each run's lines and points."""
+    colors: dict[str, set[str]] = {}
     for trace in figure["data"]:
-        found.setdefault(trace["legendgroup"], set()).add((trace.get("line") or trace["marker"])["color"])
-    return found
+        colors.setdefault(trace["legendgroup"], set()).add((trace.get("line") or trace["marker"])["color"])
+    return colors
 
 
 def test_a_run_has_one_color_on_the_whole_page(tmp_path: Path) -> None:
-    """Also where a plot has nothing of the first run, as of one that crashed before its metrics were written."""
+    """Also in plots without the first run, which crashed before its metrics were written."""
     for name, make in (("1", crashed), ("2", healthy), ("3", faulty)):
         make(tmp_path / name)
     found = figures_of(report(tmp_path / "r.html", *(tmp_path / name for name in "123")))
@@ -41,24 +41,24 @@ def test_a_run_has_one_color_on_the_whole_page(tmp_path: Path) -> None:
             assert colors == {style_at(int(run) - 1).color}, name
 
 
-def test_runs_beyond_the_colors_have_other_dashes_and_symbols(tmp_path: Path) -> None:
-    """Twelve runs look like twelve, in every plot."""
+def test_more_runs_than_colors_have_other_dashes_and_symbols(tmp_path: Path) -> None:
+    """Twelve runs have twelve styles in every plot."""
     healthy(tmp_path / "runs" / "0")
     for number in range(1, 12):
         shutil.copytree(tmp_path / "runs" / "0", tmp_path / "runs" / str(number))
     found = figures_of(report(tmp_path / "r.html", tmp_path / "runs" / "*"))
     for name in ("norms", "rates", "metric-srcc"):
         lines = [trace for trace in found[name]["data"] if trace.get("yaxis", "y") == "y"]
-        looks = {(one["line"]["color"], one["line"]["dash"], one["marker"]["symbol"]) for one in lines}
-        assert len(looks) == 12, name
+        styles = {(line["line"]["color"], line["line"]["dash"], line["marker"]["symbol"]) for line in lines}
+        assert len(styles) == 12, name
     points = [trace["marker"] for trace in found["predicted"]["data"]]
-    assert len({(one["color"], one["symbol"]) for one in points}) == 12
+    assert len({(marker["color"], marker["symbol"]) for marker in points}) == 12
 
 
 @pytest.mark.parametrize("place", range(7))
 @pytest.mark.parametrize("paper", _PAPERS)
-def test_colors_stand_out_from_a_light_page_and_a_dark_one(place: int, paper: str) -> None:
-    """3 to 1, as graphics need by WCAG 2.2, 1.4.11."""
+def test_colors_have_contrast_on_a_light_and_a_dark_page(place: int, paper: str) -> None:
+    """At least 3 to 1, as WCAG 2.2, 1.4.11 requires of graphics."""
     darker, lighter = sorted(map(luminance, (style_at(place).color, paper)))
     assert (lighter + 0.05) / (darker + 0.05) >= 3
 

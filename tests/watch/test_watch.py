@@ -1,4 +1,4 @@
-"""A running job followed in the terminal."""
+"""A running job in the terminal."""
 
 import fcntl
 import os
@@ -38,7 +38,7 @@ _DEADLINE_S = 150
 
 
 class Terminal:
-    """A pseudo-terminal with a process in it, and what can be read on its screen."""
+    """A pseudo-terminal with a process, and the text on its screen."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", descriptor: int, columns: int, lines: int) -> None:
         self.process = process
@@ -52,12 +52,12 @@ class Terminal:
         return "\n".join(self._screen.display)
 
     def read_until(self, is_so: Callable[[str], bool]) -> None:
-        """Read what the process writes, piece by piece, until the screen shows all that is asked for."""
+        """Read the output of the process, piece by piece, until the text on the screen meets a condition."""
         while not is_so(self.text):
             assert self._read(), self.text
 
     def read_to_end(self) -> int:
-        """Read until the process is gone, since one that writes to a full terminal does not end; its exit status."""
+        """Read until the process ends, since a full terminal would block it, and return its exit status."""
         while self._read():
             pass
         return self.process.wait(_DEADLINE_S)
@@ -74,7 +74,7 @@ class Terminal:
 
 @contextmanager
 def watching(root: Path, columns: int = _COLUMNS, lines: int = _LINES) -> Iterator[Terminal]:
-    """`ava-pipeline watch` in a terminal of its own."""
+    """`ava-pipeline watch` in a pseudo-terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     command = [sys.executable, "-m", "ava_pipeline", "watch", str(root), "--interval", "0.1"]
@@ -90,8 +90,8 @@ def watching(root: Path, columns: int = _COLUMNS, lines: int = _LINES) -> Iterat
             os.close(ours)
 
 
-def be_gone(root: Path) -> None:
-    """Let the manifest name a process of this host that has ended."""
+def name_ended_process(root: Path) -> None:
+    """Write a process of this host that has ended into the manifest."""
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     path = RunLayout(root).manifest
@@ -101,7 +101,7 @@ def be_gone(root: Path) -> None:
 
 
 def test_a_run_is_followed_through_a_crash_and_a_resume_to_its_end(tmp_path: Path) -> None:
-    """New rows appear, the crash and the resume are told, and the end ends it with status 0 and a last picture."""
+    """New rows, the crash and the resume appear; the end of the run ends it with status 0 and a last view."""
     root = tmp_path / "run"
     first = Room(root)
     first.write(range(1, 31))
@@ -110,7 +110,7 @@ def test_a_run_is_followed_through_a_crash_and_a_resume_to_its_end(tmp_path: Pat
         first.write(range(31, 41))
         terminal.read_until(lambda text: "batch 40" in text)
         leave_as_killed(first)
-        be_gone(root)
+        name_ended_process(root)
         terminal.read_until(lambda text: "killed" in text and "Waiting until it is resumed" in text)
         second = Room(root, resumed_from=20)
         second.write(range(21, 26))
@@ -122,7 +122,7 @@ def test_a_run_is_followed_through_a_crash_and_a_resume_to_its_end(tmp_path: Pat
 
 
 def test_ctrl_c_leaves_the_run_alone(tmp_path: Path) -> None:
-    """Status 0, the last picture stays, no traceback."""
+    """Status 0, the last view stays, no traceback."""
     room = Room(tmp_path / "run")
     room.write(range(1, 6))
     with watching(tmp_path / "run") as terminal:
@@ -136,7 +136,7 @@ def test_ctrl_c_leaves_the_run_alone(tmp_path: Path) -> None:
 
 def eventful(root: Path) -> Path:
     """A running run with findings whose sentences are longer than any line."""
-    told = [
+    events = [
         Event(
             event="spike",
             severity="warning",
@@ -149,15 +149,15 @@ def eventful(root: Path) -> Path:
         )
         for batch in (10, 50, 80)
     ]
-    builder = RunBuilder(root=root, batches=range(1, 121), attempts=every_batch(), status="running", events=told)
+    builder = RunBuilder(root=root, batches=range(1, 121), attempts=every_batch(), status="running", events=events)
     builder.heartbeat_utc = utc_now()
     builder.attempts[0].pid, builder.attempts[0].host = os.getpid(), platform.node()
     return builder.write()
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (50, 24), (50, 40)])
-def test_a_small_terminal_shows_every_event_and_the_newest_rows(columns: int, lines: int, tmp_path: Path) -> None:
-    """A line an event, without what to try; of rows the newest, and no number cut into another one."""
+def test_a_small_terminal_shows_the_events_and_the_newest_rows(columns: int, lines: int, tmp_path: Path) -> None:
+    """One line for each event, without advice; the newest rows, and no number that is cut off."""
     with watching(eventful(tmp_path / "run"), columns, lines) as terminal:
         terminal.read_until(lambda text: "loss" in text)
         found = [line.rstrip() for line in terminal.text.splitlines()]
@@ -171,8 +171,8 @@ def test_a_small_terminal_shows_every_event_and_the_newest_rows(columns: int, li
         assert rates.endswith("8.33e-07 … 0.0001" if columns == 80 else bars)
 
 
-def test_tables_share_the_lines_that_there_are(tmp_path: Path) -> None:
-    """Of the longest fewer columns are shown, and it is said how many are not; without a terminal all are."""
+def test_tables_share_the_lines_of_the_terminal(tmp_path: Path) -> None:
+    """The longest table shows fewer columns and the number of hidden ones; without a terminal all are shown."""
     live_run = LiveRun(open_run(eventful(tmp_path / "run")))
     live_run.update(utc_now())
     for height in (17, 20, 40):
@@ -192,13 +192,13 @@ def shown(live_run: LiveRun, height: int | None = None) -> str:
 
 
 def batches(live_run: LiveRun, table: str = "norms") -> list[int]:
-    """The batches of the rows that are kept."""
+    """The batches of the latest rows."""
     rows = live_run.tables[table].rows
     return [] if rows is None else integers(rows, "batch_idx").tolist()
 
 
-def test_only_what_is_new_is_read(tmp_path: Path) -> None:
-    """Of a long table its end, and then whole lines as they come."""
+def test_only_new_rows_are_read(tmp_path: Path) -> None:
+    """The end of a long table, and then whole lines as they are appended."""
     room = Room(tmp_path / "run")
     room.files.open(room.channel.stats())
     path = RunLayout(tmp_path / "run").csv("norms")
@@ -218,8 +218,8 @@ def test_only_what_is_new_is_read(tmp_path: Path) -> None:
     room.close()
 
 
-def test_a_file_that_was_cut_and_written_on_is_read_anew(tmp_path: Path) -> None:
-    """Even where it is as long as before."""
+def test_a_file_that_was_cut_and_extended_is_read_again(tmp_path: Path) -> None:
+    """Even if it is as long as before."""
     room = Room(tmp_path / "run")
     room.write(range(1, 9))
     live_run = LiveRun(open_run(tmp_path / "run"))
@@ -235,7 +235,7 @@ def test_a_file_that_was_cut_and_written_on_is_read_anew(tmp_path: Path) -> None
 
 
 def test_a_resumed_run_may_measure_other_columns(tmp_path: Path) -> None:
-    """Those of the new attempt are shown."""
+    """The columns of the new attempt are shown."""
     first = Room(tmp_path / "run")
     first.write(range(1, 6))
     live_run = LiveRun(open_run(tmp_path / "run"))
@@ -250,8 +250,8 @@ def test_a_resumed_run_may_measure_other_columns(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_file_whose_header_is_being_written_has_no_rows(tmp_path: Path) -> None:
-    """They come with the rest of it."""
+def test_a_file_with_half_a_header_has_no_rows(tmp_path: Path) -> None:
+    """Its rows appear once the header is complete."""
     root = RunBuilder(root=tmp_path / "run", batches=range(1, 6), formats=("csv",)).write()
     path = RunLayout(root).csv("gradient_norms")
     whole = path.read_bytes()
@@ -265,7 +265,7 @@ def test_a_file_whose_header_is_being_written_has_no_rows(tmp_path: Path) -> Non
 
 
 def test_a_run_without_csv_is_followed_in_its_journal(tmp_path: Path) -> None:
-    """And its rows are there once more rows are."""
+    """Its Parquet file and journal are read again when they change."""
     RunBuilder(root=tmp_path / "run", batches=range(1, 61), status="running", formats=("parquet",)).write()
     live_run = LiveRun(open_run(tmp_path / "run"))
     live_run.update(utc_now())
@@ -274,17 +274,17 @@ def test_a_run_without_csv_is_followed_in_its_journal(tmp_path: Path) -> None:
 
 
 def test_a_crashed_run_is_called_killed(tmp_path: Path) -> None:
-    """At once where its process was of this host, else when it was silent for long."""
+    """At once if its process was on this host, else after a long silence."""
     root = crashed(tmp_path / "run")
     manifest = read_manifest(RunLayout(root).manifest)
     assert status_now(manifest, NOW) == "running"
     assert status_now(manifest, NOW + timedelta(minutes=3)) == "killed"
-    be_gone(root)
+    name_ended_process(root)
     assert status_now(read_manifest(RunLayout(root).manifest), NOW) == "killed"
 
 
-def test_what_a_run_is_called_moves_no_cursor(tmp_path: Path) -> None:
-    """Names and messages come from anywhere; what a terminal would act upon is shown instead."""
+def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
+    """Names and messages may come from others; a terminal does not interpret them."""
     root = RunBuilder(root=tmp_path / "\x1b[2Jrun\x07", batches=range(1, 6), attempts=every_batch()).write()
     live_run = LiveRun(open_run(root))
     live_run.update(utc_now())
@@ -292,8 +292,8 @@ def test_what_a_run_is_called_moves_no_cursor(tmp_path: Path) -> None:
     assert "\x1b" not in shown(live_run)
 
 
-def test_what_cannot_be_read_is_told_and_tried_again(tmp_path: Path) -> None:
-    """As while a resumed run moves its files."""
+def test_a_problem_is_shown_and_the_file_read_again(tmp_path: Path) -> None:
+    """As happens while a resumed run moves its files."""
     root = faulty(tmp_path / "run")
     live_run = LiveRun(open_run(root))
     path = RunLayout(root).manifest
@@ -307,12 +307,12 @@ def test_what_cannot_be_read_is_told_and_tried_again(tmp_path: Path) -> None:
     assert live_run.is_finished
 
 
-def test_a_sparkline_tells_numbers_apart_from_what_is_none() -> None:
-    """Logarithmic, the greatest of each stretch; ! not finite, _ nought, empty where nothing was measured."""
-    none = np.zeros(8, dtype=bool)
+def test_a_sparkline_distinguishes_numbers_zeros_and_missing_values() -> None:
+    """Bars are logarithmic, the greatest of each range; ! is not finite, _ is 0, a space was not measured."""
+    no_nulls = np.zeros(8, dtype=bool)
     values = np.array([1, 10, 100, 1000, np.nan, np.inf, 0, 0])
-    assert sparkline(values, none, 8) == "▁▃▆█!!__"
-    assert sparkline(values, none, 4) == "▃█!_"
-    assert sparkline(values, ~none, 3) == "   "
-    assert sparkline(np.array([2.0]), none[:1], 5) == "▅"
-    assert sparkline(np.array([]), none[:0], 5) == ""
+    assert sparkline(values, no_nulls, 8) == "▁▃▆█!!__"
+    assert sparkline(values, no_nulls, 4) == "▃█!_"
+    assert sparkline(values, ~no_nulls, 3) == "   "
+    assert sparkline(np.array([2.0]), no_nulls[:1], 5) == "▅"
+    assert sparkline(np.array([]), no_nulls[:0], 5) == ""

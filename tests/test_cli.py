@@ -1,4 +1,4 @@
-"""What the command line prints, and with which status it ends."""
+"""What the command line prints, what it imports, and with which status it ends."""
 
 import json
 import signal
@@ -40,25 +40,65 @@ def status_of(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]) -> int:
 
 
 def test_the_version_is_the_packages() -> None:
-    """For bug reports."""
+    """Bug reports name it."""
     assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"{__version__}\n"
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_explains_itself(name: str) -> None:
-    """With an example."""
+    """Its help has an example, and lists no type beside a flag, which takes no value."""
     found = CliRunner().invoke(cli.app, [name, "--help"])
     assert found.exit_code == 0
     assert f"ava-pipeline {name} " in " ".join(found.stdout.split())
+    assert "<bool>" not in found.stdout
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_option_has_a_help_text(name: str) -> None:
+    """A hidden argument is the only exception."""
+    params = cli.load_command(name).params
+    assert [param.name for param in params if not param.hidden and not param.help] == []
+
+
+def test_the_table_lists_the_first_line_of_each_docstring() -> None:
+    """The table has its own copy, so that listing the commands imports none of them."""
+    first_lines = {name: cli.load_command(name).help.splitlines()[0] for name in cli.COMMANDS}
+    assert first_lines == {name: entry.help for name, entry in cli.COMMANDS.items()}
+    listed = " ".join(CliRunner().invoke(cli.app, ["--help"]).stdout.replace("│", " ").split())
+    assert all(f"{name} {line}" in listed for name, line in first_lines.items())
+    assert "<bool>" not in listed
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS)], ids=" ".join)
+def test_help_loads_no_library(arguments: Sequence[str]) -> None:
+    """Help is there at once. Typer itself parses the options of a command with pydantic."""
+    heavy = {"numpy", "pandas", "pyarrow", "scipy", "torch", "yaml"}
+    loaded = modules_after(arguments)
+    assert not loaded & (heavy | ({"pydantic"} if arguments == ["--help"] else set()))
+    assert loaded & {"rich", "typer"} == {"rich", "typer"}
+
+
+def modules_after(arguments: Sequence[str]) -> set[str]:
+    """The modules that a fresh interpreter has loaded after a call of the command line."""
+    code = (
+        "import sys\n"
+        "from ava_pipeline.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in {0, 1}, done.stderr
+    return set(done.stderr.splitlines()[-1].split())
 
 
 def test_the_help_of_validate_shows_the_rule_in_its_brackets() -> None:
-    """They are markup to the library that prints it."""
+    """The library that prints the help takes brackets for markup."""
     assert "what is wrong [rule]." in CliRunner().invoke(cli.app, ["validate", "--help"]).stdout
 
 
 def test_a_file_is_evaluated(tmp_path: Path) -> None:
-    """A line, its interval, and the constant predictor's line; of what that does not define there is a dash."""
+    """A line, its interval, and the constant predictor's line, with dashes for metrics that it does not define."""
     found = CliRunner().invoke(cli.app, ["evaluate", str(predictions(tmp_path / "val_epoch_000.parquet"))])
     assert found.exit_code == 0
     lines = found.stdout.splitlines()
@@ -71,31 +111,31 @@ def test_a_file_is_evaluated(tmp_path: Path) -> None:
 
 
 def test_a_run_is_evaluated_epoch_by_epoch(tmp_path: Path) -> None:
-    """By name, and generated data is called so."""
+    """Files are sorted by name, and generated data is labelled."""
     for epoch in (1, 0):
         predictions(tmp_path / f"run/predictions/val_epoch_00{epoch}.parquet")
     (tmp_path / "run/config.yaml").write_text("data: {sample: {num_images: 10}}\n")
     for path in ("run", "run/predictions/val_epoch_001.parquet"):
         found = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / path)])
         assert "generated, not AVA" in found.stdout
-    told = json.loads(CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "run"), "--json"]).stdout)
-    assert [Path(one["file"]).stem for one in told["files"]] == ["val_epoch_000", "val_epoch_001"]
-    assert told["generated"] is True
-    assert told["files"][0]["constant_predictor"]["srcc"] is None
+    found_json = json.loads(CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "run"), "--json"]).stdout)
+    assert [Path(file["file"]).stem for file in found_json["files"]] == ["val_epoch_000", "val_epoch_001"]
+    assert found_json["generated"] is True
+    assert found_json["files"][0]["constant_predictor"]["srcc"] is None
 
 
-def test_a_file_that_cannot_be_read_costs_the_others_nothing(tmp_path: Path) -> None:
-    """It is told, the others are evaluated in order, and the status is 1."""
+def test_the_other_files_are_evaluated_if_one_cannot_be_read(tmp_path: Path) -> None:
+    """It is reported, the others are evaluated in order, and the status is 1."""
     for epoch in (0, 1, 101, 1000):
         predictions(tmp_path / f"run/predictions/val_epoch_{epoch:03d}.parquet")
     torn, empty = (tmp_path / f"run/predictions/val_epoch_{epoch:03d}.parquet" for epoch in (1, 101))
     torn.write_bytes(torn.read_bytes()[:-100])
     pd.read_parquet(empty).iloc[:0].to_parquet(empty)
     found = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "run"), "--json"])
-    told = json.loads(found.stdout)
-    assert [(one["set"], one["epoch"]) for one in told["files"]] == [("val", 0), ("val", 1000)]
-    assert list(told["problems"]) == [str(torn), str(empty)]
-    assert "no image" in told["problems"][str(empty)]
+    printed = json.loads(found.stdout)
+    assert [(file["set"], file["epoch"]) for file in printed["files"]] == [("val", 0), ("val", 1000)]
+    assert list(printed["problems"]) == [str(torn), str(empty)]
+    assert "no image" in printed["problems"][str(empty)]
     assert found.exit_code == 1
     listed = CliRunner().invoke(cli.app, ["runs", str(tmp_path / "run"), "--json"])
     (run,) = json.loads(listed.stdout)["runs"]
@@ -104,17 +144,9 @@ def test_a_file_that_cannot_be_read_costs_the_others_nothing(tmp_path: Path) -> 
 
 
 def test_evaluating_needs_no_torch(tmp_path: Path) -> None:
-    """A laptop without it can look at predictions."""
+    """A laptop without torch can evaluate predictions."""
     path = predictions(tmp_path / "val_epoch_000.parquet")
-    code = (
-        f"import sys; sys.argv = ['ava-pipeline', 'evaluate', {str(path)!r}, '--json']\n"
-        "from ava_pipeline.cli import main\n"
-        "try: main()\n"
-        "finally: print('torch' in sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["files"][0]["num_images"] == 50
-    assert done.stderr == "False\n"
+    assert "torch" not in modules_after(["evaluate", str(path), "--json"])
 
 
 @pytest.mark.parametrize(
@@ -127,7 +159,7 @@ def test_evaluating_needs_no_torch(tmp_path: Path) -> None:
     ],
     ids=["missing", "csv", "empty", "torn"],
 )
-def test_what_cannot_be_evaluated_is_named(
+def test_a_path_that_cannot_be_evaluated_is_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -135,20 +167,20 @@ def test_what_cannot_be_evaluated_is_named(
     sentence: str,
     status: int,
 ) -> None:
-    """One sentence, no traceback."""
+    """The error is one sentence without a traceback."""
     path = tmp_path / "val.parquet"
     if content is not None:
         path.write_bytes(content)
     assert status_of(monkeypatch, ["evaluate", str(path)]) == status
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert "Traceback" not in told
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert "Traceback" not in message
 
 
 def test_parquet_without_predictions_names_the_missing_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not only that something is wrong."""
+    """The message says more than that the file is wrong."""
     path = predictions(tmp_path / "val.parquet")
     pd.read_parquet(path).drop(columns="gt_dist_3").to_parquet(path)
     assert status_of(monkeypatch, ["evaluate", str(path)]) == 1
@@ -168,14 +200,14 @@ def test_parquet_without_predictions_names_the_missing_columns(
     ids=["nothing", "no path", "command", "both", "option", "empty"],
 )
 def test_wrong_usage_is_status_2(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
-    """As everywhere."""
+    """The status of wrong usage is the same for every command."""
     assert status_of(monkeypatch, arguments) == 2
 
 
 def test_a_wrong_setting_is_status_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the sentence of the config, before torch is even imported."""
+    """The message is that of the config, and torch is not imported before."""
     arguments = ["train", str(config_file(tmp_path)), "--set", "train.epoch=3"]
     assert status_of(monkeypatch, arguments) == 2
     assert "unknown key; did you mean 'epochs'?" in capsys.readouterr().err
@@ -193,7 +225,7 @@ def test_a_wrong_setting_is_status_2(
 def test_a_group_of_nothing_is_status_2(
     group: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With its key, before any image is generated or looked at."""
+    """The message has the key, and no image is generated or read before."""
     assert status_of(monkeypatch, ["train", str(config_file(tmp_path)), "--set", group]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
@@ -203,7 +235,7 @@ def test_a_group_of_nothing_is_status_2(
 def test_missing_input_is_status_2(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Labels or images: the config names what is not there."""
+    """The message names the missing labels or images."""
     images = tmp_path / "data/images"
     images.mkdir(parents=True)
     votes = " ".join("1" * 10)
@@ -219,17 +251,17 @@ def test_missing_input_is_status_2(
 def test_a_used_directory_is_status_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And names the ways on."""
+    """The message names the options that continue or restart."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.csv").write_text("epoch\n")
     assert status_of(monkeypatch, ["train", str(config_file(tmp_path))]) == 2
     assert "--resume" in capsys.readouterr().err
 
 
-def test_an_error_of_ours_is_status_3_and_shows_where_on_request(
+def test_an_internal_error_is_status_3_and_shows_its_traceback_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One sentence that says how to see more."""
+    """The message is one sentence that says how to see the traceback."""
 
     def broken(_path: Path) -> None:
         raise ZeroDivisionError("ours")
@@ -244,12 +276,11 @@ def test_an_error_of_ours_is_status_3_and_shows_where_on_request(
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(signum: signal.Signals, tmp_path: Path) -> None:
-    """Ctrl-C or a scheduler: the status tells which; the summary names epochs, norms, cost, files and the way on."""
+    """The status has the signal; the summary names epochs, norms, cost, files and how to continue."""
     done = command(tmp_path, "--restart", signum=signum, batch=6)
     assert done.returncode == 128 + signum, done.stderr
     assert (tmp_path / "run/checkpoints/last.pt").exists()
     assert "Ending after this batch, with a checkpoint" in done.stderr
-    told = done.stdout
     for part in (
         "generated, not AVA",
         "constant",
@@ -258,41 +289,42 @@ def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(signum: signal.Si
         "Files: ",
         f"Stopped by {signum.name}, with a checkpoint. To continue: the same command with --resume, without --restart.",
     ):
-        assert part in told
+        assert part in done.stdout
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("place", "options", "way_on"),
+    ("place", "options", "remedy"),
     [
-        ("prepare.scan_images", (), "run the same command with --resume to start or continue."),
+        ("data.prepare.scan_images", (), "run the same command with --resume to start or continue."),
         ("job.build_model", ("--restart",), "run the same command again."),
     ],
 )
 def test_ctrl_c_before_training_is_one_sentence(
-    place: str, options: Sequence[str], way_on: str, tmp_path: Path
+    place: str, options: Sequence[str], remedy: str, tmp_path: Path
 ) -> None:
-    """While images are looked at or weights are loaded: status 130, and no traceback.
+    """While images are checked or weights are loaded, it ends with status 130 and no traceback.
 
-    With --restart the older run still stands, and --resume would go on with that.
+    With --restart the older run is still in place, and --resume would continue that one.
     """
+    module, _, function = f"ava_pipeline.train.{place}".rpartition(".")
     script = (
-        "import os, signal\n"
-        f"from ava_pipeline.train import {place.partition('.')[0]} as room\n"
+        "import importlib, os, signal\n"
         "from ava_pipeline.cli import main\n"
-        f"room.{place.partition('.')[2]} = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"module = importlib.import_module({module!r})\n"
+        f"module.{function} = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
         "main()\n"
     )
     command = [sys.executable, "-c", script, "train", str(config_file(tmp_path)), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 128 + signal.SIGINT
     assert done.stderr.startswith("Ended by Ctrl-C before training began.")
-    assert done.stderr.endswith(f"{way_on}\n")
+    assert done.stderr.endswith(f"{remedy}\n")
     assert done.stderr.count("\n") == 1
 
 
 def test_a_quiet_run_prints_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For jobs whose output nobody reads; warnings still come."""
+    """A job whose output is not read stays silent, except for warnings."""
     run(tmp_path, "train.epochs=1")
     found = CliRunner().invoke(
         cli.app, ["train", str(config_file(tmp_path)), "--set", "train.epochs=1", "--resume", "--quiet"]
@@ -304,7 +336,7 @@ def test_a_quiet_run_prints_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_hostile_config_beside_predictions_is_named(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is only asked whether the data was generated; nothing in it is run or unfolded."""
+    """The config only says whether the data was generated; nothing in it is executed or expanded."""
     predictions(tmp_path / "run/predictions/val_epoch_000.parquet")
     (tmp_path / "run/config.yaml").write_text(text)
     assert status_of(monkeypatch, ["evaluate", str(tmp_path / "run")]) == 1

@@ -65,4 +65,4 @@ def test_its_damage_is_found(weight_norms: None, tmp_path: Path) -> None:
     frame = pd.read_csv(path)
     frame["mlp_layer_0"] = frame["mlp_layer_0"].to_numpy() * np.array([1.0, 1.5, 1.0])
     frame.to_csv(path, index=False)
-    assert [(one.rule, one.row) for one in validate_run(run)] == [("norms.head-sum", 2)]
+    assert [(one.id, one.row) for one in validate_run(run)] == [("norms.head-sum", 2)]

@@ -223,19 +223,22 @@ def to_arrow(column: Column, values: Values) -> ArrowValues:
     return ArrowValues(stored.array, np.logical_or.reduce(broken) if broken else None)
 
 
-def broken_values(column: Column, values: ArrowColumn) -> Iterator[tuple[str, Bools]]:
-    """The rules of a column that stored values break.
+def broken_values(columns: Sequence[Column], rows: pa.Table) -> Iterator[tuple[Column, str, Bools]]:
+    """Find the stored values that break a rule of their column.
 
     Args:
-        column: the declaration.
-        values: of the column's Arrow type.
+        columns: the declarations.
+        rows: a table with these columns, in their Arrow types.
 
     Yields:
-        The rule's id, and the rows [rows] that break it, at least one.
+        The column, the id of a rule, and the rows [rows] that break it, at least one.
     """
-    is_null = null_mask(values) if values.null_count else None
-    numbers = None if column.not_below is None else numpy_values(values)
-    yield from _broken(column, values, numbers, is_null)
+    for column in columns:
+        values = rows.column(column.name)
+        is_null = null_mask(values) if values.null_count else None
+        numbers = None if column.not_below is None else numpy_values(values)
+        for rule, is_broken in _broken(column, values, numbers, is_null):
+            yield column, rule, is_broken
 
 
 def _broken(

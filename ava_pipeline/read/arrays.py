@@ -1,5 +1,6 @@
 """Arrow columns as NumPy arrays."""
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,11 +28,23 @@ def nulls(column: Column) -> Bools:
     return np.asarray(column.is_null().to_numpy(), dtype=np.bool_)
 
 
-def differing(one: Column, other: Column) -> Bools:
-    """Where two columns of one type differ [rows].
+def float_columns(rows: pa.Table, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+    """Several number columns [rows] as float64, by name; null becomes nan."""
+    return {name: floats(rows, name) for name in names}
+
+
+def differing(rows: pa.Table, others: pa.Table) -> dict[str, Bools]:
+    """Where two tables of one schema and length differ: of each column, a mask [rows].
 
     Floats are compared bit for bit, but nan is equal to nan; null is equal to null alone.
     """
+    return {
+        name: _differing(one, other)
+        for name, one, other in zip(rows.column_names, rows.columns, others.columns, strict=True)
+    }
+
+
+def _differing(one: Column, other: Column) -> Bools:
     equal = _same_floats(one, other) if pa.types.is_floating(one.type) else _same_values(one, other)
     return np.asarray(~equal | (nulls(one) != nulls(other)), dtype=np.bool_)
 
@@ -49,7 +62,7 @@ def _same_values(one: Column, other: Column) -> Bools:
 
 
 def text(rows: pa.Table, name: str, position: int) -> str:
-    """One value as a violation shows it; null is "null"."""
+    """One value as a finding shows it; null is "null"."""
     value = rows.column(name)[position].as_py()
     return "null" if value is None else str(value)
 

@@ -1,67 +1,117 @@
-"""What validation knows of a run once its files were read: the manifest, and of every file its rows' batches."""
+"""A run as the rules see it: the manifest, windows of rows while a file is read, and afterwards its batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.validate.batches import BatchNumbers, Spans
-from ava_pipeline.validate.windows import Window
+from ava_pipeline.read.arrays import BatchIndices, Bools, integers
+from ava_pipeline.validate.listing import Breach, Cell, Rule
+
+KEYS = ("batch_idx", "epoch")
+
+
+class Keys(NamedTuple):
+    """The keys of one row, each None if it is null or the table has no such column."""
+
+    batch_idx: int | None = None
+    epoch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Consecutive rows of one file, with the columns and types of its declaration.
+
+    Attributes:
+        file: path below the run directory; the rows of a journal count as its Parquet file's.
+        declaration: of the table.
+        rows: in file order.
+        start: how many rows of the file stand before them.
+        has_key_columns: whether the table has `batch_idx` and `epoch`.
+        batches: the `batch_idx` of every row [rows], 0 if it is null; empty if the table has no keys.
+        epochs: the `epoch` of every row [rows], likewise.
+        before: the keys of the row before the first one.
+    """
+
+    file: str
+    declaration: RunTable
+    rows: pa.Table
+    start: int
+    has_key_columns: bool
+    batches: BatchIndices
+    epochs: BatchIndices
+    before: Keys
+
+    def breaches(self, rule: Rule, is_broken: Bools, explain: Callable[[int], Cell]) -> Iterator[Breach]:
+        """The rows [rows] that break a rule, if any; `explain` is called with a 0-based position in this window."""
+        positions = np.flatnonzero(is_broken)
+        if len(positions):
+            rows = positions + self.start + 1
+            yield rule.broken_rows(self.file, rows, lambda index: explain(int(positions[index])))
 
 
 @dataclass(slots=True)
 class CheckedFile:
-    """One file that was read through.
+    """One file that was read to its end.
 
     Attributes:
         file: path below the run directory; the rows of a journal count as its Parquet file's.
-        num_rows: in it.
-        has_keys: whether every row says which batch and epoch it is of.
-        batches: of the rows, where it has keys.
+        declaration: of the table.
+        num_rows: how many rows were read.
+        has_keys: whether every row has a `batch_idx` and an `epoch`.
+        batches: the `batch_idx` of the rows, if it has keys.
+        name: the file's name without its folder, by which the manifest counts rows.
     """
 
     file: str
+    declaration: RunTable
     num_rows: int = 0
     has_keys: bool = True
-    batches: BatchNumbers = field(default_factory=BatchNumbers)
+    batches: "BatchNumbers" = field(default_factory=lambda: BatchNumbers())  # noqa: PLW0108  # the class stands below
+    name: str = field(init=False)
+    _last: Keys = field(default=Keys(), init=False)
 
-    @property
-    def name(self) -> str:
-        """The file's own name, as the manifest counts it."""
-        return self.file.rpartition("/")[2]
+    def __post_init__(self) -> None:
+        self.name = self.file.rpartition("/")[2]
 
-    def append(self, window: Window) -> None:
-        """Go on by the rows that were read."""
-        self.num_rows += window.rows.num_rows
-        self.has_keys = self.has_keys and window.has_keys
+    def append(self, rows: pa.Table) -> Window:
+        """Add the next rows of the file, and return them as a window for the rules of rows."""
+        has_columns = set(KEYS) <= set(rows.column_names)
+        batches, epochs = (integers(rows, key) if has_columns else np.empty(0, np.int64) for key in KEYS)
+        start, before = self.num_rows, self._last
+        self.num_rows += rows.num_rows
+        self.has_keys = self.has_keys and has_columns and not any(rows.column(key).null_count for key in KEYS)
         if self.has_keys:
-            self.batches.append(window.batches)
+            self.batches.append(batches)
+        if has_columns and rows.num_rows:
+            self._last = Keys(*(rows.column(key)[-1].as_py() for key in KEYS))
+        return Window(self.file, self.declaration, rows, start, has_columns, batches, epochs, before)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedTable:
-    """One table's readable files: its CSV, and its Parquet with the journal behind it.
+    """The readable files of one table: its CSV file, and its Parquet file with the journal behind it.
 
     Attributes:
         is_same: whether both hold the same values, row by row.
     """
 
-    declaration: RunTable
     csv: CheckedFile | None = None
     parquet: CheckedFile | None = None
     is_same: bool = False
 
     @property
-    def parts(self) -> list[CheckedFile]:
+    def files(self) -> list[CheckedFile]:
         """Every readable file."""
-        return [part for part in (self.csv, self.parquet) if part is not None]
-
-    @property
-    def distinct_parts(self) -> list[CheckedFile]:
-        """The files whose rows are worth a look: one alone where the other holds the same."""
-        return self.parts[:1] if self.is_same else self.parts
+        return [file for file in (self.csv, self.parquet) if file is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +119,142 @@ class CheckedRun:
     """One run directory, read for validation.
 
     Attributes:
-        manifest: None where there is none to be had.
-        tables: measures' tables by name.
+        layout: of the run.
+        manifest: None if it is missing or invalid.
+        is_open: whether rows may still come, or the process that wrote them was killed.
+        tables: the measures' tables by name.
         events: the events' table.
-        missing: batches whose rows may be missing, as events tell.
+        metrics: the rows of metrics.csv; None if the file is missing or unusable.
+        explained: the batches whose rows may be missing, according to events.
         now: the time that heartbeats are compared with.
     """
 
     layout: RunLayout
     manifest: Manifest | None
+    is_open: bool
     tables: Mapping[str, CheckedTable]
     events: CheckedTable
-    missing: Spans
+    metrics: Window | None
+    explained: "ExplainedBatches"
     now: datetime
 
-    @property
-    def is_open(self) -> bool:
-        """Whether rows may still come, or the process that wrote them was killed."""
-        return is_open(self.manifest)
-
-    def keyed_parts(self) -> Iterator[CheckedFile]:
-        """The files worth a look whose rows all say which batch they are of."""
-        return (part for table in self.tables.values() for part in table.distinct_parts if part.has_keys)
+    def keyed_files(self) -> list[CheckedFile]:
+        """The files whose rows all have keys; of two files with the same rows only the first."""
+        files = [file for table in self.tables.values() for file in (table.files[:1] if table.is_same else table.files)]
+        return [file for file in files if file.has_keys]
 
 
-def is_open(manifest: Manifest | None) -> bool:
-    """Whether rows may still come, or the process that wrote them was killed."""
-    return manifest is not None and manifest.status == "running"
+class BatchNumbers:
+    """The `batch_idx` of every row of a file, in file order; evenly spaced rows take next to no memory.
+
+    Attributes:
+        is_rising: whether each number is above the one before.
+        lowest: None without rows.
+        highest: 0 without rows.
+    """
+
+    def __init__(self) -> None:
+        self.is_rising = True
+        self.lowest: int | None = None
+        self.highest = 0
+        self._parts: list[_EvenlySpaced | BatchIndices] = []
+        self._last: int | None = None
+
+    def append(self, batches: BatchIndices) -> None:
+        """Add the numbers of the rows that follow."""
+        if not len(batches):
+            return
+        lowest, last = int(batches.min()), int(batches[-1])
+        rises = bool((batches[1:] > batches[:-1]).all())
+        self.is_rising = self.is_rising and rises and (self._last is None or lowest > self._last)
+        self.lowest = lowest if self.lowest is None else min(lowest, self.lowest)
+        self.highest = max(self.highest, int(batches.max()))
+        self._parts.append(_compact(batches) if rises else batches.copy())
+        self._last = last
+
+    def to_numpy(self) -> BatchIndices:
+        """All numbers [rows]."""
+        return np.concatenate([np.empty(0, np.int64), *self.arrays()])
+
+    def arrays(self) -> Iterator[BatchIndices]:
+        """All numbers, in the parts in which they were added."""
+        return (part.to_numpy() if isinstance(part, _EvenlySpaced) else part for part in self._parts)
+
+
+class _EvenlySpaced(NamedTuple):
+    """Batches at equal distances."""
+
+    first: int
+    step: int
+    num: int
+
+    def to_numpy(self) -> BatchIndices:
+        return np.arange(self.num, dtype=np.int64) * self.step + self.first
+
+
+def _compact(batches: BatchIndices) -> _EvenlySpaced | BatchIndices:
+    step = int((batches[1:2] - batches[:1])[0]) if len(batches) > 1 else 1
+    even = _EvenlySpaced(int(batches[0]), step, len(batches))
+    return even if np.array_equal(even.to_numpy(), batches) else batches.copy()
+
+
+class RowsByBatch:
+    """Finds the row of a batch.
+
+    Args:
+        batches: of the rows; of a batch with two rows, the first row is found.
+    """
+
+    def __init__(self, batches: BatchNumbers) -> None:
+        self._sorted = batches.to_numpy()
+        self._order: NDArray[np.intp] | None = None
+        if not batches.is_rising:
+            self._order = np.argsort(self._sorted, kind="stable")
+            self._sorted = self._sorted[self._order]
+
+    def rows_of(self, batches: BatchIndices) -> NDArray[np.intp]:
+        """0-based row of each batch; -1 for a batch without a row."""
+        if not len(self._sorted):
+            return np.full(len(batches), -1, dtype=np.intp)
+        nearest = np.minimum(np.searchsorted(self._sorted, batches), len(self._sorted) - 1)
+        rows = nearest if self._order is None else self._order[nearest]
+        return np.where(self._sorted[nearest] == batches, rows, -1)
+
+    def missing(self, batches: BatchNumbers) -> tuple[NDArray[np.intp], BatchIndices]:
+        """The batches of another file that have no row here: their 0-based rows in that file, and their numbers."""
+        rows, missing, start = [np.empty(0, np.intp)], [np.empty(0, np.int64)], 0
+        for part in batches.arrays():
+            positions = np.flatnonzero(self.rows_of(part) < 0)
+            rows.append(positions + start)
+            missing.append(part[positions])
+            start += len(part)
+        return np.concatenate(rows), np.concatenate(missing)
+
+
+# Events that explain why batches have no rows.
+EXPLAIN_MISSING_ROWS = ("gap", "failed_row", "failed_write", "damaged_file")
+
+
+class ExplainedBatches:
+    """The batches whose rows may be missing, from the events that explain it."""
+
+    def __init__(self) -> None:
+        self._starts = np.empty(0, np.int64)
+        self._highest_ends = np.empty(0, np.int64)  # of all ranges up to each one
+
+    def add(self, events: pa.Table) -> None:
+        """Add rows of the events' table."""
+        known = events.filter(pc.is_in(events.column("event"), pa.array(EXPLAIN_MISSING_ROWS)))
+        known = known.select(["batch_idx", "batch_idx_end"]).drop_null()
+        starts = np.concatenate([self._starts, integers(known, "batch_idx")])
+        ends = np.concatenate([self._highest_ends, integers(known, "batch_idx_end")])
+        order = np.argsort(starts, kind="stable")
+        self._starts = starts[order]
+        self._highest_ends = np.maximum.accumulate(ends[order]) if len(ends) else ends
+
+    def overlap(self, first: BatchIndices, last: BatchIndices) -> Bools:
+        """Whether each range of batches, from `first` to `last` with both included, has an explained one in it."""
+        if not len(self._starts):
+            return np.zeros(len(first), dtype=np.bool_)
+        num_begun = np.searchsorted(self._starts, last, side="right")
+        return np.asarray((num_begun > 0) & (self._highest_ends[np.maximum(num_begun - 1, 0)] >= first), dtype=np.bool_)

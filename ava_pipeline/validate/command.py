@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,53 +12,53 @@ import typer
 from ava_pipeline.errors import AvaPipelineError, ExitStatus, MisuseError, exit_status
 
 if TYPE_CHECKING:
-    from ava_pipeline.validate.violations import Rule, Violation
+    from ava_pipeline.contract.finding import Finding
+    from ava_pipeline.validate.listing import Rule
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The violations of one run directory or file.
+    """The findings in one run directory or file.
 
     Attributes:
         path: as it was given.
-        violations: in the order they were made.
-        strict: warnings count as problems.
+        findings: in the order in which they are printed.
+        strict: whether warnings count as problems.
     """
 
     path: str
-    violations: "Sequence[Violation]"
+    findings: "Sequence[Finding]"
     strict: bool = False
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was found that counts."""
-        counting = {"error", "warning"} if self.strict else {"error"}
-        return counting.isdisjoint(violation.severity for violation in self.violations)
+        """Whether no finding counts as a problem."""
+        problems = {"error", "warning"} if self.strict else {"error"}
+        return problems.isdisjoint(finding.severity for finding in self.findings)
 
     def to_text(self) -> str:
-        """A line a violation, then one that sums up; nothing in them moves a terminal's cursor."""
+        """One line per finding and a summary, all of them safe to print on a terminal."""
         from ava_pipeline.terminal import printable
 
-        return "\n".join(printable(line) for line in (*map(str, self.violations), self._summary()))
+        return "\n".join(printable(line) for line in (*map(str, self.findings), self._summary()))
 
     def to_json(self) -> dict[str, Any]:
-        """Whether it is clean, and the violations."""
-        return {
-            "clean": self.is_clean,
-            "violations": [asdict(violation) for violation in self.violations],
-        }
+        """Whether it is clean, and the findings."""
+        return {"clean": self.is_clean, "findings": [finding.to_json() for finding in self.findings]}
 
     def _summary(self) -> str:
-        num = Counter(violation.severity for violation in self.violations)
-        told = ", ".join(
-            f"{num[kind]} {kind}{'s' * (num[kind] != 1)}" for kind in ("error", "warning", "info") if num[kind]
+        num = Counter(finding.severity for finding in self.findings)
+        counts = ", ".join(
+            f"{num[severity]} {severity}{'s' * (num[severity] != 1)}"
+            for severity in ("error", "warning", "info")
+            if num[severity]
         )
         verdict = "clean" if self.is_clean else "not clean"
-        return f"{self.path}: {verdict}{f' ({told})' if told else ''}."
+        return f"{self.path}: {verdict}{f' ({counts})' if counts else ''}."
 
 
 def rules_text(rules: "Sequence[Rule]") -> str:
-    """A line a rule: its id, its severity where it is no error, and what it says."""
+    """One line per rule: its id, its sentence, and its severity if that is not error."""
     width = max(len(rule.id) for rule in rules)
     return "\n".join(
         f"{rule.id:{width}}  {rule.sentence}{'' if rule.severity == 'error' else f' ({rule.severity})'}"
@@ -109,8 +109,9 @@ def validate_command(
 
     Example: ava-pipeline validate outputs/ava/* --json
 
-    Each violation is a line: file:row column: what is wrong \[rule].
-    Rows that a running job has yet to finish are not violations. A single file
+    Each finding is a line: file:line column: severity: what is wrong \[rule].
+    The line is that of the CSV file; in Parquet it is the number of the row.
+    Rows that a running job has yet to finish are not findings. A single file
     is checked by the rules for its rows; if it lies in a run, the manifest of
     that run applies. A path that is not a run is reported, the others are still
     checked, and the exit status is the worst of all.
@@ -124,10 +125,10 @@ def validate_command(
     results: dict[str, dict[str, Any]] = {}
     for path in paths:
         try:
-            found = Validation(str(path), _violations(path, table, ignore or ()), strict)
+            found = Validation(str(path), _findings(path, table, ignore or ()), strict)
         except AvaPipelineError as error:
             worst = max(worst, exit_status(error))
-            results[str(path)] = {"clean": None, "violations": [], "problem": str(error)}
+            results[str(path)] = {"clean": None, "findings": [], "problem": str(error)}
             typer.echo(printable(str(error)), err=True)
             continue
         worst = max(worst, ExitStatus.SUCCESS if found.is_clean else ExitStatus.PROBLEMS)
@@ -139,12 +140,11 @@ def validate_command(
     raise typer.Exit(worst)
 
 
-def _violations(path: Path, table: str | None, ignore: Sequence[str]) -> "list[Violation]":
-    from ava_pipeline.validate.validate import validate_run
-    from ava_pipeline.validate.validate_file import validate_file
+def _findings(path: Path, table: str | None, ignore: Sequence[str]) -> "list[Finding]":
+    from ava_pipeline.validate.validate import validate_file, validate_run
 
     if path.is_file():
         return validate_file(path, table=table, ignore=ignore)
     if table is not None:
-        raise MisuseError(f"{path} is a directory, whose tables are known: leave --table out, or give a single file.")
+        raise MisuseError(f"{path} is a run directory, whose tables are known: leave --table out, or give a file.")
     return validate_run(path, ignore=ignore)

@@ -1,81 +1,38 @@
-"""Rules of files: there, readable, with the declared columns and types, and nothing left over."""
+"""Rules of files: present, readable, with the declared columns and types, and nothing left over."""
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any, TypeAlias, get_args
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import csv
 
+from ava_pipeline.contract.columns import Column, Dtype, shown
 from ava_pipeline.contract.layout import PARTIAL_SUFFIX, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest
+from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.read.csv import ONE_THREAD, convert_options, parse_options
 from ava_pipeline.validate.checked_run import CheckedRun
-from ava_pipeline.validate.violations import Breach, Cell, Rule
+from ava_pipeline.validate.listing import Breach, Cell, Report, Rule, relative
 
+MISSING = Rule("files.missing", "Every format of a table that the manifest counts rows in has its file.")
+LEFTOVER = Rule("files.leftover", "No half-written or unfinished file is left over.", "warning")
+NAME = Rule("files.name", "Every file in telemetry/ and predictions/ is one of the run's.", "warning")
+# The reader of a table finds these.
 UNREADABLE = Rule("files.unreadable", "Every file can be read.")
-COLUMNS = Rule("files.columns", "A file's columns are those that the manifest declares, in order.")
+COLUMNS = Rule("files.columns", "A file has the columns that the manifest declares, in order.")
 DTYPE = Rule("files.dtype", "A Parquet column has its declared type.")
 TORN = Rule("files.torn-line", "The CSV file of an ended run ends with a whole line.")
 LINE_END = Rule("files.line-end", "A CSV line ends in LF alone.")
-LINE = Rule("files.line", "A CSV line has a field for each column.")
+LINE = Rule("files.line", "A CSV line has one field for each column.")
 VALUE = Rule("values.dtype", "A CSV field reads as its column's type.")
 JOURNAL = Rule("files.journal", "Every byte of a journal belongs to a whole frame.")
 
-FILE_RULES = (UNREADABLE, COLUMNS, DTYPE, TORN, LINE_END, JOURNAL, LINE, VALUE)
 
-Take = Callable[[Breach], None]
-
-
-class UnusableFileError(Exception):
-    """A file that cannot be used; why not was told already."""
-
-
-def relative(layout: RunLayout, path: Path) -> str:
-    """A path below the run directory, as violations name it."""
-    return path.relative_to(layout.root).as_posix()
-
-
-def without_path(error: object, path: Path) -> str:
-    """What is wrong with a file, without its path, which stands in front of a violation already."""
-    return str(error).removeprefix(str(path)).removeprefix(":").lstrip().rstrip(".") + "."
-
-
-def check_columns(found: pa.Schema, declared: pa.Schema, file: str, take: Take) -> bool:
-    """Compare columns and types; whether rows of the one can become rows of the other."""
-    if found.names != declared.names:
-        columns, expected = ",".join(found.names), ",".join(declared.names)
-        take(COLUMNS.found(file, f"the columns are {columns}; declared are {expected}."))
-        return False
-    for field in declared:
-        given = found.field(field.name).type
-        if not given.equals(field.type):
-            take(DTYPE.found(file, Cell(f"is {given}; declared is {field.type}.", field.name, str(given))))
-    return True
-
-
-def nullable(schema: pa.Schema) -> pa.Schema:
-    """The schema of rows that may break a rule: any value may be missing."""
-    return pa.schema([field.with_nullable(nullable=True) for field in schema])
-
-
-def fitted(rows: pa.Table, schema: pa.Schema, file: str, take: Take) -> pa.Table | None:
-    """Give rows the declared columns and types; None where they cannot have them."""
-    if not check_columns(rows.schema, schema, file, take):
-        return None
-    try:
-        return rows.cast(nullable(schema))
-    except pa.ArrowException as error:
-        take(UNREADABLE.found(file, f"the values have not the declared types: {str(error).rstrip('.')}."))
-        return None
-
-
-MISSING = Rule("files.missing", "Every format of a table that the manifest counts rows in has its file.")
-LEFTOVER = Rule("files.leftover", "Nothing half-written or unfinished is left over.", "warning")
-NAME = Rule("files.name", "Every file in telemetry/ and predictions/ is one of the run's.", "warning")
-
-DIRECTORY_RULES = (MISSING, LEFTOVER, NAME)
-
-
-def check_directory(run: CheckedRun) -> Iterator[Breach]:
-    """Names and presence of files."""
+def check_run(run: CheckedRun) -> Iterator[Breach]:
+    """Files that are missing, left over or unknown."""
     if run.manifest is not None:
         yield from _missing(run.layout, run.manifest)
         yield from _unknown_tables(run.layout, run.manifest)
@@ -86,38 +43,152 @@ def check_directory(run: CheckedRun) -> Iterator[Breach]:
 
 def _missing(layout: RunLayout, manifest: Manifest) -> Iterator[Breach]:
     for name, entry in manifest.tables.items():
-        places = {"csv": [layout.csv(name)], "parquet": [layout.parquet(name), layout.journal(name)]}
-        for kind in entry.formats:
-            file = places[kind][0]
-            if _num_counted(manifest, file.name) > 0 and not any(path.exists() for path in places[kind]):
-                yield MISSING.found(relative(layout, file), f"the manifest counts rows of {name} in it.")
-
-
-def _num_counted(manifest: Manifest, file: str) -> int:
-    def total(counts: Mapping[str, int]) -> int:
-        return counts.get(file, 0)
-
-    return sum(total(attempt.rows) - total(attempt.set_aside) for attempt in manifest.attempts)
+        paths = {"csv": [layout.csv(name)], "parquet": [layout.parquet(name), layout.journal(name)]}
+        for format_ in entry.formats:
+            file = paths[format_][0]
+            num_counted = sum(
+                attempt.rows.get(file.name, 0) - attempt.set_aside.get(file.name, 0) for attempt in manifest.attempts
+            )
+            if num_counted > 0 and not any(path.exists() for path in paths[format_]):
+                message = f"expected {num_counted} rows of {name}, as the manifest counts, but the file is missing."
+                yield MISSING.broken(relative(layout, file), message)
 
 
 def _leftovers(layout: RunLayout) -> Iterator[Breach]:
     for path in sorted(layout.root.rglob(f"*{PARTIAL_SUFFIX}")):
-        yield LEFTOVER.found(relative(layout, path), "a file that was never finished; it can be deleted.")
+        yield LEFTOVER.broken(relative(layout, path), "this file was never finished. Delete it.")
     for path in sorted(layout.telemetry.glob("*.journal")):
-        message = "rows that are not in Parquet, though the run ended; `ava-pipeline recover` brings them there."
-        yield LEFTOVER.found(relative(layout, path), message)
+        message = "the run ended, but these rows are not in Parquet yet. Run `ava-pipeline recover` to store them."
+        yield LEFTOVER.broken(relative(layout, path), message)
 
 
 def _unknown_tables(layout: RunLayout, manifest: Manifest) -> Iterator[Breach]:
     known = {*manifest.tables, "events"}
-    for kind in ("csv", "parquet", "journal"):
-        for path in sorted(layout.telemetry.glob(f"*.{kind}")):
-            if path.stem not in known:
-                yield NAME.found(relative(layout, path), f"{path.stem} is no table of the manifest.")
+    found = [path for suffix in ("csv", "parquet", "journal") for path in sorted(layout.telemetry.glob(f"*.{suffix}"))]
+    for path in found:
+        if path.stem not in known:
+            yield NAME.broken(relative(layout, path), f"the manifest declares no table {path.stem!r}.")
 
 
 def _unknown_predictions(layout: RunLayout) -> Iterator[Breach]:
     known = {file.path for file in prediction_files(layout)}
     for path in sorted(layout.predictions.glob("*")):
         if path not in known and path.suffix != PARTIAL_SUFFIX:
-            yield NAME.found(relative(layout, path), "predictions are named <name>_epoch_000.parquet.")
+            yield NAME.broken(relative(layout, path), "expected a name such as val_epoch_000.parquet.")
+
+
+def check_columns(found: pa.Schema, declaration: RunTable, file: str, report: Report) -> bool:
+    """Compare the columns and types of a Parquet file with its declaration.
+
+    Returns:
+        Whether the names are right, so that the rows may be cast to the declared types.
+    """
+    declared = declaration.arrow_schema
+    if found.names != declared.names:
+        message = f"expected the columns {','.join(declared.names)}, got {','.join(found.names)}."
+        report(COLUMNS.broken(file, message))
+        return False
+    for field, given in zip(declared, found.types, strict=True):
+        if not given.equals(field.type):
+            message = f"expected {_dtype_name(field.type)}, got {_dtype_name(given)}."
+            report(DTYPE.broken(file, message, column=field.name, value=_dtype_name(given)))
+    return True
+
+
+def cast_rows(rows: pa.Table, declaration: RunTable, file: str, report: Report) -> pa.Table | None:
+    """Give rows the declared types; None if they have other columns, or values of other types."""
+    if not check_columns(rows.schema, declaration, file, report):
+        return None
+    try:
+        return rows.cast(nullable(declaration.arrow_schema))
+    except pa.ArrowException as error:
+        report(UNREADABLE.broken(file, f"its values cannot become the declared types: {str(error).rstrip('.')}."))
+        return None
+
+
+def nullable(schema: pa.Schema) -> pa.Schema:
+    """The schema of rows that may break a rule: any value may be null."""
+    return pa.schema([field.with_nullable(nullable=True) for field in schema])
+
+
+_DTYPES: dict[pa.DataType, Dtype] = {
+    Column(name="any", dtype=dtype, description="").arrow_field.type: dtype for dtype in get_args(Dtype)
+}
+
+
+def _dtype_name(arrow_type: pa.DataType) -> str:
+    """A type as tables declare it; Arrow's own name for a type that no table has."""
+    return _DTYPES.get(arrow_type, str(arrow_type))
+
+
+Strings: TypeAlias = "pa.Array[Any]"
+
+
+def check_lines(data: bytes, file: str, declaration: RunTable, *, start: int = 0) -> tuple[list[Breach], int]:
+    """Find the lines of a CSV file with too many or too few fields, and the fields that are not of their type.
+
+    Args:
+        data: the header, which is right, and whole lines.
+        file: path below the run directory.
+        declaration: the columns.
+        start: how many rows of the file stand between the header and the lines.
+
+    Returns:
+        The breaches, and how many rows the lines are; none and 0 if the lines are not text.
+    """
+    wrong_lines: list[csv.InvalidRow] = []
+    options = parse_options(declaration)
+    options.invalid_row_handler = lambda row: wrong_lines.append(row) or "skip"  # type: ignore[func-returns-value]  # append, then say skip
+    types: dict[str, pa.DataType] = dict.fromkeys(declaration.column_names, pa.string())
+    try:
+        # Arrow rejects bytes that are not UTF-8; with replacement characters such a field is reported like any other.
+        readable = BytesIO(data.decode(errors="replace").encode())
+        text = csv.read_csv(readable, ONE_THREAD, options, convert_options(types))
+    except pa.ArrowInvalid:
+        return [], 0
+    breaches = [_line_breach(file, line, start) for line in wrong_lines]
+    num_rows = text.num_rows + len(wrong_lines)
+    skipped = [line.number - 2 for line in wrong_lines if line.number is not None]  # number 1 is the header
+    rows = np.delete(np.arange(num_rows), np.asarray(skipped, dtype=np.intp)) + start + 1
+    return [*breaches, *_value_breaches(text, file, declaration, rows)], num_rows
+
+
+def _line_breach(file: str, line: csv.InvalidRow, start: int) -> Breach:
+    message = f"expected {line.expected_columns} fields, one for each column, got {line.actual_columns}."
+    return LINE.broken(file, message, row=None if line.number is None else start + line.number - 1, value=line.text)
+
+
+def _value_breaches(text: pa.Table, file: str, declaration: RunTable, rows: NDArray[np.intp]) -> Iterator[Breach]:
+    for column in declaration.columns:
+        values = text.column(column.name).combine_chunks()
+        # Each distinct text is cast once: the same mistake often stands in many rows.
+        distinct = values.dictionary_encode()
+        bad = np.asarray(list(_uncastable(distinct.dictionary, column.arrow_field.type, 0)), dtype=np.intp)
+        broken = np.flatnonzero(np.isin(distinct.indices.fill_null(-1).to_numpy(), bad))
+        if len(broken):
+            yield VALUE.broken_rows(file, rows[broken], _ExplainValue(column, values.take(broken)))
+
+
+class _ExplainValue:
+    """The sentence about a field that is not of its column's type."""
+
+    def __init__(self, column: Column, broken: Strings) -> None:
+        self._column = column
+        self._broken = broken
+
+    def __call__(self, index: int) -> Cell:
+        value = self._broken[index].as_py()
+        return Cell(f"expected {self._column.dtype}, got {shown(value)}.", self._column.name, value)
+
+
+def _uncastable(values: Strings, arrow_type: pa.DataType, start: int) -> Iterator[int]:
+    """Positions of the texts that are not of a type, by halving: a million good fields take one cast."""
+    try:
+        values.cast(arrow_type)
+    except pa.ArrowInvalid:
+        if len(values) == 1:
+            yield start
+            return
+        half = len(values) // 2
+        yield from _uncastable(values[:half], arrow_type, start)
+        yield from _uncastable(values[half:], arrow_type, start + half)

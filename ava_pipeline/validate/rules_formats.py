@@ -1,7 +1,6 @@
-"""CSV and Parquet hold the same rows, to the bit."""
+"""The rule of formats: CSV and Parquet hold the same rows, to the bit."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -9,100 +8,14 @@ from numpy.typing import NDArray
 
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.arrays import differing, text
-from ava_pipeline.validate.batches import Lookup
-from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun
-from ava_pipeline.validate.violations import MAX_LISTED, Breach, Cell, Rule
-from ava_pipeline.validate.windows import RowCursor, Window
+from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, RowsByBatch, Window
+from ava_pipeline.validate.listing import MAX_LISTED, Breach, Cell, Rule
 
 SAME = Rule("files.csv-parquet", "CSV and Parquet hold the same rows: floats bit for bit, nan and null kept apart.")
 
-FORMAT_RULES = (SAME,)
 
-
-class Twin:
-    """The Parquet file of a table, against which its CSV file is held, window by window.
-
-    Args:
-        parquet: reads the file through; None where it cannot be used. Asked for where something differs.
-        rows: of the file.
-
-    Attributes:
-        is_same: whether all that was compared is the same, row by row.
-    """
-
-    def __init__(self, parquet: Callable[[], CheckedFile | None], rows: RowCursor) -> None:
-        self.is_same = True
-        self._parquet = parquet
-        self._rows = rows
-        self._lookup: Lookup | None = None
-
-    def check(self, window: Window) -> Iterator[Breach]:
-        """Values that are others in the Parquet file; rows are matched by place, from the first odd one on by batch."""
-        num_same = self._num_same(window) if self.is_same else 0
-        if num_same == window.rows.num_rows:
-            return
-        self.is_same = False
-        parquet = self._parquet()
-        if parquet is not None and parquet.has_keys and window.is_of_steps:
-            self._lookup = self._lookup or Lookup(parquet.batches)
-            places = self._lookup.rows_of(window.batches)
-            places[:num_same] = -1
-            yield from self._other_values(window, parquet.name, places)
-
-    def has_more(self, num_rows: int) -> bool:
-        """Whether the file goes on behind so many rows, with what can be read or not."""
-        try:
-            return self._rows.rows(num_rows, 1).num_rows > 0
-        except DamagedFileError:
-            return True  # told where the file is read through
-
-    def _num_same(self, window: Window) -> int:
-        """How many rows, from the first on, the file has in the same place."""
-        try:
-            others = self._rows.rows(window.start, window.rows.num_rows)
-        except DamagedFileError:
-            return 0  # told where the file is read through
-        rows, odd = window.rows.slice(0, others.num_rows), np.zeros(others.num_rows + 1, np.bool_)
-        odd[-1] = True
-        for name in window.declaration.column_names:
-            odd[:-1] |= differing(rows.column(name), others.column(name))
-        return int(odd.argmax())
-
-    def _other_values(self, window: Window, other: str, places: NDArray[np.intp]) -> Iterator[Breach]:
-        found = places[places >= 0]
-        if not len(found):
-            return
-        first = int(found.min())
-        held = self._rows.rows(first, int(found.max()) - first + 1)
-        # While rows come, the file may have grown since this reading of it began.
-        here = np.flatnonzero((places >= 0) & (places < first + held.num_rows))
-        there = places[here]
-        rows, others = window.rows.take(here), held.take(there - first)
-        for name in window.declaration.column_names:
-            broken = np.flatnonzero(differing(rows.column(name), others.column(name)))
-            explain = _Other(name, other, rows, others, there)
-            cells = [(window.start + int(here[at]) + 1, explain(int(at))) for at in broken[:MAX_LISTED]]
-            if cells:
-                yield SAME.some(window.file, cells, num=len(broken))
-
-
-@dataclass(frozen=True, slots=True)
-class _Other:
-    """What a value is in the other file."""
-
-    column: str
-    name: str
-    rows: pa.Table
-    others: pa.Table
-    there: NDArray[np.intp]
-
-    def __call__(self, at: int) -> Cell:
-        value, other = text(self.rows, self.column, at), text(self.others, self.column, at)
-        return Cell(f"{value} here, {other} in row {self.there[at] + 1} of {self.name}.", self.column, value)
-
-
-def check_formats(run: CheckedRun) -> Iterator[Breach]:
-    """Rows that only one of a table's files has."""
+def check_run(run: CheckedRun) -> Iterator[Breach]:
+    """Rows that are in one file of a table only; `ParquetComparison` compares the values of rows in both."""
     for table in run.tables.values():
         csv, parquet = table.csv, table.parquet
         if csv and parquet and not table.is_same and csv.has_keys and parquet.has_keys:
@@ -110,20 +23,133 @@ def check_formats(run: CheckedRun) -> Iterator[Breach]:
             yield from _only_in(run, parquet, csv)
 
 
-def _only_in(run: CheckedRun, part: CheckedFile, other: CheckedFile) -> Iterator[Breach]:
-    """Rows that only one file has and no event explains; while rows come, the other file may lag behind."""
-    rows, lost = Lookup(other.batches).lost(part.batches)
-    told = ~run.missing.overlap(lost, lost)
-    if run.is_open:
-        told &= lost <= other.batches.greatest
-    cells = [
-        (
-            row + 1,
-            Cell(
-                f"the row of batch {batch} is not in {other.name}, and no event explains it.", "batch_idx", str(batch)
-            ),
+def _only_in(run: CheckedRun, file: CheckedFile, other: CheckedFile) -> Iterator[Breach]:
+    rows, batches = RowsByBatch(other.batches).missing(file.batches)
+    is_broken = ~run.explained.overlap(batches, batches)
+    if run.is_open:  # the other file may lag behind
+        is_broken &= batches <= other.batches.highest
+    rows, batches = rows[is_broken], batches[is_broken]
+
+    def explain(index: int) -> Cell:
+        message = (
+            f"expected the row of batch {batches[index]} in {other.name} too; no event explains why it is missing."
         )
-        for row, batch in zip(rows[told][:MAX_LISTED].tolist(), lost[told][:MAX_LISTED].tolist(), strict=True)
-    ]
-    if cells:
-        yield SAME.some(part.file, cells, num=int(told.sum()))
+        return Cell(message, "batch_idx", str(batches[index]))
+
+    if len(rows):
+        yield SAME.broken_rows(file.file, rows + 1, explain)
+
+
+class ParquetComparison:
+    """Compares the rows of a CSV file, window by window, with those of the table's Parquet file.
+
+    Args:
+        read: yields the Parquet rows, in order; each call starts over.
+        schema: of the Parquet rows.
+        checked: reads the whole Parquet file, or returns None if it cannot be used; called at the first difference.
+
+    Attributes:
+        is_same: whether all rows compared so far are equal, row by row.
+    """
+
+    def __init__(
+        self, read: Callable[[], Iterator[pa.Table]], schema: pa.Schema, checked: Callable[[], CheckedFile | None]
+    ) -> None:
+        self.is_same = True
+        self._rows = RowCursor(read, schema)
+        self._checked = checked
+        self._by_batch: RowsByBatch | None = None
+
+    def check(self, window: Window) -> Iterator[Breach]:
+        """Values that differ in the Parquet file; rows are matched by position, and after a difference by batch."""
+        num_same = self._num_same(window) if self.is_same else 0
+        if num_same == window.rows.num_rows:
+            return
+        self.is_same = False
+        parquet = self._checked()
+        if parquet is not None and parquet.has_keys and window.has_key_columns:
+            self._by_batch = self._by_batch or RowsByBatch(parquet.batches)
+            parquet_rows = self._by_batch.rows_of(window.batches)
+            parquet_rows[:num_same] = -1
+            yield from self._different_values(window, parquet.name, parquet_rows)
+
+    def has_rows_after(self, num_rows: int) -> bool:
+        """Whether the Parquet file continues after so many rows, even if they cannot be read."""
+        try:
+            return self._rows.rows(num_rows, 1).num_rows > 0
+        except DamagedFileError:
+            return True  # reported when the file is read to its end
+
+    def _num_same(self, window: Window) -> int:
+        """How many rows, from the first on, are the same at the same position of the Parquet file."""
+        try:
+            others = self._rows.rows(window.start, window.rows.num_rows)
+        except DamagedFileError:
+            return 0  # reported when the file is read to its end
+        rows = window.rows.slice(0, others.num_rows)
+        different = np.flatnonzero(np.any(list(differing(rows, others).values()), axis=0))
+        return int(different[0]) if len(different) else others.num_rows
+
+    def _different_values(self, window: Window, other: str, parquet_rows: NDArray[np.intp]) -> Iterator[Breach]:
+        found = parquet_rows[parquet_rows >= 0]
+        if not len(found):
+            return
+        first = int(found.min())
+        held = self._rows.rows(first, int(found.max()) - first + 1)
+        # While rows come, the file may have grown since this reading of it began.
+        here = np.flatnonzero((parquet_rows >= 0) & (parquet_rows < first + held.num_rows))
+        there = parquet_rows[here]
+        rows, others = window.rows.take(here), held.take(there - first)
+        for name, is_different in differing(rows, others).items():
+            broken = np.flatnonzero(is_different)[:MAX_LISTED]
+            values = [(text(rows, name, int(at)), text(others, name, int(at))) for at in broken]
+            cells = [
+                Cell(
+                    f"expected equal values, got {ours} here and {theirs} in row {there[at] + 1} of {other}.",
+                    name,
+                    ours,
+                )
+                for at, (ours, theirs) in zip(broken, values, strict=True)
+            ]
+            if cells:
+                file_rows = here[broken] + window.start + 1
+                num = int(is_different.sum())
+                yield SAME.broken_rows(window.file, file_rows, cells.__getitem__, num=num)
+
+
+class RowCursor:
+    """Rows by their position; asking for ever later rows reads the file once.
+
+    Args:
+        read: yields every row, several at a time; each call starts over.
+        schema: of the rows.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[pa.Table]], schema: pa.Schema) -> None:
+        self._read = read
+        self._empty = schema.empty_table()
+        self._start = 0
+        self._tables = read()
+        self._held = self._empty
+
+    def rows(self, start: int, num: int) -> pa.Table:
+        """`num` rows from the 0-based row `start` on, or fewer at the end of the file.
+
+        Raises:
+            DamagedFileError: the Parquet file cannot be read.
+        """
+        if start < self._start:
+            self._start, self._tables, self._held = 0, self._read(), self._empty
+        while self._start + self._held.num_rows < start + num:
+            table = next(self._tables, None)
+            if table is None:
+                break
+            self._drop_before(start)
+            self._held = pa.concat_tables([self._held, table])
+        self._drop_before(start)
+        return self._held.slice(0, num)
+
+    def _drop_before(self, start: int) -> None:
+        num = min(max(0, start - self._start), self._held.num_rows)
+        self._held = self._held.slice(num)
+        self._start += num

@@ -6,166 +6,175 @@ from typing import NamedTuple
 import numpy as np
 
 from ava_pipeline.contract.manifest import AttemptSpan, attempt_spans
-from ava_pipeline.read.arrays import BatchIndices, integers, nulls
-from ava_pipeline.validate.batches import Lookup, Spans
-from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun
-from ava_pipeline.validate.violations import MAX_LISTED, Breach, Cell, Rule
-from ava_pipeline.validate.windows import Window
+from ava_pipeline.read.arrays import BatchIndices, nulls
+from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, ExplainedBatches, RowsByBatch, Window
+from ava_pipeline.validate.listing import MAX_LISTED, Breach, Cell, Rule
 
 ORDER = Rule("rows.order", "batch_idx rises from row to row.")
 EPOCH = Rule("rows.epoch", "epoch never falls from row to row.")
 TABLES = Rule("rows.tables", "A batch with a row in one table has one in every table.")
-
-ROW_RULES = (ORDER, EPOCH, TABLES)
-
-
-def check_order(window: Window) -> Iterator[Breach]:
-    """The order of the rows of a table that has a row a collected step."""
-    if window.is_of_steps and window.rows.num_rows:
-        batch_before, epoch_before = window.before
-        yield from _falling(window, ORDER, "batch_idx", batch_before, 1, "must be above the row before, which has")
-        yield from _falling(window, EPOCH, "epoch", epoch_before, 0, "must not be below the row before, which has")
-
-
-def _falling(window: Window, rule: Rule, column: str, before: int | None, least: int, what: str) -> Iterator[Breach]:
-    values = integers(window.rows, column)
-    is_known = ~nulls(window.rows.column(column))
-    befores = np.concatenate([[before or 0], values[:-1]])
-    is_told = is_known & np.concatenate([[before is not None], is_known[:-1]])
-    explain = lambda row: Cell(f"{values[row]} {what} {befores[row]}.", column, str(values[row]))  # noqa: E731  # used once
-    yield from window.breaches(rule, is_told & (values - befores < least), explain)
-
-
-def check_rows(run: CheckedRun) -> Iterator[Breach]:
-    """The same batches in every table."""
-    parts = list(run.keyed_parts())
-    if any(not table.parts for table in run.tables.values()) or _agree(parts):
-        return
-    # While rows come, one table is written before the next; a kill leaves them so.
-    ends = [part.batches.greatest for part in parts]
-    end = min(ends, default=0) if run.is_open else max(ends, default=0)
-    for part in parts:
-        lost = _lost(part, parts)
-        lost = lost[(lost <= end) & ~run.missing.overlap(lost, lost) & (lost > _set_aside_up_to(run, part))]
-        yield from (_missing_batches(part, lost) if len(lost) else ())
-
-
-def _agree(parts: Sequence[CheckedFile]) -> bool:
-    """Whether every file has the same batches, as nearly always."""
-    first = parts[0].batches.to_numpy() if parts else ()
-    return all(np.array_equal(part.batches.to_numpy(), first) for part in parts[1:])
-
-
-def _lost(part: CheckedFile, parts: Sequence[CheckedFile]) -> BatchIndices:
-    """Batches that another file has."""
-    own = Lookup(part.batches)
-    return np.unique(np.concatenate([own.lost(other.batches)[1] for other in parts if other is not part]))
-
-
-def _set_aside_up_to(run: CheckedRun, part: CheckedFile) -> int:
-    """A file whose columns changed was set aside whole: it holds only later batches than the other tables."""
-    attempts = run.manifest.attempts if run.manifest else []
-    was_set_aside = any(part.name in attempt.set_aside for attempt in attempts)
-    least = part.batches.least
-    return (np.iinfo(np.int64).max if least is None else least) if was_set_aside else 0
-
-
-def _missing_batches(part: CheckedFile, lost: BatchIndices) -> Iterator[Breach]:
-    """Told at the first row behind each lost one, where it is to be looked for."""
-    behind = np.searchsorted(part.batches.to_numpy(), lost[:MAX_LISTED])
-    cells = [
-        (
-            row + 1,
-            Cell(f"no row of batch {batch}, which other tables have and no event explains.", "batch_idx", str(batch)),
-        )
-        for row, batch in zip(behind.tolist(), lost.tolist(), strict=False)
-    ]
-    yield TABLES.some(part.file, cells, num=len(lost))
-
-
 SPACING = Rule(
     "rows.spacing",
     "A row follows at the next multiple of collect_every_n, unless it was deferred or an event says what is missing.",
 )
 
-SPACING_RULES = (SPACING,)
+
+def check_rows(window: Window) -> Iterator[Breach]:
+    """The order of the rows of a table with one row per collected step."""
+    if window.has_key_columns and window.rows.num_rows:
+        yield from _falling(window, ORDER, "batch_idx", window.batches, window.before.batch_idx, "above")
+        yield from _falling(window, EPOCH, "epoch", window.epochs, window.before.epoch, "not below")
 
 
-def check_spacing(run: CheckedRun) -> Iterator[Breach]:
-    """Every table that has a row a collected step."""
-    found = sorted(attempt_spans(run.manifest), key=lambda stretch: stretch.begin) if run.manifest else []
-    for part in run.keyed_parts() if found else ():
-        if part.batches.is_rising:
-            yield from _irregular(run, part, found)
+def _falling(
+    window: Window, rule: Rule, column: str, values: BatchIndices, before: int | None, expected: str
+) -> Iterator[Breach]:
+    least_step = 1 if expected == "above" else 0
+    previous = np.concatenate([[before or 0], values[:-1]])
+    is_broken = values - previous < least_step
+    if before is None:
+        is_broken[0] = False
+    if not is_broken.any():
+        return
+    is_known = ~nulls(window.rows.column(column))
+    is_broken &= is_known
+    is_broken[1:] &= is_known[:-1]
+    message = f"expected a value {expected} that of the row before, which is {{}}, got {{}}."
+    yield from window.breaches(
+        rule, is_broken, lambda row: Cell(message.format(previous[row], values[row]), column, str(values[row]))
+    )
 
 
-def _irregular(run: CheckedRun, part: CheckedFile, found: Sequence[AttemptSpan]) -> Iterator[Breach]:
-    irregular = [_Irregular(stretch, run.missing) for stretch in found]
-    begins = [stretch.begin for stretch in found]
+def check_run(run: CheckedRun) -> Iterator[Breach]:
+    """The batches of every table: whether they are the same in all, and follow at the right distances."""
+    files = run.keyed_files()
+    if all(table.files for table in run.tables.values()) and not _agree(files):
+        yield from _missing_batches(run, files)
+    if run.manifest is not None:
+        spans = sorted(attempt_spans(run.manifest), key=lambda span: span.begin)
+        for file in files if spans else ():
+            if file.batches.is_rising:
+                yield from _irregular_batches(run, file, spans)
+
+
+def _agree(files: Sequence[CheckedFile]) -> bool:
+    """Whether every file has the same batches, as nearly always."""
+    first = files[0].batches.to_numpy() if files else ()
+    return all(np.array_equal(file.batches.to_numpy(), first) for file in files[1:])
+
+
+def _missing_batches(run: CheckedRun, files: Sequence[CheckedFile]) -> Iterator[Breach]:
+    # While rows come, one table is written before the next; a kill leaves them like that.
+    ends = [file.batches.highest for file in files]
+    end = min(ends) if run.is_open else max(ends)
+    for file in files:
+        by_batch = RowsByBatch(file.batches)
+        missing = np.unique(
+            np.concatenate([by_batch.missing(other.batches)[1] for other in files if other is not file])
+        )
+        missing = missing[(missing <= end) & (missing > _superseded_up_to(run, file))]
+        missing = missing[~run.explained.overlap(missing, missing)]
+        if len(missing):
+            # A finding names the row before which the missing one belongs.
+            rows = np.searchsorted(file.batches.to_numpy(), missing[:MAX_LISTED]) + 1
+            yield TABLES.broken_rows(file.file, rows, _ExplainMissing(missing), num=len(missing))
+
+
+def _superseded_up_to(run: CheckedRun, file: CheckedFile) -> int:
+    """The last batch that this file cannot have: a file whose columns changed was moved to superseded/ whole."""
+    attempts = run.manifest.attempts if run.manifest else []
+    if not any(file.name in attempt.set_aside for attempt in attempts):
+        return 0
+    lowest = file.batches.lowest
+    return np.iinfo(np.int64).max if lowest is None else lowest
+
+
+class _ExplainMissing:
+    """The sentence about a batch without a row."""
+
+    def __init__(self, batches: BatchIndices) -> None:
+        self._batches = batches
+
+    def __call__(self, index: int) -> Cell:
+        batch = self._batches[index]
+        message = f"expected a row of batch {batch}, as in other tables; no event explains why it is missing."
+        return Cell(message, "batch_idx", str(batch))
+
+
+def _irregular_batches(run: CheckedRun, file: CheckedFile, spans: Sequence[AttemptSpan]) -> Iterator[Breach]:
+    attempts = [_IrregularRows(span, run.explained) for span in spans]
+    begins = [span.begin for span in spans]
     start, last = 0, 0
-    for batches in part.batches.stretches():
+    for batches in file.batches.arrays():
         before = np.concatenate([[last], batches[:-1]])
         which = np.searchsorted(begins, batches) - 1
         for index in np.unique(which[which >= 0]).tolist():
-            of_it = slice(*np.searchsorted(which, [index, index + 1]).tolist())
-            irregular[index].add(start + of_it.start, before[of_it], batches[of_it])
+            rows = slice(*np.searchsorted(which, [index, index + 1]).tolist())
+            attempts[index].append(start + rows.start, before[rows], batches[rows])
         start, last = start + len(batches), int(batches[-1])
-    for one in irregular:
-        yield from one.breaches(part.file)
+    for attempt in attempts:
+        yield from attempt.breaches(file.file)
 
 
-class _Row(NamedTuple):
-    """A row that did not come when it was due; those that are told first are the least."""
+class _IrregularRow(NamedTuple):
+    """A row that came early or late; the lowest ranks are listed."""
 
     rank: int
-    due_after: int
+    num_batches_late: int
     row: int
     due: int
     batch: int
 
 
-class _Irregular:
+class _IrregularRows:
     """Rows of one attempt that came early or late.
 
-    Which of the late rows were deferred, nothing says, so the latest count as lost, those on the grid first.
+    The manifest counts deferred rows but does not name them: the latest rows count as following a missing one, and
+    those at multiples of `collect_every_n` first.
     """
 
-    def __init__(self, stretch: AttemptSpan, missing: Spans) -> None:
-        self._stretch = stretch
-        self._missing = missing
+    def __init__(self, span: AttemptSpan, explained: ExplainedBatches) -> None:
+        self._span = span
+        self._explained = explained
         self._num_early = 0
         self._num_late = 0
-        self._likeliest: list[_Row] = []
+        self._likeliest: list[_IrregularRow] = []
 
-    def add(self, start: int, before: BatchIndices, batches: BatchIndices) -> None:
-        """Go on by rows behind `start`; `before` are the batches of the rows before each."""
-        every = self._stretch.attempt.collect_every_n
-        due = (np.maximum(before, self._stretch.begin) // every + 1) * every
+    def append(self, start: int, before: BatchIndices, batches: BatchIndices) -> None:
+        """Add the rows after `start` rows; `before` are the batches of the rows before each of them."""
+        every = self._span.attempt.collect_every_n
+        due = (np.maximum(before, self._span.begin) // every + 1) * every
         early, late = batches < due, batches > due
-        late[late] = ~self._missing.overlap(due[late], batches[late])
+        if late.any():
+            late[late] = ~self._explained.overlap(due[late], batches[late])
         self._num_early += int(early.sum())
         self._num_late += int(late.sum())
-        odd = np.flatnonzero(early | late)
-        ranks = np.where(early, 0, np.where(batches % every == 0, 1, 2))[odd]
-        due_after = np.where(early, 0, due - batches)[odd]
-        told = np.lexsort((due_after, ranks))[:MAX_LISTED]
-        columns = (ranks[told], due_after[told], odd[told] + start + 1, due[odd][told], batches[odd][told])
-        rows = [_Row(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-        self._likeliest = sorted([*self._likeliest, *rows])[:MAX_LISTED]
+        rows = np.flatnonzero(early | late)
+        ranks = np.where(early, 0, np.where(batches % every == 0, 1, 2))[rows]
+        num_late = np.where(early, 0, due - batches)[rows]  # negative, so that the latest sorts first
+        first = np.lexsort((num_late, ranks))[:MAX_LISTED]
+        columns = (ranks[first], num_late[first], rows[first] + start + 1, due[rows][first], batches[rows][first])
+        found = [_IrregularRow(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        self._likeliest = sorted([*self._likeliest, *found])[:MAX_LISTED]
 
     def breaches(self, file: str) -> Iterator[Breach]:
-        """Early rows, and late ones beyond those deferred.
+        """Early rows, and late rows beyond the number deferred.
 
-        A running attempt counts its deferrals late, a killed one lost some of its counts and events.
+        A running attempt counts its deferrals late; a killed one lost some of its counts and events.
         """
-        attempt = self._stretch.attempt
-        allowed = self._num_late if attempt.status in {"running", "killed"} else attempt.deferred
-        num = self._num_early + max(0, self._num_late - allowed)
-        told = sorted(self._likeliest[:num], key=lambda one: one.row)
-        if told:
-            yield SPACING.some(file, [(one.row, self._cell(one)) for one in told], num=num)
+        attempt = self._span.attempt
+        num_allowed = self._num_late if attempt.status in {"running", "killed"} else attempt.deferred
+        num = self._num_early + max(0, self._num_late - num_allowed)
+        found = sorted(self._likeliest[:num], key=lambda irregular: irregular.row)
 
-    def _cell(self, one: _Row) -> Cell:
-        attempt = self._stretch.attempt
-        message = f"batch {one.due} was due: every {attempt.collect_every_n} in attempt {attempt.number}."
-        return Cell(message, "batch_idx", str(one.batch))
+        def explain(index: int) -> Cell:
+            due, batch = found[index].due, found[index].batch
+            message = f"expected batch {due}, got {batch}: attempt {attempt.number} collects every {{}}."
+            return Cell(message.format(_nth(attempt.collect_every_n)), "batch_idx", str(batch))
+
+        if found:
+            yield SPACING.broken_rows(file, [irregular.row for irregular in found], explain, num=num)
+
+
+def _nth(every: int) -> str:
+    return "batch" if every == 1 else f"{every} batches"

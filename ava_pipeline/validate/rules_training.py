@@ -1,4 +1,4 @@
-"""Runs of `ava-pipeline train`: their config, and what it promises."""
+"""Rules of runs of `ava-pipeline train`: their config, the checkpoint, and the files that the config promises."""
 
 import struct
 import zipfile
@@ -11,19 +11,12 @@ from pyarrow import csv
 
 from ava_pipeline.config.load import load_config
 from ava_pipeline.config.models import RunConfig
-from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.layout import RunLayout, prediction_files
-from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import ConfigError, DamagedFileError
-from ava_pipeline.read.arrays import integers, nulls
-from ava_pipeline.read.csv import read_csv
 from ava_pipeline.validate import rules_manifest, rules_predictions
 from ava_pipeline.validate.checked_run import CheckedRun
-from ava_pipeline.validate.rules_files import relative, without_path
-from ava_pipeline.validate.violations import Breach, Cell, Rule
-
-JOB = "ava-pipeline train"
+from ava_pipeline.validate.listing import Breach, Rule, relative, without_path
 
 INVALID = Rule("config.invalid", "config.yaml is a config of ava-pipeline train.")
 MISSING = Rule("config.missing", "A run of ava-pipeline train holds its config.yaml.")
@@ -31,13 +24,13 @@ METRICS = Rule("metrics.missing", "A run of ava-pipeline train that finished an 
 NO_ROW = Rule("telemetry.no-row", "A run whose config has telemetry on is long enough for a row of it.", "warning")
 CHECKPOINT = Rule("files.checkpoint", "Every part of a checkpoint of ava-pipeline train has its checksum.")
 
-TRAINING_RULES = (INVALID, MISSING, METRICS, NO_ROW, CHECKPOINT)
+JOB = "ava-pipeline train"
 
 
-def check_training(run: CheckedRun) -> Iterator[Breach]:
-    """The config, the checkpoint, and whether what the config promises is there; other loops promise nothing."""
+def check_run(run: CheckedRun) -> Iterator[Breach]:
+    """The config, the checkpoint, and the files that the config promises; a training loop of the user's needs none."""
     if not run.layout.config.exists():
-        yield from () if run.is_open else _no_config(run)
+        yield from () if run.is_open else _missing_config(run)
         return
     yield from _checkpoint(run.layout)
     try:
@@ -45,23 +38,23 @@ def check_training(run: CheckedRun) -> Iterator[Breach]:
         config = load_config(run.layout.config)
     except (ConfigError, DamagedFileError) as error:
         for line in str(error).splitlines():
-            yield INVALID.found(relative(run.layout, run.layout.config), without_path(line, run.layout.config))
+            yield INVALID.broken(relative(run.layout, run.layout.config), without_path(line, run.layout.config))
         return
     if not run.is_open:
-        yield from _metrics(run)
-        yield from _predictions(run.layout, config)
-        yield from _telemetry(run.layout, config)
+        yield from _missing_metrics(run)
+        yield from _missing_predictions(run, config)
+        yield from _missing_telemetry(run, config)
 
 
-def _no_config(run: CheckedRun) -> Iterator[Breach]:
-    """Only the job's own words tell that there was one: a foreign loop may keep metrics.csv and checkpoints/ too."""
+def _missing_config(run: CheckedRun) -> Iterator[Breach]:
+    """Only files of the job's own prove that it ran: another loop may write metrics.csv and checkpoints/ too."""
     if run.manifest is not None and run.manifest.run_info.get("job") == JOB:
-        proof = f"the manifest's run_info says {JOB!r}"
+        proof = f"the manifest's run_info names the job {JOB!r}"
     elif run.layout.metrics.exists() and _split(run.layout).exists():
         proof = f"metrics.csv and split.csv are those of {JOB}"
     else:
         return
-    yield MISSING.found(relative(run.layout, run.layout.config), f"there is none, though {proof}.")
+    yield MISSING.broken(relative(run.layout, run.layout.config), f"the file is missing, although {proof}.")
 
 
 def _checkpoint(layout: RunLayout) -> Iterator[Breach]:
@@ -71,69 +64,72 @@ def _checkpoint(layout: RunLayout) -> Iterator[Breach]:
         check_name(layout, layout.checkpoint)
         with zipfile.ZipFile(layout.checkpoint) as parts:
             damaged = parts.testzip()
-        reason = damaged and f"{damaged} in it does not have its checksum"
-    # Whatever a damaged zip makes its reader stumble over.
+        reason = damaged and f"its part {damaged} does not have its checksum"
+    # Anything that the reader of a damaged zip may raise.
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error) as error:
         reason = f"it cannot be read as a checkpoint: {error}".rstrip(".")
     if reason:
-        message = f"{reason}; train --resume refuses it. Restore it from a backup, or begin anew with --restart."
-        yield CHECKPOINT.found(relative(layout, layout.checkpoint), message)
+        message = f"{reason}; train --resume refuses it. Restore it from a backup, or start over with --restart."
+        yield CHECKPOINT.broken(relative(layout, layout.checkpoint), message)
 
 
-def _metrics(run: CheckedRun) -> Iterator[Breach]:
+def _missing_metrics(run: CheckedRun) -> Iterator[Breach]:
     if run.layout.metrics.exists():
         return
     predicted = [file.path.name for file in prediction_files(run.layout) if file.name == "val"]
     if predicted:
-        proof = f"predictions/{predicted[-1]} is there"
+        proof = f"predictions/{predicted[-1]} exists"
     elif run.manifest is not None and run.manifest.status == "finished":
-        proof = "the manifest says that training finished"
+        proof = "training finished, according to the manifest"
     else:
         return
-    yield METRICS.found(relative(run.layout, run.layout.metrics), f"there is none, though {proof}.")
+    yield METRICS.broken(relative(run.layout, run.layout.metrics), f"the file is missing, although {proof}.")
 
 
-def _predictions(layout: RunLayout, config: RunConfig) -> Iterator[Breach]:
-    """A single file that is missing is told beside the others, with or without a config."""
+def _missing_predictions(run: CheckedRun, config: RunConfig) -> Iterator[Breach]:
+    """All of them; rules_predictions reports single missing files, with or without a config."""
+    layout = run.layout
     if config.save_val_predictions and not any(file.name == "val" for file in prediction_files(layout)):
-        for row, epoch in enumerate(_epochs(layout), start=1):
+        for row, epoch in enumerate(_epochs(run), start=1):
             file = relative(layout, layout.epoch_predictions(epoch))
-            cell = Cell(f"{file} is not there, though config.yaml has save_val_predictions.", "epoch", str(epoch))
-            yield rules_predictions.PREDICTIONS_MISSING.found(relative(layout, layout.metrics), cell, row=row)
+            message = f"expected {file}, as config.yaml has save_val_predictions; it is missing."
+            yield rules_predictions.MISSING.broken(
+                relative(layout, layout.metrics), message, row=row, column="epoch", value=str(epoch)
+            )
 
 
-def _telemetry(layout: RunLayout, config: RunConfig) -> Iterator[Breach]:
-    """A folder without a manifest is told with or without a config."""
-    every, num_batches = config.telemetry.collect_every_n, _num_batches(layout, config)
-    if not config.telemetry.enabled or layout.telemetry.is_dir() or not num_batches:
+def _missing_telemetry(run: CheckedRun, config: RunConfig) -> Iterator[Breach]:
+    """The whole folder; rules_manifest reports a folder without a manifest, with or without a config."""
+    every, num_batches = config.telemetry.collect_every_n, _num_batches(run, config)
+    if not config.telemetry.enabled or run.layout.telemetry.is_dir() or not num_batches:
         return
     message = (
-        f"there is none, though config.yaml has telemetry on, and of at least {num_batches} batches every "
-        f"{every} was to be collected."
+        f"the file is missing, although config.yaml has telemetry on: at least {num_batches} batches were trained, and "
+        f"every {every} one row was due."
     )
     if num_batches >= every:
-        yield rules_manifest.MANIFEST_MISSING.found(relative(layout, layout.manifest), message)
+        yield rules_manifest.MISSING.broken(relative(run.layout, run.layout.manifest), message)
     else:
-        lower = f"{message} Set telemetry.collect_every_n to {num_batches} or less to see gradients of so short a run."
-        yield NO_ROW.found(relative(layout, layout.config), lower)
+        message = (
+            f"config.yaml has telemetry on, but collects a row every {every} batches of at least {num_batches} in all. "
+            f"Set telemetry.collect_every_n to {num_batches} or less to record so short a run."
+        )
+        yield NO_ROW.broken(relative(run.layout, run.layout.config), message)
 
 
-def _num_batches(layout: RunLayout, config: RunConfig) -> int:
-    """Batches that were trained on at least: those of the epochs in metrics.csv."""
+def _num_batches(run: CheckedRun, config: RunConfig) -> int:
+    """The least number of batches trained: those of the epochs in metrics.csv."""
     try:
-        sets = csv.read_csv(_split(layout)).column("set").to_pylist()
+        sets = csv.read_csv(_split(run.layout)).column("set").to_pylist()
     except (OSError, KeyError, pa.ArrowException):
-        sets = []  # nobody knows how many images trained: at least one batch
-    return len(_epochs(layout)) * max(1, sets.count("train") // config.train.batch_size)
+        sets = []  # the number of images is unknown: at least one batch
+    return len(_epochs(run)) * max(1, sets.count("train") // config.train.batch_size)
 
 
-def _epochs(layout: RunLayout) -> list[int]:
-    """The epochs in metrics.csv; none where it cannot be read, which the rules of CSV files tell."""
-    try:
-        rows = read_csv(layout.metrics, RunTable.of(EPOCH_METRICS))
-    except (FileNotFoundError, DamagedFileError):
-        return []
-    return [] if nulls(rows.column("epoch")).any() else [int(epoch) for epoch in integers(rows, "epoch")]
+def _epochs(run: CheckedRun) -> list[int]:
+    """The epochs in metrics.csv; none if it cannot be read or misses one, which other rules report."""
+    epochs: list[int | None] = run.metrics.rows.column("epoch").to_pylist() if run.metrics else []
+    return [] if None in epochs else [epoch for epoch in epochs if epoch is not None]
 
 
 def _split(layout: RunLayout) -> Path:

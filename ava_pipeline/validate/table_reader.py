@@ -1,97 +1,341 @@
-"""A table's files, read through side by side."""
+"""Reads the files of a table window by window: CSV in blocks of lines, and Parquet with the journal behind it."""
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
+from pyarrow import csv
+
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.lockless_cached_property import lockless_cached_property
+from ava_pipeline.contract.parquet import RowStream, joined, num_parquet_rows, num_rows, parquet_rows
+from ava_pipeline.contract.stored import JournalRows
 from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.contract.untrusted import MAX_LINE_BYTES
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.validate.checked_run import CheckedFile, CheckedTable
-from ava_pipeline.validate.csv_windows import csv_windows
-from ava_pipeline.validate.rules_files import UNREADABLE, UnusableFileError, relative, without_path
-from ava_pipeline.validate.rules_formats import Twin
-from ava_pipeline.validate.stored_windows import open_stored
-from ava_pipeline.validate.violations import Breach, Listing
-from ava_pipeline.validate.windows import RowCursor, Window, windows_of
+from ava_pipeline.read.csv import check_header, check_size, convert_options, parse_options
+from ava_pipeline.read.table import lasting_damage
+from ava_pipeline.validate.checked_run import CheckedFile, CheckedTable, Window
+from ava_pipeline.validate.listing import Breach, Listing, relative, without_path
+from ava_pipeline.validate.rules_files import (
+    COLUMNS,
+    JOURNAL,
+    LINE_END,
+    TORN,
+    UNREADABLE,
+    check_columns,
+    check_lines,
+    nullable,
+)
+from ava_pipeline.validate.rules_formats import ParquetComparison
 
 Check = Callable[[Window], Iterable[Breach]]
 
+BLOCK_BYTES = 4 * 2**20  # of CSV
+WINDOW_ROWS = 2**16  # of Parquet
+# While the rules check one block, two more are parsed.
+_NUM_PARSED_AHEAD = 3
+_NUM_THREADS = 2
+_CRLF = b"\r\n"
 
-class TableReader:
-    """Reads the files of one table through, each once where both hold the same.
+
+class UnusableFileError(Exception):
+    """A file that cannot be used; the reason is in the listing already."""
+
+
+def read_files(
+    layout: RunLayout, declaration: RunTable, checks: Sequence[Check], listing: Listing, *, is_open: bool
+) -> CheckedTable:
+    """Read the files of a run's table, and check their rows; the rows of two equal files are checked once.
 
     Args:
         layout: of the run.
         declaration: of the table.
-        is_open: rows may still come.
-        check: the rules of rows.
-        listing: takes what is found; of a file that cannot be used, only why.
+        checks: the rules of rows.
+        listing: receives the breaches; of a file that cannot be used, only the reason.
+        is_open: whether rows may still come, so that the last line may be unfinished.
     """
-
-    def __init__(
-        self, layout: RunLayout, declaration: RunTable, *, is_open: bool, check: Check, listing: Listing
-    ) -> None:
-        self._layout = layout
-        self._declaration = declaration
-        self._is_open = is_open
-        self._check = check
-        self._listing = listing
-        self._stored = open_stored(layout, declaration, listing.add)
-
-    def read(self) -> CheckedTable:
-        """What is known of the table then."""
-        csv, is_same = self._read_csv()
-        if csv is not None and is_same:
-            name = self._layout.parquet(self._declaration.table.name)
-            same = CheckedFile(relative(self._layout, name), csv.num_rows, csv.has_keys, csv.batches)
-            return CheckedTable(self._declaration, csv, same, is_same=True)
-        return CheckedTable(self._declaration, csv, self._parquet)
-
-    def _read_csv(self) -> tuple[CheckedFile | None, bool]:
-        """Also whether the Parquet file holds the same rows."""
-        path = self._layout.csv(self._declaration.table.name)
-        if not path.exists():
-            return None, False
-        file = relative(self._layout, path)
-        windows = csv_windows(file, path, self._declaration, is_open=self._is_open, take=self._listing.add)
-        if self._stored is None:
-            return read_through(file, path, windows, self._check, self._listing), False
-        twin = Twin(lambda: self._parquet, RowCursor(self._stored.tables, self._stored.schema))
-        check = lambda window: (*self._check(window), *twin.check(window))  # noqa: E731  # used once
-        part = read_through(file, path, windows, check, self._listing)
-        return part, part is not None and twin.is_same and not twin.has_more(part.num_rows)
-
-    @lockless_cached_property
-    def _parquet(self) -> CheckedFile | None:
-        if self._stored is None:
-            return None
-        windows = windows_of(self._stored.file, self._declaration, self._stored.tables())
-        path = self._layout.parquet(self._declaration.table.name)
-        return read_through(self._stored.file, path, windows, self._check, self._listing)
+    name = declaration.table.name
+    path, parquet, journal = layout.csv(name), layout.parquet(name), layout.journal(name)
+    file = relative(layout, path)
+    stored = None
+    if parquet.exists() or journal.exists():
+        stored = StoredFile.open(f"{file.removesuffix('.csv')}.parquet", parquet, journal, declaration, listing)
+    if not path.exists():
+        return CheckedTable(parquet=stored.checked(checks, listing) if stored else None)
+    tables = CsvFile(file, path, declaration, listing, is_open=is_open).tables()
+    if stored is None:
+        return CheckedTable(read_through(CheckedFile(file, declaration), path, tables, checks, listing))
+    comparison = ParquetComparison(stored.tables, stored.schema, lambda: stored.checked(checks, listing))
+    checked = read_through(CheckedFile(file, declaration), path, tables, [*checks, comparison.check], listing)
+    if checked is not None and comparison.is_same and not comparison.has_rows_after(checked.num_rows):
+        same = CheckedFile(stored.file, declaration, checked.num_rows, checked.has_keys, checked.batches)
+        return CheckedTable(checked, same, is_same=True)
+    return CheckedTable(checked, stored.checked(checks, listing))
 
 
 def read_through(
-    file: str, path: Path, windows: Iterable[Window], check: Check, listing: Listing
+    checked: CheckedFile, path: Path, tables: Iterable[pa.Table], checks: Sequence[Check], listing: Listing
 ) -> CheckedFile | None:
-    """Look at every row of a file; None where it cannot be used, of which only the reason is told.
+    """Read a file to its end, and check its rows.
 
     Args:
-        file: the file, as violations name it.
-        path: the file.
-        windows: of its rows, in order.
-        check: the rules of rows.
-        listing: takes what is found.
+        checked: the file, without rows yet.
+        path: of the file.
+        tables: its rows, in order.
+        checks: the rules of rows.
+        listing: receives the breaches.
+
+    Returns:
+        The file with all rows; None if it cannot be used, of which only the reason is listed.
     """
-    part, found = CheckedFile(file), listing.aside()
+    found = listing.empty_copy()
     try:
-        for window in windows:
-            found.take(check(window))
-            part.append(window)
+        for rows in tables:
+            window = checked.append(rows)
+            for check in checks:
+                for breach in check(window):
+                    found.add(breach)
     except UnusableFileError:
         return None
     except DamagedFileError as error:
-        listing.add(UNREADABLE.found(file, without_path(error, path)))
+        listing.add(UNREADABLE.broken(checked.file, without_path(error, path)))
         return None
-    listing.take(found.breaches())
-    return part
+    for breach in found.breaches():
+        listing.add(breach)
+    return checked
+
+
+class StoredFile:
+    """A Parquet file and the journal beside it, one of which may be missing; a finding names the Parquet file.
+
+    Attributes:
+        file: the Parquet file's path below the run directory.
+        schema: of the rows, which have the declared types and may be null.
+    """
+
+    def __init__(self, file: str, path: Path, declaration: RunTable, stored: RowStream) -> None:
+        self.file = file
+        self.schema = nullable(declaration.arrow_schema)
+        self._path = path
+        self._declaration = declaration
+        self._stored = stored
+        self._checked: list[CheckedFile | None] = []
+
+    @classmethod
+    def open(
+        cls, file: str, parquet: Path, journal: Path, declaration: RunTable, listing: Listing
+    ) -> "StoredFile | None":
+        """Open the files; None if they cannot be used, with the reason in the listing."""
+        try:
+            stored = _stored_rows(file, parquet, journal, declaration, listing)
+        except (DamagedFileError, pa.ArrowException) as error:
+            listing.add(UNREADABLE.broken(file, without_path(error, parquet)))
+            return None
+        if not check_columns(stored.schema, declaration, file, listing.add):
+            return None
+        return cls(file, parquet, declaration, stored)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Every row in the order of writing, about `WINDOW_ROWS` at a time; each call starts over.
+
+        Raises:
+            DamagedFileError: the file cannot be read.
+        """
+        waiting: list[pa.RecordBatch] = []
+        num_waiting = 0
+        for batch in self._stored.read():
+            waiting.append(batch)
+            num_waiting += batch.num_rows
+            if num_waiting >= WINDOW_ROWS:
+                yield self._table(waiting)
+                waiting, num_waiting = [], 0
+        if waiting:
+            yield self._table(waiting)
+
+    def checked(self, checks: Sequence[Check], listing: Listing) -> CheckedFile | None:
+        """Read the file to its end and check its rows, once; None if it cannot be used."""
+        if not self._checked:
+            file = CheckedFile(self.file, self._declaration)
+            self._checked.append(read_through(file, self._path, self.tables(), checks, listing))
+        return self._checked[0]
+
+    def _table(self, batches: list[pa.RecordBatch]) -> pa.Table:
+        rows = pa.Table.from_batches(batches, self._stored.schema).combine_chunks()
+        try:
+            return rows.cast(self.schema)
+        except pa.ArrowException as error:
+            raise DamagedFileError(f"its values cannot become the declared types: {error}") from error
+
+
+def _stored_rows(file: str, parquet: Path, journal: Path, declaration: RunTable, listing: Listing) -> RowStream:
+    """The rows of both files, with a journal's damage in the listing.
+
+    Raises:
+        DamagedFileError: the Parquet file cannot be read, or its columns and the journal's exclude each other.
+    """
+    # The journal first: if it becomes Parquet meanwhile, its rows are found there, and not read twice.
+    journal_schema = None
+    if journal.exists():
+        new = JournalRows(journal, declaration.arrow_schema, 0)
+        with suppress(FileNotFoundError):
+            num_rows(new.read())
+            journal_schema = new.schema
+        for damage in lasting_damage(new.damage):
+            message = f"{damage.num_bytes} bytes at {damage.offset}: {damage.reason}; the rows they held are lost."
+            listing.add(JOURNAL.broken(file.replace(parquet.name, journal.name), message))
+    streams = [parquet_rows(parquet, WINDOW_ROWS)] if parquet.exists() else []
+    if journal_schema is not None:
+        num_stored = num_parquet_rows(parquet) if streams else 0
+        rest = JournalRows(journal, declaration.arrow_schema, num_stored)
+        streams.append(RowStream(journal_schema, lambda: _unless_gone(rest)))
+    if len(streams) == 1:
+        return streams[0]
+    try:
+        return joined(*streams) if streams else RowStream.of(pa.table({}))
+    except pa.ArrowException as error:
+        raise DamagedFileError(f"{parquet} and the journal beside it hold different columns: {error}.") from error
+
+
+def _unless_gone(rows: JournalRows) -> Iterator[pa.RecordBatch]:
+    """The journal of a run that ends meanwhile becomes Parquet."""
+    with suppress(FileNotFoundError):
+        yield from rows.read()
+
+
+class CsvFile:
+    """A CSV file of a table.
+
+    Args:
+        file: path below the run directory.
+        path: of the file.
+        declaration: of the table.
+        listing: receives what is wrong with lines, and the line numbers of the rows.
+        is_open: whether rows may still come, so that the last line may be unfinished.
+    """
+
+    def __init__(self, file: str, path: Path, declaration: RunTable, listing: Listing, *, is_open: bool) -> None:
+        self._file = file
+        self._path = path
+        self._declaration = declaration
+        self._listing = listing
+        self._lines = listing.line_numbers(file)
+        self._is_open = is_open
+        self._has_crlf = False
+        self._is_damaged = False
+        self._parse = parse_options(declaration)
+        schema = declaration.arrow_schema
+        self._names = schema.names
+        self._convert = convert_options(dict(zip(schema.names, schema.types, strict=True)))
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows of each block of lines; of a damaged file those before the first damaged block.
+
+        Raises:
+            OSError: the file cannot be opened.
+            UnusableFileError: the file cannot be used, raised after all of its lines were checked.
+        """
+        try:
+            yield from self._tables()
+        except DamagedFileError as error:
+            self._listing.add(UNREADABLE.broken(self._file, without_path(error, self._path)))
+            self._is_damaged = True
+        if self._is_damaged:
+            raise UnusableFileError
+
+    def _tables(self) -> Iterator[pa.Table]:
+        blocks = self._blocks()
+        header = next(blocks)
+        if self._is_torn(header, 0):
+            return
+        self._check_line_ends(header, 0)
+        self._check_header(header)
+        for data, rows in self._parsed(blocks):
+            if self._is_torn(data, self._lines.num_rows + 1):
+                return
+            if not self._parse.newlines_in_values:  # text may hold any line end
+                self._check_line_ends(data, self._lines.num_rows + 1)
+            if isinstance(rows, pa.ArrowInvalid):
+                self._explain_damage(header, data, rows)
+                continue
+            self._lines.append(data, rows.num_rows)
+            if not self._is_damaged:
+                yield rows
+
+    def _blocks(self) -> Iterator[bytes]:
+        """The first line, then blocks of whole lines; last, if there are any, bytes after the last line feed.
+
+        A block of a table with text ends outside of quoted text, which may hold line feeds.
+        """
+        check_size(self._path)
+        has_text = self._parse.newlines_in_values
+        with self._path.open("rb") as file:
+            yield file.readline(MAX_LINE_BYTES)
+            rest = b""
+            while read := file.read(BLOCK_BYTES):
+                data = rest + read
+                end = data.rfind(b"\n") + 1
+                if has_text and data.count(b'"', 0, end) % 2:
+                    end = 0
+                if end:
+                    yield data[:end]
+                rest = data[end:]
+                if len(rest) > MAX_LINE_BYTES:
+                    raise DamagedFileError(f"it has a line of more than {MAX_LINE_BYTES} bytes, which no table has")
+        whole = rest.rfind(b"\n") + 1
+        yield from (part for part in (rest[:whole], rest[whole:]) if part)
+
+    def _parsed(self, blocks: Iterator[bytes]) -> Iterator[tuple[bytes, pa.Table | pa.ArrowInvalid]]:
+        """Each block with its rows, or with the reason why it has none, in order; the next blocks are parsed ahead."""
+        ahead: deque[Future[tuple[bytes, pa.Table | pa.ArrowInvalid]]] = deque()
+        with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="ava-csv") as pool:
+            for block in blocks:
+                ahead.append(pool.submit(self._parsed_block, block))
+                if len(ahead) >= _NUM_PARSED_AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _parsed_block(self, data: bytes) -> tuple[bytes, pa.Table | pa.ArrowInvalid]:
+        # One chunk per block, so that NumPy takes its columns without a copy.
+        read = csv.ReadOptions(column_names=self._names, use_threads=False, block_size=len(data) + 1)
+        try:
+            return data, csv.read_csv(BytesIO(data), read, self._parse, self._convert)
+        except pa.ArrowInvalid as error:
+            return data, error
+
+    def _is_torn(self, data: bytes, row: int) -> bool:
+        if data.endswith(b"\n"):
+            return False
+        if data and not self._is_open:
+            message = f"expected a line feed at the end of the file, got {len(data)} bytes of an unfinished row."
+            self._listing.add(TORN.broken(self._file, message, row=row))
+        return True
+
+    def _check_line_ends(self, data: bytes, row: int) -> None:
+        """Report the first CRLF of the file; `row` is that of the first line of `data`, 0 for the header."""
+        if _CRLF in data and not self._has_crlf:
+            self._has_crlf = True
+            row += sum(map(bool, data.partition(_CRLF)[0].split(b"\n")[:-1]))  # blank lines are not rows
+            message = (
+                "expected a line that ends in LF, got CRLF: another program rewrote the file. Turn CRLF into LF, or "
+                "restore the file."
+            )
+            self._listing.add(LINE_END.broken(self._file, message, row=row))
+
+    def _check_header(self, header: bytes) -> None:
+        try:
+            check_header(self._path, header, self._declaration)
+        except DamagedFileError as error:
+            self._listing.add(COLUMNS.broken(self._file, without_path(error, self._path), row=0))
+            raise UnusableFileError from error
+
+    def _explain_damage(self, header: bytes, data: bytes, error: pa.ArrowInvalid) -> None:
+        self._is_damaged = True
+        found, num_rows = check_lines(header + data, self._file, self._declaration, start=self._lines.num_rows)
+        for breach in found or [UNREADABLE.broken(self._file, without_path(error, self._path))]:
+            self._listing.add(breach)
+        self._lines.append(data, num_rows or data.count(b"\n"))  # of bytes that are not text, each line counts

@@ -1,147 +1,279 @@
-"""A run directory, or a single file, against its contract."""
+"""Validate a run directory, or a single file of one, against its contract."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from os import PathLike
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ava_pipeline.contract.builtin_tables import EPOCH_METRICS, GRADIENT_NORMS, LEARNING_RATES, STEPS
 from ava_pipeline.contract.events import EVENTS
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.layout import PREDICTION_NAME, PredictionFile, RunLayout
 from ava_pipeline.contract.manifest import Manifest, utc_now
-from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.errors import MisuseError
+from ava_pipeline.contract.predictions import PREDICTIONS
+from ava_pipeline.contract.tables import TABLE_KEY, RunTable, Table
+from ava_pipeline.contract.untrusted import FROM_ARROW
+from ava_pipeline.errors import MisuseError, NotARunError
+from ava_pipeline.read.csv import header_names
 from ava_pipeline.read.run import open_run
-from ava_pipeline.validate.batches import EventSpans
-from ava_pipeline.validate.checked_run import CheckedRun, CheckedTable, is_open
-from ava_pipeline.validate.rules_files import DIRECTORY_RULES, FILE_RULES, check_directory
-from ava_pipeline.validate.rules_formats import FORMAT_RULES, check_formats
-from ava_pipeline.validate.rules_manifest import (
-    COUNTER_RULES,
-    MANIFEST_RULES,
-    check_counters,
-    check_manifest,
-    load_manifest,
+from ava_pipeline.validate import (
+    rules_files,
+    rules_formats,
+    rules_manifest,
+    rules_predictions,
+    rules_rows,
+    rules_training,
+    rules_values,
 )
-from ava_pipeline.validate.rules_predictions import (
-    EPOCH_RULES,
-    METRIC_RULES,
-    PREDICTION_RULES,
-    check_epochs,
-    check_metrics,
-)
-from ava_pipeline.validate.rules_rows import ROW_RULES, SPACING_RULES, check_order, check_rows, check_spacing
-from ava_pipeline.validate.rules_training import TRAINING_RULES, check_training
-from ava_pipeline.validate.rules_values import NORM_RULES, VALUE_RULES, check_norms, check_values
-from ava_pipeline.validate.table_reader import Check, TableReader
-from ava_pipeline.validate.violations import Breach, Listing, Rule, Violation
-from ava_pipeline.validate.windows import Window
+from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, ExplainedBatches, Window
+from ava_pipeline.validate.listing import Breach, Listing, Rule, without_path
+from ava_pipeline.validate.table_reader import Check, CsvFile, StoredFile, read_files, read_through
 
-# Rules that hold for a run as a whole, in the order in which they are checked.
-_RUN_CHECKS: tuple[Callable[[CheckedRun], Iterator[Breach]], ...] = (
-    check_manifest,
-    check_directory,
-    check_counters,
-    check_rows,
-    check_spacing,
-    check_formats,
-    check_training,
-    check_epochs,
-    check_metrics,
+# Each module defines its rules as constants, and the functions that find what breaks them: `check_run` is called once
+# per run, `check_rows` for each window of rows while a file is read.
+_RULE_MODULES = (
+    rules_manifest,
+    rules_files,
+    rules_formats,
+    rules_rows,
+    rules_values,
+    rules_predictions,
+    rules_training,
+)
+_CHECKS_OF_RUNS = (
+    rules_manifest.check_run,
+    rules_files.check_run,
+    rules_formats.check_run,
+    rules_rows.check_run,
+    rules_predictions.check_run,
+    rules_training.check_run,
 )
 
-RULES: tuple[Rule, ...] = tuple(
-    sorted(
-        (
-            *MANIFEST_RULES,
-            *DIRECTORY_RULES,
-            *COUNTER_RULES,
-            *ROW_RULES,
-            *SPACING_RULES,
-            *FORMAT_RULES,
-            *TRAINING_RULES,
-            *EPOCH_RULES,
-            *METRIC_RULES,
-            *FILE_RULES,
-            *VALUE_RULES,
-            *NORM_RULES,
-            *PREDICTION_RULES,
-        ),
-        key=lambda rule: rule.id,
-    )
-)
+_RULES_BY_ID = {rule.id: rule for module in _RULE_MODULES for rule in vars(module).values() if isinstance(rule, Rule)}
+RULES: tuple[Rule, ...] = tuple(sorted(_RULES_BY_ID.values(), key=lambda rule: rule.id))
 
-# How alike a mistyped id must be to the one that it is taken for.
-_NEAR = 0.75
+_KNOWN_TABLES = {
+    table.name: table for table in (GRADIENT_NORMS, LEARNING_RATES, STEPS, EVENTS, EPOCH_METRICS, PREDICTIONS)
+}
+# How similar a mistyped id must be to the rule that an error suggests.
+_LEAST_SIMILARITY = 0.75
+_MAX_HEADER_BYTES = 2**20
 
 
 def validate_run(
     path: str | PathLike[str], *, ignore: Sequence[str] = (), now: datetime | None = None
-) -> list[Violation]:
+) -> list[Finding]:
     """Check a run directory: its manifest, its tables, its predictions and its metrics.
 
-    What is still being written is no violation; files that cannot be read are. Tables are read some rows at a time, so
-    that memory hardly grows with their length.
+    Rows that a running job has yet to finish are not findings; files that cannot be read are. Tables are read in
+    windows of rows, so that memory hardly grows with their length.
 
     Args:
         path: the run directory.
-        ignore: ids of rules, or their families such as `norms`, that may be broken.
-        now: the time that heartbeats are compared with; left out, the time of day.
+        ignore: ids of rules to skip, or of families such as `norms`.
+        now: the time that heartbeats are compared with; the current time if left out.
 
     Returns:
-        At most 20 violations a rule and file, and one that counts the others; empty where all is well.
+        At most 20 findings per rule and file, and one that counts the others; empty for a valid run.
 
     Raises:
-        NotARunError: there is no run.
-        MisuseError: `ignore` names no rule.
+        NotARunError: there is no run at `path`.
+        MisuseError: `ignore` names a rule that does not exist.
+
+    Example:
+        >>> for finding in validate_run("outputs/ava/my_run"):
+        ...     print(finding)
     """
-    check_ignored(ignore)
+    listing = Listing(_checked_ids(ignore))
     layout = open_run(path).layout
-    listing = Listing(ignore)
-    run = _inspect(layout, load_manifest(layout, listing.add), listing, now or utc_now())
-    for check in _RUN_CHECKS:
-        listing.take(check(run))
-    return listing.violations()
+    run = _read_run(layout, listing, now or utc_now())
+    for check in _CHECKS_OF_RUNS:
+        for breach in check(run):
+            listing.add(breach)
+    return listing.findings()
 
 
-def _inspect(layout: RunLayout, found: Manifest | None, listing: Listing, now: datetime) -> CheckedRun:
-    declared = {name: entry.declaration for name, entry in found.tables.items()} if found else {}
-    tables = {name: _read(layout, found, table, rules_of_rows(found), listing) for name, table in declared.items()}
-    spans = EventSpans()
+def _read_run(layout: RunLayout, listing: Listing, now: datetime) -> CheckedRun:
+    """Read every table, checking its rows."""
+    manifest = rules_manifest.load_manifest(layout, listing.add)
+    is_open = manifest is not None and manifest.status == "running"
+    check_values = partial(rules_values.check_rows, manifest=manifest)
+    tables = {
+        name: read_files(layout, entry.declaration, [check_values, rules_rows.check_rows], listing, is_open=is_open)
+        for name, entry in (manifest.tables if manifest else {}).items()
+    }
+    explained = ExplainedBatches()
 
-    def check(window: Window) -> Iterable[Breach]:
-        spans.add(window.rows)
-        return check_values(window)
+    def explain(window: Window) -> Iterable[Breach]:
+        explained.add(window.rows)
+        return ()
 
-    events = _read(layout, found, RunTable.of(EVENTS), check, listing)
-    # Of a file that cannot be used nothing counts, however much of it was read.
-    missing = (spans if events.parts else EventSpans()).of_missing_rows()
-    return CheckedRun(layout, found, tables, events, missing, now)
-
-
-def _read(layout: RunLayout, found: Manifest | None, table: RunTable, check: Check, listing: Listing) -> CheckedTable:
-    return TableReader(layout, table, is_open=is_open(found), check=check, listing=listing).read()
-
-
-def rules_of_rows(found: Manifest | None) -> Check:
-    """What the rows of a measure's table must keep."""
-
-    def check(window: Window) -> Iterator[Breach]:
-        yield from check_values(window)
-        yield from check_order(window)
-        yield from check_norms(window, found) if found is not None else ()
-
-    return check
+    events = read_files(layout, RunTable.of(EVENTS), [check_values, explain], listing, is_open=is_open)
+    if not events.files:  # of a file that cannot be used nothing counts, however much of it was read
+        explained = ExplainedBatches()
+    metrics = _read_metrics(layout, check_values, listing, is_open=is_open)
+    return CheckedRun(layout, manifest, is_open, tables, events, metrics, explained, now)
 
 
-def check_ignored(ignore: Sequence[str]) -> None:
+def _read_metrics(layout: RunLayout, check: Check, listing: Listing, *, is_open: bool) -> Window | None:
+    """metrics.csv as one window; None if it is missing or cannot be used."""
+    if not layout.metrics.exists():
+        return None
+    name, declaration = layout.metrics.name, RunTable.of(EPOCH_METRICS)
+    tables = [rules_files.nullable(declaration.arrow_schema).empty_table()]
+    reader = CsvFile(name, layout.metrics, declaration, listing, is_open=is_open)
+
+    def keep(window: Window) -> Iterable[Breach]:
+        tables.append(window.rows)
+        return ()
+
+    checked = read_through(CheckedFile(name, declaration), layout.metrics, reader.tables(), [check, keep], listing)
+    return None if checked is None else CheckedFile(name, declaration).append(pa.concat_tables(tables))
+
+
+def validate_file(path: str | PathLike[str], *, table: str | None = None, ignore: Sequence[str] = ()) -> list[Finding]:
+    """Check one file by itself: its columns, its types, its values, and the order of its rows.
+
+    Its table follows from Parquet metadata, its name or its columns. If it lies in a run, the run's manifest declares
+    the columns of the table and the norms that add up. Other files are not read.
+
+    Args:
+        path: a `.csv` or `.parquet` file.
+        table: the name of its table, if it does not follow from the file.
+        ignore: ids of rules to skip, or of families such as `norms`.
+
+    Returns:
+        The same as `validate_run`.
+
+    Raises:
+        NotARunError: the file does not exist.
+        MisuseError: the file's table is unknown, or `ignore` names a rule that does not exist.
+    """
+    listing = Listing(_checked_ids(ignore))
+    path = Path(path)
+    if path.suffix not in {".csv", ".parquet"}:
+        raise MisuseError(f"expected a .csv or .parquet file, got {path}; to check a journal, validate its run.")
+    if not path.is_file():
+        raise NotARunError(f"{path} does not exist, or is not a file: check the path.")
+    try:
+        columns, stored_name = _csv_columns(path) if path.suffix == ".csv" else _parquet_columns(path)
+    except FROM_ARROW as error:
+        reason = without_path(str(error).partition("\n")[0], path)
+        listing.add(rules_files.UNREADABLE.broken(path.name, reason))
+        return listing.findings()
+    manifest = _manifest_beside(path)
+    name = _table_name(path, table, stored_name, columns, manifest)
+    if name == PREDICTIONS.name and path.suffix == ".parquet":
+        file = PredictionFile(path.stem, 0, path)
+        window = rules_predictions.read_predictions(RunLayout(path.parent), file, listing.add)
+        for breach in rules_predictions.check_rows(window) if window is not None else ():
+            listing.add(breach)
+    else:
+        _read_file(path, _declaration(name, columns, manifest), manifest, listing)
+    return listing.findings()
+
+
+def _csv_columns(path: Path) -> tuple[Sequence[str], None]:
+    with path.open("rb") as file:
+        return header_names(file.readline(_MAX_HEADER_BYTES)), None
+
+
+def _parquet_columns(path: Path) -> tuple[Sequence[str], str | None]:
+    schema = pq.read_schema(path)
+    name = (schema.metadata or {}).get(TABLE_KEY)
+    return schema.names, None if name is None else name.decode(errors="replace")
+
+
+def _manifest_beside(path: Path) -> Manifest | None:
+    """The run's manifest, if the file lies in the folder of one; what is wrong with it is not this file's fault."""
+    folder = path.resolve().parent
+    if folder.name != "telemetry":
+        return None
+    return rules_manifest.load_manifest(RunLayout(folder.parent), lambda _: None)
+
+
+def _table_name(
+    path: Path, given: str | None, stored: str | None, columns: Sequence[str], manifest: Manifest | None
+) -> str:
+    """The first of the given name, the stored one and the file's that is a table; else the one with such columns."""
+    names = sorted({*_KNOWN_TABLES, *(manifest.tables if manifest else ())})
+    if given is not None and given not in names:
+        raise MisuseError(f"expected the name of a table, one of {', '.join(names)}; got {given!r}.")
+    by_pattern = PREDICTIONS.name if PREDICTION_NAME.fullmatch(path.name) else None
+    name = next((name for name in (given, stored, path.stem, by_pattern) if name in names), None)
+    name = name or _name_by_columns(columns)
+    if name is None:
+        raise MisuseError(
+            f"{path}: neither its name nor its columns say which table it is. Give --table NAME, one of "
+            f"{', '.join(names)}."
+        )
+    return name
+
+
+def _name_by_columns(columns: Sequence[str]) -> str | None:
+    """The only table whose declared columns these are, or begin with."""
+    candidates = [
+        table
+        for table in _KNOWN_TABLES.values()
+        if (table.run_columns or len(table.columns) == len(columns)) and _begins_with(columns, table)
+    ]
+    most = max((len(table.columns) for table in candidates), default=0)
+    names = {table.name for table in candidates if len(table.columns) == most}
+    if names == {GRADIENT_NORMS.name, LEARNING_RATES.name}:  # which begin with the same columns
+        are_rates = all(name.startswith("lr_group_") for name in columns[most:])
+        names = {LEARNING_RATES.name} if are_rates else {GRADIENT_NORMS.name} if "overall" in columns else set()
+    return names.pop() if len(names) == 1 else None
+
+
+def _begins_with(columns: Sequence[str], table: Table) -> bool:
+    return tuple(columns[: len(table.columns)]) == tuple(column.name for column in table.columns)
+
+
+def _declaration(name: str, columns: Sequence[str], manifest: Manifest | None) -> RunTable:
+    """A table as the run's manifest declares it; without one, the built-in table with the file's own run columns."""
+    if manifest is not None and name in manifest.tables:
+        return manifest.tables[name].declaration
+    table = _KNOWN_TABLES[name]
+    if table.run_columns is None or not _begins_with(columns, table):
+        return RunTable.of(table)
+    try:
+        return RunTable.of(table, columns[len(table.columns) :])
+    except MisuseError:
+        return RunTable.of(table)  # the rule files.columns reports the names
+
+
+def _read_file(path: Path, declaration: RunTable, manifest: Manifest | None, listing: Listing) -> None:
+    checks: list[Check] = [partial(rules_values.check_rows, manifest=manifest)]
+    if {"batch_idx", "epoch"} <= set(declaration.column_names) and declaration.table.name != EVENTS.name:
+        checks.append(rules_rows.check_rows)
+    if path.suffix == ".csv":
+        is_open = manifest is not None and manifest.status == "running"
+        tables = CsvFile(path.name, path, declaration, listing, is_open=is_open).tables()
+        read_through(CheckedFile(path.name, declaration), path, tables, checks, listing)
+    else:
+        stored = StoredFile.open(path.name, path, path.with_suffix(".journal"), declaration, listing)
+        if stored is not None:
+            stored.checked(checks, listing)
+
+
+def _checked_ids(ignore: Sequence[str]) -> Sequence[str]:
     """Refuse an id that names no rule and no family.
 
     Raises:
-        MisuseError: with the nearest id there is.
+        MisuseError: with the most similar id.
     """
-    known = {rule.id for rule in RULES} | {rule.id.partition(".")[0] for rule in RULES}
+    known = {*_RULES_BY_ID, *(rule.partition(".")[0] for rule in _RULES_BY_ID)}
     for name in ignore:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=_NEAR)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise MisuseError(f"{name!r} is no rule to ignore{hint} `ava-pipeline validate --rules` lists all.")
+            similar = difflib.get_close_matches(name, sorted(known), n=1, cutoff=_LEAST_SIMILARITY)
+            hint = f"; did you mean {similar[0]!r}?" if similar else "."
+            raise MisuseError(
+                f"expected the id of a rule or of a family, got {name!r}{hint} "
+                "`ava-pipeline validate --rules` lists all of them."
+            )
+    return ignore

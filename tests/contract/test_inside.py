@@ -151,7 +151,7 @@ def test_a_config_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) -> N
     for read in (settings_of, lambda run: is_generated(run.layout.root)):
         with pytest.raises(DamagedFileError, match=r"config\.yaml is a link out of the run"):
             read(open_run(root))
-    told = [one.message for one in validate_run(root) if one.rule == "config.invalid"]
+    told = [one.message for one in validate_run(root) if one.id == "config.invalid"]
     assert len(told) == 1
     assert "link out of the run" in told[0]
     assert not any("hidden" in one.message for one in validate_run(root))
@@ -164,7 +164,7 @@ def test_a_checkpoint_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) 
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "last.pt").write_bytes(b"no checkpoint")
     (root / "checkpoints").symlink_to(tmp_path / "elsewhere")
-    assert [one.message for one in validate_run(root) if "link out of" in one.message and "last.pt" in one.file]
+    assert [one.message for one in validate_run(root) if "link out of" in one.message and "last.pt" in str(one.file)]
 
 
 def test_a_foreign_loop_may_keep_links_of_its_own(tmp_path: Path) -> None:

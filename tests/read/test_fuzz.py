@@ -92,7 +92,7 @@ def test_a_line_that_is_no_utf8_is_listed(tmp_path: Path) -> None:
     path = root / "telemetry/steps.csv"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:3], b"30,0,\xb7\xff\n", *lines[4:]]))
-    found = [(one.rule, one.row) for one in validate_run(root) if one.file.endswith("steps.csv")]
+    found = [(one.id, one.row) for one in validate_run(root) if str(one.file).endswith("steps.csv")]
     assert ("files.line", 3) in found
 
 
@@ -104,7 +104,7 @@ def test_a_stray_quote_in_a_header_is_no_header(header: str, tmp_path: Path) -> 
     root = RunBuilder(root=tmp_path / "run").write()
     path = root / "telemetry/steps.csv"
     path.write_text("\n".join([header, *path.read_text().splitlines()[1:]]) + "\n")
-    assert "files.columns" in {one.rule for one in validate_run(root)}
+    assert "files.columns" in {one.id for one in validate_run(root)}
 
 
 def test_a_csv_of_ten_gigabytes_is_refused_unread(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_csv_of_ten_gigabytes_is_refused_unread(tmp_path: Path) -> None:
     os.truncate(root / "telemetry/steps.csv", 10 * 2**30)
     with pytest.raises(DamagedFileError, match=r"steps\.csv is 10737418240 bytes"):
         open_run(root).steps()
-    assert "files.unreadable" in {one.rule for one in validate_run(root)}
+    assert "files.unreadable" in {one.id for one in validate_run(root)}
 
 
 @pytest.mark.timeout(3600)

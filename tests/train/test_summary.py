@@ -55,7 +55,7 @@ def test_files_are_those_that_are_there(said: list[str], tmp_path: Path, caplog:
     show_summary(train(small_config(tmp_path, *options), Display(console)), console)
     assert "(metrics.csv, checkpoints/last.pt)" in console.export_text()
     assert "5 batches, collect_every_n=10: no row was due" in caplog.text
-    assert [found.rule for found in validate_run(tmp_path / "run")] == ["telemetry.no-row"]
+    assert [found.id for found in validate_run(tmp_path / "run")] == ["telemetry.no-row"]
 
 
 def test_figures_of_real_data_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

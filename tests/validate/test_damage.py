@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.finding import Finding
 from ava_pipeline.validate.validate import RULES, validate_run
-from ava_pipeline.validate.violations import Violation
 from tests.validate.building import RunBuilder
 from tests.validate.damaging import cut, delete_line, edit_lines, edit_manifest, edit_parquet, set_cell, set_field
 
@@ -252,7 +252,7 @@ DAMAGES = [
 ]
 
 
-def is_well_said(found: Violation, run: Path) -> bool:
+def is_well_said(found: Finding, run: Path) -> bool:
     """The path is said once, below the run; a sentence ends once; and it is ours."""
     ends = found.message.endswith(".") and not found.message.endswith("..") and ".. " not in found.message
     return ends and str(run) not in found.message and "Value error" not in found.message
@@ -276,9 +276,9 @@ def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: 
     damage.do(run)
     violations = validate_run(run)
     assert [found.message for found in violations if not is_well_said(found, run)] == []
-    places = {(found.rule, found.file, found.row, found.column) for found in violations}
+    places = {(found.id, found.file, found.row, found.column) for found in violations}
     assert (damage.rule, damage.file, damage.row, damage.column) in places, places
-    assert {found.rule for found in violations} == {damage.rule} | damage.also, places
+    assert {found.id for found in violations} == {damage.rule} | damage.also, places
 
 
 def test_every_rule_is_shown_to_find_something() -> None:

@@ -131,9 +131,9 @@ def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: 
     damage.do(run)
     violations = validate_run(run)
     assert [found.message for found in violations if not is_well_said(found, run)] == []
-    places = {(found.rule, found.file, found.row, found.column) for found in violations}
+    places = {(found.id, found.file, found.row, found.column) for found in violations}
     assert (damage.rule, damage.file, damage.row, damage.column) in places, places
-    assert {found.rule for found in violations} == {damage.rule}, places
+    assert {found.id for found in violations} == {damage.rule}, places
 
 
 @pytest.mark.parametrize(
@@ -175,4 +175,4 @@ def test_text_may_hold_any_line_end(tmp_path: Path) -> None:
     (run / EVENTS).write_bytes(
         header.encode() + b'20,20,0,2026-01-02T03:04:05.678901Z,non_finite,warning,loss,,"a\r\nb"\n'
     )
-    assert [found for found in validate_run(run) if found.rule == "files.line-end"] == []
+    assert [found for found in validate_run(run) if found.id == "files.line-end"] == []

@@ -12,8 +12,8 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, StepCounters
 from ava_pipeline.contract.parquet import write_parquet
 from ava_pipeline.errors import MisuseError, NotARunError
+from ava_pipeline.validate.listing import MAX_LISTED
 from ava_pipeline.validate.validate import RULES, validate_run
-from ava_pipeline.validate.violations import MAX_LISTED
 from tests.validate.building import GROUPS, NOW, Format, Row, RunBuilder, prediction_rows
 from tests.validate.damaging import cut, edit_lines, edit_manifest, set_field
 
@@ -32,7 +32,7 @@ def told(name: EventName, first: int, last: int) -> Event:
 
 def rules_broken(root: Path) -> set[str]:
     """The ids of the rules that a run breaks."""
-    return {violation.rule for violation in validate_run(root, now=NOW)}
+    return {violation.id for violation in validate_run(root, now=NOW)}
 
 
 @pytest.mark.parametrize("formats", [("csv", "parquet"), ("csv",), ("parquet",)], ids=str)
@@ -74,8 +74,8 @@ def test_counted_deferrals_are_clean_and_others_are_not(tmp_path: Path) -> None:
 def test_a_row_between_two_due_ones_is_never_clean(tmp_path: Path) -> None:
     """No deferral makes a row come early."""
     run = RunBuilder(root=tmp_path / "run", batches=(10, 15, 20), attempts=[attempt(deferred=3)]).write()
-    early = [found for found in validate_run(run) if found.file.endswith("norms.csv")]
-    assert [(found.rule, found.row, found.value) for found in early] == [("rows.spacing", 2, "15")]
+    early = [found for found in validate_run(run) if str(found.file).endswith("norms.csv")]
+    assert [(found.id, found.row, found.value) for found in early] == [("rows.spacing", 2, "15")]
 
 
 def test_missing_rows_are_clean_where_a_gap_tells_them(tmp_path: Path) -> None:
@@ -130,14 +130,14 @@ def test_damage_before_the_open_tail_is_found(tmp_path: Path) -> None:
     """That a run is being written excuses its tail alone."""
     run = RunBuilder(root=tmp_path / "run", status="running").write()
     set_field(run / "telemetry/learning_rates.csv", 2, "lr_group_0", "0.5")
-    assert [(found.rule, found.row) for found in validate_run(run, now=NOW)] == [("files.csv-parquet", 2)]
+    assert [(found.id, found.row) for found in validate_run(run, now=NOW)] == [("files.csv-parquet", 2)]
 
 
 def test_a_killed_run_gets_an_info_and_nothing_else(tmp_path: Path) -> None:
     """A running run without a sign of life was killed, which is worth a word, and no failure."""
     run = RunBuilder(root=tmp_path / "run", status="running").write()
     violations = validate_run(run, now=NOW + timedelta(hours=3))
-    assert [(found.rule, found.severity) for found in violations] == [("run.killed", "info")]
+    assert [(found.id, found.severity) for found in violations] == [("run.killed", "info")]
 
 
 def test_a_damaged_journal_is_found(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_damaged_journal_is_found(tmp_path: Path) -> None:
     second_frame = data.find(b"AVAjrnR1")
     data[second_frame + 100] ^= 1
     journal.write_bytes(data)
-    found = [violation for violation in validate_run(run, now=NOW) if violation.rule == "files.journal"]
+    found = [violation for violation in validate_run(run, now=NOW) if violation.id == "files.journal"]
     assert [violation.file for violation in found] == ["telemetry/gradient_norms.journal"]
 
 
@@ -159,7 +159,7 @@ def test_a_journal_beside_a_finished_run_is_a_warning(tmp_path: Path) -> None:
         run, lambda manifest: [manifest.update(status="failed"), manifest["attempts"][0].update(status="failed")]
     )
     violations = validate_run(run)
-    assert {(found.rule, found.severity) for found in violations} == {("files.leftover", "warning")}
+    assert {(found.id, found.severity) for found in violations} == {("files.leftover", "warning")}
 
 
 def test_a_partition_other_than_the_head_is_checked(tmp_path: Path) -> None:
@@ -167,8 +167,8 @@ def test_a_partition_other_than_the_head_is_checked(tmp_path: Path) -> None:
     run = RunBuilder(root=tmp_path / "run").write()
     both = [*GROUPS["backbone_layer4"].parameters, *GROUPS["mlp_head"].parameters]
     edit_manifest(run, lambda manifest: manifest["groups"]["overall"].update(parameters=both))
-    found = [violation for violation in validate_run(run) if violation.file.endswith(".csv")]
-    assert {(violation.rule, violation.column) for violation in found} == {("norms.partition", "overall")}
+    found = [violation for violation in validate_run(run) if str(violation.file).endswith(".csv")]
+    assert {(violation.id, violation.column) for violation in found} == {("norms.partition", "overall")}
 
 
 def test_at_most_twenty_violations_a_rule_and_file_are_listed(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_at_most_twenty_violations_a_rule_and_file_are_listed(tmp_path: Path) ->
     run = RunBuilder(root=tmp_path / "run", batches=tuple(range(10, 1001, 10)), formats=("csv",)).write()
     spoil = lambda lines: [lines[0], *(f"{line.rpartition(',')[0]},-1" for line in lines[1:])]  # noqa: E731  # used once
     edit_lines(run / "telemetry/learning_rates.csv", spoil)
-    violations = [found for found in validate_run(run) if found.rule == "values.range"]
+    violations = [found for found in validate_run(run) if found.id == "values.range"]
     assert len(violations) == MAX_LISTED + 1
     assert violations[-1].message.startswith("80 more")
     assert violations[-1].row is None

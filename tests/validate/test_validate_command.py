@@ -40,27 +40,30 @@ def test_a_clean_run_says_so(run: Path) -> None:
 
 
 def test_each_violation_is_a_line(broken_run: Path) -> None:
-    """`file:row column: message [rule]`, then a summary, and exit status 1."""
+    """`file:line column: severity: message [rule]`, then a summary, and exit status 1."""
     result = validate(broken_run)
-    violation, summary = result.stdout.splitlines()
-    assert violation.startswith("telemetry/steps.csv:3 loss: 0.5 here, 0.01 in row 3 of steps.parquet.")
-    assert violation.endswith("[files.csv-parquet]")
+    finding, summary = result.stdout.splitlines()
+    assert finding == (
+        "telemetry/steps.csv:4 loss: error: expected equal values, got 0.5 here and 0.01 in row 3 of steps.parquet. "
+        "[files.csv-parquet]"
+    )
     assert summary == f"{broken_run}: not clean (1 error)."
     assert result.exit_code == 1
 
 
 def test_json_is_for_programs(broken_run: Path) -> None:
-    """By path; each field of a violation under its own name."""
+    """By path; each field of a finding under its own name."""
     result = validate(broken_run, "--json")
-    told = json.loads(result.stdout)[str(broken_run)]
-    assert (told["clean"], result.exit_code) == (False, 1)
-    (violation,) = told["violations"]
-    assert violation.pop("message")
-    assert violation == {
-        "rule": "files.csv-parquet",
+    validation = json.loads(result.stdout)[str(broken_run)]
+    assert (validation["clean"], result.exit_code) == (False, 1)
+    (finding,) = validation["findings"]
+    assert finding.pop("message")
+    assert {name: value for name, value in finding.items() if value} == {
+        "id": "files.csv-parquet",
         "severity": "error",
         "file": "telemetry/steps.csv",
         "row": 3,
+        "line": 4,
         "column": "loss",
         "value": "0.5",
     }

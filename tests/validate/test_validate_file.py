@@ -8,7 +8,7 @@ import pytest
 
 from ava_pipeline.contract.events import Event
 from ava_pipeline.errors import MisuseError, NotARunError
-from ava_pipeline.validate.validate_file import validate_file
+from ava_pipeline.validate.validate import validate_file
 from tests.validate.building import RunBuilder
 from tests.validate.damaging import cut, edit_lines, set_cell, set_field
 
@@ -73,7 +73,7 @@ def test_damage_in_a_file_is_found(
     """By the rules of its own rows, of which the file's name and no folder is told."""
     path = run / name
     damage(path)
-    found = {(one.rule, one.file, one.row) for one in validate_file(path)}
+    found = {(one.id, one.file, one.row) for one in validate_file(path)}
     assert found == {(rule, path.name, row)}
 
 
@@ -87,7 +87,7 @@ def test_a_wrong_column_name_is_a_violation(tmp_path: Path) -> None:
     """Where nothing declares the columns, they must at least be names of columns."""
     path = tmp_path / "gradient_norms.csv"
     path.write_text("batch_idx,epoch,=overall\n1,0,2.5\n")
-    assert [one.rule for one in validate_file(path)] == ["files.columns"]
+    assert [one.id for one in validate_file(path)] == ["files.columns"]
 
 
 def test_what_is_no_table_file_is_wrong_usage(tmp_path: Path) -> None:
@@ -95,5 +95,5 @@ def test_what_is_no_table_file_is_wrong_usage(tmp_path: Path) -> None:
     (tmp_path / "steps.journal").touch()
     with pytest.raises(MisuseError, match="its run"):
         validate_file(tmp_path / "steps.journal")
-    with pytest.raises(NotARunError, match=r"steps\.csv is no file"):
+    with pytest.raises(NotARunError, match=r"steps\.csv does not exist"):
         validate_file(tmp_path / "steps.csv")

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ava_pipeline.contract.events import Event, EventName
+from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import StepCounters
-from ava_pipeline.validate import csv_windows, stored_windows
-from ava_pipeline.validate.batches import BatchNumbers, Lookup
+from ava_pipeline.validate import table_reader
+from ava_pipeline.validate.checked_run import BatchNumbers, RowsByBatch
+from ava_pipeline.validate.listing import MAX_LISTED
+from ava_pipeline.validate.rules_formats import RowCursor
 from ava_pipeline.validate.validate import validate_run
-from ava_pipeline.validate.violations import MAX_LISTED, Violation
-from ava_pipeline.validate.windows import RowCursor
 from tests.validate.building import NOW, TABLES, RunBuilder
 from tests.validate.damaging import cut, delete_line, edit_lines, edit_manifest, edit_parquet, set_cell, set_field
 from tests.validate.test_damage import DAMAGES, EVENTS, NORMS, RATES, STEPS, Damage
@@ -28,15 +29,15 @@ from tests.validate.test_validate import attempt
 SIZES = [(1, 1), (3, 200)]
 
 
-def in_windows(run: Path, num_rows: int, num_bytes: int) -> list[Violation]:
+def in_windows(run: Path, num_rows: int, num_bytes: int) -> list[Finding]:
     """What validation finds with windows of so many rows, and blocks of so many bytes."""
     with pytest.MonkeyPatch.context() as small:
-        small.setattr(stored_windows, "WINDOW_ROWS", num_rows)
-        small.setattr(csv_windows, "BLOCK_BYTES", num_bytes)
+        small.setattr(table_reader, "WINDOW_ROWS", num_rows)
+        small.setattr(table_reader, "BLOCK_BYTES", num_bytes)
         return validate_run(run, now=NOW)
 
 
-def validated(run: Path) -> list[Violation]:
+def validated(run: Path) -> list[Finding]:
     """What validation finds, which is the same in windows of whatever size."""
     whole = validate_run(run, now=NOW)
     for num_rows, num_bytes in SIZES:
@@ -51,7 +52,7 @@ def test_of_many_violations_those_of_the_first_rows_are_listed(tmp_path: Path) -
         batch: {("overall", "mlp_layer_0")[batch // 10 % 2]: -1.0} for batch in batches
     }
     root = RunBuilder(root=tmp_path / "run", batches=batches, norms=norms).write()
-    found = [one for one in validated(root) if one.rule == "values.range" and one.file == f"{NORMS}.csv"]
+    found = [one for one in validated(root) if one.id == "values.range" and one.file == f"{NORMS}.csv"]
     assert [one.row for one in found] == [*range(1, MAX_LISTED + 1), None]
     assert found[-1].message.startswith(f"{60 - MAX_LISTED} more")
 
@@ -79,7 +80,7 @@ def test_known_damage_is_found_in_windows(damage: Damage, sound_run: Path, tmp_p
     """Rule, file, row, column and sentence are the same."""
     run = shutil.copytree(sound_run, tmp_path / "run")
     damage.do(run)
-    assert damage.rule in {one.rule for one in validated(run)}
+    assert damage.rule in {one.id for one in validated(run)}
 
 
 def of_row(row: int) -> list[tuple[str, Callable[[Path], object], str]]:
@@ -114,7 +115,7 @@ def test_a_row_before_at_and_behind_an_edge(kind: int, row: int, sound_run: Path
     run = shutil.copytree(sound_run, tmp_path / "run")
     _, damage, rule = of_row(row)[kind]
     damage(run)
-    assert rule in {one.rule for one in validated(run)}
+    assert rule in {one.id for one in validated(run)}
 
 
 def both_doubled(run: Path) -> None:
@@ -176,7 +177,7 @@ def test_damage_in_two_places(
     """What one window finds depends on no other window, and rows count as rows."""
     run = shutil.copytree(sound_run, tmp_path / "run")
     damage(run)
-    assert (rule, row) in {(one.rule, one.row) for one in validated(run)}
+    assert (rule, row) in {(one.id, one.row) for one in validated(run)}
 
 
 def test_events_of_a_damaged_file_explain_nothing(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_events_of_a_damaged_file_explain_nothing(tmp_path: Path) -> None:
     run = RunBuilder(root=tmp_path / "run", batches=(10, 20, 50, 60, 70, 80), events=events).write()
     assert validated(run) == []
     (run / EVENTS).write_text((run / EVENTS).read_text().replace("\n80,80,", "\n80,x,"))
-    assert "rows.spacing" in {one.rule for one in validated(run)}
+    assert "rows.spacing" in {one.id for one in validated(run)}
 
 
 def resumed() -> dict[str, object]:
@@ -229,7 +230,7 @@ def test_the_open_tail_of_a_running_run(tmp_path: Path) -> None:
     assert validated(run) == []
     path = run / f"{RATES}.csv"
     path.write_text(path.read_text().replace("\n50,1,", "\n50,0,"))
-    assert [(one.rule, one.row) for one in validated(run)] == [("files.csv-parquet", 5)]
+    assert [(one.id, one.row) for one in validated(run)] == [("files.csv-parquet", 5)]
 
 
 WINDOWS = st.lists(st.lists(st.integers(1, 30), max_size=6), max_size=6)
@@ -249,15 +250,15 @@ def test_batch_numbers_are_a_list(windows: list[list[int]], others: list[list[in
     """Held compactly or not, they are those that were given; of a batch that stands twice, the first row is found."""
     found, rows = numbers(windows), list(chain(*windows))
     assert found.to_numpy().tolist() == rows
-    assert np.concatenate([np.empty(0, np.int64), *found.stretches()]).tolist() == rows
+    assert np.concatenate([np.empty(0, np.int64), *found.arrays()]).tolist() == rows
     assert found.is_rising == (rows == sorted(set(rows)))
-    assert (found.least, found.greatest) == (min(rows, default=None), max(rows, default=0))
+    assert (found.lowest, found.highest) == (min(rows, default=None), max(rows, default=0))
     asked = list(chain(*others))
     wanted = [rows.index(batch) if batch in rows else -1 for batch in asked]
-    assert Lookup(found).rows_of(np.asarray(asked, dtype=np.int64)).tolist() == wanted
-    lost_rows, lost = Lookup(found).lost(numbers(others))
+    assert RowsByBatch(found).rows_of(np.asarray(asked, dtype=np.int64)).tolist() == wanted
+    missing_rows, missing = RowsByBatch(found).missing(numbers(others))
     gone = [(row, batch) for row, batch in enumerate(asked) if batch not in rows]
-    assert list(zip(lost_rows.tolist(), lost.tolist(), strict=True)) == gone
+    assert list(zip(missing_rows.tolist(), missing.tolist(), strict=True)) == gone
 
 
 @settings(max_examples=150, deadline=None)

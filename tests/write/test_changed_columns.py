@@ -180,7 +180,7 @@ def test_a_head_that_grew_and_one_that_shrank_go_on(tmp_path: Path) -> None:
     lines = [line.split(",") for line in path.read_text().splitlines()]
     lines[3][3] = "5"
     path.write_text("".join(",".join(line) + "\n" for line in lines))
-    assert ("norms.head-sum", 3) in {(one.rule, one.row) for one in validate_run(tmp_path)}
+    assert ("norms.head-sum", 3) in {(one.id, one.row) for one in validate_run(tmp_path)}
 
 
 def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_whoever_reads_is_told_the_file_and_the_remedy(damage: Callable[[bytes],
     remedy = "Upgrade ava-pipeline|Restore it from a backup"
     with pytest.raises(DamagedFileError, match=rf"manifest\.json is no manifest.*({remedy})"):
         _ = open_run(layout.root).manifest
-    assert "manifest.invalid" in {one.rule for one in validate_run(layout.root)}
+    assert "manifest.invalid" in {one.id for one in validate_run(layout.root)}
     (note,) = recover_run(layout.root).notes
     assert "manifest.json is no manifest" in note
     assert parquet_batches(layout.root) == [1, 2, 3]

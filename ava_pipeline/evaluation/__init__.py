@@ -1,1 +1,1 @@
-"""The metrics of predictions on disk, how sure they are, and how two sets of predictions compare."""
+"""Metrics of predictions on disk, their intervals, and the comparison of two sets of predictions."""

@@ -64,7 +64,7 @@ class Evaluation:
         num_images: rows in it.
         metrics: the metrics of its predictions.
         constant: the metrics of predicting the file's mean true distribution for every image.
-        interval: how much the metrics would vary with other images of the same kind; None without resamples.
+        interval: how much the metrics would vary with other images from the same source; None without resamples.
         file: the set and the epoch of the file; None if its name does not contain them.
     """
 

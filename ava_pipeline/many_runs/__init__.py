@@ -1,1 +1,1 @@
-"""Many runs at once: as tables, and as a line each."""
+"""Many runs at once: their tables as datasets, and a list with one run a line."""

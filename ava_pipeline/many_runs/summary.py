@@ -55,7 +55,7 @@ class Summary:
         last_epoch: the 0-based epoch of that batch.
         best: the best value of each metric, from metrics.csv or else from the predictions of the set `val`.
         settings: from config.yaml or else from the manifest's `run_info`, by dotted names.
-        finding: the warning or error at the earliest batch; None if there is none.
+        finding: the warning or error at the earliest batch; None without such findings.
         num_findings: warnings and errors; None if the run was not diagnosed.
         verdict: the verdict of `diagnose`; None if the run was not diagnosed.
     """

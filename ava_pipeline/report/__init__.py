@@ -1,1 +1,1 @@
-"""One HTML page of one run or of several: findings, plots, tables, facts."""
+"""One HTML page of one run or several: findings, plots, tables and facts."""

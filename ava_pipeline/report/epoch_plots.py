@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from ava_pipeline.report.figure import Figure, TextTable, Trace, label_text, number_text
+from ava_pipeline.report.figure import Figure, Style, TextTable, Trace, label_text, number_text, styles_of
 from ava_pipeline.report.run_data import EpochMetrics, RunData
-from ava_pipeline.report.style import Style, styles_of
 
 _TITLES = {
     "srcc": "SRCC (higher is better)",

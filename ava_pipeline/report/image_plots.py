@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from ava_pipeline.contract.predictions import SCORES
 from ava_pipeline.read.arrays import Floats
 from ava_pipeline.read.predictions import Predicted
-from ava_pipeline.report.figure import Figure, TextTable, Trace, label_text, number_text
+from ava_pipeline.report.figure import Figure, Style, TextTable, Trace, label_text, number_text, style_at, styles_of
 from ava_pipeline.report.run_data import RunData
-from ava_pipeline.report.style import Style, style_at, styles_of
 
 _MAX_IMAGES = 3000
 _HEIGHT_PX, _DISTRIBUTION_HEIGHT_PX = 400, 240

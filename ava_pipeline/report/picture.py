@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.errors import ConfigError, NotARunError
 from ava_pipeline.report.annotations import SEVERITY_COLORS, findings_in, step_for
+from ava_pipeline.report.figure import Style, style_at
 from ava_pipeline.report.run_data import RunData
 from ava_pipeline.report.series import NORMS, Points, Series, columns_of, epoch_starts
-from ava_pipeline.report.style import Style, style_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

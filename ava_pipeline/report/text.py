@@ -164,7 +164,7 @@ def _shortened(text: str, max_chars: int) -> str:
 
 
 def facts_of(run: RunData) -> Facts:
-    """Names and values of what is known about a run; of many attempts, the latest."""
+    """Names and values of the facts about a run; of many attempts, the latest."""
     facts = [("directory", str(run.layout.root)), *(_manifest_facts(run.manifest) if run.manifest else ())]
     return [(name, _shortened(value, _MAX_FACT)) for name, value in facts]
 

@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ava_pipeline.read.arrays import BatchIndices
-from ava_pipeline.report.figure import Trace, label_text
+from ava_pipeline.report.figure import Style, Trace, label_text
 from ava_pipeline.report.series import Points, ReducedLine, Series
-from ava_pipeline.report.style import Style
 
 _HOVER = "%{y:.4g}<extra>%{fullData.name}</extra>"
 _HOVER_OF_SLICE = "median %{y:.4g}, %{customdata[0]:.4g} to %{customdata[1]:.4g}<extra>%{fullData.name}</extra>"

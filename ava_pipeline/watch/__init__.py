@@ -1,1 +1,1 @@
-"""A running job in the terminal: only what is new is read."""
+"""Follow a running job in the terminal; only new rows are read."""

@@ -48,7 +48,7 @@ class LiveRun:
     _tails: dict[str, "CsvTail | StoredTail"] = field(default_factory=dict)
 
     def update(self, now: datetime) -> None:
-        """Read what is new.
+        """Read the rows that are new.
 
         A file that cannot be read, as while a resumed run moves its rows, sets `problem` and is read again in the next
         update.

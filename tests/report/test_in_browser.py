@@ -82,9 +82,9 @@ def open_report(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> O
     """Opens the report of a run, once for all tests, since that takes seconds."""
 
     @cache
-    def opened(kind: str) -> OpenedPage:
-        folder = tmp_path_factory.mktemp(kind)
-        return OpenedPage(browser, report(folder / "r.html", BUILDERS[kind](folder / kind)).as_uri())
+    def opened(name: str) -> OpenedPage:
+        folder = tmp_path_factory.mktemp(name)
+        return OpenedPage(browser, report(folder / "r.html", BUILDERS[name](folder / name)).as_uri())
 
     return opened
 
@@ -105,13 +105,13 @@ def show_all(opened: OpenedPage) -> tuple[float, float]:
     return opened.range("norms")
 
 
-@pytest.mark.parametrize("kind", BUILDERS)
-def test_every_run_is_drawn_without_messages_in_the_console(kind: str, open_report: OpenReport) -> None:
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_every_run_is_drawn_without_messages_in_the_console(builder: str, open_report: OpenReport) -> None:
     """Opened from disk: no requests, a plot in each figure, and one zoom for all plots over batches."""
-    opened = open_report(kind)
+    opened = open_report(builder)
     figures = opened.page.locator("figure")
     expect(opened.page.locator("figure .plot:has(.main-svg)")).to_have_count(figures.count())
-    if kind == "empty":
+    if builder == "empty":
         expect(opened.page.locator("#batches")).to_contain_text("No rows yet")
         assert figures.count() == 0
     else:

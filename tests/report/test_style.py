@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ava_pipeline.report.style import style_at
+from ava_pipeline.report.figure import style_at
 from tests.report.reported import crashed, faulty, healthy, report
 
 _PAPERS = ("#ffffff", "#14171b")  # of page.css

@@ -123,15 +123,15 @@ def test_a_run_is_followed_through_a_crash_and_a_resume_to_its_end(tmp_path: Pat
 
 def test_ctrl_c_leaves_the_run_alone(tmp_path: Path) -> None:
     """Status 0, the last view stays, no traceback."""
-    room = Room(tmp_path / "run")
-    room.write(range(1, 6))
+    telemetry = Room(tmp_path / "run")
+    telemetry.write(range(1, 6))
     with watching(tmp_path / "run") as terminal:
         terminal.read_until(lambda text: "batch 5" in text)
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.read_to_end() == 0
         assert "latest events" in terminal.text
         assert "Traceback" not in terminal.text
-    room.close()
+    telemetry.close()
 
 
 def eventful(root: Path) -> Path:
@@ -199,8 +199,8 @@ def batches(live_run: LiveRun, table: str = "norms") -> list[int]:
 
 def test_only_new_rows_are_read(tmp_path: Path) -> None:
     """The end of a long table, and then whole lines as they are appended."""
-    room = Room(tmp_path / "run")
-    room.files.open(room.channel.stats())
+    telemetry = Room(tmp_path / "run")
+    telemetry.files.open(telemetry.channel.stats())
     path = RunLayout(tmp_path / "run").csv("norms")
     with path.open("a") as file:
         file.writelines(f"{batch},0,{batch}.0,0.5\n" for batch in range(1, 100_001))
@@ -215,13 +215,13 @@ def test_only_new_rows_are_read(tmp_path: Path) -> None:
         file.write("25,0.5\n")
     assert tail.read_new().rows.to_pylist()[0]["overall"] == 1.25
     assert tail.read_new().rows.num_rows == 0
-    room.close()
+    telemetry.close()
 
 
 def test_a_file_that_was_cut_and_extended_is_read_again(tmp_path: Path) -> None:
     """Even if it is as long as before."""
-    room = Room(tmp_path / "run")
-    room.write(range(1, 9))
+    telemetry = Room(tmp_path / "run")
+    telemetry.write(range(1, 9))
     live_run = LiveRun(open_run(tmp_path / "run"))
     live_run.update(utc_now())
     path = RunLayout(tmp_path / "run").csv("norms")
@@ -231,7 +231,7 @@ def test_a_file_that_was_cut_and_extended_is_read_again(tmp_path: Path) -> None:
     rows = live_run.tables["norms"].rows
     assert rows is not None
     assert rows["head"].to_pylist() == pytest.approx([0.5] * 4 + [0.7] * 4)
-    room.close()
+    telemetry.close()
 
 
 def test_a_resumed_run_may_measure_other_columns(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a GradScaler knows and does not tell without waiting for the device."""
+"""Mixed precision: what a GradScaler's state says without waiting for the device."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -18,13 +18,13 @@ class Scaling(Enum):
 
 
 class ScalerState(NamedTuple):
-    """A GradScaler at one step.
+    """The state of a GradScaler at one step.
 
     Attributes:
-        scale: the loss scale, a float32 scalar on the device; None where nothing is scaled, or it is not known.
-        of_optimizer: id of each optimizer -> what its gradients are.
+        scale: the loss scale, a float32 scalar on the device; None if nothing is scaled, or the scale is unknown.
+        of_optimizer: id of each optimizer -> how its gradients are scaled.
         is_given: whether the collector was given a scaler, enabled or not.
-        init_scale: what the scaler began with, or was resumed with; None where it is not known.
+        init_scale: the scale that the scaler was made or resumed with; None if unknown.
     """
 
     scale: Tensor | None
@@ -34,28 +34,29 @@ class ScalerState(NamedTuple):
 
     @property
     def of_unowned(self) -> Scaling:
-        """What the gradients of parameters that no optimizer steps are: `unscale_` passes them by."""
+        """How the gradients of parameters without an optimizer are scaled: `unscale_` does not change them."""
         if self.scale is not None:
             return Scaling.SCALED
         return Scaling.UNKNOWN if Scaling.UNKNOWN in self.of_optimizer.values() else Scaling.NONE
 
     @property
     def remaining_scale(self) -> Tensor | None:
-        """The scale where any gradient is still multiplied by it."""
+        """The scale, if it still multiplies any gradient."""
         return self.scale if Scaling.SCALED in self.of_optimizer.values() else None
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all gradients are multiplied by the same, so that they have one length together."""
-        return len(found := set(self.of_optimizer.values())) == 1 and Scaling.UNKNOWN not in found
+        """Whether the same number multiplies all gradients, so that they have a common length."""
+        return len(scalings := set(self.of_optimizer.values())) == 1 and Scaling.UNKNOWN not in scalings
 
 
 def scaler_state(grad_scaler: Any, optimizers: tuple[Optimizer, ...]) -> ScalerState:
     """Read the scale and whether `unscale_` has run, without waiting for the device.
 
-    `get_scale()` waits, and whether an optimizer's gradients were unscaled is private to `torch.amp.GradScaler`:
-    `_scale` is the scale's tensor (None before the first `scale()`), `_per_optimizer_states[id]["stage"]` is READY
-    until `unscale_` or `step` ran, `_init_scale` is what it began with. This is the one place that reads them.
+    `get_scale()` waits, and `torch.amp.GradScaler` has no public way to ask whether gradients are unscaled. So this
+    reads private attributes, and is the one place that does: `_scale` is the scale's tensor (None before the first
+    `scale()`), `_per_optimizer_states[id]["stage"]` is READY until `unscale_` or `step` runs, `_init_scale` is the
+    scale at the start.
     """
     if grad_scaler is None or not grad_scaler.is_enabled():
         of_optimizer = {id(optimizer): Scaling.NONE for optimizer in optimizers}
@@ -68,15 +69,6 @@ def scaler_state(grad_scaler: Any, optimizers: tuple[Optimizer, ...]) -> ScalerS
     return ScalerState(scale, of_optimizer, init_scale=getattr(grad_scaler, "_init_scale", None))
 
 
-def hooks_show_skips(optimizers: Sequence[Optimizer]) -> bool:
-    """Whether step hooks tell which steps a GradScaler left out; where they do not, only its scale does.
-
-    One that looks for itself whether gradients are finite, as fused ones do, is called all the same: GradScaler asks
-    it for the attribute that is read here. Of several, each may be left out by itself, and each may have its own pace.
-    """
-    return len(optimizers) == 1 and not getattr(optimizers[0], "_step_supports_amp_scaling", False)
-
-
 def _scaling(states: Any, optimizer: int) -> Scaling:
     stage = getattr(states[optimizer].get("stage"), "name", None) if optimizer in states else "READY"
     if stage == "READY":
@@ -84,39 +76,49 @@ def _scaling(states: Any, optimizer: int) -> Scaling:
     return Scaling.NONE if stage in {"UNSCALED", "STEPPED"} else Scaling.UNKNOWN
 
 
-class AutocastProbe:
-    """Looks at one training forward pass, from a hook that then removes itself.
+def hooks_show_skips(optimizers: Sequence[Optimizer]) -> bool:
+    """Whether optimizer step hooks show which steps a GradScaler skipped; if not, only a falling scale does.
 
-    There is no hook before `begin`: `torch.jit.script` refuses a model that has one.
+    GradScaler calls an optimizer that checks for non-finite gradients itself, as fused ones do, even when its step is
+    skipped; it recognizes such an optimizer by the attribute read here. Of several optimizers each can be skipped
+    alone and step at its own pace.
+    """
+    return len(optimizers) == 1 and not getattr(optimizers[0], "_step_supports_amp_scaling", False)
+
+
+class AutocastProbe:
+    """Checks one training forward pass for float16 autocast, from a hook that then removes itself.
+
+    The hook is set by `start` and not before: `torch.jit.script` rejects a model that has one.
 
     Args:
-        model: whose forward pass to look at.
+        model: the model whose forward pass is checked.
 
     Attributes:
-        saw_float16: whether that pass ran under float16 autocast.
+        found_float16: whether that pass ran under float16 autocast.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.saw_float16 = False
+        self.found_float16 = False
         self._model: nn.Module | None = model
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
-    def begin(self) -> None:
-        """Look at the next training forward pass; only once, however often this is called."""
+    def start(self) -> None:
+        """Check the next training forward pass; later calls do nothing."""
         if self._model is not None:
-            self._hook = self._model.register_forward_pre_hook(self._look)
+            self._hook = self._model.register_forward_pre_hook(self._check)
             self._model = None
 
     def close(self) -> None:
-        """Stop looking."""
+        """Remove the hook."""
         self._model = None
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
 
-    def _look(self, module: nn.Module, _: object) -> None:
+    def _check(self, module: nn.Module, _: object) -> None:
         if torch.compiler.is_compiling() or not module.training:
-            return  # a compiler traces hooks too, and must find nothing to do in this one
-        kind = next(module.parameters()).device.type  # now: the model may have been moved since it was given
-        self.saw_float16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+            return  # a compiler traces hooks too, and this one must leave no operation in the graph
+        device = next(module.parameters()).device.type  # read now: the model may have moved since the constructor
+        self.found_float16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
         self.close()

@@ -1,114 +1,356 @@
-"""Whether the collector is called in a way that can be right: its counts and the order of its calls."""
+"""Checks of how the collector is called: its arguments, the count of batches, and the order of the calls.
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+A call that cannot be right raises. A loop that looks wrong is recorded as a warning, once, with the remedy.
+"""
 
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ava_pipeline.collect.amp import AutocastProbe, Scaling, hooks_show_skips
-from ava_pipeline.collect.arguments import whole_number
 from ava_pipeline.collect.measures.measure import StepSnapshot, Value
+from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.config.messages import describe_errors
+from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.events import Event, EventName
-from ava_pipeline.errors import MisuseError
+from ava_pipeline.errors import ConfigError, MisuseError
 from ava_pipeline.write.event_log import EventLog
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
+_JSON = TypeAdapter(dict[str, JsonValue])
+
+
+def check_arguments(model: object, output_dir: object, groups: object, grad_scaler: object) -> None:
+    """Check the types of the constructor's arguments, so that a wrong one raises there and not in a later step.
+
+    Raises:
+        MisuseError: an argument has another type.
+    """
+    if not isinstance(model, nn.Module):
+        raise MisuseError(f"model is a {type(model).__name__}: give the torch.nn.Module that is being trained.")
+    path = os.fspath(output_dir) if isinstance(output_dir, str | os.PathLike) else None
+    if not path or not isinstance(path, str):
+        raise MisuseError(f"output_dir is {output_dir!r}: give the run's directory, such as 'outputs/ava/my_run'.")
+    if groups is not None and not isinstance(groups, Mapping):
+        raise MisuseError(
+            f"groups is a {type(groups).__name__}: give a mapping column -> module, parameters or name globs, "
+            "such as {'stem': 'conv1.*'}."
+        )
+    if grad_scaler is not None and not callable(getattr(grad_scaler, "is_enabled", None)):
+        raise MisuseError(
+            f"grad_scaler is a {type(grad_scaler).__name__}: "
+            "give the torch.amp.GradScaler that scales the loss, or None."
+        )
+
+
+def telemetry_config(
+    config: TelemetryConfig | Mapping[str, Any] | None, overrides: Mapping[str, Any]
+) -> TelemetryConfig:
+    """Merge single fields into a config.
+
+    Raises:
+        ConfigError: fields that are unknown or invalid; the message lists all of them.
+    """
+    if config is not None and not isinstance(config, TelemetryConfig | Mapping):
+        raise ConfigError(f"config is {config!r}: give a TelemetryConfig, a mapping of its fields, or None.")
+    given = config.model_dump() if isinstance(config, TelemetryConfig) else dict(config or {})
+    try:
+        return TelemetryConfig.model_validate({**given, **overrides})
+    except ValidationError as error:
+        problems = describe_errors(error, TelemetryConfig, source_of=lambda _: "TelemetryConfig")
+        raise ConfigError(problems) from error
+
+
+def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """The user's facts as JSON values; bytes of a string that are not UTF-8 become question marks.
+
+    Raises:
+        MisuseError: a fact cannot be stored as JSON.
+    """
+    try:
+        facts = _JSON.validate_python(dict(run_info))
+        text = json.dumps(facts, allow_nan=False, ensure_ascii=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise MisuseError(
+            f"run_info[{first['loc'][0]!r}] cannot be stored as JSON ({first['msg']}): "
+            "give numbers, strings, lists and mappings."
+        ) from error
+    except ValueError as error:
+        raise MisuseError(f"run_info cannot be stored as JSON ({error}): give finite numbers.") from error
+    storable_facts: dict[str, JsonValue] = json.loads(text.encode("utf-8", "replace"))
+    return storable_facts
+
+
+def check_values(values: Mapping[str, Value]) -> None:
+    """Check that values map names to scalars.
+
+    Only tensors are checked here. Another value that is not a number fails its row later, like any other bad value.
+
+    Raises:
+        MisuseError: values is not a mapping of names, or a tensor is not one real number.
+    """
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise MisuseError(f"values is {values!r}: give a mapping name -> number, such as {{'loss': loss}}.")
+    for name, value in values.items():
+        if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
+            raise MisuseError(
+                f"values[{name!r}] is a tensor of shape {tuple(value.shape)} and {value.dtype}: give one real number, "
+                "such as its .mean()."
+            )
+
 
 class BatchCount:
-    """Where the count stands, by itself or as the user says.
+    """Where the run is, and at which batch `step` has more to do than to count.
+
+    Args:
+        every: batches from one row to the next; infinity if nothing is collected.
 
     Attributes:
+        epoch: of the latest `step`, 0-based.
         batch_idx: of the latest `step`, 1-based; 0 before the first.
         resumed_from: last batch of the checkpoint; 0 for a fresh start.
         num_accumulating: calls in this process that only accumulated gradients.
+        next_row: the batch at which the next row is due.
+        due: the batch at which `step` does more than count: `next_row`, or -1 if a finding waits for delivery.
     """
 
-    def __init__(self) -> None:
-        self.batch_idx = self.resumed_from = 0
-        self.num_accumulating = 0
+    def __init__(self, every: float) -> None:
+        self._every = every
         self._has_holes = False
+        self.epoch = self.batch_idx = self.resumed_from = self.num_accumulating = 0
+        self.next_row = self.due = every
 
-    def resume(self, batch_idx: int) -> None:
-        """Go on behind a checkpoint's batch."""
+    def resume(self, batch_idx: int, epoch: int) -> None:
+        """Continue after a checkpoint's batch."""
         self.batch_idx = self.resumed_from = batch_idx
+        self.epoch = epoch
+        self.schedule_row()
+        self.due = self.next_row
 
     def follow(self, batch_idx: int) -> str | None:
-        """Take the user's count where it rises, and go on counting where it does not.
+        """Take over the user's count if it rises; otherwise add one to the own count.
 
         Returns:
-            What is wrong with it, with the remedy; None where nothing is.
-
-        Raises:
-            MisuseError: it is no whole number, or below 1.
+            What is wrong with the user's count, with the remedy; None if it rises.
         """
-        if isinstance(batch_idx, int) and batch_idx < 1:
-            raise MisuseError(
-                f"batch_idx is {batch_idx}; the run's batches count from 1 and on across epochs. "
-                "With enumerate, give enumerate(loader, start=1) plus the batches of earlier epochs, or leave it out."
-            )
-        given, before = whole_number("batch_idx", batch_idx, least=1), self.batch_idx
-        if given > before:
-            self._has_holes |= given != before + 1
-            self.batch_idx = given
+        before = self.batch_idx
+        if batch_idx > before:
+            self._has_holes |= batch_idx != before + 1
+            self.batch_idx = batch_idx
             return None
         self.batch_idx += 1
         return (
-            f"batch_idx {given} came after {before} and does not rise; the collector counts on by itself. "
-            "Give the run's own count, which does not begin again with an epoch, or leave it out."
+            f"batch_idx {batch_idx} came after {before} and does not rise, so the collector continues its own count. "
+            "Give a count of the whole run, which does not start over with an epoch, or leave it out."
         )
 
-    def next_multiple(self, every: int) -> int:
-        """The first multiple of `every` behind this batch."""
-        return (self.batch_idx // every + 1) * every
+    def schedule_row(self) -> None:
+        """Set the next row to the first multiple of `every` after this batch."""
+        self.next_row = (self.batch_idx // self._every + 1) * self._every
+
+    def wake(self) -> None:
+        """Make the next `step` deliver findings; called in the background thread."""
+        self.due = -1
+
+    def stop(self) -> None:
+        """Collect nothing from now on."""
+        self._every = self.next_row = self.due = math.inf
+
+    def finish(self) -> None:
+        """Make every further `step` due, so that it raises: the collector is closed."""
+        self.next_row = self.due = 0
 
     @property
     def num_calls(self) -> int | None:
-        """Calls in this process that did not only accumulate; None where the user's count has holes."""
+        """Calls in this process that did not only accumulate; None if the user's count left out batches."""
         return None if self._has_holes else self.batch_idx - self.resumed_from - self.num_accumulating
 
 
-_MIN_CALLS = 4
+class CallChecks:
+    """Checks each collected step and warns once about each thing that looks wrong.
+
+    Args:
+        events: records the warnings.
+        count: the batch that a warning names.
+        targets: the optimizers' steps are counted, to compare them with the calls.
+        model: checked for float16 autocast.
+    """
+
+    def __init__(self, events: EventLog, count: BatchCount, targets: TrainingTargets, model: nn.Module) -> None:
+        self._events = events
+        self._count = count
+        self._targets = targets
+        self._optimizers = tuple(targets.optimizers.values())
+        self._autocast = AutocastProbe(model)
+        self._order = CallOrder(self._optimizers)
+        self._num_groups: int | None = None
+        self._warned: set[str] = set()
+        self._last_batch_idx = 0
+
+    def check_optimizers(self) -> None:
+        """Warn if the optimizers belong to another model; called before the first row."""
+        if all(owner is None for owner in self._targets.optimizer_of()):
+            self.warn_once(
+                "optimizer",
+                "no parameter of the model is in an optimizer that the collector was given, so the learning rates are "
+                "another model's. Give it the optimizer that was made of this model's parameters, and make that after "
+                "anything that replaces them.",
+            )
+
+    def check(self, snapshot: StepSnapshot, value_names: Sequence[str]) -> None:
+        """Check a collected step.
+
+        Args:
+            snapshot: the step's gradients, scaler and values.
+            value_names: of the first collected step.
+        """
+        self._check_gradients(snapshot)
+        self._check_scaling(snapshot)
+        self._check_columns(snapshot, value_names)
+        num_calls = self._count.num_calls
+        if num_calls is not None:
+            self._check_order(num_calls, is_scaled=snapshot.scaler.scale is not None)
+        self._last_batch_idx = self._count.batch_idx
+
+    def _check_gradients(self, snapshot: StepSnapshot) -> None:
+        if snapshot.plan.unmeasured:
+            message = (
+                f"{len(snapshot.plan.unmeasured)} gradients are not measured, so the norms of their groups are null: "
+                "reading a sparse gradient on a device would wait for it, and a gradient that is sharded among "
+                "processes (FSDP) is read by all of them together. torch.nn.utils.clip_grad_norm_ returns the norm "
+                "of all gradients: give it in values."
+            )
+            self.warn_once("unmeasured", message, event="left_out")
+        elif all(gradient is None for gradient in snapshot.gradients):
+            message = (
+                "no parameter had a gradient, so the row's norms are null. "
+                "Call step() after backward() and before zero_grad()."
+            )
+            self.warn_once("no gradients", message)
+
+    def _check_scaling(self, snapshot: StepSnapshot) -> None:
+        if Scaling.UNKNOWN in snapshot.scaler.of_optimizer.values():
+            message = (
+                "the GradScaler's scale cannot be read, so the row's norms are null. Give the torch.amp.GradScaler "
+                "that scales this loss, and call step() after scaler.scale(loss).backward()."
+            )
+            self.warn_once("unknown scale", message, event="unknown_scale")
+        if snapshot.scaler.is_given:
+            return
+        self._autocast.start()
+        if self._autocast.found_float16:
+            message = (
+                "the model runs under float16 autocast and the collector was given no grad_scaler, so if a scaler "
+                "scales the loss, the norms are those of scaled gradients. "
+                "Give TelemetryCollector(..., grad_scaler=scaler)."
+            )
+            self.warn_once("no scaler", message)
+
+    def _check_columns(self, snapshot: StepSnapshot, value_names: Sequence[str]) -> None:
+        unknown = [name for name in snapshot.values if name not in value_names]
+        if unknown:
+            message = (
+                f"values {unknown} were not among those of the first collected step, {list(value_names)}, "
+                "and have no column. Give every value from the first step on."
+            )
+            self.warn_once("new values", message)
+        num_groups = sum(len(optimizer.param_groups) for optimizer in self._optimizers)
+        if self._num_groups is None:
+            self._num_groups = num_groups
+        if num_groups > self._num_groups:
+            message = (
+                f"the optimizers have {num_groups} groups now and had {self._num_groups} at the first collected step, "
+                "so the new groups' rates have no column. Add every group before the first step, at rate 0 if need be."
+            )
+            self.warn_once("new groups", message)
+
+    def _check_order(self, num_calls: int, *, is_scaled: bool) -> None:
+        complaint = self._order.complaint(num_calls, may_skip=is_scaled)
+        if complaint is not None:
+            self.warn_once("call order", complaint)
+        num_skipped = self._order.num_skipped(num_calls) if is_scaled else 0
+        if num_skipped:
+            event = Event(
+                event="skipped_step",
+                severity="info",
+                message=f"{num_skipped} optimizer steps were skipped by the GradScaler: gradients were not finite.",
+                batch_idx=max(self._count.resumed_from + 1, self._last_batch_idx),
+                batch_idx_end=self._count.batch_idx - 1,
+                epoch=self._count.epoch,
+                value=float(num_skipped),
+            )
+            self._events.add(event)
+
+    def warn_once(self, key: str, message: str, *, event: EventName = "misuse") -> None:
+        """Record a warning about the current batch, unless one of this key was recorded before."""
+        if key not in self._warned:
+            self._warned.add(key)
+            batch_idx = self._count.batch_idx
+            self._events.add(
+                Event(
+                    event=event,
+                    severity="warning",
+                    message=message,
+                    batch_idx=batch_idx,
+                    batch_idx_end=batch_idx,
+                    epoch=self._count.epoch,
+                )
+            )
+
+    def close(self) -> None:
+        """Remove the hooks from the optimizers and the model."""
+        self._order.close()
+        self._autocast.close()
+
+
+MIN_CALLS = 4
 
 
 class CallOrder:
     """Counts optimizer steps by their hooks and compares them with the calls of `TelemetryCollector.step`.
 
-    In a right loop the k-th call that does not only accumulate stands behind k-1 optimizer steps, or fewer where
-    steps were skipped.
+    In a correct loop k-1 optimizer steps come before the k-th call that does not only accumulate, or fewer if steps
+    were skipped.
 
     Args:
-        optimizers: all of them; each is counted, the one that steps least often is compared.
+        optimizers: all of them; the one that steps least often is compared.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self._counts: list[_StepCount] = []
         self._hooks: list[RemovableHandle] = []
         self._num_skipped = 0
-        self._tells_skips = hooks_show_skips(optimizers)
+        self._hooks_show_skips = hooks_show_skips(optimizers)
         for optimizer in optimizers:
             self._counts.append(_StepCount())
             self._hooks.append(optimizer.register_step_post_hook(self._counts[-1]))
 
     def num_skipped(self, num_calls: int) -> int:
-        """Optimizer steps that a GradScaler left out since the last time this was asked; 0 where only its scale tells.
+        """Optimizer steps that a GradScaler skipped since the last call; 0 if only its scale shows them.
 
         Args:
-            num_calls: of `step` so far, this one included, whose own optimizer step is yet to come.
+            num_calls: of `step` so far, the present one included; its optimizer step is still to come.
         """
-        if not self._tells_skips:
+        if not self._hooks_show_skips:
             return 0
         skipped = max(0, num_calls - 1 - self._counts[0].value)
         new, self._num_skipped = max(0, skipped - self._num_skipped), skipped
         return new
 
     def complaint(self, num_calls: int, *, may_skip: bool) -> str | None:
-        """What is wrong with the order of calls, with the remedy; None where nothing is, or it cannot be told.
+        """What is wrong with the order of calls, with the remedy; None if it is right, or cannot be judged.
 
         Args:
-            num_calls: calls so far, this one included, without those that only accumulated.
+            num_calls: calls so far that did not only accumulate, the present one included.
             may_skip: a GradScaler may have skipped optimizer steps.
         """
         num_steps = min(count.value for count in self._counts)
@@ -117,7 +359,7 @@ class CallOrder:
                 "step() was called after optimizer.step(), so the rates and, with AMP, the scale are those of the next "
                 "step. Call it after backward() and before clipping and optimizer.step()."
             )
-        if may_skip or num_steps == 0 or num_calls < _MIN_CALLS or num_calls - 1 < 2 * num_steps:
+        if may_skip or num_steps == 0 or num_calls < MIN_CALLS or num_calls - 1 < 2 * num_steps:
             return None
         return (
             f"step() was called {num_calls} times for {num_steps} optimizer steps. Call it once a batch, with "
@@ -132,147 +374,10 @@ class CallOrder:
 
 
 class _StepCount:
-    """A hook that holds nothing alive."""
+    """A step hook that holds a number and nothing else."""
 
     def __init__(self) -> None:
         self.value = 0
 
     def __call__(self, *_: object) -> None:
         self.value += 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepCall:
-    """What the user said, and where the count stands.
-
-    Attributes:
-        batch_idx: 1-based, of the run.
-        epoch: 0-based.
-        values: scalars to record beside.
-        sample_ids: what the batch consisted of.
-        is_deferred: later than due.
-        resumed_from: last batch of the checkpoint; 0 for a fresh start.
-        num_calls: calls so far that did not only accumulate, this one included; None where the user's count has holes.
-    """
-
-    batch_idx: int
-    epoch: int
-    values: Mapping[str, Value]
-    sample_ids: Sequence[object] | None
-    is_deferred: bool
-    resumed_from: int
-    num_calls: int | None
-
-
-class CallChecks:
-    """Looks at each collected step and tells what is odd about it.
-
-    Args:
-        log: where to tell.
-        optimizers: whose steps are counted, to compare them with the calls.
-        autocast: whether the model is trained in float16.
-    """
-
-    def __init__(self, log: EventLog, optimizers: Iterable[Optimizer], autocast: AutocastProbe) -> None:
-        self._log = log
-        self._autocast = autocast
-        self._optimizers = tuple(optimizers)
-        self._order = CallOrder(self._optimizers)
-        self._num_groups: int | None = None
-        self._told: set[str] = set()
-        self._last_batch_idx = 0
-
-    def look(self, moment: StepSnapshot, call: StepCall, *, value_names: Sequence[str]) -> None:
-        """Look at a collected step.
-
-        Args:
-            moment: the step as it is.
-            call: what the user said of it.
-            value_names: of the first collected step.
-        """
-        batch_idx, epoch = call.batch_idx, call.epoch
-        if moment.plan.unmeasured:
-            message = (
-                f"the norms of {len(moment.plan.unmeasured)} gradients are unknown here, so their groups' norms are "
-                "null: sparse ones on a device would have to be waited for, and those sharded among processes (FSDP) "
-                "are read by all of them together. Their total is what torch.nn.utils.clip_grad_norm_ returns: give it "
-                "in values."
-            )
-            self.tell("left out", message, batch_idx, epoch, event="left_out")
-        elif all(gradient is None for gradient in moment.gradients):
-            message = (
-                "no parameter had a gradient, so the row's norms are null. "
-                "Call step() after backward() and before zero_grad()."
-            )
-            self.tell("no gradients", message, batch_idx, epoch)
-        if Scaling.UNKNOWN in moment.scaler.of_optimizer.values():
-            message = (
-                "the GradScaler does not tell its scale, so the row's norms are null. Give the torch.amp.GradScaler "
-                "that scales this loss, and call step() after scaler.scale(loss).backward()."
-            )
-            self.tell("unknown scale", message, batch_idx, epoch, event="unknown_scale")
-        if not moment.scaler.is_given:
-            self._autocast.begin()
-        if self._autocast.saw_float16 and not moment.scaler.is_given:
-            message = (
-                "the model runs under float16 autocast and the collector was given no grad_scaler, so norms are those "
-                "of scaled gradients if there is one. Give TelemetryCollector(..., grad_scaler=scaler)."
-            )
-            self.tell("no scaler", message, batch_idx, epoch)
-        unknown = [name for name in moment.values if name not in value_names]
-        if unknown:
-            message = (
-                f"values {unknown} were not among those of the first collected step, {list(value_names)}, "
-                "and have no column. Give every value from the first step on."
-            )
-            self.tell("new values", message, batch_idx, epoch)
-        num_groups = sum(len(optimizer.param_groups) for optimizer in self._optimizers)
-        if self._num_groups is None:
-            self._num_groups = num_groups
-        if num_groups > self._num_groups:
-            message = (
-                f"the optimizers have {num_groups} groups now, and had {self._num_groups} at the first collected step: "
-                "the new ones' rates have no column. Add every group before the first step, at rate 0 if need be."
-            )
-            self.tell("new groups", message, batch_idx, epoch)
-        if call.num_calls is not None:
-            self._look_at_order(call, call.num_calls, moment)
-        self._last_batch_idx = batch_idx
-
-    def tell(self, kind: str, message: str, batch_idx: int, epoch: int, *, event: EventName = "misuse") -> None:
-        """Record a warning, the first time its kind comes up."""
-        if kind not in self._told:
-            self._told.add(kind)
-            self._log.add(
-                Event(
-                    event=event,
-                    severity="warning",
-                    message=message,
-                    batch_idx=batch_idx,
-                    batch_idx_end=batch_idx,
-                    epoch=epoch,
-                )
-            )
-
-    def _look_at_order(self, call: StepCall, num_calls: int, moment: StepSnapshot) -> None:
-        is_scaled = moment.scaler.scale is not None
-        complaint = self._order.complaint(num_calls, may_skip=is_scaled)
-        if complaint is not None:
-            self.tell("call order", complaint, call.batch_idx, call.epoch)
-        num_skipped = self._order.num_skipped(num_calls) if is_scaled else 0
-        if num_skipped:
-            event = Event(
-                event="skipped_step",
-                severity="info",
-                message=f"{num_skipped} optimizer steps were skipped by the GradScaler: gradients were not finite.",
-                batch_idx=max(call.resumed_from + 1, self._last_batch_idx),
-                batch_idx_end=call.batch_idx - 1,
-                epoch=call.epoch,
-                value=float(num_skipped),
-            )
-            self._log.add(event)
-
-    def close(self) -> None:
-        """Stop watching optimizers and the model."""
-        self._order.close()
-        self._autocast.close()

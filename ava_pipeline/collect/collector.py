@@ -1,21 +1,20 @@
-"""The drop-in collector: one call a batch, one row every n batches."""
+"""The collector that a training loop calls: once a batch, for one row every n batches."""
 
 import logging
 import math
+import operator
 import os
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ava_pipeline.collect.amp import AutocastProbe
-from ava_pipeline.collect.arguments import as_json, check_given, check_values, rank, telemetry_config, whole_number
-from ava_pipeline.collect.call_checks import BatchCount, CallChecks, StepCall
+from ava_pipeline.collect.call_checks import BatchCount, CallChecks, as_json, check_arguments, telemetry_config
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups
@@ -23,13 +22,11 @@ from ava_pipeline.collect.measures import check_measures
 from ava_pipeline.collect.measures.measure import Measure, Value
 from ava_pipeline.collect.predictions import EpochPredictions, PredictionFiles
 from ava_pipeline.collect.recorder import FindingQueue, Recorder
-from ava_pipeline.collect.targets import TrainingTargets, is_parallel, is_sharded, named_parameters, optimizers_by_name
+from ava_pipeline.collect.targets import TrainingTargets, optimizers_by_name
 from ava_pipeline.config.models import TelemetryConfig
-from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Status
-from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.errors import AvaPipelineError, MisuseError
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.event_log import EventLog
@@ -42,39 +39,40 @@ CLOSE_TIMEOUT_S = 30.0
 
 
 class TelemetryCollector:
-    """Records gradient norms, learning rates and your values of a training loop, without slowing it.
-
-    Call `step` once a batch, after `backward` and before clipping and `optimizer.step`:
-
-        with TelemetryCollector(model, optimizer, "outputs/ava/my_run", collect_every_n=10) as telemetry:
-            for epoch in range(epochs):
-                for images, gt_dist in train_loader:
-                    optimizer.zero_grad()
-                    loss = emd_loss(model(images), gt_dist)
-                    loss.backward()
-                    telemetry.step(epoch, values={"loss": loss})
-                    optimizer.step()
+    """Records gradient norms, learning rates and your own values of a training loop, without slowing it down.
 
     The constructor opens no file and starts no thread; the first collected step does. Wrong arguments raise; trouble
     with the environment (permission, lock, disk) costs telemetry, not the run, unless `on_error="raise"`.
 
+    Example:
+        Call `step` once a batch, after `backward` and before clipping and `optimizer.step`:
+
+            with TelemetryCollector(model, optimizer, "outputs/ava/my_run", collect_every_n=10) as telemetry:
+                for epoch in range(epochs):
+                    for images, gt_dist in train_loader:
+                        optimizer.zero_grad()
+                        loss = emd_loss(model(images), gt_dist)
+                        loss.backward()
+                        telemetry.step(epoch, values={"loss": loss})
+                        optimizer.step()
+
     Args:
-        model: what is being trained; may be compiled or wrapped for data parallelism.
-        optimizer: one, or a mapping name -> optimizer.
-        output_dir: the run directory. One that was used goes on after `load_state_dict`; else a new attempt begins at
-            batch 1 and older rows are set aside.
+        model: the module that is being trained; may be compiled or wrapped for data parallelism.
+        optimizer: an optimizer, or a mapping name -> optimizer.
+        output_dir: the run directory. In one that was used before, `load_state_dict` continues its tables; without it
+            a new attempt starts at batch 1 and older rows are moved to `superseded/`.
         config: a `TelemetryConfig` or a mapping of its fields.
-        groups: column -> a module, parameters or name globs (`"stages.3.*"`). Left out, they are found.
-        grad_scaler: under float16 AMP, so that norms are true-scale.
-        run_info: facts of your own for the manifest; whatever JSON can hold.
-        measures: subclasses of `Measure`, each of which adds a table to the built-in ones.
-        writers: subclasses of `Writer`, each of which writes every table in one more format.
+        groups: column -> a module, parameters or name globs (`"stages.3.*"`); by default found in the model.
+        grad_scaler: the GradScaler of float16 AMP, so that norms are those of unscaled gradients.
+        run_info: your own facts for the manifest; any JSON values.
+        measures: subclasses of `Measure`; each adds a table to the built-in ones.
+        writers: subclasses of `Writer`; each writes every table in one more format.
         **overrides: single fields of `TelemetryConfig`.
 
     Raises:
-        ConfigError: a field that is unknown or not allowed.
-        GroupsError: no parameters behind a column, or no optimizer groups.
-        MisuseError: an argument of another kind, a name that cannot name a column, or run_info that is not JSON.
+        ConfigError: a field is unknown or invalid.
+        GroupsError: a column has no parameters, or an optimizer no parameter groups.
+        MisuseError: an argument has the wrong type, a name cannot name a column, or run_info is not JSON.
     """
 
     def __init__(  # noqa: PLR0913  # the model and its optimizer belong beside the directory
@@ -91,41 +89,35 @@ class TelemetryCollector:
         writers: Sequence[type[Writer]] = (),
         **overrides: Any,
     ) -> None:
-        check_given(model, output_dir, groups, grad_scaler)
-        self._own_measures, self._own_writers = check_measures(measures), check_writers(writers)
-        self._config = telemetry_config(config, overrides)
-        self._layout = RunLayout(Path(output_dir))
-        self._named = named_parameters(model)
-        self._parameters = tuple(self._named.values())
-        chosen = self._config.groups if groups is None else groups
-        self._groups = find_groups(model, chosen)
-        log_groups(model, self._groups, is_found=chosen is None)
-        self._optimizers = optimizers_by_name(optimizer)
-        self._run_info = as_json(run_info or {})
-        self._events = EventLog(self._layout.root)
-        self._kept = PredictionFiles()
-        self._refused: set[str] = set()
-        self._notices = CallChecks(self._events, self._optimizers.values(), AutocastProbe(model))
-        self._clipping = Clipping(self._parameters)
-        self._moments = GradientPass(
-            self._parameters,
-            self._optimizers.values(),
-            grad_scaler,
-            self._clipping,
-            is_reduced=is_parallel(model),
-            are_shards=is_sharded(model),
+        check_arguments(model, output_dir, groups, grad_scaler)
+        own_measures, own_writers = check_measures(measures), check_writers(writers)
+        settings = telemetry_config(config, overrides)
+        chosen = settings.groups if groups is None else groups
+        columns = find_groups(model, chosen)
+        log_groups(model, columns, is_found=chosen is None)
+        targets = TrainingTargets.of(model, columns, optimizers_by_name(optimizer))
+        facts = as_json(run_info or {})  # before the first hook is set, since this may raise
+        layout = RunLayout(Path(output_dir))
+        events = EventLog(layout.root)
+        self._root = layout.root
+        self._count = BatchCount(settings.collect_every_n if settings.enabled and _rank() == 0 else math.inf)
+        self._clipping = Clipping(targets.parameters)
+        self._prediction_files = PredictionFiles(layout, events, self._count, is_strict=settings.on_error == "raise")
+        self._findings = FindingQueue(self._count)
+        self._checks = CallChecks(events, self._count, targets, model)
+        self._recorder = Recorder(
+            targets,
+            settings,
+            layout.root,
+            self._count,
+            events,
+            gradient_pass=GradientPass(targets, grad_scaler, self._clipping),
+            checks=self._checks,
+            run_info=facts,
+            findings=self._findings,
+            measures=own_measures,
+            writers=own_writers,
         )
-        self._recorder: Recorder | None = None
-        self._closed: TelemetryStats | None = None
-        self._has_ended = False
-        self._is_child = False
-        self._epoch = 0
-        self._count = BatchCount()
-        self._next_row: float = self._config.collect_every_n if self._is_collecting else math.inf
-        self._due = self._next_row  # where step() has more to do than count: the next row, or a finding to tell
-        wake = weakref.WeakMethod(self._wake)  # the background thread must not keep a forgotten collector alive
-        self._findings = FindingQueue(wake)
-        _alive.add(self)
 
     def step(
         self,
@@ -136,90 +128,113 @@ class TelemetryCollector:
         values: Mapping[str, Value] | None = None,
         sample_ids: Sequence[object] | None = None,
     ) -> bool:
-        """Count a batch, and collect a row where one is due.
+        """Count a batch, and collect a row if one is due.
 
-        Call it after `backward` (under AMP with or without `unscale_`) and before clipping and `optimizer.step`.
+        Call it after `backward` (under AMP before or after `unscale_`) and before clipping and `optimizer.step`.
+
+        `batch_idx` counts the batches of the run, from 1. It is not what frameworks call the global step, which counts
+        optimizer steps: if gradients accumulate over k batches, k batches make one global step, and `batch_idx` counts
+        each of them.
+
+        Example:
+            Accumulate gradients over four batches:
+
+                for number, (images, gt_dist) in enumerate(train_loader, start=1):
+                    (emd_loss(model(images), gt_dist) / 4).backward()
+                    is_last = number % 4 == 0
+                    telemetry.step(epoch, accumulating=not is_last)
+                    if is_last:
+                        optimizer.step()
+                        optimizer.zero_grad()
 
         Args:
             epoch: 0-based.
-            batch_idx: your own count of the run's batches, 1-based and rising; left out, calls are counted.
-            accumulating: this batch only adds to the gradients; what is due is collected at the next that does not.
-            values: scalars to record beside, such as the loss: numbers or one-element tensors, on any device. Those
-                of the first collected step name the columns.
-            sample_ids: what the batch consisted of, to name it when something is found.
+            batch_idx: your own count of the run's batches, 1-based and rising; by default the calls are counted.
+            accumulating: this batch only adds to the gradients; a due row is collected at the next batch that does not.
+            values: scalars to record, such as the loss: numbers or one-element tensors on any device. The names given
+                at the first collected step become the columns.
+            sample_ids: the samples of the batch, to name them in a finding.
 
         Returns:
             Whether a row of this batch was collected.
 
         Raises:
-            MisuseError: after `close`; a `batch_idx` of 0; a value that is no scalar.
+            MisuseError: the collector is closed, `batch_idx` is 0, or a value is not a scalar.
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
-        self._epoch = epoch
         count = self._count
+        count.epoch = epoch
         if batch_idx is None:
             count.batch_idx += 1
         else:
             self._follow(batch_idx)
-        if accumulating and self._closed is None:
+        if accumulating and not self._recorder.is_closed:
             count.num_accumulating += 1
             return False
-        if count.batch_idx < self._due:
+        if count.batch_idx < count.due:
             return False
-        is_due = count.batch_idx >= self._next_row
+        is_due = count.batch_idx >= count.next_row
         if is_due:
-            self._collect(values or {}, sample_ids)
-        # First the mark, then the look: a finding that arrives between them sets it again.
-        self._due = self._next_row
+            count.epoch = _whole_number("epoch", epoch)
+            self._recorder.record(values or {}, sample_ids)
+        count.due = count.next_row  # before `deliver`: a finding that arrives now makes the next step due again
         self._findings.deliver()
         return is_due
 
     def on_finding(self, callback: Callable[[Finding], object]) -> None:
-        """Have a function called with every warning sign that appears.
+        """Call a function with every warning sign that appears.
 
-        It is called in the training thread, at the next `step` that does not only accumulate; what it raises comes
-        out of that `step`, so that it can end the training. Signs that are seen after the last `step` are in
-        `events.csv` and in the log only.
+        It is called in the training thread, by the next `step` that does not only accumulate. What it raises comes out
+        of that `step`, so it can end the training. Signs found after the last `step` are only in `events.csv` and in
+        the log.
+
+        Example:
+            def stop(finding):
+                if finding.severity == "error":
+                    raise RuntimeError(str(finding))
+
+            telemetry.on_finding(stop)
 
         Args:
-            callback: is given the `Finding`; several may be registered, and each is called.
+            callback: called with the `Finding`; all registered functions are called.
         """
         self._findings.register(callback)
 
     def val_predictions(self, epoch: int, *, name: str = "val") -> EpochPredictions:
         """Collect one epoch's predictions in a `with` block; the file appears complete on exit.
 
-        Works with `enabled=False` too. Predictions that are no distributions are logged, named in `events.csv` where
-        rows are collected, and not written; under `on_error="raise"` they raise. The end of the block writes and
-        syncs the file in this thread, so it waits for the disk, as saving a checkpoint does.
+        Works with `enabled=False` too. Predictions that are not distributions are not written; the log and, if rows are
+        collected, `events.csv` say so, and under `on_error="raise"` they raise. The end of the block writes and syncs
+        the file in this thread, so it waits for the disk, as saving a checkpoint does.
+
+        Example:
+            with torch.inference_mode(), telemetry.val_predictions(epoch) as predictions:
+                for image_ids, images, gt_votes in val_loader:
+                    predictions.add(image_ids, model(images).softmax(dim=1), gt_votes)
 
         Args:
             epoch: 0-based.
-            name: of the set: `val`, `test`, `val_ema`.
+            name: of the set, such as `val`, `test` or `val_ema`.
 
         Raises:
-            MisuseError: a name that cannot name a file, or an epoch that is no int from 0.
+            MisuseError: the name cannot be part of a file name, or the epoch is not an int from 0.
         """
-        check_column_name(name)
-        if "/" in name:
-            raise MisuseError(f"predictions cannot be named {name!r}: give a name without '/', such as 'val_ema'.")
-        epoch = whole_number("epoch", epoch, least=0)
-        return EpochPredictions(
-            self._layout.epoch_predictions(epoch, name),
-            is_written=self._may_write,
-            write=self._kept.write,
-            on_trouble=self._tell_of_predictions,
-        )
+        return self._prediction_files.block(_whole_number("epoch", epoch), name, is_written=self._may_write)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Clip all gradients of the model to the very bits of `torch.nn.utils.clip_grad_norm_`. Call it after `step`.
+        """Clip the model's gradients, with the same bits as `torch.nn.utils.clip_grad_norm_`. Call it after `step`.
 
-        After a step that was collected, float32 gradients are not read again: the step's norms serve, so nothing may
-        change gradients through `.data` between the two. Among several processes that holds where
-        `DistributedDataParallel` has brought gradients together; elsewhere torch reads them anew. On a CPU the
-        rows of a loop that clips here come from torch's norms of whole tensors, with torch's accuracy (up to 1e-4 on
-        ResNet-50) instead of 1e-5. Rows are always of the gradients before clipping. Works in whatever state
-        telemetry is: disabled, in trouble, or closed.
+        After a collected step, float32 gradients are not read again: the step's norms serve, so between the two calls
+        nothing may change gradients through `.data`. With several processes this holds if `DistributedDataParallel` has
+        reduced the gradients; otherwise torch reads them again. On a CPU the rows of a loop that clips here come from
+        torch's norms of whole tensors, with torch's accuracy (up to 1e-4 on ResNet-50) instead of 1e-5. Rows always
+        hold the norms before clipping. Clipping works if telemetry is disabled, in trouble or closed too.
+
+        Example:
+            loss.backward()
+            telemetry.step(epoch)
+            telemetry.clip_grad_norm_(1.0)
+            optimizer.step()
 
         Args:
             max_norm: largest L2 norm of all gradients taken as one vector.
@@ -230,64 +245,68 @@ class TelemetryCollector:
         return self._clipping.clip(max_norm, self._count.batch_idx)
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until every row so far is in the files, or was refused and told; False when the time is up first.
+        """Wait until every row so far is written or reported as failed; False if the time is up first.
 
         Raises:
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
-        is_done = self._recorder is None or self._is_child or self._recorder.flush(timeout_s)
-        self._raise_trouble()
-        return is_done
+        return self._recorder.flush(timeout_s)
 
     def stats(self) -> TelemetryStats:
-        """What became of every collected step."""
-        if self._closed is not None:
-            return self._closed
-        return TelemetryStats() if self._recorder is None or self._is_child else self._recorder.stats()
+        """How many collected steps are written, dropped, failed and pending."""
+        return self._recorder.stats()
 
     def state_dict(self) -> dict[str, float]:
-        """For a checkpoint: where the count stands, and what clipping came to.
+        """The state of the collector for a checkpoint.
 
-        Waits until the rows so far are in the files, on a stuck disk for `CHECKPOINT_TIMEOUT_S`.
+        Waits until the rows so far are written, at most `CHECKPOINT_TIMEOUT_S` if the disk is stuck.
+
+        Example:
+            torch.save({"model": model.state_dict(), "telemetry": telemetry.state_dict()}, path)
 
         Returns:
-            `batch_idx`, `epoch`, and numbers whose names begin with `clip_` where the loop clips through telemetry.
+            `batch_idx`, `epoch`, and numbers named `clip_...` if the loop clips through the collector.
         """
         if not self.flush(CHECKPOINT_TIMEOUT_S):
             _log.warning(
-                "the disk took no rows for %s s: a checkpoint is made all the same, and the rows follow when it can.",
+                "the disk took no rows for %s s; the checkpoint is made without waiting for them.",
                 CHECKPOINT_TIMEOUT_S,
             )
-        epoch = whole_number("epoch", self._epoch, least=0)
+        epoch = _whole_number("epoch", self._count.epoch)
         return {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on behind a checkpoint's batch; rows past it are set aside at the first collected step.
+        """Continue after a checkpoint's batch; the first collected step moves later rows to `superseded/`.
+
+        Example:
+            telemetry = TelemetryCollector(model, optimizer, "outputs/ava/my_run")
+            telemetry.load_state_dict(torch.load(path)["telemetry"])
 
         Raises:
-            MisuseError: steps were counted already, or this is no state of a collector.
+            MisuseError: `step` was called before, or the state is not a collector's.
         """
         if self._count.batch_idx:
             raise MisuseError(
                 f"load_state_dict() came after {self._count.batch_idx} batches: call it before the first step()."
             )
         if not isinstance(state, Mapping) or not {"batch_idx", "epoch"} <= set(state):
-            raise MisuseError(f"{state!r} is no collector's state: give what state_dict() returned.")
-        batch_idx = whole_number("state['batch_idx']", state["batch_idx"], least=0)
-        epoch = whole_number("state['epoch']", state["epoch"], least=0)
+            raise MisuseError(f"{state!r} is not a collector's state: give what state_dict() returned.")
+        batch_idx = _whole_number("state['batch_idx']", state["batch_idx"])
+        epoch = _whole_number("state['epoch']", state["epoch"])
         self._clipping.load_state_dict(state)
-        self._count.resume(batch_idx)
-        self._epoch = epoch
-        if self._is_collecting:
-            self._due = self._next_row = self._count.next_multiple(self._config.collect_every_n)
+        self._count.resume(batch_idx, epoch)
 
     def close(self, timeout_s: float | None = CLOSE_TIMEOUT_S) -> TelemetryStats:
-        """Write what waits, finish the files and stop. Closing twice is closing once.
+        """Write the rows that wait, finish the files and stop; leaving a `with` block does the same.
 
-        Where a slow disk left steps pending or files unfinished, closing again waits again.
+        A second call does nothing, unless a slow disk left steps or files unfinished: then it waits again.
+
+        Example:
+            stats = telemetry.close()
+            print(f"{stats.written} of {stats.collected} rows were written")
 
         Args:
-            timeout_s: how long to wait for a slow disk; None waits for ever.
+            timeout_s: how long to wait for a slow disk; None waits as long as it takes.
 
         Returns:
             The counters; steps that could not be written in time are still pending.
@@ -313,13 +332,9 @@ class TelemetryCollector:
             _log.exception("telemetry could not be closed; the exception of the training loop follows")
 
     def __del__(self) -> None:
-        if hasattr(self, "_notices"):  # else the constructor raised
-            self._notices.close()
-        recorder = getattr(self, "_recorder", None)
-        if recorder is not None and self._closed is None and not self._is_child:
-            recorder.abandon()
+        if hasattr(self, "_recorder") and self._recorder.abandon():  # without a recorder, the constructor raised
             warnings.warn(
-                f"The TelemetryCollector of {self._layout.root} was never closed: call close(), or use it in a `with`.",
+                f"The TelemetryCollector of {self._root} was never closed: call close(), or use it in a `with`.",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
@@ -331,144 +346,56 @@ class TelemetryCollector:
             "Give other processes the model, and keep the collector in the one that trains."
         )
 
-    @property
-    def _is_collecting(self) -> bool:
-        return self._config.enabled and self._may_write()
-
-    def _may_write(self) -> bool:
-        return rank() == 0 and not self._is_child
-
-    def _follow(self, batch_idx: int) -> None:
-        complaint = self._count.follow(batch_idx)
-        if complaint is not None:
-            self._notices.tell("batch_idx", complaint, self._count.batch_idx, self._epoch)
-
-    def _collect(self, values: Mapping[str, Value], sample_ids: Sequence[object] | None) -> None:
-        if self._closed is not None:
-            raise MisuseError("step() was called after close(): make a new collector, or close after the last step.")
-        self._raise_trouble()
-        check_values(values)
-        self._epoch = whole_number("epoch", self._epoch, least=0)
-        is_deferred = self._count.batch_idx != self._next_row
-        self._next_row = self._count.next_multiple(self._config.collect_every_n)
-        if self._recorder is None:
-            self._recorder = self._start(values)
-        self._recorder.record(
-            StepCall(
-                batch_idx=self._count.batch_idx,
-                epoch=self._epoch,
-                values=values,
-                sample_ids=sample_ids,
-                is_deferred=is_deferred,
-                resumed_from=self._count.resumed_from,
-                num_calls=self._count.num_calls,
-            )
-        )
-
-    def _wake(self) -> None:
-        """Make the next `step` look for findings; called in the background thread."""
-        self._due = -1
-
-    def _start(self, values: Mapping[str, Value]) -> Recorder:
-        for name in values:
-            check_column_name(name)
-        watched = TrainingTargets(
-            parameters=self._parameters,
-            names=tuple(self._named),
-            groups=self._groups,
-            optimizers=self._optimizers,
-            value_names=tuple(values),
-            resumed_from=self._count.resumed_from,
-        )
-        if all(owner is None for owner in watched.optimizer_of()):
-            message = (
-                "no parameter of the model is in an optimizer that the collector was given, so the learning rates are "
-                "another model's. Give it the optimizer that was made of this model's parameters, and make that after "
-                "whatever replaces them."
-            )
-            self._notices.tell("optimizer", message, self._count.batch_idx, self._epoch)
-        return Recorder(
-            watched,
-            self._config,
-            self._layout.root,
-            self._events,
-            moments=self._moments,
-            notices=self._notices,
-            run_info=self._run_info,
-            on_finding=self._findings.put,
-            measures=self._own_measures,
-            writers=self._own_writers,
-        )
-
-    def _tell_of_predictions(self, name: str, error: AvaPipelineError) -> None:
-        if self._config.on_error == "raise":
-            raise error
-        at = self._count.batch_idx
-        if name in self._refused:  # else the event is logged, as the first of its kind
-            _log.warning("telemetry of %s: batch %d: %s", self._layout.root, at, error)
-        self._refused.add(name)
-        self._events.add(
-            Event(
-                event="failed_predictions",
-                severity="error",
-                message=str(error),
-                batch_idx=at,
-                batch_idx_end=at,
-                epoch=self._epoch,
-                column=name,
-            )
-        )
-
-    def _raise_trouble(self) -> None:
-        trouble = self._events.first_error
-        if self._config.on_error == "raise" and trouble is not None:
-            self._events.first_error = None
-            raise trouble
-
     def _end(self, status: Status, error: str | None, timeout_s: float | None) -> TelemetryStats:
-        if self._is_child or self._has_ended:
-            return self.stats()
-        self._notices.close()
-        if status == "finished":
-            self._tell_of_no_row()
-        stats = TelemetryStats() if self._recorder is None else self._recorder.close(timeout_s, status, error)
-        self._has_ended = self._recorder is None or self._recorder.has_ended
-        if self._has_ended:  # else the disk is stuck, and would hold up this thread too
-            self._kept.write_again()
-        self._closed = stats
-        self._due = self._next_row = 0
-        self._raise_trouble()
+        stats = self._recorder.close(timeout_s, status, error)
+        if self._recorder.has_ended:  # else the disk is stuck, and would hold up this thread too
+            self._prediction_files.write_again()
+        self._recorder.raise_first_error()
         return stats
 
-    def _tell_of_no_row(self) -> None:
-        """Warn once where a whole run was too short for a row; nothing else would say so."""
-        every = self._config.collect_every_n
-        if 0 < self._count.batch_idx < every == self._next_row:  # still the first row that was to come
-            _log.warning(
-                "telemetry of %s: %d batches, collect_every_n=%d: no row was due, and none is recorded. "
-                "Lower collect_every_n to %d or less.",
-                self._layout.root,
-                self._count.batch_idx,
-                every,
-                self._count.batch_idx,
-            )
+    def _follow(self, batch_idx: int) -> None:
+        remedy = (
+            " The batches of the run count from 1, across epochs: with enumerate, give "
+            "enumerate(loader, start=1) plus the batches of earlier epochs, or leave batch_idx out."
+        )
+        complaint = self._count.follow(_whole_number("batch_idx", batch_idx, least=1, remedy=remedy))
+        if complaint is not None:
+            self._checks.warn_once("batch_idx", complaint)
 
-    def _become_child(self) -> None:
-        """After a fork: the files, the thread, the locks and the trouble stay with the parent."""
-        self._is_child = True
-        self._events.first_error = None
-        self._due = self._next_row = math.inf
-        if self._recorder is not None:
-            self._recorder.forget()
+    def _may_write(self) -> bool:
+        return _rank() == 0 and not self._recorder.is_child
 
 
-_alive: "weakref.WeakSet[TelemetryCollector]" = weakref.WeakSet()
+def _whole_number(name: str, value: object, *, least: int = 0, remedy: str = "") -> int:
+    """An int, or another integer such as NumPy's; a tensor is rejected, since reading it would wait for the device.
+
+    Raises:
+        MisuseError: the value is not an integer, below `least`, or does not fit into 64 bits.
+    """
+    try:
+        number = None if isinstance(value, Tensor | bool) else operator.index(value)  # type: ignore[arg-type]  # tried here
+    except TypeError:
+        number = None
+    if number is None or not least <= number < 2**63:
+        raise MisuseError(
+            f"{name} is {value!r} ({type(value).__name__}): give an int, {least} or more and below 2**63.{remedy}"
+        )
+    return number
 
 
-def _in_forked_child() -> None:
-    for collector in _alive:
-        collector._become_child()  # noqa: SLF001  # this module's own
+def _rank() -> int:
+    """This process's rank; only rank 0 writes.
 
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_forked_child)
+    Raises:
+        MisuseError: the environment variable RANK is not a number.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    given = os.environ.get("RANK", "")
+    try:
+        return int(given or "0")
+    except ValueError as error:
+        message = (
+            f"the environment variable RANK is {given!r}: set it to this process's number, 0 if alone, or unset it."
+        )
+        raise MisuseError(message) from error

@@ -1,57 +1,44 @@
-"""Taking one collected step's moment: the one pass over the gradients, and what clipping makes of it."""
+"""The snapshot of one collected step: the one pass over the gradients, and what clipping shares of it."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+import torch
+from torch import Tensor
 
 from ava_pipeline.collect.amp import scaler_state
-from ava_pipeline.collect.arguments import num_ranks
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.measures.measure import StepSnapshot, Value
 from ava_pipeline.collect.norms import NormPlan
+from ava_pipeline.collect.targets import TrainingTargets
 
-_kind = attrgetter("dtype", "layout", "device")
-
-# Of models that leave other parameters out at every step there is no end: plans are made anew then.
+# A model that uses other parameters at every step needs endless plans; past this many, the old ones are dropped.
 MAX_PLANS = 64
 
 
 class GradientPass:
-    """Takes a moment of training, in the training thread, without waiting for the device.
+    """Takes snapshots of the training, in the training thread, without waiting for the device.
 
     Args:
-        parameters: whose gradients are read, anew each time: they are other tensors after `zero_grad`.
-        optimizers: whose gradients a scaler may have unscaled.
-        grad_scaler: what scales the loss; None where nothing does.
+        targets: the parameters, whose gradients are read anew at each step (`zero_grad` replaces the tensors), and the
+            optimizers, whose gradients a scaler may have unscaled.
+        grad_scaler: scales the loss; None if nothing does.
         clipping: shares the pass.
-        is_reduced: whether gradients of several processes are brought together in the backward pass already.
-        are_shards: whether each process holds but a part of every gradient.
     """
 
-    def __init__(
-        self,
-        parameters: Sequence[nn.Parameter],
-        optimizers: Iterable[Optimizer],
-        grad_scaler: Any,
-        clipping: Clipping,
-        *,
-        is_reduced: bool,
-        are_shards: bool,
-    ) -> None:
-        self._parameters = parameters
-        self._optimizers = tuple(optimizers)
+    def __init__(self, targets: TrainingTargets, grad_scaler: Any, clipping: Clipping) -> None:
+        self._parameters = targets.parameters
+        self._optimizers = tuple(targets.optimizers.values())
+        self._is_reduced = targets.is_reduced
+        self._is_sharded = targets.is_sharded
         self._grad_scaler = grad_scaler
         self._clipping = clipping
-        self._is_reduced = is_reduced
-        self._are_shards = are_shards
         self._plans: dict[object, NormPlan] = {}
 
     def take(self, values: Mapping[str, Value], batch_idx: int) -> StepSnapshot:
-        """Look at the gradients as they are now.
+        """Take the snapshot of a step.
 
         Args:
             values: what the user gave to `step`.
@@ -60,33 +47,43 @@ class GradientPass:
         gradients = [parameter.grad for parameter in self._parameters]
         plan = self._plan(gradients)
         if plan.unmeasured:
-            gradients = [None if place in plan.unmeasured else one for place, one in enumerate(gradients)]
-        self._clipping.mark(gradients, batch_idx)
+            gradients = [None if position in plan.unmeasured else grad for position, grad in enumerate(gradients)]
+        self._clipping.remember_gradients(gradients, batch_idx)
         norms = plan.measure(gradients) if plan.whole_tensors or plan.by_rows else None
         scaler = scaler_state(self._grad_scaler, self._optimizers)
-        is_total = not plan.unmeasured and scaler.is_uniform
-        is_shared = self._may_share() and plan.equals_torch and is_total and scaler.remaining_scale is None
+        scale = scaler.remaining_scale
+        has_total = not plan.unmeasured and scaler.is_uniform
+        equals_torch = plan.equals_torch and has_total and scale is None and self._is_final()
         return StepSnapshot(
             gradients=gradients,
             norms=norms,
             plan=plan,
             scaler=scaler,
-            clipping=self._clipping.look(norms if is_total else None, scaler.remaining_scale, is_shared=is_shared),
+            clipping=self._clipping.share_norms(norms if has_total else None, scale, equals_torch=equals_torch),
             values=values,
             time_s=time.time(),
         )
 
-    def _may_share(self) -> bool:
-        """Whether nobody else may add to the gradients before the clip, which torch would not count as a change."""
-        return self._is_reduced or num_ranks() == 1
-
     def _plan(self, gradients: Sequence[Tensor | None]) -> NormPlan:
-        """The plan for gradients of these kinds: one object, so that rows of the same meaning are made together."""
+        """The plan for gradients of these types; always the same object, so that neighbouring rows share a layout."""
         is_whole = self._clipping.is_used
-        kinds = (is_whole, *(None if gradient is None else _kind(gradient) for gradient in gradients))
-        plan = self._plans.get(kinds)
+        types = (is_whole, *(None if gradient is None else _type(gradient) for gradient in gradients))
+        plan = self._plans.get(types)
         if plan is None:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
-            plan = self._plans[kinds] = NormPlan.of(gradients, whole=is_whole, are_shards=self._are_shards)
+            plan = self._plans[types] = NormPlan.of(gradients, whole=is_whole, are_shards=self._is_sharded)
         return plan
+
+    def _is_final(self) -> bool:
+        """Whether no other process adds to the gradients before the clip; torch would not count that as a change."""
+        return self._is_reduced or _num_ranks() == 1
+
+
+_type = attrgetter("dtype", "layout", "device")
+
+
+def _num_ranks() -> int:
+    """How many processes train together."""
+    is_initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_initialized else 1

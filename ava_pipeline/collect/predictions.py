@@ -1,4 +1,4 @@
-"""One epoch's validation predictions: collected a batch at a time, written as one complete file."""
+"""Predictions of one epoch: added a batch at a time, written as one complete file."""
 
 import logging
 import shutil
@@ -13,28 +13,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ava_pipeline.collect.call_checks import BatchCount
+from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.parquet import write_checked
 from ava_pipeline.contract.predictions import NUM_SCORES, SCORES, predictions_schema
+from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import AvaPipelineError, DamagedFileError, MisuseError, PredictionsError
+from ava_pipeline.write.event_log import EventLog
+
+_log = logging.getLogger("ava_pipeline")
 
 MAX_SUM_ERROR = 1e-2
 MAX_SHOWN_IDS = 5
+MAX_WAITING_BYTES = 256 * 2**20
 
 Floats: TypeAlias = NDArray[np.float64]
 ImageIds: TypeAlias = Tensor | Sequence[object]
 
 
 class EpochPredictions:
-    """Collects predictions; on leaving the block the file is there, complete, or not at all after an exception.
+    """A `with` block that collects predictions: on exit the file is complete, after an exception it does not exist.
 
     Args:
         path: the Parquet file.
-        is_written: asked when the block ends; False writes nothing (any rank but 0, a child forked in the block).
-        write: puts a table into a file.
-        on_trouble: told the file's name and why predictions could not be written; may raise.
+        is_written: called at the end of the block; False writes nothing (another rank, or a child forked in the block).
+        write: writes a table to a file.
+        report: called with the file's stem and the reason if predictions could not be written; may raise.
     """
 
     def __init__(
@@ -43,18 +50,18 @@ class EpochPredictions:
         *,
         is_written: Callable[[], bool],
         write: Callable[[Path, pa.Table], None],
-        on_trouble: Callable[[str, AvaPipelineError], None],
+        report: Callable[[str, AvaPipelineError], None],
     ) -> None:
         self._path = path
         self._is_written = is_written
         self._write_file = write
-        self._on_trouble = on_trouble
+        self._report = report
         self._ids: list[Tensor | list[int | str]] = []
         self._pred: list[Tensor] = []
         self._gt: list[Tensor] = []
 
     def add(self, image_ids: ImageIds, pred_dist: Tensor, gt: Tensor) -> None:
-        """Take one batch, without waiting for the device.
+        """Add a batch, without waiting for the device.
 
         Args:
             image_ids: B integers or strings; a tensor, on any device, is read when the block ends.
@@ -62,7 +69,8 @@ class EpochPredictions:
             gt: (B, 10): votes for each score, or the true shares.
 
         Raises:
-            MisuseError: no tensors, shapes that don't fit together, or ids that are neither integers nor texts.
+            MisuseError: an argument that is not a tensor, shapes that do not match, or ids that are neither integers
+                nor strings.
         """
         ids = _tensor_ids(image_ids) if isinstance(image_ids, Tensor) else _plain_ids(image_ids)
         pred_dist, gt = _as_tensor("pred_dist", pred_dist), _as_tensor("gt", gt)
@@ -71,7 +79,7 @@ class EpochPredictions:
             if tuple(given.shape) != expected:
                 raise MisuseError(
                     f"{name} has shape {tuple(given.shape)}; {len(ids)} images need {expected}: "
-                    f"a row an image, a column a score from 1 to {NUM_SCORES}."
+                    f"a row for each image, a column for each score from 1 to {NUM_SCORES}."
                 )
         # Copies: the caller may reuse its tensors before the epoch ends.
         self._ids.append(ids)
@@ -87,16 +95,129 @@ class EpochPredictions:
         if kind is None and self._is_written():
             try:
                 self._write()
-            except Exception as trouble:  # noqa: BLE001  # an epoch's training is worth more than its predictions
-                told = PredictionsError(f"{self._path} was not written: {trouble}")
-                self._on_trouble(self._path.stem, told)
+            except Exception as reason:  # noqa: BLE001  # an epoch's training is worth more than its predictions
+                self._report(self._path.stem, PredictionsError(f"{self._path} was not written: {reason}"))
 
     def _write(self) -> None:
         ids = [one for batch in self._ids for one in (batch.tolist() if isinstance(batch, Tensor) else batch)]
         if not ids:
             raise PredictionsError("no predictions were added. Call add() for every batch of the validation loader.")
-        rows = predictions_table(ids, _on_host(self._pred), _on_host(self._gt))
-        self._write_file(self._path, rows)
+        self._write_file(self._path, predictions_table(ids, _on_host(self._pred), _on_host(self._gt)))
+
+
+class PredictionFiles:
+    """Writes the files of predictions; a file that the disk refused waits in memory for `write_again`.
+
+    Args:
+        layout: names the files.
+        events: records predictions that could not be written.
+        count: the batch that such an event names.
+        is_strict: raise instead, at the end of the block.
+        max_bytes: of all files that wait.
+    """
+
+    def __init__(
+        self,
+        layout: RunLayout,
+        events: EventLog,
+        count: BatchCount,
+        *,
+        is_strict: bool = False,
+        max_bytes: int = MAX_WAITING_BYTES,
+    ) -> None:
+        self._layout = layout
+        self._events = events
+        self._count = count
+        self._is_strict = is_strict
+        self._max_bytes = max_bytes
+        self._waiting: dict[Path, pa.Table] = {}
+        self._reported: set[str] = set()
+
+    def block(self, epoch: int, name: str, *, is_written: Callable[[], bool]) -> EpochPredictions:
+        """The `with` block that writes one epoch's file.
+
+        Raises:
+            MisuseError: the name cannot be part of a file name.
+        """
+        check_column_name(name)
+        if "/" in name:
+            raise MisuseError(f"predictions cannot be named {name!r}: give a name without '/', such as 'val_ema'.")
+        path = self._layout.epoch_predictions(epoch, name)
+        return EpochPredictions(path, is_written=is_written, write=self.write, report=self.report)
+
+    def write(self, path: Path, rows: pa.Table) -> None:
+        """Write one file; a complete older file of the same name is copied to `superseded/` first.
+
+        Raises:
+            PredictionsError: the disk refused the file or read back other bytes, or a link leads out of the run
+                directory. The message says whether the rows wait for `write_again`.
+        """
+        self._waiting.pop(path, None)
+        try:
+            self._replace(path, rows)
+        except (OSError, DamagedFileError) as error:
+            reason = str(error).removesuffix(".")
+            num_bytes = sum(table.nbytes for table in self._waiting.values())
+            if num_bytes + rows.nbytes > self._max_bytes:
+                raise PredictionsError(
+                    f"{reason}. {num_bytes} bytes of other files wait already, so these rows are lost."
+                ) from error
+            self._waiting[path] = rows
+            raise PredictionsError(f"{reason}. They are kept in memory, and close() tries again.") from error
+
+    def write_again(self) -> None:
+        """Try once more to write the files that wait; a warning names each that is lost."""
+        for path, rows in self._waiting.items():
+            try:
+                self._replace(path, rows)
+            except (OSError, DamagedFileError) as error:
+                _log.warning("%s was not written at the end either, and is lost: %s.", path, error)
+            else:
+                _log.info("%s, which could not be written before, is written now.", path)
+        self._waiting.clear()
+
+    def report(self, name: str, error: AvaPipelineError) -> None:
+        """Record that predictions were not written.
+
+        Args:
+            name: stem of the file.
+            error: the reason.
+
+        Raises:
+            AvaPipelineError: the error itself, if the files are strict.
+        """
+        if self._is_strict:
+            raise error
+        batch_idx = self._count.batch_idx
+        if name in self._reported:  # the log shows only the first event of a name by itself
+            _log.warning("telemetry of %s: batch %d: %s", self._layout.root, batch_idx, error)
+        self._reported.add(name)
+        self._events.add(
+            Event(
+                event="failed_predictions",
+                severity="error",
+                message=str(error),
+                batch_idx=batch_idx,
+                batch_idx_end=batch_idx,
+                epoch=self._count.epoch,
+                column=name,
+            )
+        )
+
+    def _replace(self, path: Path, rows: pa.Table) -> None:
+        check_inside(self._layout)
+        with written_aside(path) as file:
+            write_checked(file, rows)
+            _copy_older(path)
+
+
+def _copy_older(path: Path) -> None:
+    """Copy the file, rather than move it, so that a file of this name exists at any time."""
+    if path.exists():
+        folder = path.parent / "superseded"
+        number = sum(1 for _ in folder.glob(f"{path.stem}.*{path.suffix}")) + 1
+        with path.open("rb") as older, written_aside(folder / f"{path.stem}.{number}{path.suffix}") as copy:
+            shutil.copyfileobj(older, copy)
 
 
 def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> pa.Table:
@@ -108,10 +229,10 @@ def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> 
         gt: (N, 10) float64, votes or shares.
 
     Raises:
-        PredictionsError: an image twice, or rows that are no distributions.
+        PredictionsError: an image was added twice, or a row is not a distribution.
     """
     ids = _id_column(image_ids)
-    _check_ids(ids.to_pylist())  # as they are stored: 1 and "1" are one image
+    _check_ids(ids.to_pylist())  # as they are stored: 1 and "1" are the same image
     _check_distributions(image_ids, pred, "predicted", "Give a softmax over the ten scores.")
     _check_distributions(image_ids, gt, "true", "Give votes, or shares that sum to 1.", allows_votes=True)
     # Sums of whole votes are exact, so that a mean of exactly 5 stays 5.
@@ -128,22 +249,12 @@ def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> 
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _as_tensor(name: str, given: object) -> Tensor:
-    try:
-        return torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise MisuseError(
-            f"{name} is a {type(given).__name__} that is no tensor ({error}): give one of a row an image, "
-            f"a column a score from 1 to {NUM_SCORES}."
-        ) from error
-
-
 def _tensor_ids(image_ids: Tensor) -> Tensor:
     is_whole = image_ids.dtype != torch.bool and not (image_ids.is_floating_point() or image_ids.is_complex())
     if not is_whole or image_ids.ndim != 1:
         raise MisuseError(
             f"image ids of {image_ids.dtype} and shape {tuple(image_ids.shape)} cannot be kept: "
-            "give 64-bit integers or texts, one an image."
+            "give 64-bit integers or strings, one for each image."
         )
     return image_ids.detach().clone()
 
@@ -152,15 +263,25 @@ def _plain_ids(image_ids: Sequence[object] | NDArray[Any]) -> list[int | str]:
     given = image_ids.tolist() if isinstance(image_ids, np.ndarray) else image_ids
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         raise MisuseError(
-            f"image ids are {given!r}, which cannot be kept: give a list or a tensor of 64-bit integers or texts, "
-            "one an image."
+            f"image ids are {given!r}, which cannot be kept: give a list or a tensor of 64-bit integers or strings, "
+            "one for each image."
         )
     ids = [int(one) if isinstance(one, np.integer) else one for one in given]
     wrong = [one for one in ids if not isinstance(one, int | str) or isinstance(one, bool)]
     wrong += [one for one in ids if isinstance(one, int) and not -(2**63) <= one < 2**63]
     if wrong:
-        raise MisuseError(f"image ids such as {wrong[0]!r} cannot be kept: give 64-bit integers or texts.")
+        raise MisuseError(f"image ids such as {wrong[0]!r} cannot be kept: give 64-bit integers or strings.")
     return [one for one in ids if isinstance(one, int | str)]
+
+
+def _as_tensor(name: str, given: object) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MisuseError(
+            f"{name} is a {type(given).__name__} and cannot be made a tensor ({error}): give a tensor with a row for "
+            f"each image and a column for each score from 1 to {NUM_SCORES}."
+        ) from error
 
 
 def _on_host(parts: Sequence[Tensor]) -> Floats:
@@ -168,20 +289,21 @@ def _on_host(parts: Sequence[Tensor]) -> Floats:
     return host
 
 
-def _check_ids(image_ids: Sequence[object]) -> None:
-    seen: set[object] = set()
-    twice = [one for one in image_ids if one in seen or seen.add(one)]  # type: ignore[func-returns-value]  # add is None
-    if twice:
-        raise PredictionsError(
-            f"{len(twice)} images were added more than once, such as {_shown(twice)}. "
-            "Validate without a sampler that repeats images, and give each epoch a block of its own."
-        )
-
-
 def _id_column(image_ids: Sequence[object]) -> "pa.Array[Any]":
     if all(isinstance(one, int) for one in image_ids):
         return pa.array(image_ids, pa.int64())
     return pa.array([str(one) for one in image_ids], pa.string())
+
+
+def _check_ids(image_ids: Sequence[object]) -> None:
+    known: set[object] = set()
+    repeated = [one for one in image_ids if one in known or known.add(one)]  # type: ignore[func-returns-value]  # add returns None
+    if repeated:
+        shown = ", ".join(map(str, repeated[:MAX_SHOWN_IDS])) + (", ..." if len(repeated) > MAX_SHOWN_IDS else "")
+        raise PredictionsError(
+            f"{len(repeated)} images were added more than once, such as {shown}. "
+            "Validate without a sampler that repeats images, and give each epoch its own block."
+        )
 
 
 def _check_distributions(
@@ -195,75 +317,6 @@ def _check_distributions(
     if not is_good.all():
         first = int(np.argmin(is_good))
         raise PredictionsError(
-            f"{int((~is_good).sum())} {what} distributions of {len(given)} do not sum to 1 or have negative shares, "
+            f"{int((~is_good).sum())} of {len(given)} {what} distributions do not sum to 1 or have negative shares, "
             f"such as that of image {image_ids[first]!r}: {given[first].tolist()} sums to {sums[first]}. {remedy}"
         )
-
-
-def _shown(ids: Sequence[object]) -> str:
-    shown = ", ".join(map(str, ids[:MAX_SHOWN_IDS]))
-    return f"{shown}, ..." if len(ids) > MAX_SHOWN_IDS else shown
-
-
-_log = logging.getLogger("ava_pipeline")
-
-MAX_KEPT_BYTES = 256 * 2**20
-
-
-class PredictionFiles:
-    """Writes epochs' files; those that could not be written wait for `write_again`, as long as memory permits.
-
-    Args:
-        max_bytes: of all that waits.
-    """
-
-    def __init__(self, max_bytes: int = MAX_KEPT_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._kept: dict[Path, pa.Table] = {}
-
-    def write(self, path: Path, rows: pa.Table) -> None:
-        """Write one file; an older one of the name is moved to `superseded/` beside it, once the new one is whole.
-
-        Raises:
-            PredictionsError: the disk refused, gave back other bytes, or a name leads out of the run directory; says
-                whether the rows are kept.
-        """
-        self._kept.pop(path, None)
-        try:
-            _replace(path, rows)
-        except (OSError, DamagedFileError) as error:
-            reason = str(error).removesuffix(".")
-            waiting = sum(table.nbytes for table in self._kept.values())
-            if waiting + rows.nbytes > self._max_bytes:
-                raise PredictionsError(
-                    f"{reason}. {waiting} bytes of others wait already, so these are gone."
-                ) from error
-            self._kept[path] = rows
-            raise PredictionsError(f"{reason}. They are kept in memory, and close() tries again.") from error
-
-    def write_again(self) -> None:
-        """Try once more what waits; what the disk does not take now is gone, and a warning names it."""
-        for path, rows in self._kept.items():
-            try:
-                _replace(path, rows)
-            except (OSError, DamagedFileError) as error:
-                _log.warning("%s was not written at the end either, and is lost: %s.", path, error)
-            else:
-                _log.info("%s, which the disk did not take before, is written now.", path)
-        self._kept.clear()
-
-
-def _replace(path: Path, rows: pa.Table) -> None:
-    check_inside(RunLayout(path.parents[1]))
-    with written_aside(path) as file:
-        write_checked(file, rows)
-        _keep_older(path)
-
-
-def _keep_older(path: Path) -> None:
-    """A copy, so that there is a file of the name at any moment."""
-    if path.exists():
-        folder = path.parent / "superseded"
-        number = sum(1 for _ in folder.glob(f"{path.stem}.*{path.suffix}")) + 1
-        with path.open("rb") as older, written_aside(folder / f"{path.stem}.{number}{path.suffix}") as copy:
-            shutil.copyfileobj(older, copy)

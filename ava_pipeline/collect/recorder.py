@@ -1,24 +1,28 @@
-"""Findings on their way from the background thread to the user's functions in the training thread."""
+"""From a call of `step` to a pending row in the channel, and findings on their way back to the training thread."""
 
+import logging
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from pydantic import JsonValue
 
-from ava_pipeline.collect.call_checks import CallChecks, StepCall
+from ava_pipeline.collect.call_checks import BatchCount, CallChecks, check_values
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.measures import make_measures, read_measures
-from ava_pipeline.collect.measures.measure import Measure
-from ava_pipeline.collect.staging import staging_for
+from ava_pipeline.collect.measures.measure import Measure, Value
+from ava_pipeline.collect.staging import Staging, staging_for
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Status
-from ava_pipeline.errors import ChannelClosedError, ChannelFullError
+from ava_pipeline.contract.tables import check_column_name
+from ava_pipeline.errors import ChannelClosedError, ChannelFullError, MisuseError
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
@@ -28,170 +32,272 @@ from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
 from ava_pipeline.write.writers import Writer
 
-MAX_WAITING = 256
+_log = logging.getLogger("ava_pipeline")
 
-
-class FindingQueue:
-    """Holds findings until the training thread comes by; the oldest give way where they are too many.
-
-    Args:
-        wake: a weak reference to what is called after each one.
-    """
-
-    def __init__(self, wake: Callable[[], Callable[[], None] | None]) -> None:
-        self._wake = wake
-        self._waiting: deque[Finding] = deque(maxlen=MAX_WAITING)
-        self._due: deque[tuple[Callable[[Finding], object], Finding]] = deque()
-        self._callbacks: list[Callable[[Finding], object]] = []
-
-    def register(self, callback: Callable[[Finding], object]) -> None:
-        """Tell `callback` too."""
-        self._callbacks.append(callback)
-
-    def put(self, finding: Finding) -> None:
-        """Take a finding; called in the background thread."""
-        self._waiting.append(finding)
-        self._wake_up()
-
-    def deliver(self) -> None:
-        """Call the functions; what one of them raises is raised, and what the others were still to hear waits on."""
-        while self._due or self._waiting:
-            if not self._due:
-                finding = self._waiting.popleft()
-                self._due.extend((callback, finding) for callback in self._callbacks)
-                continue
-            callback, finding = self._due.popleft()
-            try:
-                callback(finding)
-            except BaseException:
-                self._wake_up()
-                raise
-
-    def _wake_up(self) -> None:
-        wake = self._wake()
-        if wake is not None:
-            wake()
+MAX_WAITING_FINDINGS = 256
 
 
 class Recorder:
-    """Turns calls of `step` into pending rows and hands them to the worker that it started.
+    """Turns calls of `step` into pending rows and hands them to a worker, which the first of them starts.
 
     Args:
-        watched: what is measured.
-        moments: takes the pass over the gradients.
-        notices: looks at each step for what cannot be right.
-        config: how it is written.
+        targets: what is measured; the first collected step adds the names of the user's values.
+        config: what is collected and how it is written.
         output_dir: the run directory.
-        log: where to tell what happens.
+        count: where the run is.
+        events: records what happens.
+        gradient_pass: takes the snapshots.
+        checks: checks each step for misuse.
         run_info: the user's own facts.
-        on_finding: told of every warning sign, in the background thread.
+        findings: takes every warning sign, in the background thread.
         measures: the user's own, beside the built-in ones.
         writers: the user's own, beside the formats of the config.
+
+    Attributes:
+        is_closed: whether `close` was called.
+        is_child: whether this process is a forked child; then nothing is recorded here.
     """
 
-    def __init__(  # noqa: PLR0913  # the one place where everything meets
+    def __init__(  # noqa: PLR0913  # everything that a row needs meets here
         self,
-        watched: TrainingTargets,
+        targets: TrainingTargets,
         config: TelemetryConfig,
         output_dir: Path,
-        log: EventLog,
+        count: BatchCount,
+        events: EventLog,
         *,
-        moments: GradientPass,
-        notices: CallChecks,
+        gradient_pass: GradientPass,
+        checks: CallChecks,
         run_info: Mapping[str, JsonValue],
-        on_finding: Callable[[Finding], None],
+        findings: "FindingQueue",
         measures: Sequence[type[Measure]] = (),
         writers: Sequence[type[Writer]] = (),
     ) -> None:
-        self._moments = moments
-        self._notices = notices
-        self._value_names = watched.value_names
-        self._measures = make_measures(measures, watched, on_failure=log.fail)
-        self._staging = staging_for(watched.device)
+        self._targets = targets
+        self._config = config
+        self._output_dir = output_dir
+        self._count = count
+        self._events = events
+        self._gradient_pass = gradient_pass
+        self._checks = checks
+        self._run_info = run_info
+        self._findings = findings
+        self._own_measures = measures
+        self._own_writers = writers
         self._is_strict = config.on_error == "raise"
-        self._log = log
         self._channel: Channel[PendingStep] = Channel(
             config.max_pending_rows, on_full=config.on_full, block_timeout_s=config.block_timeout_s
         )
-        facts = RunFacts(
-            groups=watched.described_groups(),
-            collect_every_n=config.collect_every_n,
-            resumed_from=watched.resumed_from,
-            run_info=run_info,
-            device=_device_name(watched.device),
-            thresholds=config.signs.model_dump(exclude_defaults=True),
-        )
-        watch = OnlineSigns(facts.groups, config.signs, log, on_finding) if config.signs.on_line else None
-        files = RunWriter(
-            output_dir,
-            self._measures,
-            facts,
-            log,
-            formats=config.formats,
-            writers=writers,
-            fsync=config.fsync,
-            watch=watch,
-        )
-        self._worker = Worker(self._channel, files, log, flush_interval_s=config.flush_interval_s)
-        self._worker.start()
+        self._value_names: tuple[str, ...] = ()
+        self._measures: list[Measure] = []
+        self._staging: Staging
+        self._worker: Worker | None = None
+        self.is_closed = False
+        self.is_child = False
+        _recorders.add(self)
 
-    def record(self, call: StepCall) -> None:
-        """Measure, stage and hand over; where there is no room, the step is counted as dropped.
+    def record(self, values: Mapping[str, Value], sample_ids: Sequence[object] | None) -> None:
+        """Measure a step, stage the numbers and hand them over; if the channel is full, count the step as dropped.
 
         Raises:
-            Exception: whatever a measure raised, under `on_error="raise"`; else it costs the step.
+            MisuseError: the recorder is closed, or a value is not a scalar.
+            WriteError: rows could not be written, and `on_error="raise"`.
+            Exception: any error of a measure under `on_error="raise"`; otherwise it costs the step.
         """
-        # What is full or closed is counted by the channel and told by the worker, as one event a gap.
+        if self.is_closed:
+            raise MisuseError("step() was called after close(): make a new collector, or close after the last step.")
+        self.raise_first_error()
+        check_values(values)
+        count = self._count
+        is_deferred = count.batch_idx != count.next_row
+        count.schedule_row()
+        if self._worker is None:
+            self._worker = self._start(values)
+        # The channel counts what it refuses, and the worker records each gap as one event.
         with suppress(ChannelFullError, ChannelClosedError):
-            self._channel.reserve(call.batch_idx, call.epoch)
+            self._channel.reserve(count.batch_idx, count.epoch)
             try:
-                row = self._measure(call)
+                step = self._measure(values, sample_ids, is_deferred=is_deferred)
             except Exception as error:
-                self._channel.drop(call.batch_idx, call.epoch)
+                self._channel.drop(count.batch_idx, count.epoch)
                 if self._is_strict:
                     raise
-                self._log.fail(error, "a step could not be measured")
+                self._events.fail(error, "a step could not be measured")
                 return
-            self._channel.offer(row, call.batch_idx, call.epoch)
+            self._channel.offer(step, count.batch_idx, count.epoch)
 
-    def _measure(self, call: StepCall) -> PendingStep:
-        moment = self._moments.take(call.values, call.batch_idx)
-        self._notices.look(moment, call, value_names=self._value_names)
-        readings = read_measures(self._measures, moment, is_strict=self._is_strict)
+    def _measure(
+        self, values: Mapping[str, Value], sample_ids: Sequence[object] | None, *, is_deferred: bool
+    ) -> PendingStep:
+        count = self._count
+        snapshot = self._gradient_pass.take(values, count.batch_idx)
+        self._checks.check(snapshot, self._value_names)
+        readings = read_measures(self._measures, snapshot, is_strict=self._is_strict)
         return PendingStep(
-            batch_idx=call.batch_idx,
-            epoch=call.epoch,
+            batch_idx=count.batch_idx,
+            epoch=count.epoch,
             staged=self._staging.stage(readings),
-            layouts=tuple(one.layout for one in readings),
-            is_deferred=call.is_deferred,
-            sample_ids=call.sample_ids,
+            layouts=tuple(reading.layout for reading in readings),
+            is_deferred=is_deferred,
+            sample_ids=sample_ids,
         )
 
+    def _start(self, values: Mapping[str, Value]) -> Worker:
+        for name in values:
+            check_column_name(name)
+        targets = replace(self._targets, value_names=tuple(values), resumed_from=self._count.resumed_from)
+        self._checks.check_optimizers()
+        measures = make_measures(self._own_measures, targets, on_failure=self._events.fail)
+        config = self._config
+        facts = RunFacts(
+            groups=targets.described_groups(),
+            collect_every_n=config.collect_every_n,
+            resumed_from=targets.resumed_from,
+            run_info=self._run_info,
+            device=_device_name(targets.device),
+            thresholds=config.signs.model_dump(exclude_defaults=True),
+        )
+        signs = None
+        if config.signs.on_line:
+            signs = OnlineSigns(facts.groups, config.signs, self._events, self._findings.put)
+        files = RunWriter(
+            self._output_dir,
+            measures,
+            facts,
+            self._events,
+            formats=config.formats,
+            writers=self._own_writers,
+            fsync=config.fsync,
+            watch=signs,
+        )
+        self._value_names = targets.value_names
+        self._measures = measures
+        self._staging = staging_for(targets.device)
+        worker = Worker(self._channel, files, self._events, flush_interval_s=config.flush_interval_s)
+        worker.start()
+        return worker
+
+    def raise_first_error(self) -> None:
+        """Raise the first error of the background thread, once, under `on_error="raise"`.
+
+        Raises:
+            WriteError: rows could not be written.
+        """
+        error = self._events.first_error
+        if self._is_strict and error is not None:
+            self._events.first_error = None
+            raise error
+
     def flush(self, timeout_s: float | None) -> bool:
-        """Wait until every row so far is written."""
-        return self._channel.flush(timeout_s)
+        """Wait until every row so far is written; False if the time is up first."""
+        is_done = self._worker is None or self.is_child or self._channel.flush(timeout_s)
+        self.raise_first_error()
+        return is_done
 
     def stats(self) -> TelemetryStats:
-        """The counters."""
-        return self._channel.stats()
+        """The counters; zeros in a forked child."""
+        return TelemetryStats() if self.is_child else self._channel.stats()
 
     def close(self, timeout_s: float | None, status: Status, error: str | None) -> TelemetryStats:
-        """Write what waits and end the worker."""
-        return self._worker.close(timeout_s, status, error)
+        """Write what waits and end the worker; until it `has_ended`, closing again waits again."""
+        if self.is_child or (self.is_closed and self.has_ended):
+            return self.stats()
+        self._checks.close()
+        if status == "finished":
+            self._warn_if_nothing_was_due()
+        self.is_closed = True
+        self._count.finish()
+        if self._worker is not None:
+            self._worker.close(timeout_s, status, error)
+        return self.stats()
 
     @property
     def has_ended(self) -> bool:
-        """Whether the worker has finished the files and is gone."""
-        return self._worker.has_ended
+        """Whether the worker has finished the files, or was never started; in a forked child nobody knows."""
+        return not self.is_child and (self._worker is None or self._worker.has_ended)
 
-    def abandon(self) -> None:
-        """Let the worker finish by itself: nobody waits for it."""
+    def abandon(self) -> bool:
+        """Let the worker finish alone, since its collector is gone.
+
+        Returns:
+            Whether the collector should have been closed.
+        """
+        self._checks.close()
+        if self._worker is None or self.is_closed or self.is_child:
+            return False
         self._channel.close()
+        return True
 
-    def forget(self) -> None:
-        """In a forked child: everything here belongs to the parent."""
-        self._worker.forget()
+    def become_child(self) -> None:
+        """After a fork: the files, the thread, the locks and the errors belong to the parent."""
+        self.is_child = True
+        self._events.first_error = None
+        self._count.stop()
+        if self._worker is not None:
+            self._worker.forget()
+
+    def _warn_if_nothing_was_due(self) -> None:
+        """Warn if the whole run was too short for a row; no event would say so, since no file is open."""
+        num_batches, every = self._count.batch_idx, self._config.collect_every_n
+        if 0 < num_batches < every == self._count.next_row:
+            _log.warning(
+                "telemetry of %s: no row was recorded, because the run had %d batches and collect_every_n is %d. "
+                "Lower collect_every_n to %d or less.",
+                self._output_dir,
+                num_batches,
+                every,
+                num_batches,
+            )
+
+
+class FindingQueue:
+    """Holds findings until the training thread's next `step`; if too many wait, the oldest are dropped.
+
+    Args:
+        count: is told to make the next `step` deliver them.
+    """
+
+    def __init__(self, count: BatchCount) -> None:
+        self._count = count
+        self._waiting: deque[Finding] = deque(maxlen=MAX_WAITING_FINDINGS)
+        self._calls: deque[tuple[Callable[[Finding], object], Finding]] = deque()
+        self._callbacks: list[Callable[[Finding], object]] = []
+
+    def register(self, callback: Callable[[Finding], object]) -> None:
+        """Deliver findings to `callback` too."""
+        self._callbacks.append(callback)
+
+    def put(self, finding: Finding) -> None:
+        """Add a finding; called in the background thread."""
+        self._waiting.append(finding)
+        self._count.wake()
+
+    def deliver(self) -> None:
+        """Call every callback with every finding; after one that raises, the next `deliver` makes the other calls."""
+        while self._calls or self._waiting:
+            if not self._calls:
+                finding = self._waiting.popleft()
+                self._calls.extend((callback, finding) for callback in self._callbacks)
+                continue
+            callback, finding = self._calls.popleft()
+            try:
+                callback(finding)
+            except BaseException:
+                self._count.wake()
+                raise
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
+
+
+_recorders: "weakref.WeakSet[Recorder]" = weakref.WeakSet()
+
+
+def _in_forked_child() -> None:
+    for recorder in _recorders:
+        recorder.become_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)

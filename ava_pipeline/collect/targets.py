@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import nn
@@ -17,11 +18,13 @@ class TrainingTargets:
 
     Attributes:
         parameters: every parameter of the model, once, in the model's order.
-        names: their names, one each.
-        groups: column -> the parameters behind it, by name; the first is `overall`.
+        names: the name of each.
+        groups: column -> the names of the parameters behind it; the first is `overall`.
         optimizers: by name, in the user's order.
-        value_names: names of the user's values.
+        value_names: names of the user's values, known at the first collected step.
         resumed_from: last batch of the checkpoint; 0 for a fresh start.
+        is_reduced: whether the backward pass already brings the gradients of several processes together.
+        is_sharded: whether each process holds only a part of every gradient.
     """
 
     parameters: tuple[nn.Parameter, ...]
@@ -30,10 +33,25 @@ class TrainingTargets:
     optimizers: Mapping[str, Optimizer]
     value_names: tuple[str, ...] = ()
     resumed_from: int = 0
+    is_reduced: bool = False
+    is_sharded: bool = False
+
+    @classmethod
+    def of(cls, model: nn.Module, groups: Mapping[str, Group], optimizers: Mapping[str, Optimizer]) -> Self:
+        """The targets of a model, wrapped or not."""
+        named = named_parameters(model)
+        return cls(
+            parameters=tuple(named.values()),
+            names=tuple(named),
+            groups=groups,
+            optimizers=optimizers,
+            is_reduced=is_parallel(model),
+            is_sharded=is_sharded(model),
+        )
 
     @property
     def device(self) -> torch.device:
-        """Where the numbers come together: the first accelerator that holds a parameter, else the CPU."""
+        """The device that collects the numbers: the first accelerator that holds a parameter, else the CPU."""
         devices = [parameter.device for parameter in self.parameters]
         return next((device for device in devices if device.type != "cpu"), devices[0])
 
@@ -43,7 +61,7 @@ class TrainingTargets:
         return {column: tuple(place[name] for name in group.parameters) for column, group in self.groups.items()}
 
     def optimizer_of(self) -> tuple[Optimizer | None, ...]:
-        """The optimizer that steps each parameter; None where none does."""
+        """For each parameter the optimizer that steps it, or None."""
         owners = {
             id(parameter): optimizer
             for optimizer in self.optimizers.values()
@@ -53,53 +71,71 @@ class TrainingTargets:
         return tuple(owners.get(id(parameter)) for parameter in self.parameters)
 
     def described_groups(self) -> dict[str, Group]:
-        """The groups, with what is known of them now: whether anything in them is trained, and by which rates."""
+        """The groups with their present state: whether any of their parameters is trained, and by which rates."""
         parameters = dict(zip(self.names, self.parameters, strict=True))
         rates = self._rates_of()
         return {
             column: group.model_copy(
                 update={
                     "trainable": any(parameters[name].requires_grad for name in group.parameters),
-                    "learning_rates": _distinct(rates.get(id(parameters[name])) for name in group.parameters),
+                    "learning_rates": _rate_columns(rates.get(id(parameters[name])) for name in group.parameters),
                 }
             )
             for column, group in self.groups.items()
         }
 
     def _rates_of(self) -> dict[int, int]:
-        """Place of each parameter's group among those of all optimizers, by the parameter's id."""
+        """Id of each parameter -> the place of its optimizer group among those of all optimizers."""
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         return {id(parameter): place for place, group in enumerate(groups) for parameter in group["params"]}
 
 
-def _distinct(places: Iterable[int | None]) -> tuple[str, ...]:
+def _rate_columns(places: Iterable[int | None]) -> tuple[str, ...]:
     return tuple(rate_column(place) for place in sorted({place for place in places if place is not None}))
 
 
 def rate_column(place: int) -> str:
-    """The column of the learning rate of one optimizer group."""
+    """The column of one optimizer group's learning rate."""
     return f"lr_group_{place}"
 
 
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter once, under the name it has without wrappers.
+def optimizers_by_name(optimizer: Optimizer | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
+    """One optimizer or a mapping of them, as a mapping.
 
-    `torch.compile` (`_orig_mod.`) and `DistributedDataParallel` (`module.`) are seen through.
+    Raises:
+        GroupsError: the mapping is empty, a value is not an optimizer, or an optimizer has no parameter groups.
+    """
+    optimizers: dict[str, Optimizer] = dict(optimizer) if isinstance(optimizer, Mapping) else {"optimizer": optimizer}
+    for name, value in optimizers.items():
+        if not isinstance(value, Optimizer):
+            raise GroupsError(
+                f"optimizer {name!r} is a {type(value).__name__}: give a torch.optim.Optimizer, "
+                "or a mapping name -> optimizer."
+            )
+        if not value.param_groups:
+            raise GroupsError(f"optimizer {name!r} has no parameter groups, so there is no learning rate to record.")
+    if not optimizers:
+        raise GroupsError("The mapping of optimizers is empty: give at least one torch.optim.Optimizer.")
+    return optimizers
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter once, by the name it has without the wrappers of `torch.compile` and DistributedDataParallel.
 
     Raises:
         GroupsError: the model has no parameters.
     """
-    found = {plain_name(name, model): parameter for name, parameter in model.named_parameters()}
-    if not found:
+    parameters = {plain_name(name, model): parameter for name, parameter in model.named_parameters()}
+    if not parameters:
         raise GroupsError(
             f"{type(model).__name__} has no parameters, so there are no gradients to measure. "
             "Give the collector the module that is being trained."
         )
-    return found
+    return parameters
 
 
 def plain_name(name: str, model: nn.Module) -> str:
-    """A parameter's or module's name as the model inside the wrappers knows it."""
+    """A parameter's or module's name in the model inside the wrappers (without `_orig_mod.` and `module.`)."""
     name = name.replace("_orig_mod.", "")
     return name.removeprefix("module.") if is_parallel(model) else name
 
@@ -111,32 +147,13 @@ def is_parallel(model: nn.Module) -> bool:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FullyShardedDataParallel is in it, which leaves plain tensors that are a rank's part of a gradient."""
+    """Whether the model contains FullyShardedDataParallel, whose plain gradients are one rank's part each."""
     return any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile` and DistributedDataParallel, in whatever order they were put on."""
+    """The model inside `torch.compile` and DistributedDataParallel, nested in any order."""
     inner = getattr(model, "_orig_mod", model)
     if is_parallel(inner):
         inner = inner.module
     return model if inner is model else unwrap(inner)
-
-
-def optimizers_by_name(optimizer: Optimizer | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
-    """One optimizer or a mapping of them, as a mapping.
-
-    Raises:
-        GroupsError: there is none, or one has no parameter groups.
-    """
-    found: dict[str, Optimizer] = dict(optimizer) if isinstance(optimizer, Mapping) else {"optimizer": optimizer}
-    for name, one in found.items():
-        if not isinstance(one, Optimizer):
-            raise GroupsError(
-                f"optimizer {name!r} is a {type(one).__name__}: give a torch.optim.Optimizer, or a mapping name -> one."
-            )
-        if not one.param_groups:
-            raise GroupsError(f"optimizer {name!r} has no parameter groups, so there is no learning rate to record.")
-    if not found:
-        raise GroupsError("An empty mapping of optimizers was given: give at least one torch.optim.Optimizer.")
-    return found

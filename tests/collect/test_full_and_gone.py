@@ -215,8 +215,7 @@ class TestRaise:
         model, optimizer = tiny()
         telemetry = TelemetryCollector(model, optimizer, tmp_path / "file" / "run", collect_every_n=1, on_error="raise")
         train(telemetry, model, optimizer, 1)
-        assert telemetry._recorder is not None
-        assert telemetry._recorder.flush(SOON_S)
+        assert telemetry._recorder._channel.flush(SOON_S)
         yield telemetry
         assert telemetry.flush(SOON_S)
         assert telemetry.close() == TelemetryStats(collected=1, failed=1)

@@ -243,7 +243,7 @@ class TestMisuse:
     def test_no_optimizer(self, tmp_path: Path) -> None:
         """There is no rate to record."""
         model, optimizer = tiny()
-        with pytest.raises(GroupsError, match="empty mapping"):
+        with pytest.raises(GroupsError, match="mapping of optimizers is empty"):
             TelemetryCollector(model, {}, tmp_path)
         optimizer.param_groups.clear()
         with pytest.raises(GroupsError, match="no parameter groups"):

@@ -8,15 +8,23 @@ import pytest
 import torch
 
 from ava_pipeline import TelemetryCollector, open_run
-from ava_pipeline.collect.predictions import PredictionFiles
+from ava_pipeline.collect.call_checks import BatchCount
+from ava_pipeline.collect.predictions import MAX_WAITING_BYTES, PredictionFiles
 from ava_pipeline.contract import parquet
+from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.errors import PredictionsError
+from ava_pipeline.write.event_log import EventLog
 from tests.collect.models import tiny, train
 
 pytestmark = pytest.mark.timeout(60)
 
 ROWS = pa.table({"image_id": [1, 2, 3]})
+
+
+def files_of(root: Path, max_bytes: int = MAX_WAITING_BYTES) -> PredictionFiles:
+    """The files of predictions of a run directory."""
+    return PredictionFiles(RunLayout(root), EventLog(root), BatchCount(1), max_bytes=max_bytes)
 
 
 def validate(telemetry: TelemetryCollector, epoch: int, image_id: int) -> None:
@@ -59,7 +67,7 @@ def test_what_cannot_be_written_at_the_end_either_is_named(tmp_path: Path, caplo
     (tmp_path / "file").write_text("in the way")
     lost, saved = tmp_path / "file" / "val_epoch_000.parquet", tmp_path / "late" / "val_epoch_001.parquet"
     saved.parent.write_text("in the way")
-    kept = PredictionFiles()
+    kept = files_of(tmp_path)
     for path in (lost, saved):
         with pytest.raises(PredictionsError, match=r"kept in memory, and close\(\) tries again"):
             kept.write(path, ROWS)
@@ -72,10 +80,10 @@ def test_what_cannot_be_written_at_the_end_either_is_named(tmp_path: Path, caplo
 def test_no_more_is_kept_than_memory_permits(tmp_path: Path) -> None:
     """A disk that is full for a hundred epochs does not fill the memory."""
     (tmp_path / "file").write_text("in the way")
-    kept = PredictionFiles(max_bytes=ROWS.nbytes)
+    kept = files_of(tmp_path, max_bytes=ROWS.nbytes)
     with pytest.raises(PredictionsError, match="kept in memory"):
         kept.write(tmp_path / "file" / "val_epoch_000.parquet", ROWS)
-    with pytest.raises(PredictionsError, match="these are gone"):
+    with pytest.raises(PredictionsError, match="these rows are lost"):
         kept.write(tmp_path / "file" / "val_epoch_001.parquet", ROWS)
     with pytest.raises(PredictionsError, match="kept in memory"):
         kept.write(tmp_path / "file" / "val_epoch_000.parquet", ROWS)
@@ -84,7 +92,7 @@ def test_no_more_is_kept_than_memory_permits(tmp_path: Path) -> None:
 def test_an_epoch_whose_new_predictions_the_disk_refuses_keeps_its_old_ones(tmp_path: Path) -> None:
     """Whatever is refused, writing the file or setting the older one aside; the new ones follow when it works."""
     path = tmp_path / "predictions" / "val_epoch_000.parquet"
-    kept, newer = PredictionFiles(), pa.table({"image_id": [4]})
+    kept, newer = files_of(tmp_path), pa.table({"image_id": [4]})
     kept.write(path, ROWS)
     for in_the_way in (path.with_name(f"{path.name}.partial") / "inside", path.parent / "superseded"):
         in_the_way.parent.mkdir(exist_ok=True)
@@ -106,7 +114,7 @@ def test_predictions_that_read_back_other_than_written_wait_for_close(
 ) -> None:
     """A disk that lies once is asked again."""
     path = tmp_path / "predictions" / "val_epoch_000.parquet"
-    kept = PredictionFiles()
+    kept = files_of(tmp_path)
     with monkeypatch.context() as lying:
         lying.setattr(parquet, "same_rows", lambda *_: False)
         with pytest.raises(PredictionsError, match=r"reads back other than .* kept in memory, and close"):
@@ -142,7 +150,7 @@ def test_what_was_kept_is_not_written_outside_the_run_either(tmp_path: Path, cap
     (tmp_path / "outside").mkdir()
     folder.parent.mkdir()
     folder.write_text("in the way")
-    kept = PredictionFiles()
+    kept = files_of(folder.parent)
     with pytest.raises(PredictionsError, match="kept in memory"):
         kept.write(folder / "val_epoch_000.parquet", ROWS)
     folder.unlink()

@@ -117,7 +117,7 @@ def test_a_wrong_shape_is_refused_at_once(tmp_path: Path, pred: tuple[int, ...],
 def test_ids_that_cannot_be_kept_are_refused_at_once(tmp_path: Path, ids: Any) -> None:
     """Before a whole epoch was predicted."""
     with (
-        pytest.raises(MisuseError, match="64-bit integers or texts"),
+        pytest.raises(MisuseError, match="64-bit integers or strings"),
         collector(tmp_path).val_predictions(0) as predictions,
     ):
         predictions.add(ids, softmaxed(2), VOTES)
@@ -128,7 +128,7 @@ def test_what_is_no_tensor_is_refused_at_once(tmp_path: Path, given: Any) -> Non
     """As predictions and as truth."""
     for name, arguments in (("pred_dist", (given, VOTES)), ("gt", (softmaxed(2), given))):
         with (
-            pytest.raises(MisuseError, match=f"{name} is a {type(given).__name__} that is no tensor"),
+            pytest.raises(MisuseError, match=f"{name} is a {type(given).__name__} and cannot be made a tensor"),
             collector(tmp_path).val_predictions(0) as predictions,
         ):
             predictions.add([1, 2], *arguments)

@@ -299,7 +299,7 @@ Path(sys.argv[1]).touch()
 model, telemetry = collector(on_error="raise")
 backward(model)
 telemetry.step()
-telemetry._recorder.flush(20)
+telemetry._recorder._channel.flush(20)
 child = os.fork()
 if child == 0:
     assert telemetry.flush()

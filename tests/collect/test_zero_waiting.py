@@ -98,7 +98,7 @@ def test_a_collected_step_waits_for_nothing(
 
 def test_predictions_on_the_device_are_taken_without_waiting(fake_cuda: NoWaiting) -> None:
     """Ids too: all is read when the block ends."""
-    taken = EpochPredictions(Path("unused"), is_written=lambda: False, write=print, on_trouble=print)
+    taken = EpochPredictions(Path("unused"), is_written=lambda: False, write=print, report=print)
     taken.add(torch.arange(2, device="cuda"), torch.empty(2, 10, device="cuda"), torch.empty(2, 10, device="cuda"))
 
 
@@ -136,7 +136,7 @@ WAYS = [item, cpu, truth, copied, sent, asked]
 PATH: list[tuple[Any, str]] = [
     (GradientPass, "take"),
     (gradient_pass, "scaler_state"),
-    (CallChecks, "look"),
+    (CallChecks, "check"),
     *((measure, "read") for measure in BUILT_IN_MEASURES),
     (DeviceStaging, "stage"),
     (Clipping, "clip"),

@@ -1,4 +1,4 @@
-"""What reaches the disk, in order: the calls that write, sync and rename, each with the name concerned."""
+"""Records the calls that write, sync and rename files, in order."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ Calls = list[tuple[str, str]]
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """The calls from now on, of this process: `("write" | "sync" | "rename", name)`."""
+    """Record the calls of this process from now on: `("write" | "sync" | "rename", file name)`."""
     calls: Calls = []
     fsync, pwrite, replace = os.fsync, os.pwrite, os.replace
 

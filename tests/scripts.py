@@ -1,4 +1,4 @@
-"""Scripts in a process of their own, with a hard deadline: one that hangs says where, in every thread, and ends."""
+"""Run scripts in a process of their own with a hard deadline: one that hangs prints all stacks and ends."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 DEADLINE_S = 150
 ROOT = Path(__file__).parents[1]
 
-# An alarm, and not faulthandler's own timer: that one's thread is missing in a forked child, whose end waits for it.
+# An alarm instead of faulthandler's timer: in a forked child the timer's thread is missing, and its end waits for it.
 DEADLINE = """
 import faulthandler, signal
 faulthandler.register(signal.SIGALRM, chain=True)
@@ -17,7 +17,7 @@ signal.alarm({deadline_s})
 
 
 def with_deadline(script: str, deadline_s: int = DEADLINE_S) -> str:
-    """The script, ending with every thread's stack on stderr where it takes longer."""
+    """The script with a deadline, at which it prints the stack of every thread on stderr and ends."""
     return DEADLINE.format(deadline_s=deadline_s) + script
 
 
@@ -28,9 +28,9 @@ def run_script(
 
     Args:
         script: Python.
-        *arguments: from `sys.argv[1]` on.
-        deadline_s: when it is ended with all stacks dumped.
-        code: the exit status expected; that of a signal is negative.
+        *arguments: `sys.argv[1:]` of the script.
+        deadline_s: after which it prints all stacks and ends.
+        code: the expected exit status; negative for a signal.
     """
     done = subprocess.run(
         [sys.executable, "-c", with_deadline(script, deadline_s), *map(str, arguments)],

@@ -158,7 +158,8 @@ def _read_csv(path: Path) -> tuple[int, list[Finding], bytes]:
     damage = []
     if bad_lines:
         number, text = bad_lines[0]
-        message = f"{len(bad_lines)} lines do not begin with a batch; the first is {text!r}."
+        verb = "line does" if len(bad_lines) == 1 else "lines do"
+        message = f"{len(bad_lines)} {verb} not begin with a batch; the first is {text!r}."
         damage.append(with_place(_file_error("files.line", path, message, line=number), free_place(path)))
     end = b"" if end.endswith(b"\n") else end
     if end:

@@ -101,7 +101,9 @@ class Recovery:
     def to_text(self) -> str:
         """For a person: a line per file, its losses below it, the notes and a summary."""
         lines = [line for files in self.tables.values() for file in files for line in self._lines(file)]
-        outcome = "nothing is lost" if self.is_complete else f"{len(self.lost)} parts of files are lost"
+        num_lost = len(self.lost)
+        parts = "1 part of a file is" if num_lost == 1 else f"{num_lost} parts of files are"
+        outcome = "nothing is lost" if self.is_complete else f"{parts} lost"
         summary = f"{self.run}: {outcome}{'; nothing was changed.' if self.is_dry else '.'}"
         return "\n".join([*lines, *self.notes, summary])
 

@@ -1,1 +1,1 @@
-"""Small runs as each schema version wrote them, and the script that writes those of the current one."""
+"""Small runs as each schema version wrote them, and the script that writes those of the current version."""

@@ -1,6 +1,6 @@
-"""Write small runs, as this version does: `python -m tests.golden.make` fills tests/golden/v<schema version>.
+"""Write small runs with this version: `python -m tests.golden.make` fills tests/golden/v<schema version>.
 
-Runs that lie there already are kept as they are: they are what older code wrote, and readers must go on reading them.
+Existing runs are kept: older code wrote them, and readers must still read them.
 """
 
 import os
@@ -28,7 +28,7 @@ _TORN_BYTES = 7
 
 
 def attempt(root: Path, num_batches: int, *, resumed_from: int = 0, is_killed: bool = False, **settings: Any) -> None:
-    """Train a small model from a batch on, and close or be killed."""
+    """Train a small model from a batch on, then close or be killed."""
     sys.argv = ["train.py"]
     torch.manual_seed(resumed_from)
     model = SmallModel()
@@ -73,20 +73,20 @@ def trained(root: Path) -> None:
 
 
 def resumed(root: Path) -> None:
-    """Killed at batch 12 and resumed behind batch 6: three rows are set aside."""
+    """Killed at batch 12 and resumed after batch 6: three rows are superseded."""
     _in_a_process(root, num_batches=12, is_killed=True)
     _in_a_process(root, num_batches=8, resumed_from=6)
 
 
 def crashed(root: Path) -> None:
-    """Killed, its rows in journals and its CSV files torn."""
+    """Killed, with its rows in journals and incomplete last lines in its CSV files."""
     _in_a_process(root, num_batches=12, is_killed=True)
     for path in sorted((root / "telemetry").glob("*.csv")):
         os.truncate(path, path.stat().st_size - _TORN_BYTES)
 
 
 def changed_columns(root: Path) -> None:
-    """Resumed with a group less and a group more."""
+    """Resumed with one group removed and another added."""
     _in_a_process(root, num_batches=8, groups={"first": "backbone.0.*", "second": "backbone.2.*"})
     _in_a_process(root, num_batches=8, resumed_from=8, groups={"first": "backbone.0.*", "last": "mlp_head.3.*"})
 
@@ -104,12 +104,12 @@ def _in_a_process(root: Path, **arguments: Any) -> None:
 
 
 def _anywhere() -> Any:
-    """Nothing of the machine that they were made on stands in the files."""
+    """Keep the name of this machine out of the files."""
     return mock.patch.object(platform, "node", return_value="example")
 
 
 def main(folder: Path = FOLDER / f"v{SCHEMA_VERSION}") -> None:
-    """Write those runs that are not there yet."""
+    """Write the runs that are missing."""
     for make in RUNS:
         root = folder / make.__name__
         if not root.exists():
@@ -118,7 +118,7 @@ def main(folder: Path = FOLDER / f"v{SCHEMA_VERSION}") -> None:
 
 
 def _check(root: Path) -> None:
-    """A run is only worth keeping where nothing went wrong in it."""
+    """Refuse a run in which something went wrong."""
     problems = [one for one in validate_run(root) if one.severity == "error"]
     dropped = [one.counters for one in open_run(root).manifest.attempts if one.counters.dropped or one.counters.failed]
     if problems or dropped:

@@ -27,19 +27,19 @@ def num_rows(run: Path) -> dict[str, int]:
 
 
 def errors(run: Path) -> list[str]:
-    """What validation finds that counts; that a run was killed is none."""
+    """Findings of validation, except infos such as that the run was killed."""
     return [str(one) for one in validate_run(run) if one.severity != "info"]
 
 
 @golden
 def test_an_older_run_validates(run: Path) -> None:
-    """Nothing that was right when it was written became wrong."""
+    """A run that was valid when it was written is still valid."""
     assert errors(run) == []
 
 
 @golden
 def test_an_older_run_is_read(run: Path) -> None:
-    """Every table has its rows, an attempt's and what earlier ones left behind a resume; and so have the events."""
+    """Every table has all rows of its attempts that were not superseded, and the events can be read."""
     opened = open_run(run)
     opened.events()
     counted = opened.manifest.attempts
@@ -54,7 +54,7 @@ def test_an_older_run_is_read(run: Path) -> None:
 
 @golden
 def test_an_older_run_is_recovered(run: Path, tmp_path: Path) -> None:
-    """On a copy: no row is lost, nothing is left over, and it is valid behind it."""
+    """On a copy: no row is lost, no journal is left, and the run is valid."""
     copy = shutil.copytree(run, tmp_path / "run")
     before = num_rows(copy)
     recover_run(copy)
@@ -64,7 +64,7 @@ def test_an_older_run_is_recovered(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_current_version_has_its_runs() -> None:
-    """A new schema version comes with runs of its own."""
+    """A new schema version needs runs of its own."""
     names = {path.name for path in GOLDEN if path.parent.name == f"v{SCHEMA_VERSION}"}
     assert names == {make.__name__ for make in RUNS}
     assert sum(path.stat().st_size for path in FOLDER.rglob("v*/**/*") if path.is_file()) < _MAX_BYTES

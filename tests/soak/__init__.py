@@ -1,1 +1,1 @@
-"""A long test: rows are fed for a time while the disk fails at random and processes are killed."""
+"""A long test: rows are written while the disk fails at random and processes are killed."""

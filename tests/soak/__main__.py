@@ -1,4 +1,4 @@
-"""`python -m tests.soak --duration-s 600`: exit status 0 where nothing broke, 1 with what did."""
+"""`python -m tests.soak --duration-s 600`: exit status 0 if nothing broke, else 1 with a list."""
 
 import argparse
 import json
@@ -23,15 +23,15 @@ _SHARE_KILLED = 0.7
 
 
 def soak(folder: Path, duration_s: float, seed: int) -> tuple[list[str], Counter[str]]:
-    """Feed a run in one long life, and beside it another one in many short lives, most of them killed.
+    """Write a run in one long process, and beside it another in many short processes, most of them killed.
 
     Args:
         folder: for the two runs; new.
-        duration_s: how long.
-        seed: decides what happens when; not how quickly a machine comes to it.
+        duration_s: how long to write.
+        seed: of the faults and their order; their times depend on the machine.
 
     Returns:
-        What broke, and how often each thing happened.
+        What broke, and counts of what happened.
     """
     moments = random.Random(seed)  # noqa: S311  # it hides nothing
     counts: Counter[str] = Counter()
@@ -68,7 +68,7 @@ def _short_lives(root: Path, ends_s: float, moments: random.Random, counts: Coun
 
 
 def _told(pid: int, reading: int) -> dict[str, Any]:
-    """Wait for a process to end; all that it told, the latest of each."""
+    """Wait for a process to end, and return the latest value of everything it reported."""
     with os.fdopen(reading) as lines:
         told = [json.loads(line) for line in lines if line.endswith("\n")]
     os.waitpid(pid, 0)
@@ -76,7 +76,7 @@ def _told(pid: int, reading: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Soak for as long as asked."""
+    """Run the soak test for the given time."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--duration-s", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))

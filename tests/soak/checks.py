@@ -1,4 +1,4 @@
-"""What must be true of the files, whatever happened to the disk."""
+"""What must hold for the files, whatever happened to the disk."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ LOSSES = {"gap", "failed_write"}
 
 
 def broken_files(roots: Sequence[Path], last: int) -> list[str]:
-    """Look at a run whose rows may lie in several directories, since it was moved away.
+    """Check a run whose rows may be in several directories, because it was moved.
 
     Args:
         roots: the directories.
-        last: every batch up to this one must be there, or be named by an event.
+        last: every batch up to this one must be in the files or covered by an event.
 
     Returns:
-        What is wrong, a sentence each.
+        One sentence per problem.
     """
     roots = [root for root in roots if RunLayout(root).csv("norms").exists()]
     return _broken(roots, last, "norms.csv") + _broken(roots, last, "norms.parquet")
@@ -39,7 +39,7 @@ def _broken(roots: Sequence[Path], last: int, file: str) -> list[str]:
 
 
 def _csv_batches(root: Path) -> list[int]:
-    """Of whole lines: the last may be torn."""
+    """The batches of whole lines; the last line may be incomplete."""
     whole, _, _ = RunLayout(root).csv("norms").read_text().rpartition("\n")
     return [int(line.split(",")[0]) for line in whole.splitlines()[1:]]
 
@@ -50,7 +50,7 @@ def _parquet_batches(root: Path) -> list[int]:
 
 
 def _told(root: Path, file: str) -> set[int]:
-    """Batches that events say the file lacks."""
+    """Batches that events report as missing from the file."""
     path = RunLayout(root).csv("events")
     rows = csv_rows(path) if path.exists() else []
     spans = [

@@ -1,4 +1,4 @@
-"""Faults of a disk, at random moments: each lasts for a moment, and then all is well again."""
+"""Random disk faults, each of which lasts for a short time."""
 
 import errno
 import os
@@ -15,10 +15,10 @@ _TINY_BYTES = 8
 
 
 class Faults:
-    """Breaks this process's writing. `turn` is called with every batch, by the thread that feeds.
+    """Breaks the writing of this process. The feeding thread calls `turn` with every batch.
 
     Args:
-        root: the run directory, which vanishes now and then.
+        root: the run directory, which is moved away now and then.
         moments: decides what happens when.
         kinds: of `KINDS`, that may happen.
     """
@@ -37,7 +37,7 @@ class Faults:
         os.pwrite = self._write  # type: ignore[assignment]  # telemetry writes from memory views only
 
     def turn(self) -> None:
-        """End what has lasted long enough, or begin something."""
+        """End a fault that has lasted long enough, or begin one."""
         if self.active is not None:
             if time.monotonic() >= self._ends_s:
                 self.end()
@@ -45,7 +45,7 @@ class Faults:
             self._begin(self._moments.choice(self._kinds))
 
     def end(self) -> None:
-        """All is well again."""
+        """End every fault."""
         self.active = None
         self._num_errors = 0
         self._is_open.set()

@@ -1,4 +1,4 @@
-"""One process that feeds a run for a time while its disk fails, and says what it finds broken at the end."""
+"""One process that writes a run while its disk fails, and reports at the end what is broken."""
 
 import faulthandler
 import gc
@@ -29,14 +29,14 @@ MAX_GROWN_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class Life:
-    """What one process is to do.
+    """The task of one process.
 
     Attributes:
         root: the run directory.
-        resumed_from: the last batch that is known to be written.
-        life_s: how long it feeds.
+        resumed_from: the last batch known to be written.
+        life_s: how long it writes.
         seed: of its faults.
-        kinds: of faults; none for a life in peace.
+        kinds: of faults; empty for none.
     """
 
     root: Path
@@ -47,10 +47,10 @@ class Life:
 
 
 def begin(life: Life) -> tuple[int, int]:
-    """Fork a process that lives this life.
+    """Fork a process that carries out this task.
 
     Returns:
-        Its pid, and a descriptor to read what it tells: a JSON object a line.
+        Its pid, and a descriptor to read its report: a JSON object per line.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -105,7 +105,7 @@ def _unbalanced(stats: TelemetryStats, *, at_the_end: bool = False) -> list[str]
 
 
 def _not_in_manifest(room: Room, stats: TelemetryStats) -> list[str]:
-    """A run that was moved away goes on in another attempt, which counts only its own steps."""
+    """A run that was moved away continues in another attempt, which counts only its own steps."""
     counted = read_manifest(room.layout.manifest).attempt.counters
     given = TelemetryStats(**counted.model_dump())
     if _unbalanced(given, at_the_end=True) or given.collected > stats.collected:
@@ -114,14 +114,14 @@ def _not_in_manifest(room: Room, stats: TelemetryStats) -> list[str]:
 
 
 def _held() -> tuple[int, int]:
-    """Resident memory in bytes, and open files."""
+    """Resident memory in bytes, and the number of open files."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE"), len(list(Path("/proc/self/fd").iterdir()))
 
 
 def _grown(before: tuple[int, int] | None) -> list[str]:
-    """Files are closed by now, so that there must be fewer of them."""
+    """What grew since `before`. Files are closed by now, so there must be fewer."""
     if before is None:
         return []
     grown_bytes, grown_files = (after - one for after, one in zip(_held(), before, strict=True))

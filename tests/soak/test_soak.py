@@ -1,4 +1,4 @@
-"""A soak of seconds: the whole of it works, and it notices what is broken."""
+"""A soak test of seconds passes, and finds what is broken."""
 
 from pathlib import Path
 
@@ -23,12 +23,12 @@ assert counts["batches"] > 0 and counts["lives"] > 0, counts
 
 
 def test_a_short_soak_finds_nothing(tmp_path: Path) -> None:
-    """Two seconds of faults and kills end with every batch written or named."""
+    """After two seconds of faults and kills, every batch is written or covered by an event."""
     run_script(SOAK, tmp_path, deadline_s=100)
 
 
 def test_a_batch_that_is_neither_written_nor_named_is_found(tmp_path: Path) -> None:
-    """A soak that sees nothing proves nothing."""
+    """A check that finds nothing in a broken run would be worthless."""
     room = Room(tmp_path)
     room.write([1, 2, 4])
     room.close()

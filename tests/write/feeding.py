@@ -1,4 +1,4 @@
-"""A run without torch: a measure of plain numbers, and the files and events that come of it."""
+"""A run without torch: a measure of plain numbers, its files and its events."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,10 +31,10 @@ NO_STEPS = TelemetryStats()
 
 
 class PlainMeasure:
-    """A measure whose numbers are the row's values already.
+    """A measure whose numbers are the values of the row.
 
     Attributes:
-        broken: batches' first values on which it raises, as a measure with a bug would.
+        broken: first values of the batches on which it raises, like a measure with a bug.
     """
 
     def __init__(self, table: Table = NORMS, columns: Sequence[str] = ("overall", "head")) -> None:
@@ -42,44 +42,44 @@ class PlainMeasure:
         self.broken: set[object] = set()
 
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Sequence[object]]:  # noqa: ARG002  # these numbers need none
-        """A column a name."""
+        """One column per name."""
         if any(one[0] in self.broken for one in numbers):
             raise ZeroDivisionError("a measure with a bug")
         return {name: [one[place] for one in numbers] for place, name in enumerate(self.run_table.run_column_names)}
 
     def events(self, rows: pa.RecordBatch) -> Iterable[Event]:
-        """What measures tell by themselves: that values are not finite."""
+        """An event for values that are not finite, as built-in measures report them."""
         return non_finite_events(rows)
 
 
 @dataclass
 class Staged:
-    """Numbers that are there already, or an error where the device failed."""
+    """Numbers that are already on the host, or the error of a failed device."""
 
     numbers: list[list[object]]
     error: Exception | None = None
 
     def read(self) -> list[Numbers]:
-        """Give the numbers."""
+        """Return the numbers."""
         if self.error is not None:
             raise self.error
         return list(self.numbers)
 
 
 def step(batch_idx: int, *values: object, sample_ids: Sequence[object] | None = None) -> PendingStep:
-    """A collected step of one measure; without values, numbers that tell the batch."""
+    """A collected step of one measure; by default, its first number is the batch."""
     numbers = list(values) or [float(batch_idx), 0.5]
     return PendingStep(batch_idx, 0, Staged([numbers]), (None,), sample_ids=sample_ids)
 
 
 def steps(batches: Iterable[int]) -> list[PendingStep]:
-    """A step a batch."""
+    """One step per batch."""
     return [step(batch) for batch in batches]
 
 
 @dataclass
 class Room:
-    """Everything behind the training thread, in one run directory."""
+    """The channel, the worker and the files of one run directory."""
 
     root: Path
     resumed_from: int = 0
@@ -100,7 +100,7 @@ class Room:
         self.worker = Worker(self.channel, self.files, self.log, flush_interval_s=self.flush_interval_s)
 
     def write(self, batches: Iterable[int]) -> None:
-        """Open the run and write a step a batch, each by itself, without a thread."""
+        """Open the run and write one step per batch, one by one, without a thread."""
         self.files.open(NO_STEPS)
         for one in steps(batches):
             assert self.files.write([one]) == 0
@@ -115,7 +115,7 @@ class Room:
 
 
 def leave_as_killed(room: Room) -> None:
-    """Let go of every file without a word in any of them, as SIGKILL does."""
+    """Close every file without finishing it, as SIGKILL does."""
     for table in room.files._tables:
         table.abandon()
     room.log.abandon()
@@ -141,10 +141,10 @@ def parquet_batches(root: Path) -> list[object]:
 
 
 def event_rows(root: Path, name: str) -> list[dict[str, object]]:
-    """The events of one name."""
+    """The events with a name."""
     return [row for row in csv_rows(RunLayout(root).csv("events")) if row["event"] == name]
 
 
 def batch_of(schema: pa.Schema, rows: Sequence[Mapping[str, object]]) -> pa.RecordBatch:
-    """Rows as writers take them."""
+    """Rows as an Arrow batch, as writers take them."""
     return pa.RecordBatch.from_pylist(list(rows), schema=schema)

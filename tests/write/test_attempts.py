@@ -1,4 +1,4 @@
-"""Attempts in one run directory: whatever was tried before, the tables hold the latest and nothing is deleted."""
+"""Attempts in one run directory: the tables hold the latest attempt, and no row is ever deleted."""
 
 import math
 from collections import Counter
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def attempt(root: Path, batches: range, *, resumed_from: int = 0, is_killed: bool = False) -> None:
-    """One attempt that writes a row a batch and is closed, or left as a kill leaves it."""
+    """Run one attempt that writes a row per batch, and close it or leave it as a kill does."""
     room = Room(root, resumed_from=resumed_from)
     room.write(batches)
     if is_killed:
@@ -43,7 +43,7 @@ def attempt(root: Path, batches: range, *, resumed_from: int = 0, is_killed: boo
 
 
 def assert_accounts_balance(root: Path) -> None:
-    """For each file, what attempts wrote less what was set aside is what it holds."""
+    """Check for each file: the rows that attempts wrote, less the superseded ones, are the rows in the file."""
     layout = RunLayout(root)
     expected: Counter[str] = Counter()
     for one in read_manifest(layout.manifest).attempts:
@@ -59,8 +59,8 @@ def superseded(root: Path) -> Iterator[object]:
         yield from (row["batch_idx"] for row in csv_rows(path))
 
 
-def test_a_fresh_attempt_sets_all_older_rows_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is deleted, the tables begin anew, and one warning says how to go on instead."""
+def test_a_fresh_attempt_supersedes_all_older_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No row is deleted, the tables start over, and one warning says how to continue the run instead."""
     attempt(tmp_path, range(1, 6))
     attempt(tmp_path, range(1, 3))
     layout = RunLayout(tmp_path)
@@ -72,8 +72,8 @@ def test_a_fresh_attempt_sets_all_older_rows_aside(tmp_path: Path, caplog: pytes
     assert_accounts_balance(tmp_path)
 
 
-def test_a_resume_sets_aside_what_lies_behind_the_checkpoint(tmp_path: Path) -> None:
-    """The tables go on without gap or repetition."""
+def test_a_resume_supersedes_the_rows_behind_the_checkpoint(tmp_path: Path) -> None:
+    """The tables continue without a gap or a repetition."""
     attempt(tmp_path, range(1, 11))
     attempt(tmp_path, range(7, 13), resumed_from=6)
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == list(range(1, 13))
@@ -82,7 +82,7 @@ def test_a_resume_sets_aside_what_lies_behind_the_checkpoint(tmp_path: Path) -> 
 
 
 def test_a_killed_attempt_is_counted_by_its_files(tmp_path: Path) -> None:
-    """Its manifest is older than its rows; the next attempt's says what it really wrote."""
+    """Its manifest is older than its rows; the next attempt's manifest has the right counts."""
     attempt(tmp_path, range(1, 9), is_killed=True)
     assert read_manifest(RunLayout(tmp_path).manifest).attempt.rows == {}
     attempt(tmp_path, range(6, 8), resumed_from=5)
@@ -100,8 +100,8 @@ def test_a_killed_attempt_is_counted_by_its_files(tmp_path: Path) -> None:
         max_size=4,
     )
 )
-def test_any_resumes_in_a_row(later: list[tuple[int, int, bool]], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever is resumed where, finished or killed: the tables are the latest story, and no row is gone."""
+def test_any_sequence_of_resumes(later: list[tuple[int, int, bool]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """After any resumes of finished or killed attempts, the tables hold the latest rows, and no row is lost."""
     root = tmp_path_factory.mktemp("run")
     attempt(root, range(1, 6))
     expected = list(range(1, 6))
@@ -127,7 +127,7 @@ def test_any_resumes_in_a_row(later: list[tuple[int, int, bool]], tmp_path_facto
 
 
 def assert_accounts_before_rows(room: Room) -> None:
-    """The manifest of an attempt that has just begun balances without its rows."""
+    """Check that the manifest of an attempt that has just begun balances without its rows."""
     expected: Counter[str] = Counter()
     for one in read_manifest(room.layout.manifest).attempts:
         expected.update(one.rows)
@@ -136,8 +136,8 @@ def assert_accounts_before_rows(room: Room) -> None:
     assert expected["norms.csv"] == len(csv_batches(room.root)) - number
 
 
-def test_a_damaged_journal_is_kept_and_the_batches_it_may_have_held_are_told(tmp_path: Path) -> None:
-    """What can be saved is saved, the original lies in damaged/, and an event covers every row that is missing."""
+def test_a_damaged_journal_is_kept_and_its_batches_are_reported(tmp_path: Path) -> None:
+    """Every readable row is saved, the original is in damaged/, and events cover every missing row."""
     room = Room(tmp_path)
     room.files.open(NO_STEPS)
     for batch in range(1, 6):
@@ -160,8 +160,8 @@ def test_a_damaged_journal_is_kept_and_the_batches_it_may_have_held_are_told(tmp
     assert_accounts_balance(tmp_path)
 
 
-def test_a_torn_last_line_and_a_torn_frame_are_told_and_cut(tmp_path: Path) -> None:
-    """What a kill left half written is neither glued to the next row nor passed over in silence."""
+def test_a_torn_last_line_and_a_torn_frame_are_reported_and_cut(tmp_path: Path) -> None:
+    """Half-written data from a kill is neither joined to the next row nor ignored without an event."""
     attempt(tmp_path, range(1, 4), is_killed=True)
     layout = RunLayout(tmp_path)
     with layout.csv("norms").open("ab") as file:
@@ -177,8 +177,8 @@ def test_a_torn_last_line_and_a_torn_frame_are_told_and_cut(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("left", [b"", b"AVAjrnS1"], ids=["nothing", "half a header"])
-def test_a_journal_of_a_process_killed_at_once_is_no_obstacle(left: bytes, tmp_path: Path) -> None:
-    """A kill between making the journal and its first frame costs nothing."""
+def test_a_journal_of_a_process_killed_at_once_does_not_block_the_run(left: bytes, tmp_path: Path) -> None:
+    """A kill between creating the journal and writing its first frame costs nothing."""
     layout = RunLayout(tmp_path)
     layout.telemetry.mkdir()
     layout.journal("norms").write_bytes(left)
@@ -189,7 +189,7 @@ def test_a_journal_of_a_process_killed_at_once_is_no_obstacle(left: bytes, tmp_p
 
 
 def test_a_parquet_file_that_cannot_be_read_is_kept_and_does_not_end_telemetry(tmp_path: Path) -> None:
-    """The new rows are written, the damaged file lies in damaged/, and its rows are told as missing."""
+    """New rows are written, the damaged file is in damaged/, and an event reports its rows as missing."""
     attempt(tmp_path, range(1, 4))
     layout = RunLayout(tmp_path)
     content = layout.parquet("norms").read_bytes()[:-20]
@@ -206,8 +206,8 @@ def test_a_parquet_file_that_cannot_be_read_is_kept_and_does_not_end_telemetry(t
 FOREIGN = {"summary.csv": b"epoch,loss\nfirst,0.5\nlast", "mine.parquet": b"no Parquet", "mine.csv": b"1,2\n3,4\n"}
 
 
-def lay_beside(root: Path) -> Callable[[], bool]:
-    """Files of the user's own in the telemetry folder; the answer is whether they lie there unchanged."""
+def write_foreign_files(root: Path) -> Callable[[], bool]:
+    """Write files of the user into the telemetry folder; the returned function checks that they are unchanged."""
     paths = {RunLayout(root).telemetry / name: content for name, content in FOREIGN.items()}
     for path, content in paths.items():
         path.write_bytes(content)
@@ -216,13 +216,13 @@ def lay_beside(root: Path) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("has_manifest", [True, False], ids=["manifest", "lost manifest"])
 @pytest.mark.parametrize("resumed_from", [0, 2])
-def test_files_that_are_no_table_of_the_run_are_left_alone(
+def test_files_that_are_not_tables_of_the_run_are_left_alone(
     resumed_from: int, *, has_manifest: bool, tmp_path: Path
 ) -> None:
-    """What a user puts beside the tables neither ends telemetry nor is moved, cut or counted."""
+    """Files that a user puts beside the tables do not end telemetry, and are not moved, cut or counted."""
     attempt(tmp_path, range(1, 6))
     layout = RunLayout(tmp_path)
-    is_unchanged = lay_beside(tmp_path)
+    is_unchanged = write_foreign_files(tmp_path)
     if not has_manifest:
         layout.manifest.unlink()
     attempt(tmp_path, range(resumed_from + 1, 5), resumed_from=resumed_from)
@@ -235,8 +235,8 @@ def test_files_that_are_no_table_of_the_run_are_left_alone(
     assert_accounts_balance(tmp_path)
 
 
-def test_a_table_that_only_an_earlier_attempt_measured_is_the_runs_still(tmp_path: Path) -> None:
-    """Its rows behind the checkpoint are set aside, two attempts later too."""
+def test_a_table_that_only_an_earlier_attempt_measured_belongs_to_the_run(tmp_path: Path) -> None:
+    """Its rows behind the checkpoint are superseded, even two attempts later."""
     rates = NORMS.model_copy(update={"name": "rates"})
     first = Room(tmp_path, measure=PlainMeasure(rates))
     first.write(range(1, 6))
@@ -246,8 +246,8 @@ def test_a_table_that_only_an_earlier_attempt_measured_is_the_runs_still(tmp_pat
     assert [row["batch_idx"] for row in csv_rows(RunLayout(tmp_path).csv("rates"))] == [1, 2]
 
 
-def test_rows_that_somebody_removed_are_told(tmp_path: Path) -> None:
-    """A file that holds fewer rows than were written is not taken as it is in silence."""
+def test_rows_that_were_removed_are_reported(tmp_path: Path) -> None:
+    """A file with fewer rows than were written is reported."""
     attempt(tmp_path, range(1, 6))
     RunLayout(tmp_path).csv("norms").write_text("batch_idx,epoch,overall,head\n1,0,1,0.5\n")
     attempt(tmp_path, range(6, 8), resumed_from=5)
@@ -259,7 +259,7 @@ def test_rows_that_somebody_removed_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resumed_from", [0, 3])
 def test_a_damaged_line_of_csv_is_kept_and_does_not_end_telemetry(resumed_from: int, tmp_path: Path) -> None:
-    """The rows around it stay, the file as it was lies in damaged/, and the line is told by its number."""
+    """The rows around it stay, the original file is in damaged/, and an event names the line."""
     attempt(tmp_path, range(1, 4))
     layout = RunLayout(tmp_path)
     lines = layout.csv("norms").read_bytes().splitlines(keepends=True)
@@ -269,13 +269,13 @@ def test_a_damaged_line_of_csv_is_kept_and_does_not_end_telemetry(resumed_from: 
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3, 4, 5]
     assert (layout.damaged / "norms.csv").read_bytes() == content
     (told,) = event_rows(tmp_path, "damaged_file")
-    assert "norms.csv: 1 lines do not begin with a batch; the first is b'what is this" in str(told["message"])
+    assert "norms.csv: 1 line does not begin with a batch; the first is b'what is this" in str(told["message"])
     assert_accounts_balance(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["norms", "events"])
-def test_a_csv_file_that_another_program_saved_anew_does_not_end_telemetry(name: str, tmp_path: Path) -> None:
-    """It is kept whole in damaged/, the file begins anew, its rows are told as missing, and Parquet lost none."""
+def test_a_csv_file_that_another_program_saved_again_does_not_end_telemetry(name: str, tmp_path: Path) -> None:
+    """The whole file is kept in damaged/ and starts over; its rows are reported as missing, and Parquet lost none."""
     room = Room(tmp_path)
     room.files.open(NO_STEPS)
     assert room.files.write([*steps([1, 2]), step(3, math.inf, 0.5)]) == 0  # which is an event
@@ -295,10 +295,10 @@ def test_a_csv_file_that_another_program_saved_anew_does_not_end_telemetry(name:
 
 
 @pytest.mark.parametrize("resumed_from", [0, 2])
-def test_what_an_opening_without_a_manifest_set_aside_is_not_written_over(
+def test_rows_superseded_by_an_opening_without_a_manifest_are_not_overwritten(
     resumed_from: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is full when the manifest comes; the next try, from another checkpoint, is the same attempt's."""
+    """The disk is full when the manifest is written; the next try, from another checkpoint, is the same attempt."""
 
     def refuse(path: Path, manifest: object) -> None:
         raise OSError(28, "No space left on device", str(path))
@@ -324,7 +324,7 @@ class RefuseOnce:
         self._replace = Path.replace
 
     def __get__(self, path: Path, kind: type[Path]) -> Callable[[Path], Path]:
-        """As a method of a path."""
+        """Bind to a path, like a method."""
         return partial(self, path)
 
     def __call__(self, path: Path, target: Path) -> Path:
@@ -335,8 +335,8 @@ class RefuseOnce:
         return self._replace(path, target)
 
 
-def test_an_opening_cut_short_anywhere_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk refuses the n-th rename, for every n: each row is still in the tables or set aside, in every format."""
+def test_an_opening_interrupted_anywhere_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk refuses the n-th rename, for every n: each row is still in the tables or superseded, in every format."""
     for number in range(1, 8):
         root = tmp_path / str(number)
         attempt(root, range(1, 7))

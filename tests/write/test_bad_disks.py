@@ -1,4 +1,4 @@
-"""Disks that refuse, for a while or once: what is lost is told, the rest is written, and memory stays bounded."""
+"""Disks that refuse once or for a while: lost rows are reported, the others are written, memory stays bounded."""
 
 import errno
 import os
@@ -58,8 +58,8 @@ assert told == [(name, 2, 4999, 4998) for name in ("norms.csv", "norms.parquet")
 """
 
 
-def test_no_room_for_thousands_of_rows_fills_no_memory(tmp_path: Path) -> None:
-    """The rows are counted, one event a file says which, one warning a file is logged, and 4,000 rows leave nothing."""
+def test_a_full_disk_for_thousands_of_rows_fills_no_memory(tmp_path: Path) -> None:
+    """Rows are counted; one event and one warning per file name them, and 4,000 rows leave nothing in memory."""
     warnings = run_script(NO_ROOM, tmp_path).stderr.splitlines()
     named = [line.partition("run: ")[2] or line for line in warnings]
     assert len(named) == 3, named
@@ -76,10 +76,10 @@ from ava_pipeline.write.channel import TelemetryStats
 from tests.write.feeding import Room, csv_batches, parquet_batches, step
 
 root = Path(sys.argv[1])
-whole = Room(root / "whole")  # imports all there is, which root's own Python may keep from others
+whole = Room(root / "whole")  # imports everything while it still can read root's Python
 whole.write([1])
 whole.close()
-if os.geteuid() == 0:  # whom no permission keeps out
+if os.geteuid() == 0:  # root ignores permissions
     os.chown(root, 65534, 65534)
     os.setgid(65534)
     os.setuid(65534)
@@ -115,15 +115,15 @@ assert [(one.status, one.rows["norms.parquet"]) for one in attempts] == [("kille
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that others can be given, which pytest's own cannot."""
+    """A folder whose owner can be changed, unlike that of pytest's `tmp_path`."""
     with tempfile.TemporaryDirectory(prefix="ava-pipeline-") as folder:
         yield Path(folder)
 
 
 def test_a_directory_that_turns_read_only_costs_nothing_that_was_open(open_folder: Path) -> None:
-    """By a user whom permissions bind: rows go on into open files, and stay in the journal until names can be made.
+    """Without root's privileges: rows go into the open files, and stay in the journal until files can be created.
 
-    What needs a new name, the Parquet file and the manifest's end, is told once each.
+    The Parquet file and the final manifest need new files: each failure is logged once.
     """
     warnings = run_script(READ_ONLY, open_folder).stderr.splitlines()
     assert len([line for line in warnings if "norms.parquet could not be finished" in line]) == 1
@@ -136,7 +136,7 @@ def test_a_directory_that_turns_read_only_costs_nothing_that_was_open(open_folde
 def test_an_error_that_comes_once_is_one_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_call: int, file: str
 ) -> None:
-    """In the middle of a write: from batch, to batch, how many and why; the rows behind it follow whole."""
+    """In the middle of a write: an event has the batches, their number and the cause; later rows are complete."""
     room = Room(tmp_path)
     room.worker.start()
     room.offer(step(1))
@@ -167,8 +167,10 @@ def test_an_error_that_comes_once_is_one_gap(
     assert counters.model_dump() == {"collected": 4, "written": 3, "dropped": 0, "failed": 1, "pending": 0}
 
 
-def test_half_a_write_that_could_not_be_cut_is_cut_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that refuses both leaves a piece of a row: a shorter row behind it must not let its end stand."""
+def test_half_a_write_that_could_not_be_cut_is_overwritten_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk refuses both and leaves part of a row; the end of that part must not stay behind a shorter row."""
     room = Room(tmp_path)
     room.write([1])
     pwrite = os.pwrite
@@ -190,10 +192,10 @@ def test_half_a_write_that_could_not_be_cut_is_cut_by_the_next(tmp_path: Path, m
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 9]
 
 
-def test_a_system_that_gives_no_thread_costs_telemetry_and_not_the_run(
+def test_a_system_that_refuses_a_thread_costs_telemetry_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As where a user's processes are limited: told once, counted, and neither flush nor close waits."""
+    """For instance at a limit of processes per user: logged once, counted, and neither flush nor close waits."""
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -1,4 +1,4 @@
-"""Resumes whose columns are not those of before: older rows stay, where a column still means what it meant."""
+"""Resumes with other columns: older rows stay if their columns still have the same meaning."""
 
 import math
 import shutil
@@ -36,7 +36,7 @@ Rows = dict[int, dict[str, float]]
 
 
 def value(batch: int, name: str) -> float:
-    """A number that tells its batch and column."""
+    """A number from which batch and column follow."""
     return batch - NAMES.index(name) / 8
 
 
@@ -55,7 +55,7 @@ def room_of(
 
 
 def write(room: Room, batches: Sequence[int], *, is_killed: bool = False) -> Rows:
-    """Write a row a batch, and end the attempt well or as a kill leaves it."""
+    """Write one row per batch, and finish the attempt or leave it as a kill does."""
     columns = room.measure.run_table.run_column_names
     made = {batch: {name: value(batch, name) for name in columns} for batch in batches}
     room.files.open(NO_STEPS)
@@ -76,7 +76,7 @@ def stored_rows(root: Path) -> list[dict[str, object]]:
 
 
 def assert_holds(root: Path, expected: Rows) -> None:
-    """Both files hold these rows, with every column that any of them has, empty where it was not measured."""
+    """Check that both files hold these rows, with every column of any row, empty if it was not measured."""
     for rows in (csv_rows(RunLayout(root).csv("norms")), stored_rows(root)):
         found = {
             row["batch_idx"]: {name: row[name] for name in NAMES if name in row and row[name] is not None}
@@ -100,7 +100,7 @@ columns_of_attempts = st.sets(st.sampled_from(NAMES), min_size=1).map(sorted)
 def test_any_columns_and_any_spacing_after_any_resume(
     attempts: list[tuple[list[str], int, int, int, bool]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whatever was measured where, finished or killed: no row is lost, none is altered, and the run validates."""
+    """After any attempts, finished or killed, no row is lost or changed, and the run is valid."""
     root = tmp_path_factory.mktemp("run")
     expected: Rows = {}
     for columns, back, num_rows, every, is_killed in attempts:
@@ -115,8 +115,8 @@ def test_any_columns_and_any_spacing_after_any_resume(
     shutil.rmtree(root)
 
 
-def test_new_and_missing_columns_are_told_and_declared(tmp_path: Path) -> None:
-    """The files keep the older columns' places, and the event and the manifest say what changed."""
+def test_new_and_missing_columns_are_reported_and_declared(tmp_path: Path) -> None:
+    """The files keep the order of the older columns, and the event and the manifest say what changed."""
     write(room_of(tmp_path, ["overall", "head"]), [1, 2, 3])
     write(room_of(tmp_path, ["overall", "layer_0"], resumed_from=2), [3, 4])
     layout = RunLayout(tmp_path)
@@ -136,8 +136,10 @@ def group(*parameters: str, role: Role = "other", parent: str | None = None) -> 
     return Group(role=role, parent=parent, parameters=parameters)
 
 
-def test_a_column_that_stands_for_other_parameters_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The older table is set aside, and a warning names the column: its numbers would not be comparable."""
+def test_a_column_that_stands_for_other_parameters_starts_a_new_table(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The older table is superseded, and a warning names the column: its numbers would not be comparable."""
     overall = group("a", "b", "c", role="overall")
     before = {"overall": overall, "head": group("c", parent="overall")}
     write(room_of(tmp_path, list(before), table=L2_NORMS, groups=before), [1, 2, 3])
@@ -153,8 +155,8 @@ def test_a_column_that_stands_for_other_parameters_is_refused(tmp_path: Path, ca
     assert validate_run(tmp_path) == []
 
 
-def test_a_head_that_grew_and_one_that_shrank_go_on(tmp_path: Path) -> None:
-    """Each row is checked against the layers that its attempt measured, and the sums of all of them add up."""
+def test_a_head_that_grew_and_a_head_that_shrank_continue(tmp_path: Path) -> None:
+    """Each row is validated against the layers that its attempt measured, and all sums are right."""
 
     def attempt(layers: Sequence[int], *, resumed_from: int, batches: Sequence[int]) -> None:
         names = [f"layer_{layer}" for layer in layers]
@@ -183,8 +185,8 @@ def test_a_head_that_grew_and_one_that_shrank_go_on(tmp_path: Path) -> None:
     assert ("norms.head-sum", 3) in {(one.id, one.row) for one in validate_run(tmp_path)}
 
 
-def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
-    """A measure that changed its dtype begins a new table."""
+def test_a_column_of_another_type_starts_a_new_table(tmp_path: Path) -> None:
+    """A measure whose dtype changed starts a new table."""
     write(room_of(tmp_path, ["overall"]), [1, 2])
     assert NORMS.run_columns is not None
     kind = NORMS.run_columns.model_copy(update={"dtype": "float64"})
@@ -195,8 +197,8 @@ def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
     assert "other names or types" in str(told["message"])
 
 
-def test_columns_that_cannot_be_empty_begin_a_new_table(tmp_path: Path) -> None:
-    """Older rows could not say that they lack them."""
+def test_columns_that_cannot_be_empty_start_a_new_table(tmp_path: Path) -> None:
+    """Older rows cannot be empty in them."""
     assert NORMS.run_columns is not None
     kind = NORMS.run_columns.model_copy(update={"nullable": False})
     table = NORMS.model_copy(update={"run_columns": kind})
@@ -207,8 +209,10 @@ def test_columns_that_cannot_be_empty_begin_a_new_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_widening_cut_short_anywhere_goes_on(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk refuses the n-th rename: each file is the older one or the new one, and the next try ends it."""
+def test_adding_a_column_interrupted_anywhere_continues(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk refuses the n-th rename: each file is the older or the new one, and the next try completes."""
     expected = write(room_of(tmp_path, ["overall"]), [1, 2])
     replace, left = Path.replace, [number]
 

@@ -1,4 +1,4 @@
-"""The channel: bounded, and every step accounted for."""
+"""The channel: it is bounded, and counts every step."""
 
 import threading
 from collections import Counter
@@ -17,7 +17,7 @@ FOREVER_S = 25.0
 
 
 def test_a_full_channel_refuses_the_newest_step_and_keeps_the_older_ones() -> None:
-    """Training never waits with on_full="drop", and what was accepted stays."""
+    """Training never waits with on_full="drop", and accepted steps stay."""
     channel: Channel[int] = Channel(2)
     channel.offer(1, 10, 0)
     channel.offer(2, 20, 0)
@@ -30,7 +30,7 @@ def test_a_full_channel_refuses_the_newest_step_and_keeps_the_older_ones() -> No
 
 
 def test_steps_that_were_taken_still_count_against_the_bound() -> None:
-    """Memory is bounded by what is pending, not by what waits to be taken."""
+    """The bound covers pending steps, not only those waiting to be taken."""
     channel: Channel[int] = Channel(1)
     channel.offer(1, 1, 0)
     channel.take(0.0)
@@ -41,7 +41,7 @@ def test_steps_that_were_taken_still_count_against_the_bound() -> None:
 
 
 def test_a_closed_channel_says_so_and_what_waits_can_still_be_taken() -> None:
-    """After close, a step is refused for another reason than fullness, and nothing accepted is lost."""
+    """After close, the error is not that of a full channel, and no accepted step is lost."""
     channel: Channel[int] = Channel(1)
     channel.offer(1, 1, 0)
     channel.close()
@@ -53,8 +53,8 @@ def test_a_closed_channel_says_so_and_what_waits_can_still_be_taken() -> None:
     assert [gap.reason for gap in gaps] == [CLOSED]
 
 
-def test_neighbouring_drops_are_one_gap_a_reason() -> None:
-    """However long the disk is stuck, a gap takes the memory of one."""
+def test_neighbouring_drops_are_one_gap_per_reason() -> None:
+    """However long the disk is stuck, one gap per reason is kept."""
     channel: Channel[int] = Channel(1)
     channel.offer(0, 1, 0)
     for batch in range(2, 1000):
@@ -69,7 +69,7 @@ def test_neighbouring_drops_are_one_gap_a_reason() -> None:
     assert channel.take(0.0)[1] == []
 
 
-def test_blocking_waits_for_room() -> None:
+def test_blocking_waits_for_space() -> None:
     """With on_full="block" a step waits until the worker has settled an older one."""
     channel: Channel[int] = Channel(1, on_full="block", block_timeout_s=FOREVER_S)
     channel.offer(1, 1, 0)
@@ -82,7 +82,7 @@ def test_blocking_waits_for_room() -> None:
 
 
 def test_blocking_gives_up_when_the_time_is_over_or_the_channel_closes() -> None:
-    """A stuck disk costs steps in the end, never the training."""
+    """A stuck disk costs steps, but never stops training."""
     channel: Channel[int] = Channel(1, on_full="block", block_timeout_s=0.001)
     channel.offer(1, 1, 0)
     with pytest.raises(ChannelFullError):
@@ -106,7 +106,7 @@ def test_blocking_gives_up_when_the_time_is_over_or_the_channel_closes() -> None
 
 @pytest.mark.parametrize("wake", ["threshold", "flush", "close"])
 def test_the_worker_is_woken_before_its_interval_is_over(wake: str) -> None:
-    """Many rows, a flush or a close are not kept waiting for the flush interval."""
+    """Many rows, a flush or a close do not wait for the flush interval."""
     channel: Channel[int] = Channel(4)
     taken: list[int] = []
 
@@ -128,8 +128,8 @@ def test_the_worker_is_woken_before_its_interval_is_over(wake: str) -> None:
     assert taken[0] == 1
 
 
-def test_flush_waits_for_what_was_accepted_before_it_and_for_nothing_later() -> None:
-    """A flush is over when the rows before it are settled, although new ones keep coming."""
+def test_flush_waits_only_for_steps_accepted_before_it() -> None:
+    """A flush returns when earlier rows are settled, although new ones keep arriving."""
     channel: Channel[int] = Channel(8)
     channel.offer(1, 1, 0)
     assert not channel.flush(0.0)
@@ -139,8 +139,8 @@ def test_flush_waits_for_what_was_accepted_before_it_and_for_nothing_later() -> 
     assert channel.flush(0.0)
 
 
-def test_giving_up_leaves_nobody_waiting() -> None:
-    """After the worker died, flush returns and the counters still add up."""
+def test_giving_up_leaves_no_caller_waiting() -> None:
+    """After the worker died, flush returns and the counters add up."""
     channel: Channel[int] = Channel(8)
     channel.offer(1, 1, 0)
     channel.take(0.0)
@@ -151,7 +151,7 @@ def test_giving_up_leaves_nobody_waiting() -> None:
 
 
 def test_eight_producers_never_pass_the_bound_and_every_step_is_counted() -> None:
-    """The bound and the counters hold whatever threads do at once."""
+    """The bound and the counters hold with concurrent threads."""
     bound, each = 16, 400
     channel: Channel[tuple[int, int]] = Channel(bound)
     begin = threading.Barrier(9)
@@ -191,7 +191,7 @@ def test_eight_producers_never_pass_the_bound_and_every_step_is_counted() -> Non
 
 
 class ChannelAgainstModel(RuleBasedStateMachine):
-    """Whatever comes in whatever order, the channel agrees with a few plain lists."""
+    """In any order of calls, the channel agrees with a model of plain lists."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class ChannelAgainstModel(RuleBasedStateMachine):
 
     @rule(reserving=st.booleans())
     def offer(self, *, reserving: bool) -> None:
-        """A step, or only the question whether there is room."""
+        """Offer a step, or only reserve space for it."""
         self.batch += 1
         refused = self._refused()
         arguments = (self.batch, 0)
@@ -236,7 +236,7 @@ class ChannelAgainstModel(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
-        """The worker takes all that waits."""
+        """The worker takes all waiting steps."""
         items, gaps = self.channel.take(0.0)
         assert items == self.waiting
         self.taken += len(items)
@@ -250,7 +250,7 @@ class ChannelAgainstModel(RuleBasedStateMachine):
     @precondition(lambda self: self.taken)
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
-        """The worker says what became of some."""
+        """The worker reports some taken steps as written or failed."""
         written = data.draw(st.integers(0, self.taken))
         failed = data.draw(st.integers(0, self.taken - written))
         self.channel.settle(written=written, failed=failed)
@@ -260,18 +260,18 @@ class ChannelAgainstModel(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        """Without waiting, flush tells whether all is settled."""
+        """Without a timeout, flush returns whether every step is settled."""
         assert self.channel.flush(0.0) == (not self.waiting and not self.taken)
 
     @rule()
     def close(self) -> None:
-        """Close, again and again."""
+        """Close, possibly again."""
         self.channel.close()
         self.closed = True
 
     @invariant()
     def counters_agree(self) -> None:
-        """Every step is in exactly one place."""
+        """Every step is counted exactly once."""
         pending = len(self.waiting) + self.taken
         collected = self.written + self.failed + self.dropped + pending
         assert self.channel.stats() == TelemetryStats(collected, self.written, self.dropped, self.failed, pending)

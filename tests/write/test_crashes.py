@@ -1,4 +1,4 @@
-"""SIGKILL at every step of what changes older files: the old state or the new one, never less."""
+"""SIGKILL at any line of the code that changes older files leaves the old or the new state."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.scripts import ROOT, run_script
 
 pytestmark = pytest.mark.timeout(240)
 
-# Importing takes longer than all else: one process imports, and its children are killed.
+# Importing is slow: one process imports, and its children are killed.
 KILLING = '''
 import os, signal, sys
 from pathlib import Path
@@ -35,7 +35,7 @@ def kill_at(step):
 
 CRASHING = (
     """
-# What changes a file; the rest only reads.
+# The files that change something on the disk; the others only read.
 NAMES = ("contract/files.py", "contract/stored.py", "contract/parquet.py", "write/older_rows.py", "write/writers.py")
 """
     + KILLING
@@ -101,7 +101,7 @@ print(step)
 
 WIDENING = (
     """
-# All that an opening, a write and a closing do on the disk.
+# Everything that opening, writing and closing do on the disk.
 NAMES = ("contract/files.py", "contract/stored.py", "contract/parquet.py", "contract/journal.py", "write/older_rows.py",
          "write/writers.py", "write/resumed_tables.py", "write/attempts.py", "write/run_writer.py")
 """
@@ -114,7 +114,7 @@ from tests.write.feeding import (
 )
 
 logging.disable(logging.CRITICAL)
-os.environ["PATH"] = ""  # no git is asked
+os.environ["PATH"] = ""  # so that git is not called
 EVERY_NTH_LINE = 37
 COLUMNS = ("overall", "head", "extra")
 
@@ -156,7 +156,7 @@ def files_of_lines(root):
     return files
 
 
-files_of_lines(Path(sys.argv[1]) / "first")  # the first time there is more to do
+files_of_lines(Path(sys.argv[1]) / "first")  # the first time, more is executed
 files = files_of_lines(Path(sys.argv[1]) / "second")
 WIDENS = "write/resumed_tables.py"
 lines = [line for line, file in enumerate(files, start=1) if line % EVERY_NTH_LINE == 0 or file.endswith(WIDENS)]
@@ -180,19 +180,19 @@ print(len(lines))
 
 
 def test_a_kill_at_any_line_of_recovery_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
-    """A process is killed at the first line of the modules that write, at the second, and so on, until one lives.
+    """A process is killed at the first line of the files that write, at the second, and so on, until one completes.
 
-    After each, every row is read once and to the bit, and no whole line of the CSV file is touched; recovering what
-    the kill left ends in the new state.
+    After each kill, every row is read once, with the same bits, and no whole line of the CSV file has changed; another
+    recovery leads to the new state.
     """
     ended = run_script(CRASHING, tmp_path, ROOT / "ava_pipeline", deadline_s=200)
     assert int(ended.stdout) > 100
 
 
 def test_a_kill_anywhere_in_a_resume_with_another_column_loses_no_row(tmp_path: Path) -> None:
-    """A process is killed at each line that widens a table, and every 37th of opening, writing and closing it.
+    """A process is killed at each line that adds a column, and at every 37th of opening, writing and closing.
 
-    After each, the next attempt goes on: every row once, in order, older ones without a value for the new column.
+    After each kill, the next attempt continues: every row once, in order, older ones empty in the new column.
     """
     ended = run_script(WIDENING, tmp_path, ROOT / "ava_pipeline", deadline_s=200)
     assert int(ended.stdout) > 50

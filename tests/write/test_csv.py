@@ -1,4 +1,4 @@
-"""CSV files: the text itself, and files that exist already."""
+"""CSV files: their text, and files that already exist."""
 
 import math
 from datetime import UTC, datetime
@@ -30,14 +30,14 @@ def write(path: Path, *rows: tuple[object, ...]) -> None:
 
 
 def test_the_text_is_plain(tmp_path: Path) -> None:
-    """Nothing is quoted without need, lines end in LF, floats are in their shortest form, null is an empty field."""
+    """Values are quoted only if needed, lines end in LF, floats have their shortest form, null is an empty field."""
     path = tmp_path / "norms.csv"
     write(path, (10, 0.1, 0.1), (20, math.nan, math.inf), (30, None, -math.inf))
     assert path.read_bytes() == b"batch_idx,overall,value\n10,0.1,0.1\n20,nan,inf\n30,,-inf\n"
 
 
 def test_texts_are_quoted_only_where_they_must_be(tmp_path: Path) -> None:
-    """A comma, a quote or a line end in a text shifts no field, and an empty text is not a missing one."""
+    """A comma, a quote or a line end in a text shifts no field, and an empty text differs from a missing one."""
     schema = NOTES
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     texts = ["plain text", 'a, "b"', "two\nlines", "", None]
@@ -55,8 +55,8 @@ def test_texts_are_quoted_only_where_they_must_be(tmp_path: Path) -> None:
     assert found.column("message").to_pylist() == texts
 
 
-def test_an_existing_file_goes_on(tmp_path: Path) -> None:
-    """The header stands once."""
+def test_an_existing_file_is_continued(tmp_path: Path) -> None:
+    """The header is written once."""
     path = tmp_path / "norms.csv"
     write(path, (1, 1.0, 1.0))
     write(path, (2, 2.0, 2.0))
@@ -72,7 +72,7 @@ def test_a_file_with_other_columns_is_refused_and_untouched(tmp_path: Path) -> N
     assert path.read_text() == "batch_idx,other\n1,2\n"
 
 
-def test_whole_lines_are_there_before_the_file_is_closed(tmp_path: Path) -> None:
+def test_whole_lines_are_in_the_file_before_the_file_is_closed(tmp_path: Path) -> None:
     """`tail -f` and pandas can follow a run."""
     path = tmp_path / "norms.csv"
     writer = CsvWriter(path, SCHEMA)
@@ -94,7 +94,7 @@ def test_whole_lines_are_there_before_the_file_is_closed(tmp_path: Path) -> None
     ids=["whole", "torn row", "torn header", "empty", "zeros after a power loss"],
 )
 def test_a_torn_last_line_is_cut_and_returned(before: bytes, after: bytes, torn: bytes, tmp_path: Path) -> None:
-    """The next row is never glued to one that was not finished, and what is cut can be told."""
+    """The next row is never joined to an incomplete one, and the bytes that were cut are returned."""
     path = tmp_path / "norms.csv"
     path.write_bytes(before)
     assert cut_torn_line(path) == torn
@@ -102,7 +102,7 @@ def test_a_torn_last_line_is_cut_and_returned(before: bytes, after: bytes, torn:
 
 
 def test_a_long_torn_line_is_read_once(tmp_path: Path) -> None:
-    """Zeros that a power loss left cost as many bytes as they are, not their square."""
+    """Reading zeros left by a power loss takes linear time, not quadratic."""
     path = tmp_path / "norms.csv"
     path.write_bytes(b"a,b\n" + bytes(12 * 2**20))
     counts = Path("/proc/self/io")

@@ -1,4 +1,4 @@
-"""How processes end: normally without close, by an exception, by sys.exit, by SIGKILL."""
+"""Processes that end normally without close, by an exception, by sys.exit or by SIGKILL."""
 
 import signal
 import subprocess
@@ -37,10 +37,10 @@ for batch in range(1, 31):
     ],
     ids=["normal", "exception", "ctrl-c", "sys.exit"],
 )
-def test_a_process_that_forgets_to_close_writes_every_row(
+def test_a_process_without_close_writes_every_row(
     ending: str, status: str, error: str | None, code: int, tmp_path: Path
 ) -> None:
-    """The interpreter's exit waits for the rows, and the manifest tells how the run ended."""
+    """The interpreter's exit waits for the rows, and the manifest records how the run ended."""
     run_script(ENDING + ending, tmp_path, code=code)
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == list(range(1, 31))
     layout = RunLayout(tmp_path)
@@ -61,10 +61,10 @@ code.InteractiveInterpreter().runsource("1/0")
     [(CELL + ENDING, "finished", None), (CELL + ENDING + CELL, "failed", "ZeroDivisionError")],
     ids=["before", "since"],
 )
-def test_an_error_in_a_notebook_counts_where_it_came_since_the_run_began(
+def test_an_error_in_a_notebook_counts_only_if_it_came_after_the_run_began(
     script: str, status: str, error: str | None, tmp_path: Path
 ) -> None:
-    """An earlier cell's is not the run's."""
+    """An error in an earlier cell does not count."""
     run_script(script, tmp_path)
     manifest = read_manifest(RunLayout(tmp_path).manifest)
     assert (manifest.status, manifest.attempt.error) == (status, error)
@@ -102,8 +102,8 @@ assert room.channel.flush(20)
 """
 
 
-def test_steps_during_the_interpreters_shutdown_are_dropped_and_hold_nothing_up(tmp_path: Path) -> None:
-    """By a daemon thread that goes on, and by an exit handler that comes after telemetry's own."""
+def test_steps_during_the_interpreters_shutdown_are_dropped_and_delay_nothing(tmp_path: Path) -> None:
+    """Steps of a daemon thread that continues, and of an exit handler that runs after telemetry's own."""
     assert run_script(ENDING + LATE, tmp_path).stdout == "refused\n"
     manifest = read_manifest(RunLayout(tmp_path).manifest)
     assert manifest.status == "finished"
@@ -125,7 +125,7 @@ room.offer(step(31))
 
 
 def test_a_stuck_disk_does_not_hold_up_the_interpreters_exit(tmp_path: Path) -> None:
-    """The process says what is unwritten and ends; what was flushed is readable."""
+    """The process logs what is unwritten and ends; flushed rows are readable."""
     ended = run_script(ENDING + STUCK, tmp_path)
     assert "1 collected steps are not written, " in ended.stderr
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == list(range(1, 31))
@@ -143,7 +143,7 @@ atexit.register(freed.set)
 
 
 def test_the_interpreters_exit_waits_again_for_files_that_close_left_unfinished(tmp_path: Path) -> None:
-    """A disk that was stuck for the time of `close` only; the manifest tells how the run ended."""
+    """The disk was stuck only during `close`; the manifest records how the run ended."""
     ended = run_script(ENDING + FREED, tmp_path)
     assert "the files are not finished yet" in ended.stderr
     layout = RunLayout(tmp_path)
@@ -163,7 +163,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_signals_are_left_as_they_are(tmp_path: Path) -> None:
-    """A process with telemetry ends by SIGTERM as any other does; what was flushed is readable."""
+    """SIGTERM ends a process with telemetry like any other; flushed rows are readable."""
     run_script(ENDING + SIGNALS, tmp_path, code=-signal.SIGTERM)
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == list(range(1, 31))
     assert read_manifest(RunLayout(tmp_path).manifest).status == "running"
@@ -188,7 +188,7 @@ def feed(root, last, lines):
             room.channel.flush()
             os.write(lines, b"%d\\n" % batch)
 
-# Importing takes longer than all else: one process imports, and its children are killed.
+# Importing is slow: one process imports, and its children are killed.
 for request in sys.stdin:
     last, num_flushes = map(int, request.split())
     reading, writing = os.pipe()
@@ -207,9 +207,9 @@ for request in sys.stdin:
 
 
 def test_rows_flushed_before_sigkill_are_readable_every_time(tmp_path: Path) -> None:
-    """Killed at any moment, again and again: nothing flushed is lost, none is there twice or out of order.
+    """After many kills at any time, no flushed row is lost, repeated or out of order.
 
-    Each process resumes behind what the one before had flushed; the moment of the kill falls anywhere in the writing
+    Each process resumes behind the rows that the one before flushed; the kill falls anywhere in the writing
     of the next rows, since nothing waits for it.
     """
     last, num_kills = 0, 200
@@ -237,7 +237,7 @@ def test_rows_flushed_before_sigkill_are_readable_every_time(tmp_path: Path) -> 
 
 
 def assert_nothing_flushed_is_lost(root: Path, last: int) -> None:
-    """Up to `last`, every batch is in both files, once and in order, or an event says that it was dropped."""
+    """Check that every batch up to `last` is in both files, once and in order, or an event reports it as dropped."""
     dropped = missing_by_gaps(root)
     for found in (csv_whole_batches(root), parquet_batches(root)):
         numbers = [int(str(batch)) for batch in found]
@@ -246,7 +246,7 @@ def assert_nothing_flushed_is_lost(root: Path, last: int) -> None:
 
 
 def csv_whole_batches(root: Path) -> list[int]:
-    """The batches of the CSV file's whole lines; the last may be torn until the next open."""
+    """The batches of the CSV file's whole lines; the last line may be incomplete until the next open."""
     whole, _, _ = RunLayout(root).csv("norms").read_text().rpartition("\n")
     return [int(line.split(",")[0]) for line in whole.splitlines()[1:]]
 

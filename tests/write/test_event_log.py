@@ -1,4 +1,4 @@
-"""events.csv and the warnings beside it."""
+"""events.csv and the warnings logged with it."""
 
 import logging
 from pathlib import Path
@@ -23,7 +23,7 @@ def batches(path: Path) -> list[object]:
 
 
 def test_events_from_before_the_file_was_open_are_written(tmp_path: Path) -> None:
-    """What happens before the first step is not lost."""
+    """Events before the first step are not lost."""
     log = EventLog(tmp_path)
     log.add(event(1))
     log.write()
@@ -35,8 +35,8 @@ def test_events_from_before_the_file_was_open_are_written(tmp_path: Path) -> Non
     log.close()
 
 
-def test_a_kind_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A warning a row would bury the training's own output."""
+def test_an_event_is_logged_once_per_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning per row would bury the output of the training."""
     log = EventLog(tmp_path)
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
         for batch in range(1, 50):
@@ -59,7 +59,7 @@ def test_the_first_error_is_kept_with_its_remedy(tmp_path: Path) -> None:
     assert "on_error='warn'" in str(log.first_error)
 
 
-def test_an_event_that_breaks_a_rule_is_told_and_does_not_hold_up_the_others(
+def test_an_event_that_breaks_a_rule_is_logged_and_does_not_delay_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An event that cannot be a row is logged instead."""
@@ -73,7 +73,7 @@ def test_an_event_that_breaks_a_rule_is_told_and_does_not_hold_up_the_others(
 
 
 def test_a_message_is_one_line(tmp_path: Path) -> None:
-    """Line ends in an exception's text do not become lines of the file."""
+    """Line ends in the text of an exception do not become lines of the file."""
     log = EventLog(tmp_path)
     log.open(tmp_path / "events.csv")
     log.add(event(1, "two\nlines, and\r\na third."))

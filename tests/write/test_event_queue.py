@@ -1,4 +1,4 @@
-"""Events stay few however long a trouble lasts, and together they cover every batch."""
+"""However long a problem lasts, the events are few and cover every batch."""
 
 from ava_pipeline.contract.events import Event, EventName
 from ava_pipeline.write.event_log import MAX_EXACT, MERGED_EVERY_S, EventQueue
@@ -19,14 +19,14 @@ def event(batch_idx: int, name: EventName = "non_finite", column: str = "overall
 
 
 def drain(queue: EventQueue, *, is_last: bool = False) -> list[Event]:
-    """Write what is due."""
+    """Write the events that are due."""
     due = queue.due(is_last=is_last)
     queue.discard(due)
     return [waiting.merged_event for waiting in due]
 
 
-def test_the_first_events_of_a_kind_are_told_exactly() -> None:
-    """Where there are few, each has its own batches and message."""
+def test_the_first_events_of_a_key_are_written_one_by_one() -> None:
+    """The first events keep their own batches and messages."""
     queue = EventQueue(clock=lambda: 0.0)
     events = [event(batch) for batch in (1, 3, 7)]
     for one in events:
@@ -36,7 +36,7 @@ def test_the_first_events_of_a_kind_are_told_exactly() -> None:
 
 
 def test_missing_steps_that_wait_together_are_one_event() -> None:
-    """A disk that is full for hours is one row, which covers all of its batches and counts their steps."""
+    """A disk that is full for hours is one event, which covers all batches and counts their steps."""
     queue = EventQueue()
     for batch in range(10, 5000, 10):
         queue.add(event(batch, "failed_write"))
@@ -46,8 +46,8 @@ def test_missing_steps_that_wait_together_are_one_event() -> None:
     assert told.message == "batch 10. And 498 more of this kind, up to batch 4990."
 
 
-def test_a_kind_that_never_ends_is_told_once_a_minute_and_covers_every_batch() -> None:
-    """A nan in every row for days fills neither memory nor the disk, and no batch goes untold."""
+def test_a_key_that_never_ends_is_written_once_a_minute_and_covers_every_batch() -> None:
+    """A nan in every row for days fills neither memory nor the disk, and events cover every batch."""
     now = 0.0
     queue = EventQueue(clock=lambda: now)
     told: list[Event] = []
@@ -62,8 +62,8 @@ def test_a_kind_that_never_ends_is_told_once_a_minute_and_covers_every_batch() -
     assert {batch for one in told for batch in range(one.batch_idx, one.batch_idx_end + 1)} == set(range(num_batches))
 
 
-def test_while_nothing_can_be_written_memory_is_bounded_a_kind() -> None:
-    """What the disk does not take does not pile up."""
+def test_while_nothing_can_be_written_memory_is_bounded_per_key() -> None:
+    """Events that the disk does not take are merged."""
     queue = EventQueue()
     for batch in range(10_000):
         queue.add(event(batch, column="overall"))
@@ -71,8 +71,8 @@ def test_while_nothing_can_be_written_memory_is_bounded_a_kind() -> None:
     assert len(queue) == 2 * MAX_EXACT
 
 
-def test_one_kind_does_not_hold_back_another() -> None:
-    """A rare event is told at once beside one that comes all the time."""
+def test_one_key_does_not_delay_another() -> None:
+    """A rare event is written at once, beside one that recurs all the time."""
     queue = EventQueue(clock=lambda: 0.0)
     for batch in range(MAX_EXACT + 1):
         queue.add(event(batch))

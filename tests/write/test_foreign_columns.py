@@ -1,4 +1,4 @@
-"""Files that can be read and are no table of the run any more: they are kept, told, and end no telemetry."""
+"""Readable files that are no longer a table of the run are kept and reported, and telemetry continues."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ RESAVED: dict[str, Callable[[pa.Table], pa.Table]] = {
 
 
 def journal_of(names: Sequence[str], columns: Sequence[Any], *, rows_before: int) -> bytes:
-    """A journal of one batch, its checksums right."""
+    """A journal of one batch, with valid checksums."""
     pairs = zip(names, columns, strict=True)
     schema = pa.schema([pa.field(name, column.type, nullable=column.null_count > 0) for name, column in pairs])
     rows = pa.RecordBatch.from_arrays(list(columns), schema=schema)
@@ -59,30 +59,32 @@ def layout(tmp_path: Path) -> RunLayout:
 
 
 def resave(layout: RunLayout, how: str) -> bytes:
-    """Write the table's Parquet file anew with other columns."""
+    """Save the table's Parquet file again with other columns."""
     path = layout.parquet("norms")
     pq.write_table(RESAVED[how](pq.read_table(path)), path)
     return path.read_bytes()
 
 
-def go_on(layout: RunLayout, resumed_from: int) -> None:
-    """One attempt behind a batch, which writes one row."""
+def resume(layout: RunLayout, resumed_from: int) -> None:
+    """Resume behind a batch and write one row."""
     room = Room(layout.root, resumed_from=resumed_from)
     room.write([resumed_from + 1])
     room.close()
 
 
 def lost(layout: RunLayout) -> str:
-    """Every loss that events tell of."""
+    """The messages of all events about damaged files."""
     return json.dumps([row["message"] for row in event_rows(layout.root, "damaged_file")])
 
 
 @pytest.mark.parametrize("resumed_from", [0, 5, 10])
 @pytest.mark.parametrize("how", RESAVED)
-def test_a_parquet_file_that_another_program_saved_anew_is_kept(how: str, resumed_from: int, layout: RunLayout) -> None:
-    """No row of it is dropped in silence, and the next attempt writes."""
+def test_a_parquet_file_that_another_program_saved_again_is_kept(
+    how: str, resumed_from: int, layout: RunLayout
+) -> None:
+    """None of its rows is dropped without an event, and the next attempt writes."""
     content = resave(layout, how)
-    go_on(layout, resumed_from)
+    resume(layout, resumed_from)
     assert (layout.damaged / "norms.parquet").read_bytes() == content
     assert "norms.parquet" in lost(layout)
     assert parquet_batches(layout.root) == [resumed_from + 1]
@@ -92,15 +94,15 @@ def test_a_parquet_file_that_another_program_saved_anew_is_kept(how: str, resume
 @pytest.mark.parametrize("resumed_from", [0, 10])
 @pytest.mark.parametrize("what", JOURNALS)
 @pytest.mark.parametrize("has_parquet", [True, False], ids=["parquet", "no parquet"])
-def test_a_journal_that_is_none_of_the_table_is_kept(
+def test_a_journal_of_other_columns_is_kept(
     what: str, resumed_from: int, *, has_parquet: bool, layout: RunLayout
 ) -> None:
-    """Whether a Parquet file stands beside it or not, and wherever the attempt begins."""
+    """With and without a Parquet file beside it, and for any start of the attempt."""
     if not has_parquet:
         layout.parquet("norms").unlink()
     content = journal_of(*JOURNALS[what], rows_before=10 if has_parquet else 0)
     layout.journal("norms").write_bytes(content)
-    go_on(layout, resumed_from)
+    resume(layout, resumed_from)
     older = list(range(1, 11)) if has_parquet and resumed_from else []
     if what == "another type" and not has_parquet:  # a table of its own, which is set aside
         assert (layout.superseded(2) / "norms.parquet").exists()
@@ -110,8 +112,8 @@ def test_a_journal_that_is_none_of_the_table_is_kept(
     assert parquet_batches(layout.root) == [*older, resumed_from + 1]
 
 
-def test_a_journal_of_more_columns_goes_on_behind_the_others(layout: RunLayout) -> None:
-    """Older rows have none of them, although the journal calls them never null."""
+def test_a_journal_of_more_columns_is_added_to_the_others(layout: RunLayout) -> None:
+    """Older rows are null in them, although the journal's schema does not allow null."""
     columns = [pa.array([11]), pa.array([0]), pa.array([7])]
     layout.journal("norms").write_bytes(journal_of(["batch_idx", "epoch", "mine"], columns, rows_before=10))
     recover_run(layout.root)
@@ -121,15 +123,15 @@ def test_a_journal_of_more_columns_goes_on_behind_the_others(layout: RunLayout) 
 
 
 @pytest.mark.parametrize("how", RESAVED)
-def test_recovery_keeps_a_parquet_file_that_was_saved_anew(how: str, layout: RunLayout) -> None:
-    """It says so before and after, ends, and has nothing to do the second time."""
+def test_recovery_keeps_a_parquet_file_that_was_saved_again(how: str, layout: RunLayout) -> None:
+    """The dry run and the recovery report the same, and a second recovery has nothing to do."""
     resave(layout, how)
     recovers_once(layout, "norms.parquet")
 
 
 @pytest.mark.parametrize("what", JOURNALS)
-def test_recovery_keeps_a_journal_that_is_none_of_the_table(what: str, layout: RunLayout) -> None:
-    """The same of a journal."""
+def test_recovery_keeps_a_journal_of_other_columns(what: str, layout: RunLayout) -> None:
+    """The same holds for a journal."""
     room = Room(layout.root, resumed_from=10)
     room.write([11])
     leave_as_killed(room)
@@ -140,7 +142,7 @@ def test_recovery_keeps_a_journal_that_is_none_of_the_table(what: str, layout: R
 
 
 def recovers_once(layout: RunLayout, file: str) -> None:
-    """What a dry run foretells happens, and happens once."""
+    """Check that a recovery does what the dry run reports, and that a second one has nothing to do."""
     told = list(recover_run(layout.root, dry_run=True).lost)
     assert {finding.file for finding in told} == {f"telemetry/{file}"}
     assert list(recover_run(layout.root).lost) == told

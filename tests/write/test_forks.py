@@ -1,4 +1,4 @@
-"""Forks at any line of the background thread: a child finds no lock that is held for ever, whatever it uses itself."""
+"""Forks at any line of the background thread: a child finds no lock that is never released."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.scripts import ROOT, run_script
 
 pytestmark = pytest.mark.timeout(150)
 
-# The thread is stopped at lines that it has not come to before; the main thread forks while it stands there.
+# The worker thread stops at lines that it reaches for the first time, and the main thread forks meanwhile.
 FORKING = '''
 import logging, multiprocessing, os, queue, signal, sys, tempfile, threading
 from pathlib import Path
@@ -28,7 +28,7 @@ stops, go_on = queue.SimpleQueue(), queue.SimpleQueue()
 
 
 def stop_in_worker(frame, event, argument):
-    """Stop at every seventh new line of the rooms, and at each where tables are made of their declarations."""
+    """Stop at every seventh new line of the traced files, and at each of contract/tables.py."""
     if not frame.f_code.co_filename.startswith(TRACED):
         return None
     place = frame.f_code.co_filename, frame.f_lineno
@@ -42,7 +42,7 @@ def stop_in_worker(frame, event, argument):
 
 def use_everything(root):
     """What a DataLoader worker may do, telemetry of its own included."""
-    signal.alarm(20)  # it dies with its stacks shown, as this process would
+    signal.alarm(20)  # a child that hangs prints its stacks and ends, like this process
     threading.settrace(None)
     with tempfile.TemporaryFile() as file:
         file.write(b"x")
@@ -103,6 +103,6 @@ print(num_forks)
 
 
 def test_a_child_forked_at_any_line_of_the_worker_can_use_everything(tmp_path: Path) -> None:
-    """Temporary files, logging, queues, `open_run` and telemetry of its own."""
+    """It uses temporary files, logging, queues, `open_run` and telemetry of its own."""
     ended = run_script(FORKING, tmp_path, ROOT / "ava_pipeline", deadline_s=120)
     assert int(ended.stdout) > 50

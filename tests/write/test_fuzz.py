@@ -1,6 +1,6 @@
-"""Runs that were damaged at random, recovered and gone on with: done, or refused in our words, and no row twice.
+"""Randomly damaged runs are recovered or resumed without repeating a row, or refused with one of our exceptions.
 
-`AVA_FUZZ_EXAMPLES` says how many are tried; `make fuzz` tries many.
+`AVA_FUZZ_EXAMPLES` sets the number of examples; `make fuzz` tries many.
 """
 
 import logging
@@ -25,13 +25,13 @@ Damage = Callable[[Path], None]
 
 
 def become_folder(path: Path) -> None:
-    """A folder of its name, with something in it."""
+    """Replace the file by a folder that is not empty."""
     path.unlink()
     (path / "inner").mkdir(parents=True)
 
 
 def become_link(target: str) -> Damage:
-    """A link; where to is told as from its folder."""
+    """Replace the file by a link; the target is relative to its folder."""
 
     def link(path: Path) -> None:
         path.unlink()
@@ -41,12 +41,12 @@ def become_link(target: str) -> Damage:
 
 
 def become(content: bytes) -> Damage:
-    """Something else altogether."""
+    """Replace the file's content."""
     return lambda path: void(path.write_bytes(content))
 
 
 def change(changes: list[Change]) -> Damage:
-    """Some bytes are others, missing or too many."""
+    """Change, remove or insert bytes."""
 
     def rewrite(path: Path) -> None:
         content = path.read_bytes()
@@ -68,19 +68,19 @@ DAMAGES = (
     | st.just(become_folder)
     | st.just(become(b""))
 )
-# No holder on another host, whose next heartbeat would be waited for.
+# Not a holder on another host: each example would wait for its next heartbeat.
 LOCKS = st.binary(max_size=20) | st.sampled_from([b"[" * 4096, b'{"pid":1e999}', b'{"pid":NaN}', b"null", b"\xff"])
 
 
 def recover(root: Path) -> None:
-    """Nothing is left to do the second time."""
+    """Recover twice; the second time there is nothing to do."""
     recover_run(root)
     assert recover_run(root).is_complete
     validate_run(root)
 
 
 def go_on(resumed_from: int) -> Damage:
-    """Write one row behind a batch; each batch stands once then."""
+    """Resume behind a batch and write one row; each batch is stored once."""
 
     def write(root: Path) -> None:
         room = Room(root, resumed_from=resumed_from)
@@ -100,7 +100,7 @@ ACTS = st.just(recover) | st.sampled_from([0, 5, 10, 12]).map(go_on)
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    """A run of two attempts, the second of which was killed, and one of every table and file."""
+    """A run of two attempts, the second killed, and a run with every table and file."""
     root = tmp_path_factory.mktemp("fuzz")
     first = Room(root / "room")
     first.write(range(1, 9))
@@ -116,10 +116,10 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
 @pytest.mark.timeout(3600)
 @settings(max_examples=NUM_EXAMPLES, derandomize=IS_SHORT, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), damage=DAMAGES, lock=LOCKS, act=ACTS)
-def test_any_damaged_run_is_brought_in_order_or_refused_in_our_words(
+def test_any_damaged_run_is_repaired_or_refused_with_our_exceptions(
     roots: list[Path], data: st.DataObject, damage: Damage, lock: bytes, act: Damage
 ) -> None:
-    """Whatever became of one of its files, and whatever the lock file says: no error but ours."""
+    """Any damage of a file and any content of the lock file raise only our exceptions."""
     source = data.draw(st.sampled_from(roots), label="run")
     files = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""One writer a run directory."""
+"""One writer per run directory."""
 
 import json
 import os
@@ -35,7 +35,7 @@ sys.stdin.read()
 
 @contextmanager
 def held_elsewhere(path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that holds the lock until it is told to end."""
+    """Another process that holds the lock until the block ends."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -48,7 +48,7 @@ def held_elsewhere(path: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_a_second_process_is_refused_by_name_of_the_first(tmp_path: Path) -> None:
-    """The message says who holds it: pid, host and start."""
+    """The message names the holder: pid, host and start."""
     path = tmp_path / "writer.lock"
     with held_elsewhere(path) as holder:
         with pytest.raises(
@@ -62,7 +62,7 @@ def test_a_second_process_is_refused_by_name_of_the_first(tmp_path: Path) -> Non
 
 
 def test_refusals_leak_no_descriptor(tmp_path: Path) -> None:
-    """Asking again and again costs nothing."""
+    """Repeated attempts leave no open file."""
     path = tmp_path / "writer.lock"
     with held_elsewhere(path):
         before = os.dup(0)
@@ -76,7 +76,7 @@ def test_refusals_leak_no_descriptor(tmp_path: Path) -> None:
 
 
 def test_two_writers_of_one_process_are_kept_apart(tmp_path: Path) -> None:
-    """A second collector in a notebook neither shares the lock nor lets go of the first one's."""
+    """A second collector in a notebook neither shares the first one's lock nor releases it."""
     path = tmp_path / "writer.lock"
     first = RunLock(path)
     with pytest.raises(BlockingIOError, match="another collector of this process"):
@@ -106,7 +106,7 @@ def test_a_lock_file_that_is_no_longer_in_place_is_noticed(tmp_path: Path) -> No
 
 
 def test_a_child_forked_while_a_lock_is_taken_can_take_one(tmp_path: Path) -> None:
-    """It inherits no lock that nobody there would let go of."""
+    """It inherits no lock that is never released."""
     fork = """
 import os, signal, sys
 from pathlib import Path
@@ -139,7 +139,7 @@ sys.stdin.read()
 
 
 def test_the_lock_of_a_dead_process_is_free_while_a_forked_child_of_it_lives(tmp_path: Path) -> None:
-    """A DataLoader worker that outlives its parent holds nothing, and neither does its exit let go of anything."""
+    """A DataLoader worker that outlives its parent holds no lock, and its exit releases none."""
     path = tmp_path / "writer.lock"
     with subprocess.Popen(
         [sys.executable, "-c", FORK_AND_HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -160,22 +160,22 @@ def test_the_lock_of_a_dead_process_is_free_while_a_forked_child_of_it_lives(tmp
 @pytest.mark.parametrize(
     "content", [b"", b"[" * 4096, b'{"pid": 1e999, "host": "a", "start": "b"}', b'{"pid": [], "host": 1}', b"\xff"]
 )
-def test_a_lock_file_that_something_else_wrote_names_nobody(content: bytes, tmp_path: Path) -> None:
-    """The lock is this process's, as of an empty one."""
+def test_a_lock_file_with_foreign_content_names_no_holder(content: bytes, tmp_path: Path) -> None:
+    """This process acquires the lock, as with an empty file."""
     path = tmp_path / "writer.lock"
     path.write_bytes(content)
     RunLock(path).release()
 
 
 def left_by_another_host(folder: Path, *, age_s: float) -> None:
-    """A run whose writer, on another host, gave its last sign of life some seconds ago."""
+    """A run whose writer, on another host, gave its last sign of life `age_s` ago."""
     then = utc_now() - timedelta(seconds=age_s)
     (folder / "writer.lock").write_text(json.dumps({"pid": 7, "host": "elsewhere", "start": then.isoformat()}))
     write_manifest(folder / "manifest.json", Manifest(heartbeat_utc=then, tables={}))
 
 
 def test_another_hosts_lock_is_taken_over_when_its_heartbeat_is_a_minute_old(tmp_path: Path) -> None:
-    """Its host died, and no lock of it reaches here."""
+    """Its host died, and its lock does not reach this host."""
     left_by_another_host(tmp_path, age_s=61)
     lock = RunLock(tmp_path / "writer.lock")
     assert json.loads((tmp_path / "writer.lock").read_text())["host"] == platform.node()
@@ -186,7 +186,7 @@ def test_another_hosts_lock_is_taken_over_when_its_heartbeat_is_a_minute_old(tmp
 def test_a_writer_on_another_host_that_shows_a_sign_of_life_is_named(
     sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A heartbeat, or a proper end while we watched: it lived, and its rows are not set aside by us."""
+    """A heartbeat or a proper end in the meantime: it is alive, and its rows are not superseded."""
     left_by_another_host(tmp_path, age_s=5)
 
     def show(_seconds: float) -> None:
@@ -201,12 +201,12 @@ def test_a_writer_on_another_host_that_shows_a_sign_of_life_is_named(
 
 
 @pytest.mark.parametrize(("age_s", "left_s"), [(50, 10), (-86_400, 60)], ids=["seconds ago", "a clock a day ahead"])
-def test_a_writer_on_another_host_that_shows_none_is_watched_until_the_minute_is_over(
+def test_a_writer_on_another_host_without_a_sign_of_life_is_watched_until_the_minute_is_over(
     age_s: float, left_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run that a scheduler begins again within seconds of its host's death keeps its telemetry.
+    """A run that a scheduler restarts within seconds of its host's death keeps its telemetry.
 
-    That is said once, and a clock that is ahead does not make it longer.
+    One warning says so, and a clock that is ahead does not prolong the wait.
     """
     left_by_another_host(tmp_path, age_s=age_s)
     waited = [0.0]
@@ -222,8 +222,8 @@ def test_a_writer_on_another_host_that_shows_none_is_watched_until_the_minute_is
     assert (tmp_path / "writer.lock").read_text() == ""
 
 
-def test_whoever_waits_for_another_host_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second collector of the process takes its own directory meanwhile, and is refused this one."""
+def test_waiting_for_another_host_delays_no_other_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile a second collector of the process can lock another directory, and is refused this one."""
     other = tmp_path / "other"
     other.mkdir()
     left_by_another_host(tmp_path, age_s=50)
@@ -244,8 +244,8 @@ def test_whoever_waits_for_another_host_holds_up_nobody_else(tmp_path: Path, mon
     assert were_held_up == [False]
 
 
-def test_a_lock_file_that_is_a_link_is_refused_and_what_it_leads_to_is_kept(tmp_path: Path) -> None:
-    """Whoever holds the lock writes its name over what is there."""
+def test_a_lock_file_that_is_a_link_is_refused_and_its_target_is_kept(tmp_path: Path) -> None:
+    """The holder overwrites the content of the lock file with its name."""
     (tmp_path / "events.csv").write_text("rows")
     (tmp_path / "writer.lock").symlink_to("events.csv")
     for ask in (RunLock, check_unlocked):

@@ -1,4 +1,4 @@
-"""A manifest that is damaged, newer or gone costs what it said, and no row; readers are told file and remedy."""
+"""A damaged, newer or missing manifest costs no row; readers get an error with the file and the remedy."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def changed(**values: object) -> Callable[[bytes], bytes]:
-    """A manifest with other values."""
+    """A manifest with some values replaced."""
     return lambda data: json.dumps(json.loads(data) | values).encode()
 
 
@@ -35,7 +35,7 @@ damages = pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
 
 @pytest.fixture
 def layout(tmp_path: Path) -> RunLayout:
-    """A run that was killed behind batch 3."""
+    """A run that was killed after batch 3."""
     room = Room(tmp_path / "run")
     room.write([1, 2, 3])
     leave_as_killed(room)
@@ -47,7 +47,7 @@ def layout(tmp_path: Path) -> RunLayout:
 def test_writing_begins_a_new_manifest_and_loses_no_row(
     damage: Callable[[bytes], bytes], resumed_from: int, layout: RunLayout
 ) -> None:
-    """The damaged one is kept, an event says so, and the new one counts the older rows as somebody's."""
+    """The damaged manifest is kept, an event reports it, and the new one counts the older rows."""
     data = damage(layout.manifest.read_bytes())
     layout.manifest.write_bytes(data)
     room = Room(layout.root, resumed_from=resumed_from)
@@ -67,8 +67,8 @@ def test_writing_begins_a_new_manifest_and_loses_no_row(
     assert [str(one) for one in validate_run(layout.root)] == []
 
 
-def test_a_manifest_that_is_gone_costs_no_row_either(layout: RunLayout) -> None:
-    """Also where an opening that set the damaged one aside was cut short behind it."""
+def test_a_missing_manifest_costs_no_row_either(layout: RunLayout) -> None:
+    """Also after an interrupted opening that had already moved a damaged manifest away."""
     layout.manifest.unlink()
     room = Room(layout.root, resumed_from=2)
     room.write([3])
@@ -80,8 +80,8 @@ def test_a_manifest_that_is_gone_costs_no_row_either(layout: RunLayout) -> None:
 
 
 @damages
-def test_whoever_reads_is_told_the_file_and_the_remedy(damage: Callable[[bytes], bytes], layout: RunLayout) -> None:
-    """`open_run`, `validate` and `recover`, which saves the rows all the same."""
+def test_readers_get_the_file_and_the_remedy(damage: Callable[[bytes], bytes], layout: RunLayout) -> None:
+    """`open_run`, `validate` and `recover`, which saves the rows anyway."""
     layout.manifest.write_bytes(damage(layout.manifest.read_bytes()))
     remedy = "Upgrade ava-pipeline|Restore it from a backup"
     with pytest.raises(DamagedFileError, match=rf"manifest\.json is no manifest.*({remedy})"):
@@ -93,14 +93,14 @@ def test_whoever_reads_is_told_the_file_and_the_remedy(damage: Callable[[bytes],
 
 
 def test_only_a_newer_manifest_asks_for_an_upgrade(layout: RunLayout) -> None:
-    """A backup would be of no use."""
+    """A backup would not help."""
     layout.manifest.write_bytes(changed(schema_version=2)(layout.manifest.read_bytes()))
     with pytest.raises(DamagedFileError, match=r"schema_version.*Upgrade ava-pipeline"):
         read_manifest(layout.manifest)
 
 
 def test_a_manifest_without_attempts_is_named(layout: RunLayout) -> None:
-    """It reads, and has no latest attempt."""
+    """It is valid, but has no latest attempt."""
     layout.manifest.write_bytes(changed(attempts=[])(layout.manifest.read_bytes()))
     with pytest.raises(DamagedFileError, match=r"manifest\.json lists no attempt"):
         _ = open_run(layout.root).manifest.attempt

@@ -1,4 +1,4 @@
-"""Finishing files takes no more memory for a long run than for a short one."""
+"""Finishing the files of a long run takes no more memory than for a short one."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.timeout(120)
 
 MAX_GROWTH_MB = 3.0
 
-# In a process of its own: peaks never fall.
+# In a process of its own: the peak of a process never falls.
 FINISHING = """
 import sys
 from pathlib import Path
@@ -60,7 +60,7 @@ print(finish(RunLayout(Path(sys.argv[1]) / "long"), 300_000))
 
 
 def test_finishing_a_long_run_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
-    """Three hundred thousand rows, 10 MB: recovered, gone on behind, set aside and widened a part at a time."""
+    """300,000 rows, 10 MB: recovery, resume, superseding rows and adding columns work block by block."""
     ended = subprocess.run(
         [sys.executable, "-c", FINISHING, str(tmp_path)],
         check=False,

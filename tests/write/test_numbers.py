@@ -1,4 +1,4 @@
-"""Numbers at the ends of what a run can hold, through every file and back through `open_run`."""
+"""Extreme numbers, written to every file and read back through `open_run`."""
 
 import math
 import struct
@@ -23,7 +23,7 @@ VALUES = [math.nan, math.inf, None, 0.0, SMALLEST, LARGEST, THIRD]
 
 
 def written(root: Path, columns: Sequence[str], rows: Sequence[tuple[int, int, list[object]]]) -> None:
-    """A run of one table with these rows, each a batch, an epoch and its values."""
+    """Write a run of one table with these rows, each a batch, an epoch and its values."""
     room = Room(root, measure=PlainMeasure(columns=columns))
     room.files.open(NO_STEPS)
     for batch, epoch, values in rows:
@@ -32,14 +32,14 @@ def written(root: Path, columns: Sequence[str], rows: Sequence[tuple[int, int, l
 
 
 def read_from(root: Path, kind: str) -> pd.DataFrame:
-    """The table as the one kind of file gives it."""
+    """The table as read from one format."""
     for other in {"csv", "parquet"} - {kind}:
         (root / "telemetry" / f"norms.{other}").rename(root / f"norms.{other}")
     return open_run(root).table("norms")
 
 
 def bits(value: object) -> object:
-    """What tells two values apart; every nan is one."""
+    """The bits that distinguish two values; every nan is the same."""
     if value is None or value is pd.NA:
         return None
     assert isinstance(value, float)
@@ -51,7 +51,7 @@ both = pytest.mark.parametrize("kind", ["csv", "parquet"])
 
 @both
 def test_nan_infinity_null_and_every_bit_come_back(kind: str, tmp_path: Path) -> None:
-    """Not finite, not measured, and the smallest and largest float32 are told apart by whoever reads the run."""
+    """Not finite, not measured, and the smallest and largest float32 stay distinct."""
     written(tmp_path, ["overall"], [(batch, 0, [value]) for batch, value in enumerate(VALUES, start=1)])
     frame = read_from(tmp_path, kind)
     assert str(frame["overall"].dtype) == "float[pyarrow]"
@@ -62,7 +62,7 @@ def test_nan_infinity_null_and_every_bit_come_back(kind: str, tmp_path: Path) ->
 
 @both
 def test_a_trillion_batches_and_ten_thousand_epochs(kind: str, tmp_path: Path) -> None:
-    """A run may be as long as it likes."""
+    """A run may be of any length."""
     keys = [(2**40, 0), (2**40 + 1, 10_000), (2**62, 10_000)]
     written(tmp_path, ["overall"], [(batch, epoch, [0.5]) for batch, epoch in keys])
     frame = read_from(tmp_path, kind)
@@ -72,7 +72,7 @@ def test_a_trillion_batches_and_ten_thousand_epochs(kind: str, tmp_path: Path) -
 @both
 @pytest.mark.parametrize("num_columns", [1, 500])
 def test_one_column_and_five_hundred(kind: str, num_columns: int, tmp_path: Path) -> None:
-    """Each value under its own name."""
+    """Each value is in its own column."""
     columns = [f"group_{number}" for number in range(num_columns)]
     written(tmp_path, columns, [(batch, 0, [float(batch + place) for place in range(num_columns)]) for batch in (1, 2)])
     frame = read_from(tmp_path, kind)
@@ -80,8 +80,8 @@ def test_one_column_and_five_hundred(kind: str, num_columns: int, tmp_path: Path
     assert frame[columns].iloc[1].tolist() == [float(2 + place) for place in range(num_columns)]
 
 
-def test_minus_infinity_breaks_the_rule_of_a_norm_and_is_told(tmp_path: Path) -> None:
-    """A norm is not below 0; -inf is the one value that is not finite and no norm."""
+def test_minus_infinity_breaks_the_rule_of_a_norm_and_is_reported(tmp_path: Path) -> None:
+    """A norm is not below 0, so -inf is the one value that is not finite and not a valid norm."""
     room = Room(tmp_path)
     room.files.open(NO_STEPS)
     assert room.files.write([PendingStep(1, 0, Staged([[-math.inf, 1.0]]), (None,))]) == 1

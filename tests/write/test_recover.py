@@ -1,4 +1,4 @@
-"""`recover`: a run that was killed or damaged becomes whole files, and what was lost is told."""
+"""`recover` repairs a run that was killed or damaged, and reports what was lost."""
 
 import json
 import platform
@@ -16,6 +16,7 @@ from ava_pipeline.read.arrays import integers
 from ava_pipeline.validate.validate import validate_run
 from ava_pipeline.write.lock import RunLock
 from ava_pipeline.write.recover import RecoveredFile, recover_run
+from tests.scripts import run_script
 from tests.validate.building import NOW, TABLES, RunBuilder
 from tests.write.feeding import Room, csv_batches, event_rows, leave_as_killed
 from tests.write.test_lock import held_elsewhere
@@ -37,20 +38,20 @@ def recover(layout: RunLayout, *options: str) -> Result:
 
 
 def content(layout: RunLayout) -> dict[str, bytes]:
-    """Every file of the run but the lock."""
+    """Every file of the run except the lock, with its content."""
     files = (path for path in layout.root.rglob("*") if path.is_file() and path != layout.lock)
     return {str(path.relative_to(layout.root)): path.read_bytes() for path in files}
 
 
 def on_disk(layout: RunLayout) -> dict[Path, tuple[int, bytes]]:
-    """Every name in the run, the lock too: when it was changed, and what is in it."""
+    """Every path in the run, including the lock, with its time of change and its content."""
     return {
         path: (path.stat().st_mtime_ns, b"" if path.is_dir() else path.read_bytes()) for path in layout.root.rglob("*")
     }
 
 
 def files_of(layout: RunLayout, table: str, *, dry_run: bool = False) -> dict[str, RecoveredFile]:
-    """Recover, and give the table's files by their endings."""
+    """Recover, and return the table's files by suffix."""
     found = recover_run(layout.root, dry_run=dry_run).tables[table]
     return {one.file.partition(".")[2]: one for one in found}
 
@@ -70,7 +71,7 @@ def stored_batches(layout: RunLayout, table: str = "gradient_norms") -> list[int
 
 
 def test_a_killed_run_becomes_whole_files_and_nothing_is_lost(killed: RunLayout) -> None:
-    """Every journal is Parquet, the manifest says how the run ended, and the run keeps every rule."""
+    """Every journal is turned into Parquet, the manifest says how the run ended, and the run is valid."""
     result = recover(killed)
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, f"{killed.root}: nothing is lost.")
     assert "gradient_norms.journal: 12 rows" in result.stdout
@@ -83,16 +84,16 @@ def test_a_killed_run_becomes_whole_files_and_nothing_is_lost(killed: RunLayout)
     assert validate_run(killed.root, now=NOW) == []
 
 
-def test_recovering_twice_is_recovering_once(killed: RunLayout) -> None:
-    """The second time there is nothing to do."""
+def test_a_second_recovery_changes_nothing(killed: RunLayout) -> None:
+    """The second recovery has nothing to do."""
     recover(killed)
     before = content(killed)
     assert recover(killed).exit_code == 0
     assert content(killed) == before
 
 
-def test_a_dry_run_says_the_same_and_changes_nothing(killed: RunLayout) -> None:
-    """What it foretells is what happens."""
+def test_a_dry_run_reports_the_same_and_changes_nothing(killed: RunLayout) -> None:
+    """A recovery does what the dry run reports."""
     flip_in_second_batch(killed.journal("steps"))
     with killed.csv("steps").open("ab") as file:
         file.write(b"130,2,2026-")
@@ -107,7 +108,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(killed: RunLayout) -> None:
 
 
 def test_a_torn_line_is_cut_and_kept(killed: RunLayout) -> None:
-    """The whole lines stay, the torn one lies in damaged/, and the exit status says that something is lost."""
+    """The whole lines stay, the incomplete one is in damaged/, and the exit status says that something is lost."""
     whole = killed.csv("steps").read_bytes()
     with killed.csv("steps").open("ab") as file:
         file.write(b"130,2,2026-")
@@ -118,8 +119,38 @@ def test_a_torn_line_is_cut_and_kept(killed: RunLayout) -> None:
     assert (killed.damaged / "steps.csv.end").read_bytes() == b"130,2,2026-"
 
 
+RECOVER = """
+import sys
+from ava_pipeline.write.recover import recover_run
+
+recovery = recover_run(sys.argv[1])
+assert len(recovery.lost) == 2 and recovery.to_text()
+assert not {"pandas", "torch", "scipy"} & set(sys.modules)
+"""
+
+
+def test_recovery_loads_neither_pandas_nor_torch(killed: RunLayout) -> None:
+    """It works in Arrow, also when it writes events of what is lost."""
+    flip_in_second_batch(killed.journal("gradient_norms"))
+    run_script(RECOVER, killed.root)
+    assert len(event_rows(killed.root, "damaged_file")) == 2
+
+
+def test_losses_are_findings_with_the_place_of_their_original(killed: RunLayout) -> None:
+    """Each has an id, a severity and a place, and is printed and exported like every finding."""
+    killed.csv("steps").write_bytes(killed.csv("steps").read_bytes() + b"no row\n130,2")
+    lines, torn = files_of(killed, "steps", dry_run=True)["csv"].lost
+    assert (lines.id, lines.severity, lines.file, lines.line) == ("files.line", "error", "telemetry/steps.csv", 14)
+    assert (torn.id, torn.severity) == ("files.torn-line", "info")
+    assert lines.advice == "The original is kept as telemetry/damaged/steps.csv."
+    exported = json.loads(recover(killed, "--dry-run", "--json").stdout)["tables"]["steps"][0]
+    assert exported["lost"] == json.loads(json.dumps([lines.to_json(), torn.to_json()]))
+    assert f"  {lines}\n" in recover(killed).stdout
+    assert (killed.damaged / "steps.csv").exists()
+
+
 def test_a_dry_run_finds_damaged_lines_of_csv_too(killed: RunLayout) -> None:
-    """And counts the rows around them."""
+    """It also counts the rows around them."""
     whole = killed.csv("steps").read_bytes()
     killed.csv("steps").write_bytes(whole + b"\0\0\n")
     told = files_of(killed, "steps", dry_run=True)["csv"]
@@ -130,7 +161,7 @@ def test_a_dry_run_finds_damaged_lines_of_csv_too(killed: RunLayout) -> None:
 
 
 def test_a_damaged_journal_loses_one_batch_and_is_kept(killed: RunLayout) -> None:
-    """The rows of every other batch are saved; how many are lost is counted, and an event tells which."""
+    """The rows of every other batch are saved, the lost ones are counted, and an event covers their batches."""
     data = flip_in_second_batch(killed.journal("gradient_norms"))
     journal = files_of(killed, "gradient_norms")["journal"]
     assert (journal.num_bytes, journal.num_rows, journal.kept_in) == (len(data), 7, "damaged/gradient_norms.journal")
@@ -143,7 +174,7 @@ def test_a_damaged_journal_loses_one_batch_and_is_kept(killed: RunLayout) -> Non
 
 
 def test_rows_whose_own_schema_is_damaged_are_saved_by_the_manifest(killed: RunLayout) -> None:
-    """What a table is stands in two places."""
+    """The declaration of a table is in the journal and in the manifest."""
     data = bytearray(killed.journal("gradient_norms").read_bytes())
     data[40] ^= 1
     killed.journal("gradient_norms").write_bytes(data)
@@ -152,7 +183,7 @@ def test_rows_whose_own_schema_is_damaged_are_saved_by_the_manifest(killed: RunL
 
 
 def test_a_damaged_parquet_file_is_kept_and_the_journal_behind_it_saved(tmp_path: Path) -> None:
-    """What cannot be read does not stand in the way of what can."""
+    """A file that cannot be read does not prevent saving the other."""
     layout = RunLayout(tmp_path)
     first = Room(tmp_path)
     first.write([1, 2])
@@ -169,8 +200,8 @@ def test_a_damaged_parquet_file_is_kept_and_the_journal_behind_it_saved(tmp_path
     assert (layout.damaged / "norms.parquet").read_bytes() == b"PAR1 no more"
 
 
-def test_an_older_damaged_file_is_not_written_over(killed: RunLayout) -> None:
-    """Each original keeps a name of its own."""
+def test_an_older_damaged_file_is_not_overwritten(killed: RunLayout) -> None:
+    """Each original gets a name of its own."""
     killed.damaged.mkdir()
     (killed.damaged / "gradient_norms.journal").write_bytes(b"older")
     flip_in_second_batch(killed.journal("gradient_norms"))
@@ -178,8 +209,8 @@ def test_an_older_damaged_file_is_not_written_over(killed: RunLayout) -> None:
     assert (killed.damaged / "gradient_norms.journal").read_bytes() == b"older"
 
 
-def test_files_that_are_no_table_of_the_run_are_left_alone(killed: RunLayout) -> None:
-    """They are not listed, and neither cut nor kept as damaged."""
+def test_files_that_are_not_tables_of_the_run_are_left_alone(killed: RunLayout) -> None:
+    """They are not listed, not cut and not kept as damaged."""
     foreign = {"summary.csv": b"epoch,loss\n1,0.5", "mine.parquet": b"no Parquet"}
     for name, data in foreign.items():
         (killed.telemetry / name).write_bytes(data)
@@ -190,7 +221,7 @@ def test_files_that_are_no_table_of_the_run_are_left_alone(killed: RunLayout) ->
 
 
 def test_a_dry_run_leaves_the_lock_file_of_a_killed_process_alone(killed: RunLayout) -> None:
-    """Who wrote last can still be read, and a lock file that was not there is not made."""
+    """The last writer can still be read, and a missing lock file is not created."""
     dead = json.dumps({"pid": 7, "host": platform.node(), "start": NOW.isoformat()})
     for text in ("", dead):
         if text:
@@ -201,8 +232,8 @@ def test_a_dry_run_leaves_the_lock_file_of_a_killed_process_alone(killed: RunLay
 
 
 @pytest.mark.parametrize("content", [b"[" * 4096, b'{"pid":1e999}', b'{"pid":NaN}', b'{"pid":[]}', b"\xff", b"7"])
-def test_a_lock_file_of_anything_is_no_holder(content: bytes, killed: RunLayout) -> None:
-    """Only a process that lives holds a run up, whatever the file says."""
+def test_a_lock_file_with_any_content_names_no_holder(content: bytes, killed: RunLayout) -> None:
+    """Only a live process blocks the recovery, whatever the file contains."""
     killed.lock.write_bytes(content)
     assert recover_run(killed.root, dry_run=True).is_complete
     assert recover_run(killed.root).is_complete
@@ -212,7 +243,7 @@ def test_a_lock_file_of_anything_is_no_holder(content: bytes, killed: RunLayout)
 def test_a_run_that_is_being_written_is_refused_and_the_writer_named(
     options: tuple[str, ...], killed: RunLayout
 ) -> None:
-    """Its journals are not taken away under it."""
+    """The journals of a run that is being written are not removed."""
     before = content(killed)
     with held_elsewhere(killed.lock) as holder:
         result = recover(killed, *options)
@@ -224,16 +255,16 @@ def test_a_run_that_is_being_written_is_refused_and_the_writer_named(
     assert content(killed) == before
 
 
-def test_what_is_no_run_is_wrong_usage(tmp_path: Path) -> None:
-    """An empty directory, or none."""
+def test_a_directory_without_tables_is_wrong_usage(tmp_path: Path) -> None:
+    """An empty or missing directory."""
     for root in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(NotARunError, match=r"telemetry/\*\.csv"):
             recover_run(root)
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_manifest_costs_no_row_and_is_told(killed: RunLayout) -> None:
-    """The tables stand by themselves."""
+def test_a_damaged_manifest_costs_no_row_and_is_reported(killed: RunLayout) -> None:
+    """The tables do not depend on it."""
     killed.manifest.write_bytes(b"{")
     result = recover(killed)
     assert "manifest.json is no manifest" in result.stdout
@@ -242,7 +273,7 @@ def test_a_damaged_manifest_costs_no_row_and_is_told(killed: RunLayout) -> None:
 
 @pytest.mark.parametrize("name", ["gradient_norms.journal", "damaged", "writer.lock", "events.csv"])
 def test_nothing_outside_the_run_is_recovered_or_written(name: str, killed: RunLayout, tmp_path: Path) -> None:
-    """A link out of the run is named before anything is touched."""
+    """A link out of the run is reported before any file is changed."""
     outside = tmp_path / "outside"
     outside.mkdir()
     path = killed.telemetry / name

@@ -1,4 +1,4 @@
-"""Bytes that are no UTF-8, as in a file's name on an older disk, cost no row wherever telemetry meets them."""
+"""Bytes that are not UTF-8, such as in file names on an older disk, cost no row."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ assert stats.written == 2, stats
 
 
 def test_in_the_command_line_and_the_directorys_name(tmp_path: Path) -> None:
-    """Every row is written, the Parquet file is finished, and the manifest and an event name them with an escape."""
+    """Every row is written, the Parquet file is finished, and the manifest and an event escape the bytes."""
     run_script(WRITE, tmp_path / CAFE, f"--data={CAFE}")
     (tmp_path / CAFE).rename(tmp_path / "run")  # what other programs call it
     assert csv_batches(tmp_path / "run") == [2]
@@ -46,7 +46,7 @@ def test_in_the_command_line_and_the_directorys_name(tmp_path: Path) -> None:
 
 
 def test_a_run_in_such_a_directory_is_resumed(tmp_path: Path) -> None:
-    """Behind rows in Parquet and rows in a journal."""
+    """After rows in Parquet and rows in a journal."""
     for last, is_killed in ((0, False), (1, True), (2, False)):
         room = Room(tmp_path / CAFE, resumed_from=last)
         room.write([last + 1])
@@ -55,15 +55,15 @@ def test_a_run_in_such_a_directory_is_resumed(tmp_path: Path) -> None:
     assert read_parquet(parquet).column("batch_idx").to_pylist() == [1, 2, 3]
 
 
-def test_in_a_users_facts() -> None:
-    """They are kept as far as JSON holds them, at any depth."""
+def test_in_run_info() -> None:
+    """They are kept as far as JSON allows, at any depth."""
     assert as_json({"data": [CAFE], "é": 1}) == {"data": ["caf?"], "é": 1}
 
 
 def test_a_manifest_that_cannot_be_made_costs_a_heartbeat_and_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it raises is told, and rows go on."""
+    """Any exception is logged, and rows are still written."""
     room = Room(tmp_path)
     room.write([1])
     assert room.files._manifest is not None

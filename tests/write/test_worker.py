@@ -1,4 +1,4 @@
-"""The background thread: rows are written soon, trouble costs rows only, and it always ends."""
+"""The background thread writes rows soon, loses only rows to errors, and always ends."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ SOON_S = 25.0
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[..., Room]]:
-    """Make rooms whose worker is running; the test need not close it."""
+    """Make runs whose worker is running; they are closed after the test."""
     rooms: list[Room] = []
 
     def start(**settings: object) -> Room:
@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Room]]:
 
 
 class Gate:
-    """Holds up what a kind of writer does, every CSV write if not told else, until it is opened: a stuck disk."""
+    """A stuck disk: blocks a method of a writer, by default every CSV write, until the gate is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type = CsvWriter, name: str = "write") -> None:
         self.reached = threading.Event()
@@ -71,7 +71,7 @@ def test_rows_are_written_without_flush_or_close(run: Callable[..., Room], monke
 
 
 def test_flush_returns_when_the_rows_before_it_are_in_the_files(run: Callable[..., Room]) -> None:
-    """However long the interval is."""
+    """It does so for any interval."""
     room = run(flush_interval_s=1e6)
     for batch in range(1, 40):
         room.offer(step(batch))
@@ -80,8 +80,8 @@ def test_flush_returns_when_the_rows_before_it_are_in_the_files(run: Callable[..
             assert csv_batches(room.root) == parquet_batches(room.root) == list(range(1, batch + 1))
 
 
-def test_close_writes_what_waits_and_closing_twice_is_closing_once(run: Callable[..., Room]) -> None:
-    """The manifest tells how the run ended, by the first close."""
+def test_close_writes_what_waits_and_a_second_close_changes_nothing(run: Callable[..., Room]) -> None:
+    """The manifest records the ending given to the first close."""
     room = run(flush_interval_s=1e6)
     room.offer(step(1))
     expected = TelemetryStats(collected=1, written=1)
@@ -93,7 +93,7 @@ def test_close_writes_what_waits_and_closing_twice_is_closing_once(run: Callable
 
 
 def test_a_run_without_rows_leaves_no_files(run: Callable[..., Room]) -> None:
-    """Nothing is made before there is something to write."""
+    """No file is created before there is something to write."""
     room = run()
     room.worker.close(SOON_S, "finished")
     assert not room.root.exists()
@@ -102,7 +102,7 @@ def test_a_run_without_rows_leaves_no_files(run: Callable[..., Room]) -> None:
 def test_close_with_a_stuck_disk_returns_in_time_and_says_what_is_unwritten(
     run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Training ends whatever the disk does; when it comes back, the rows are written after all."""
+    """Training ends although the disk is stuck; when the disk recovers, the rows are written."""
     gate = Gate(monkeypatch)
     room = run()
     room.offer(step(1))
@@ -117,10 +117,10 @@ def test_close_with_a_stuck_disk_returns_in_time_and_says_what_is_unwritten(
     assert csv_batches(room.root) == [1, 2]
 
 
-def test_close_waits_again_where_the_disk_was_stuck_while_files_were_finished(
+def test_close_waits_again_if_the_disk_was_stuck_while_files_were_finished(
     run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every row is taken, which the warning does not deny; the manifest tells the end as the first close did."""
+    """Every row was written, and the warning does not say otherwise; the manifest records the first close's ending."""
     gate = Gate(monkeypatch, ParquetWriter, "close")
     room = run()
     room.offer(step(1))
@@ -135,10 +135,10 @@ def test_close_waits_again_where_the_disk_was_stuck_while_files_were_finished(
     assert (attempt.status, attempt.error) == ("failed", "ValueError")
 
 
-def test_close_says_where_a_writer_on_another_host_is_waited_for(
+def test_close_says_that_it_waits_for_a_writer_on_another_host(
     run: Callable[..., Room], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And blames no disk. When the host has shown no sign of life, the rows are written."""
+    """The message does not blame the disk. Without a sign of life from the host, the rows are written."""
     folder = tmp_path / "run" / "telemetry"
     folder.mkdir(parents=True)
     left_by_another_host(folder, age_s=5)
@@ -161,7 +161,7 @@ def test_close_says_where_a_writer_on_another_host_is_waited_for(
 def test_steps_dropped_while_the_disk_is_stuck_are_a_gap(
     run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From batch, to batch, how many, why: one row of events.csv."""
+    """One row of events.csv has the batches, their number and the cause."""
     gate = Gate(monkeypatch)
     room = run(max_pending=2)
     room.offer(step(1))
@@ -181,7 +181,7 @@ def test_steps_dropped_while_the_disk_is_stuck_are_a_gap(
 def test_a_directory_that_cannot_be_made_costs_rows_until_it_can(
     run: Callable[..., Room], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every step is counted, one warning is logged, one event covers them all, and rows follow when it works again."""
+    """Every step is counted, one warning is logged, one event covers them all, and later rows are written."""
     (tmp_path / "run").touch()
     room = run()
     for batch in range(1, 21):
@@ -198,10 +198,10 @@ def test_a_directory_that_cannot_be_made_costs_rows_until_it_can(
     assert read_manifest(room.layout.manifest).attempt.counters.failed == 20
 
 
-def test_a_disk_that_is_left_alone_between_tries_is_told_as_one_stretch(
+def test_rows_between_two_tries_of_the_disk_fail_as_one_range(
     run: Callable[..., Room], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Rows that come too early for the next try fail by the same reason, without a look at the disk."""
+    """Rows before the next try fail for the same reason, and the disk is not accessed."""
     (tmp_path / "run").touch()
     room = run(retry_s=math.inf)
     for batch in (1, 2):
@@ -216,7 +216,7 @@ def test_a_disk_that_is_left_alone_between_tries_is_told_as_one_stretch(
 
 
 def test_a_measure_with_a_bug_costs_its_rows_and_not_the_thread(run: Callable[..., Room]) -> None:
-    """Whatever a measure raises, the rows before and behind it are written."""
+    """Whatever a measure raises, the rows before and after are written."""
     room = run()
     room.measure.broken = {2.0}
     for batch in (1, 2, 3):
@@ -226,10 +226,10 @@ def test_a_measure_with_a_bug_costs_its_rows_and_not_the_thread(run: Callable[..
     assert csv_batches(room.root) == [1, 3]
 
 
-def test_what_a_measure_tells_of_its_rows_costs_none_of_them(
+def test_an_exception_in_a_measures_events_costs_no_row(
     run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its events come of anyone's code too: where it breaks, that is logged."""
+    """Its events are made by the user's code; an exception there is logged."""
     room = run()
     monkeypatch.setattr(room.measure, "events", lambda _: 1 / 0)
     room.offer(step(1))
@@ -241,7 +241,7 @@ def test_what_a_measure_tells_of_its_rows_costs_none_of_them(
 def test_an_unforeseen_exception_while_writing_costs_its_rows_and_not_the_thread(
     run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bug of ours is told by its type, and telemetry goes on."""
+    """The event names the type of the exception, and telemetry continues."""
     room = run()
     room.offer(step(1))
     assert room.channel.flush(SOON_S)
@@ -257,7 +257,7 @@ def test_an_unforeseen_exception_while_writing_costs_its_rows_and_not_the_thread
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the thread says how it died
-def test_a_worker_that_dies_leaves_nobody_waiting(
+def test_a_worker_that_dies_leaves_no_caller_waiting(
     run: Callable[..., Room], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Flush and close return, the counters add up, the files are finished, and the manifest says what happened."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +60,7 @@ class Evidence:
         highest_rates: column of `learning_rates` -> its highest value before these rows.
 
     Attributes:
+        columns: role -> the columns of `norms` whose groups have it.
         overall: the column with the norm of all gradients; None if the run has none.
         losses: the columns of `steps` that are losses, by their names.
         is_scaled: whether a GradScaler scales the loss.
@@ -86,11 +87,11 @@ class Evidence:
         self.steps = steps
         self.groups = groups
         self.highest_rates = highest_rates or {}
-        self._columns: dict[Role, list[str]] = {}
+        self.columns: dict[Role, list[str]] = {role: [] for role in get_args(Role)}
         for column in norms.values:
             if column in groups:
-                self._columns.setdefault(groups[column].role, []).append(column)
-        self.overall = next(iter(self._columns.get("overall", ())), None)
+                self.columns[groups[column].role].append(column)
+        self.overall = self.columns["overall"][0] if self.columns["overall"] else None
         self.losses = [column for column in steps.values if is_loss(column)]
         self.is_scaled = bool(steps.is_measured.get("loss_scale", np.zeros(0, dtype=np.bool_)).any())
         self.trained_from = dict.fromkeys(norms.values, 0)
@@ -108,22 +109,10 @@ class Evidence:
         self.early_norms: Values = early[np.isfinite(early)]
         self.early_median = float(np.median(self.early_norms)) if len(self.early_norms) else 0.0
 
-    def columns(self, role: Role) -> list[str]:
-        """The columns of `norms` whose groups have a role."""
-        return self._columns.get(role, [])
-
 
 def is_loss(column: str) -> bool:
     """Whether a column of `steps` is a loss, by its name."""
     return "loss" in column.lower() and column != "loss_scale"
-
-
-def share(run: Evidence, column: str, whole: str) -> Values:
-    """The ratio of two columns of `norms`; nan if either is not finite, or the second is 0."""
-    part, total = run.norms.values[column], run.norms.values[whole]
-    is_known = np.isfinite(part) & np.isfinite(total) & (total > 0)
-    ratio: Values = np.divide(part, total, out=np.full(len(part), np.nan), where=is_known)
-    return ratio
 
 
 class RowRange(NamedTuple):

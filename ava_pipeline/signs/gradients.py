@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs.evidence import Evidence, LastingState, RowRange, share
+from ava_pipeline.signs.evidence import Evidence, LastingState, RowRange, Values
 from ava_pipeline.signs.thresholds import Thresholds
 
 _BACKBONE_NOT_LEARNING = LastingState(
@@ -22,7 +22,7 @@ def backbone_not_learning(run: Evidence, limits: Thresholds) -> Iterator[Finding
     """The norm of the backbone's last stage is null while others are measured, or a negligible share of the overall."""
     if run.overall is None:
         return
-    for column in run.columns("backbone_last"):
+    for column in run.columns["backbone_last"]:
         yield from _negligible(run, column, run.overall, limits.backbone_share, _BACKBONE_NOT_LEARNING, limits)
 
 
@@ -37,7 +37,7 @@ _DEAD_LAYER = LastingState(
 
 def dead_layer(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     """The norm of a layer of the head is null while the head's is measured, or a negligible share of the head's."""
-    for column in run.columns("head_layer"):
+    for column in run.columns["head_layer"]:
         parent = run.groups[column].parent
         if parent in run.norms.values:
             yield from _negligible(run, column, parent, limits.dead_share, _DEAD_LAYER, limits)
@@ -53,6 +53,14 @@ def _negligible(
     return state.findings(run.norms, column, is_negligible, ratio, least_rows=limits.least_rows, whole=whole)
 
 
+def share(run: Evidence, column: str, whole: str) -> Values:
+    """The ratio of two columns of `norms`; nan if either is not finite, or the second is 0."""
+    part, total = run.norms.values[column], run.norms.values[whole]
+    is_known = np.isfinite(part) & np.isfinite(total) & (total > 0)
+    ratio: Values = np.divide(part, total, out=np.full(len(part), np.nan), where=is_known)
+    return ratio
+
+
 _HEAD_DOMINATING = LastingState(
     sign="head-dominating",
     message="{column} dominates: its norm is {value:.3g} times that of all other parameters over {num_rows} collected "
@@ -64,11 +72,11 @@ _HEAD_DOMINATING = LastingState(
 
 def head_dominating(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     """The head's norm is many times that of all other parameters together, and the backbone is trained."""
-    backbones = run.columns("backbone_last")
+    backbones = run.columns["backbone_last"]
     if run.overall is None or not backbones:
         return
     begin = max(run.trained_from[column] for column in backbones)
-    for column in run.columns("head"):
+    for column in run.columns["head"]:
         of_overall = np.minimum(share(run, column, run.overall), 1.0)
         # Norms are float32: from a share of 1 - 1e-7 on, rounding hides the norm of the others.
         ratio = of_overall / np.sqrt(np.maximum(1.0 - of_overall**2, 1e-7))

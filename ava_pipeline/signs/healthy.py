@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues, share
+from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues
+from ava_pipeline.signs.gradients import share
 from ava_pipeline.signs.thresholds import Thresholds
 
 # No group learns beside a warning of these,
@@ -80,7 +81,7 @@ class _RunHealth:
         run = self._run
         if run.overall is None or self._has("head-dominating"):
             return
-        for column in filter(self._learns, run.columns("backbone_last")):
+        for column in filter(self._learns, run.columns["backbone_last"]):
             shares = share(run, column, run.overall)
             if np.isfinite(shares).any():
                 value = float(np.nanmedian(shares))
@@ -88,7 +89,7 @@ class _RunHealth:
                 yield _healthy("backbone-learning", run.norms, message, column, value)
 
     def head(self) -> Iterator[Finding]:
-        layers = self._run.columns("head_layer") or self._run.columns("head")
+        layers = self._run.columns["head_layer"] or self._run.columns["head"]
         if layers and all(map(self._learns, layers)):
             message = f"{', '.join(layers)}: every layer of the head learns."
             yield _healthy("head-learning", self._run.norms, message, layers[0])

@@ -37,7 +37,7 @@ def non_finite(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
 
     Overflows of a GradScaler are information while it searches for its scale, and if they are rare.
     """
-    others = [column for column in run.steps.values if not is_loss(column)]
+    others = [column for column in run.steps.values if column not in run.losses]
     yield from _non_finite(run, run.norms, list(run.norms.values), limits, is_scaled=run.is_scaled)
     yield from _non_finite(run, run.steps, others, limits, is_scaled=run.is_scaled)
     # A loss is recorded before it is multiplied by the scale: no scale makes it overflow, and none repairs it.

@@ -402,6 +402,15 @@ def numpy_values(values: ArrowColumn) -> "NDArray[Any]":
     return np.where(null_mask(array), missing, numbers) if array.null_count else numbers
 
 
+def numpy_columns(rows: pa.Table) -> "dict[str, NDArray[Any]]":
+    """The columns of numbers of a table, as `numpy_values` gives each."""
+    return {
+        field.name: numpy_values(column)
+        for field, column in zip(rows.schema, rows.columns, strict=True)
+        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+    }
+
+
 def null_mask(values: ArrowColumn) -> Bools:
     """Where a column is null [rows]."""
     return _bools(values.is_null())

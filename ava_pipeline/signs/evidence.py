@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.columns import null_mask, numpy_columns
 from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.contract.manifest import Group, Role
 
@@ -15,7 +16,8 @@ Values = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 NUM_FIRST_ROWS = 32
-NO_ROWS = pa.schema([("batch_idx", pa.int64()), ("epoch", pa.int64())]).empty_table()
+# Not `schema.empty_table()`, which makes pyarrow load pandas.
+NO_ROWS = pa.Table.from_batches([], schema=pa.schema([("batch_idx", pa.int64()), ("epoch", pa.int64())]))
 
 
 class TableValues:
@@ -36,16 +38,17 @@ class TableValues:
     def __init__(self, rows: pa.Table) -> None:
         self.rows = rows
         self.num_rows: int = rows.num_rows
-        self.batch_idx: NDArray[np.int64] = rows.column("batch_idx").to_numpy()
-        self.epoch: NDArray[np.int64] = rows.column("epoch").to_numpy()
+        columns = numpy_columns(rows)
+        self.batch_idx: NDArray[np.int64] = columns["batch_idx"]
+        self.epoch: NDArray[np.int64] = columns["epoch"]
         self.values: dict[str, Values] = {}
         self.is_measured: dict[str, Mask] = {}
         every_row = np.ones(rows.num_rows, dtype=np.bool_)
-        for field in rows.schema:
-            if pa.types.is_floating(field.type):
-                cells = rows.column(field.name)
-                self.values[field.name] = np.asarray(cells.to_numpy(), dtype=np.float64)
-                self.is_measured[field.name] = cells.is_valid().to_numpy() if cells.null_count else every_row
+        for name, column in columns.items():
+            if column.dtype.kind == "f":
+                self.values[name] = column.astype(np.float64, copy=False)
+                cells = rows.column(name)
+                self.is_measured[name] = ~null_mask(cells) if cells.null_count else every_row
 
 
 class Evidence:

@@ -1,5 +1,6 @@
 """Each rule fires on rows that show its sign, and not on its near miss."""
 
+from collections.abc import Callable
 from typing import get_args
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from ava_pipeline.contract.events import EventName
 from ava_pipeline.contract.manifest import Group
+from ava_pipeline.signs import registry
 from ava_pipeline.signs.registry import MAX_LISTED, listed_findings
 from ava_pipeline.signs.thresholds import Thresholds
 from tests.signs.rows import EVERY, GROUPS, Columns, columns, evidence, found_in, signs_in
@@ -371,3 +373,50 @@ def test_every_sign_that_is_warned_of_has_the_name_of_an_event() -> None:
     known = set(get_args(EventName))
     for _, change in SHOWN:
         assert {finding.event for finding in found_in(change) if finding.severity != "info"} <= known
+
+
+def explained_by_backbone(given: Columns) -> None:
+    """A backbone without gradients, so that the head has all of them."""
+    given["trunk"] = given["top"] * 1e-6
+    given["overall"] = given["top"] * 1.0
+
+
+def explained_by_explosion(given: Columns) -> None:
+    """Norms that are a thousand times larger for ten rows."""
+    for name in NORMS:
+        given[name][120:130] *= 1000.0
+
+
+def explained_by_steady_explosion(given: Columns) -> None:
+    """A norm that rises ten-thousandfold."""
+    ramp(given, 1e4)
+
+
+@pytest.mark.parametrize(
+    ("sign", "reason", "change"),
+    [
+        ("head-dominating", "backbone-not-learning", explained_by_backbone),
+        ("spike", "exploding", explained_by_explosion),
+        ("rising", "exploding", explained_by_steady_explosion),
+    ],
+)
+def test_a_finding_that_follows_from_another_is_left_out(
+    sign: str, reason: str, change: Callable[[Columns], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each entry of the table is needed: without it, the same rows show the sign beside its reason."""
+    found = {finding.id for finding in found_in(change)}
+    assert (reason in found, sign in found) == (True, False)
+    others = {key: reasons for key, reasons in registry._EXPLAINED_BY.items() if key != sign}
+    monkeypatch.setattr(registry, "_EXPLAINED_BY", others)
+    assert {reason, sign} <= {finding.id for finding in found_in(change)}
+
+
+def test_a_finding_over_other_batches_is_not_left_out() -> None:
+    """A spike long before the gradients explode is a finding of its own."""
+
+    def change(given: Columns) -> None:
+        for name in NORMS:
+            given[name][60] *= 100.0
+            given[name][150:] *= 1e4
+
+    assert {"spike", "exploding"} <= {finding.id for finding in found_in(change)}

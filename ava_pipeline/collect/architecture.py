@@ -1,4 +1,4 @@
-"""Finding the head and the last stage of the backbone in models as people build them."""
+"""Finds the head and the last stage of the backbone of common kinds of models."""
 
 import re
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ _NOT_IN_A_COLUMN_NAME = re.compile(r"[^A-Za-z0-9_\-/]")
 
 
 def find_parts(model: nn.Module) -> dict[str, nn.Module]:
-    """Name the parts of a model that have a column of their own.
+    """Find the parts of a model that get their own column.
 
     Known are torchvision's ResNet with any `fc`, timm models (by `get_classifier()` and `feature_info`), and models
-    with children named like `backbone` and `head`. A model that has neither, such as a plain `nn.Sequential`, has no
-    part that could be told from its names: its last layer may as well be its head.
+    with children named like `backbone` and `head`. Names say nothing about the parts of other models, such as a plain
+    `nn.Sequential`, whose last layer may or may not be a head: they have none.
 
     Returns:
-        `backbone_<last stage>` (or `backbone`, where it has no stages), `mlp_head` and `mlp_layer_<index>` as far as
-        they are there. A head of one layer has no `mlp_layer_<index>`. In names of the model, what no column's name
-        may hold is `_`.
+        `backbone_<last stage>` (or `backbone`, if it has no stages), `mlp_head` and `mlp_layer_<index>`, as far as they
+        exist. A head of one layer has no `mlp_layer_<index>`. Characters that a column's name cannot contain become
+        `_`.
     """
     model = unwrap(model)
     backbone = _child(model, BACKBONE_NAMES) or model
@@ -57,7 +57,7 @@ def _last_stage(model: nn.Module, backbone: nn.Module, head: nn.Module | None) -
 
 
 def _declared_last_stage(backbone: nn.Module) -> str | None:
-    """What torchvision's and timm's models say themselves."""
+    """The last stage that the classes of torchvision and timm name."""
     if isinstance(getattr(backbone, "layer4", None), nn.Module):
         return "layer4"
     return _timm_last_stage(getattr(backbone, "feature_info", None))
@@ -67,7 +67,7 @@ def _likely_last_stage(backbone: nn.Module, head: nn.Module | None) -> str | Non
     """The last child that is neither the head nor an auxiliary one, such as GoogLeNet's."""
     children = {name: child for name, child in backbone.named_children() if not name.lower().startswith("aux")}
     layers = [name for name, child in children.items() if child is not head and _has_parameters(child)]
-    # A stage is made of layers; a last norm beside the stages is none.
+    # A stage is made of layers; a norm after the last stage is not.
     stages = [name for name in layers if next(children[name].children(), None) is not None]
     if len(stages) == 1:
         blocks = [name for name, child in children[stages[0]].named_children() if _has_parameters(child)]

@@ -1,4 +1,4 @@
-"""Which parameters stand behind which column."""
+"""Groups: which parameters each column of gradient norms measures."""
 
 import difflib
 import fnmatch
@@ -26,13 +26,13 @@ def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = Non
     """Name the groups of a model, `overall` first.
 
     Args:
-        model: what is being trained, wrapped or not.
-        chosen: column -> a module, parameters, or globs over parameter names (`"stages.3.*"`). Left out, the head,
-            its layers and the last stage of the backbone are found.
+        model: the module that is being trained, wrapped or not.
+        chosen: column -> a module, parameters, or globs over parameter names (`"stages.3.*"`). By default the head,
+            its layers and the last stage of the backbone, as far as the model has them.
 
     Raises:
-        GroupsError: no parameters behind a column.
-        MisuseError: a name that cannot name a column.
+        GroupsError: a column has no parameters.
+        MisuseError: a name cannot name a column.
     """
     parameters = named_parameters(model)
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -42,7 +42,7 @@ def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = Non
         check_column_name(column)
         if column in RESERVED:
             raise MisuseError(
-                f"groups: {column!r} is a column already; choose another name than {', '.join(RESERVED)}."
+                f"groups: {column!r} is a column already; choose a name other than {', '.join(RESERVED)}."
             )
         members[column] = frozenset(_members(column, choice, names))
     return {
@@ -56,12 +56,12 @@ def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = Non
 
 
 def log_groups(model: nn.Module, groups: Mapping[str, Group], *, is_found: bool) -> None:
-    """Log the columns; where nothing was found, with a warning that shows how to name groups."""
-    told = ", ".join(f"{column} ({len(group.parameters)})" for column, group in groups.items())
-    _log.info("%s: columns (parameters): %s", type(model).__name__, told)
+    """Log the columns; if neither a head nor a backbone was found, warn and show how to name groups."""
+    columns = ", ".join(f"{column} ({len(group.parameters)})" for column, group in groups.items())
+    _log.info("%s: columns (parameters): %s", type(model).__name__, columns)
     if is_found and len(groups) == 1:
         _log.warning(
-            "No head and no backbone were found in %s: only %r is recorded. "
+            "No head and no backbone were found in %s, so only %r is recorded. "
             "Name groups yourself, such as groups={'mlp_head': model.my_head, 'backbone_last': 'encoder.blocks.11.*'}.",
             type(model).__name__,
             OVERALL,
@@ -78,31 +78,31 @@ def _members(column: str, choice: GroupChoice, names: Mapping[int, str]) -> list
         given = choice
     else:
         raise GroupsError(f"Column {column!r} was given {choice!r}: give a module, parameters or name globs.")
-    found = [name for one in given for name in _matches(column, one, names)]
-    if not found:
+    members = [name for item in given for name in _matches(column, item, names)]
+    if not members:
         raise GroupsError(
-            f"There are no parameters behind column {column!r} (given {choice!r}). "
-            f"Allowed are a module, parameters or name globs; the model's names begin with {_prefixes(names)}."
+            f"Column {column!r} has no parameters (given {choice!r}). "
+            f"Give a module, parameters or name globs; the model's names begin with {_prefixes(names)}."
         )
-    return found
+    return members
 
 
-def _matches(column: str, one: object, names: Mapping[int, str]) -> list[str]:
-    if isinstance(one, nn.Parameter):
-        if id(one) not in names:
+def _matches(column: str, item: object, names: Mapping[int, str]) -> list[str]:
+    if isinstance(item, nn.Parameter):
+        if id(item) not in names:
             raise GroupsError(
-                f"Column {column!r} was given a parameter of shape {tuple(one.shape)} that is not in the model: "
+                f"Column {column!r} was given a parameter of shape {tuple(item.shape)} that is not in the model: "
                 "take it from the model that the collector was given."
             )
-        return [names[id(one)]]
-    found = fnmatch.filter(names.values(), str(one))
-    if not found:
-        near = difflib.get_close_matches(str(one), list(names.values()), n=1)
+        return [names[id(item)]]
+    matches = fnmatch.filter(names.values(), str(item))
+    if not matches:
+        near = difflib.get_close_matches(str(item), list(names.values()), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise GroupsError(
-            f"Column {column!r}: no parameter's name matches {one!r}.{hint} Names begin with {_prefixes(names)}."
+            f"Column {column!r}: no parameter's name matches {item!r}.{hint} Names begin with {_prefixes(names)}."
         )
-    return found
+    return matches
 
 
 def _prefixes(names: Mapping[int, str]) -> str:
@@ -120,6 +120,6 @@ def _role(column: str) -> Role:
 
 
 def _parent(column: str, members: Mapping[str, frozenset[str]]) -> str | None:
-    """The smallest group that holds all of this one and more."""
+    """The smallest group that contains all parameters of this group and more."""
     larger = [other for other, held in members.items() if held > members[column]]
     return min(larger, key=lambda other: len(members[other]), default=None)

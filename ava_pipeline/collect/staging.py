@@ -1,4 +1,4 @@
-"""Where numbers from a device arrive: memory that is used again, and the event that says when they are there."""
+"""Copies a step's numbers from the device to reused memory on the host, without making the training thread wait."""
 
 from abc import ABC, abstractmethod
 from collections import deque
@@ -16,29 +16,29 @@ from ava_pipeline.write.pending import Numbers, StagedNumbers
 
 
 class Slot(ABC):
-    """Memory on the host for one step's numbers, and the event behind the copy into it.
+    """Memory on the host for one step's numbers, and an event that marks the end of the copy into it.
 
     Attributes:
-        buffer: (numbers,), float32; to be looked at behind `wait` only.
+        buffer: (numbers,), float32; valid only after `wait`.
     """
 
     buffer: Tensor
 
     @abstractmethod
     def record(self) -> None:
-        """Set the event behind all that the current stream of the device was given so far."""
+        """Record the event after all work queued so far on the device's current stream."""
 
     @abstractmethod
     def wait(self) -> None:
-        """Sleep until the device has come to the event."""
+        """Sleep until the device has reached the event."""
 
 
 class PinnedSlot(Slot):
     """Pinned memory and an event of the device.
 
     Args:
-        device: that copies into it.
-        num_numbers: the buffer's length.
+        device: the device that copies into the buffer.
+        num_numbers: length of the buffer.
     """
 
     def __init__(self, device: torch.device, num_numbers: int) -> None:
@@ -46,18 +46,18 @@ class PinnedSlot(Slot):
         module: Any = torch.get_device_module(device)
         is_cuda = device.type == "cuda"
         self.buffer = torch.empty(num_numbers, dtype=torch.float32, pin_memory=is_cuda)
-        # A blocking event lets the worker sleep in wait() without the GIL, where the device knows such events.
+        # With a blocking event the worker sleeps in wait() without holding the GIL; only CUDA has such events.
         self._event = module.Event(blocking=True) if is_cuda else module.Event()
 
     def record(self) -> None:
-        """Set it, on the stream that copies from this device are issued on, be it the current device or not."""
+        """Record the event on the stream that copies from this device, which need not be the current device."""
         if self._device.type == "cuda":
             self._event.record(torch.cuda.current_stream(self._device))
         else:
             self._event.record()
 
     def wait(self) -> None:
-        """Sleep until the copy is there."""
+        """Sleep until the copy has arrived."""
         self._event.synchronize()
 
 
@@ -65,20 +65,20 @@ SPARE_NUMBERS = 64
 
 
 class Staging(ABC):
-    """Takes a step's readings off the training thread's hands."""
+    """Hands a step's readings over to the background thread."""
 
     @abstractmethod
     def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
-        """Begin to bring the numbers to the host, without waiting for the device."""
+        """Start the copy of the numbers to the host, without waiting for the device."""
 
 
 def staging_for(device: torch.device) -> Staging:
-    """The staging of the device that gradients lie on."""
+    """The staging for the device that holds the gradients."""
     return HostStaging() if device.type == "cpu" else DeviceStaging(device)
 
 
-class _OnHost:
-    """Numbers that are there already."""
+class _HostNumbers:
+    """Numbers that are on the host already."""
 
     def __init__(self, numbers: list[Numbers]) -> None:
         self._numbers = numbers
@@ -88,29 +88,29 @@ class _OnHost:
 
 
 class HostStaging(Staging):
-    """Gradients on the CPU: the reading's numbers are new ones, and are there."""
+    """For gradients on the CPU: the numbers are on the host already."""
 
     def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
         """Read the numbers."""
-        return _OnHost([_host_numbers(reading.numbers) for reading in readings])
+        return _HostNumbers([_host_numbers(reading.numbers) for reading in readings])
 
 
 def _host_numbers(numbers: Tensor | Sequence[object]) -> Numbers:
     if isinstance(numbers, Tensor):
         vector: NDArray[np.floating] = numbers.detach().numpy()
         return vector
-    return [one.item() if isinstance(one, Tensor) else one for one in numbers]
+    return [number.item() if isinstance(number, Tensor) else number for number in numbers]
 
 
 class DeviceStaging(Staging):
-    """Gradients on an accelerator: one asynchronous copy a step into a slot that is used again.
+    """For gradients on an accelerator: one asynchronous copy a step, into a slot that is reused.
 
-    The copy and the slot's event are issued on the stream that is current, so the stream itself orders them behind
-    the kernels that compute the numbers and before whatever comes next.
+    The copy and the slot's event are queued on the current stream, so the stream itself runs them after the kernels
+    that compute the numbers and before any later work.
 
     Args:
-        device: that the gradients lie on.
-        new_slot: makes a slot for the device, of so many numbers.
+        device: the device that holds the gradients.
+        new_slot: makes a slot of a given length for the device.
     """
 
     def __init__(self, device: torch.device, new_slot: Callable[[torch.device, int], Slot] = PinnedSlot) -> None:
@@ -119,29 +119,29 @@ class DeviceStaging(Staging):
         self._free: deque[Slot] = deque()
 
     def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
-        """Issue the copy. Slots are as many as steps are pending, which the channel bounds."""
+        """Queue the copy. There are as many slots as pending steps, whose number the channel limits."""
         parcel = Parcel(self._device)
         places = [parcel.add(reading.numbers) for reading in readings]
         if not parcel.parts:
-            return _OnHost([_host_numbers(reading.numbers) for reading in readings])
+            return _HostNumbers([_host_numbers(reading.numbers) for reading in readings])
         vector = torch.cat(parcel.parts)
         slot = self._free.popleft() if self._free else None
         if slot is None or slot.buffer.numel() < vector.numel():
             slot = self._new_slot(self._device, vector.numel() + SPARE_NUMBERS)
         slot.buffer[: vector.numel()].copy_(vector, non_blocking=True)
         slot.record()
-        return _OnItsWay(slot, vector.numel(), places, self._free)
+        return _CopiedNumbers(slot, vector.numel(), places, self._free)
 
 
 @dataclass(frozen=True, slots=True)
-class _At:
-    """A scalar's place in the vector."""
+class _Position:
+    """The position of a device scalar in the copied vector."""
 
     position: int
 
 
 class Parcel:
-    """What goes in one copy: tensors to be joined, and where each number will be found."""
+    """The tensors that one copy joins, and the position of each number in it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -149,17 +149,21 @@ class Parcel:
         self.parts: list[Tensor] = []
 
     def add(self, numbers: Tensor | Sequence[object]) -> slice | list[object]:
-        """Take a reading's tensors; scalars on the host stay where they are."""
+        """Add a reading's tensors; scalars on the host are kept as they are.
+
+        Returns:
+            Where to find the numbers after the copy.
+        """
         if isinstance(numbers, Tensor):
             return self._append(numbers)
-        return [self._scalar(one) for one in numbers]
+        return [self._scalar(number) for number in numbers]
 
-    def _scalar(self, one: object) -> object:
-        if not isinstance(one, Tensor):
-            return one
-        if one.device.type == "cpu":
-            return one.item()
-        return _At(self._append(one.detach().reshape(1)).start)
+    def _scalar(self, number: object) -> object:
+        if not isinstance(number, Tensor):
+            return number
+        if number.device.type == "cpu":
+            return number.item()
+        return _Position(self._append(number.detach().reshape(1)).start)
 
     def _append(self, vector: Tensor) -> slice:
         start, self._end = self._end, self._end + vector.numel()
@@ -167,8 +171,8 @@ class Parcel:
         return slice(start, self._end)
 
 
-class _OnItsWay:
-    """Numbers that the device is still bringing."""
+class _CopiedNumbers:
+    """Numbers that the device may still be copying."""
 
     def __init__(self, slot: Slot, num_numbers: int, places: Sequence[slice | list[object]], free: deque[Slot]) -> None:
         self._slot = slot
@@ -177,16 +181,16 @@ class _OnItsWay:
         self._free = free
 
     def read(self) -> list[Numbers]:
-        """Wait for the copy, take it out of the slot and give the slot back."""
+        """Wait for the copy, take the numbers out of the slot and free the slot."""
         try:
             self._slot.wait()
             vector = self._slot.buffer[: self._num_numbers].numpy().copy()
         finally:
             self._free.append(self._slot)
-        return [_found(vector, place) for place in self._places]
+        return [_numbers_at(vector, place) for place in self._places]
 
 
-def _found(vector: NDArray[np.float32], place: slice | list[object]) -> Numbers:
+def _numbers_at(vector: NDArray[np.float32], place: slice | list[object]) -> Numbers:
     if isinstance(place, slice):
         return vector[place]
-    return [float(vector[one.position]) if isinstance(one, _At) else one for one in place]
+    return [float(vector[number.position]) if isinstance(number, _Position) else number for number in place]

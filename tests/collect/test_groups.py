@@ -139,8 +139,8 @@ def test_chosen_groups() -> None:
     ("choice", "sentence"),
     [
         ("fv.*", "no parameter's name matches 'fv.*'"),
-        ([], "no parameters behind column 'mine'"),
-        (nn.ReLU(), "no parameters behind column 'mine'"),
+        ([], "Column 'mine' has no parameters"),
+        (nn.ReLU(), "Column 'mine' has no parameters"),
         ([nn.Parameter(torch.zeros(2))], "not in the model"),
     ],
 )

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from ava_pipeline.write.recover import recover_run
     from ava_pipeline.write.writers import Writer
 
+
 __version__ = "0.1.0"
 
 # The module of each public name that is imported when it is first used.

@@ -17,6 +17,7 @@ from ava_pipeline.errors import AvaPipelineError, ExitStatus, exit_status
 if TYPE_CHECKING:
     from rich.logging import RichHandler
 
+
 TRACEBACK = "AVA_PIPELINE_TRACEBACK"
 _NAME = "ava-pipeline"
 

@@ -11,6 +11,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from ava_pipeline.metrics import Metrics
 
+
 GENERATED = "generated, not AVA"
 _TITLES = {"srcc": "SRCC", "plcc": "PLCC"}
 _SHORT_TITLES = _TITLES | {"accuracy": "acc."}  # so that all metrics fit into 80 columns

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ava_pipeline.evaluation.against import Comparison
     from ava_pipeline.evaluation.evaluate import Evaluation
 
+
 NUM_RESAMPLES = 1000
 
 

@@ -24,6 +24,7 @@ from ava_pipeline.report.text import facts_of, findings_list, first_rows, time_t
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+
 _PACKAGE = "ava_pipeline.report"
 _LAYOUT: dict[str, Any] = {
     "template": {},  # plotly's default template is 7 kB a figure and has no dark colours

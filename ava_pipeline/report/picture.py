@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
 _NUM_SLICES = 1000
 _MAX_EPOCHS = 10
 _TOP, _BOTTOM = 0.98, 0.02  # shares of the plot's height

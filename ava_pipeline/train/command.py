@@ -64,9 +64,8 @@ def _train(config: "RunConfig", *, resume: bool, restart: bool, quiet: bool) -> 
     require_extra("Training", "train", "torch", "torchvision")
     from rich.console import Console
 
-    from ava_pipeline.train.display import Display
+    from ava_pipeline.train.display import Display, show_summary
     from ava_pipeline.train.job import train
-    from ava_pipeline.train.summary import show_summary
 
     outcome = train(config, Display(Console(stderr=True, quiet=quiet)), resume=resume, restart=restart)
     show_summary(outcome, Console(quiet=quiet))

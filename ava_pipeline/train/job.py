@@ -1,7 +1,6 @@
 """The AVA training job: from a config to a finished run directory."""
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,39 +12,16 @@ from ava_pipeline.config.models import RunConfig
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import ConfigError, GroupsError, MisuseError
-from ava_pipeline.metrics import Metrics
-from ava_pipeline.train.batch_step import BatchStep, Costs
+from ava_pipeline.train.batch_step import BatchStep
 from ava_pipeline.train.checkpoint import Checkpoint, check_fits, load_checkpoint, seed_all
 from ava_pipeline.train.data.prepare import TrainData, prepare_data
-from ava_pipeline.train.display import Display
-from ava_pipeline.train.loop import Loop
+from ava_pipeline.train.display import Display, Outcome
+from ava_pipeline.train.loop import Loop, StopRequested, StopSignals
 from ava_pipeline.train.models import AvaModel, build_model
 from ava_pipeline.train.optim import Precision, Schedule, build_optimizer, pick_device
-from ava_pipeline.train.run_dir import EpochResult, check_free, check_writable, rewind, sole_writer, start_over
-from ava_pipeline.train.stop import StopRequested, StopSignals
+from ava_pipeline.train.run_dir import check_free, check_writable, rewind, sole_writer, start_over
 
 _log = logging.getLogger("ava_pipeline")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """The outcome of a training.
-
-    Attributes:
-        layout: the run directory.
-        results: one per finished epoch, including those before a resume.
-        constant: metrics of predicting the training images' mean distribution for every validation image.
-        costs: time spent by this process.
-        stopped_by: the signal that stopped training; None for a complete run.
-        generated: the data was generated and is not AVA.
-    """
-
-    layout: RunLayout
-    results: list[EpochResult]
-    constant: Metrics
-    costs: Costs
-    stopped_by: int | None
-    generated: bool
 
 
 def train(config: RunConfig, display: Display, *, resume: bool = False, restart: bool = False) -> Outcome:

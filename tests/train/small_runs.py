@@ -15,8 +15,8 @@ from rich.console import Console
 from ava_pipeline.config.load import load_config
 from ava_pipeline.config.models import RunConfig
 from ava_pipeline.train.batch_step import BatchStep
-from ava_pipeline.train.display import Display
-from ava_pipeline.train.job import Outcome, train
+from ava_pipeline.train.display import Display, Outcome
+from ava_pipeline.train.job import train
 
 # Five training batches of four images and two optimizer steps of three and two batches an epoch.
 SMALL = """

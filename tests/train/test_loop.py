@@ -16,8 +16,8 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import AvaPipelineError, ConfigError, NonFiniteLossError
 from ava_pipeline.evaluation.evaluate import evaluate, prediction_paths
 from ava_pipeline.train.batch_step import BatchStep
+from ava_pipeline.train.loop import StopRequested, StopSignals
 from ava_pipeline.train.models import AvaModel
-from ava_pipeline.train.stop import StopRequested, StopSignals
 from ava_pipeline.validate.validate import validate_run
 from tests.train.small_runs import BATCHES_PER_EPOCH, ask, at_batch, run
 

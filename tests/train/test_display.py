@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ava_pipeline.train.display import Display
+from ava_pipeline.train.display import Display, show_summary
 from ava_pipeline.train.job import train
-from ava_pipeline.train.summary import show_summary
 from ava_pipeline.validate.validate import validate_run
 from tests.train.small_runs import small_config
 

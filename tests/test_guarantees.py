@@ -1,4 +1,4 @@
-"""docs/guarantees.md promises nothing without a test, and names no test that is not there."""
+"""Each promise in docs/guarantees.md and each threat in contract/untrusted.py names a test, and the test exists."""
 
 import ast
 import re
@@ -6,26 +6,35 @@ from pathlib import Path
 
 import pytest
 
+from ava_pipeline.contract import untrusted
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT)))
+THREATS = str(untrusted.__doc__)
+NAMED = sorted(set(re.findall(r"(tests/[\w/]+\.py)::(\w+)", TEXT + THREATS)))
 
 
 @pytest.mark.parametrize(("path", "name"), NAMED, ids=[name for _, name in NAMED])
-def test_every_test_named_is_there(path: str, name: str) -> None:
-    """A test that was renamed is renamed there too."""
-    found: set[str] = set()
+def test_every_test_named_exists(path: str, name: str) -> None:
+    """A test that is renamed is renamed there too."""
+    defined: set[str] = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Assign):  # Hypothesis' state machines are given a name
-            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    assert name in found
+            defined.add(node.name)
+        elif isinstance(node, ast.Assign):  # a state machine of Hypothesis
+            defined |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    assert name in defined
 
 
 def test_every_promise_names_a_test() -> None:
-    """A MUST without one is a wish."""
+    """A MUST without a test is only a wish."""
     promises = re.split(r"\n(?= *(?:\d+\.|-) )", TEXT.partition("## Training")[2])
-    wishes = [one for one in promises if "MUST" in one and "`tests/" not in one]
     assert len(promises) > 20
-    assert not wishes
+    assert not [promise for promise in promises if "MUST" in promise and "`tests/" not in promise]
+
+
+def test_every_threat_has_a_check_and_a_test() -> None:
+    """The list of threats is complete in itself."""
+    threats = THREATS.split("threat: ")[1:]
+    assert len(threats) > 5
+    assert not [threat for threat in threats if "check:  " not in threat or "test:   tests/" not in threat]

@@ -1,4 +1,4 @@
-"""Events: what happened to a run beside its rows, from a closed set of names."""
+"""events.csv: what happened to a run beside its rows, under a closed set of names."""
 
 import json
 import re
@@ -9,22 +9,21 @@ from typing import Literal, get_args
 
 from ava_pipeline.contract.columns import Column
 from ava_pipeline.contract.tables import Table
-from ava_pipeline.contract.untrusted import storable
 
 EventName = Literal[
     "non_finite",  # nan or inf was measured
     "gap",  # collected steps that never reached the files
     "failed_row",  # a row that broke a rule of its table
-    "failed_write",  # rows that a file did not take
-    "failed_sync",  # rows that a file took and the disk did not sync
+    "failed_write",  # rows that could not be written to a file
+    "failed_sync",  # rows that were written and could not be synced to the disk
     "damaged_file",  # bytes of an older file that could not be read
-    "changed_columns",  # a resumed run whose columns are not those of its older rows
+    "changed_columns",  # a resumed run whose columns differ from those of its older rows
     "left_out",  # gradients that one process cannot measure without waiting
     "unknown_scale",  # gradients under a loss scale that could not be read
-    "skipped_step",  # optimizer steps that the GradScaler left out, because gradients were not finite
+    "skipped_step",  # optimizer steps that the GradScaler skipped, because gradients were not finite
     "misuse",  # the collector was called in a way that cannot be right
     "failed_predictions",  # an epoch's predictions that were not written
-    # Warning signs, seen while training; severity info says that one is gone. docs/diagnosis.md explains each.
+    # Warning signs found while training; with severity info, a sign that is gone. docs/diagnosis.md explains each.
     "backbone_not_learning",
     "clipping_often",
     "dead_layer",
@@ -44,7 +43,7 @@ EventName = Literal[
 ]
 Severity = Literal["info", "warning", "error"]
 
-_BEGINS_FORMULA = ("=", "+", "-", "@")
+_FORMULA_STARTS = ("=", "+", "-", "@")
 
 EVENTS = Table(
     name="events",
@@ -71,8 +70,12 @@ class Event:
         batch_idx: first batch concerned, 1-based; 0 before the first.
         batch_idx_end: last batch concerned.
         epoch: 0-based epoch of the first batch.
-        column: the column concerned, where it is one.
-        value: the figure that tells, where there is one.
+        column: the column concerned, if it is a single one.
+        value: the number that shows it, if a single one does.
+
+    Example:
+        >>> Event(event="gap", severity="warning", message="Lost.", batch_idx=10, batch_idx_end=20, epoch=0).event
+        'gap'
     """
 
     event: EventName
@@ -86,52 +89,61 @@ class Event:
     time_utc: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def row(self) -> dict[str, object]:
-        """The event as a row of its table, its message on one line, and no text that a spreadsheet would run."""
+        """The event as a row of `EVENTS`: its texts on one line, and none that a spreadsheet would run as a formula."""
         row = {column.name: getattr(self, column.name) for column in EVENTS.columns}
         column = None if self.column is None else _harmless(self.column)
         return row | {"message": _harmless(self.message), "column": column}
 
 
 def _harmless(text: str) -> str:
-    """On one line, in UTF-8, and behind an apostrophe where a spreadsheet would take it for a formula.
+    """On one line, in UTF-8, and behind an apostrophe if a spreadsheet would run the text as a formula.
 
     Source: https://owasp.org/www-community/attacks/CSV_Injection
     """
-    line = " ".join(storable(text).split())
-    return f"'{line}" if line.startswith(_BEGINS_FORMULA) else line
+    line = " ".join(as_utf8(text).split())
+    return f"'{line}" if line.startswith(_FORMULA_STARTS) else line
 
 
-MAX_TOLD_SAMPLES = 20
+def as_utf8(text: str) -> str:
+    r"""The text with what is not UTF-8 escaped: Python reads a byte that it cannot decode as `\udce9`, for instance."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+MAX_NAMED_SAMPLES = 20
 
 _SAMPLES_SENTENCE = re.compile(
     r"Samples of batch \d+: (?P<ids>.*?)(?: and \d+ more)?\.(?: And \d+ more of this kind, up to batch \d+\.)?$"
 )
-_PLAIN = re.compile(r"[^\s\",]+")
-_ONE = rf'{_PLAIN.pattern}|"(?:[^"\\]|\\.)*"'
-_IDS = re.compile(rf"(?:{_ONE})(?:, (?:{_ONE}))*")
-# A message is put on one line, and its white space together.
-_FRAGILE = re.compile(r"[^\S ]|(?<= ) ")
+_WORD = re.compile(r"[^\s\",]+")
+_ID = rf'{_WORD.pattern}|"(?:[^"\\]|\\.)*"'
+_IDS = re.compile(rf"(?:{_ID})(?:, (?:{_ID}))*")
+_LOST_SPACE = re.compile(r"[^\S ]|(?<= ) ")  # white space that a message on one line does not keep
 
 
 def name_samples(message: str, batch_idx: int, ids: Sequence[object]) -> str:
-    """A message that also names the first 20 samples of a batch, as JSON texts where they are more than one word."""
-    more = f" and {len(ids) - MAX_TOLD_SAMPLES} more" if len(ids) > MAX_TOLD_SAMPLES else ""
-    return f"{message} Samples of batch {batch_idx}: {', '.join(map(_sample_text, ids[:MAX_TOLD_SAMPLES]))}{more}."
+    """Append the first 20 sample ids of a batch to a message; an id of several words is written as JSON text.
+
+    Example:
+        >>> name_samples("The loss spiked.", 5, ["a.jpg", "b 1.jpg"])
+        'The loss spiked. Samples of batch 5: a.jpg, "b 1.jpg".'
+    """
+    more = f" and {len(ids) - MAX_NAMED_SAMPLES} more" if len(ids) > MAX_NAMED_SAMPLES else ""
+    return f"{message} Samples of batch {batch_idx}: {', '.join(map(_id_text, ids[:MAX_NAMED_SAMPLES]))}{more}."
+
+
+def _id_text(sample_id: object) -> str:
+    text = str(sample_id)
+    if _WORD.fullmatch(text):
+        return text
+    quoted = json.dumps(text, ensure_ascii=False)
+    return _LOST_SPACE.sub(lambda space: f"\\u{ord(space[0]):04x}", quoted)
 
 
 def samples_in(message: str) -> tuple[str, ...]:
-    """The samples that a message names; none where it names none."""
+    """The sample ids that `name_samples` appended to a message; empty if it names none."""
     found = _SAMPLES_SENTENCE.search(message)
     if not found:
         return ()
     if not _IDS.fullmatch(found["ids"]):
-        return tuple(found["ids"].split(", "))  # as they were told before they were quoted
-    return tuple(json.loads(one) if one.startswith('"') else one for one in re.findall(_ONE, found["ids"]))
-
-
-def _sample_text(one: object) -> str:
-    text = str(one)
-    if _PLAIN.fullmatch(text):
-        return text
-    quoted = json.dumps(text, ensure_ascii=False)
-    return _FRAGILE.sub(lambda space: f"\\u{ord(space[0]):04x}", quoted)
+        return tuple(found["ids"].split(", "))  # older versions did not quote them
+    return tuple(json.loads(text) if text.startswith('"') else text for text in re.findall(_ID, found["ids"]))

@@ -1,4 +1,4 @@
-"""A final file name means a complete file: write aside, sync, rename."""
+"""Write files so that a final name means a complete file: under another name first, then synced and renamed."""
 
 import os
 import shutil
@@ -13,18 +13,22 @@ from ava_pipeline.contract.layout import PARTIAL_SUFFIX
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under `path` when the block ends well, and not at all when it raises.
+    """Open a file that appears under `path` when the block ends, and not at all if the block raises.
 
     Args:
-        path: the final name; its folder is made if need be, a file of that name is replaced.
+        path: the final name. Its folder is created if needed, and a file of that name is replaced.
 
     Raises:
-        OSError: the file cannot be written; whatever stood at `path` still stands.
+        OSError: the file cannot be written; an older file at `path` is unchanged.
+
+    Example:
+        >>> with written_aside(Path("outputs/report.html")) as file:  # doctest: +SKIP
+        ...     file.write(b"<!doctype html>")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
-        partial.unlink(missing_ok=True)  # a kill's leftover, or a link: what it leads to is not written over
+        partial.unlink(missing_ok=True)  # left by a kill, or a link, whose target must not be overwritten
         with partial.open("xb") as file:
             yield file
             file.flush()
@@ -37,7 +41,7 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names in `folder` survive a power loss, where the system lets folders be synced."""
+    """Make the names in `folder` survive a power loss, on systems that can sync a folder."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -47,47 +51,22 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def keep_damaged(path: Path) -> Path:
-    """Move a file that cannot be read, or not all of it, to the folder `damaged/` beside it.
-
-    Returns:
-        Where it is now.
-    """
-    place = free_place(path)
-    place.parent.mkdir(exist_ok=True)
-    return path.rename(place)
-
-
-def keep_damaged_copy(path: Path) -> None:
-    """Copy a file, of which a part is to be cut out, to the folder `damaged/` beside it."""
-    with path.open("rb") as damaged, written_aside(free_place(path)) as file:
-        shutil.copyfileobj(damaged, file)
-
-
-def keep_damaged_end(path: Path, end: bytes) -> None:
-    """Copy the end of a file, which is to be cut off, to the folder `damaged/` beside it."""
-    with written_aside(free_place(path.with_name(f"{path.name}.end"))) as file:
-        file.write(end)
-
-
-def free_place(path: Path) -> Path:
-    """Where in the folder `damaged/` beside it a file can be kept, behind those of the same name."""
-    folder = path.parent / "damaged"
-    names = chain([path.name], (f"{path.name}.{number}" for number in count(1)))
-    return next(folder / name for name in names if not (folder / name).exists())
-
-
 def append_whole(descriptor: int, data: bytes, end: int) -> int:
-    """Write `data` at `end`, the end of the file, in full or not at all.
+    """Append `data` to a file in full or not at all.
+
+    Args:
+        descriptor: the open file.
+        data: the bytes to append.
+        end: where the file ends, in bytes.
 
     Returns:
         The new end of the file, in bytes.
 
     Raises:
-        OSError: the system did not take the bytes; the file ends at `end` again.
+        OSError: the disk refused the bytes; the file ends at `end` again.
     """
     try:
-        if os.lseek(descriptor, 0, os.SEEK_END) > end:  # half a write, by a disk that refused to cut it too
+        if os.lseek(descriptor, 0, os.SEEK_END) > end:  # half of an earlier write, which the disk refused to cut off
             os.ftruncate(descriptor, end)
         left = memoryview(data)
         while left:
@@ -96,3 +75,33 @@ def append_whole(descriptor: int, data: bytes, end: int) -> int:
         os.ftruncate(descriptor, end)
         raise
     return end + len(data)
+
+
+def keep_damaged(path: Path) -> Path:
+    """Move a file that cannot be read in full into the folder `damaged/` beside it.
+
+    Returns:
+        Its new path.
+    """
+    place = free_place(path)
+    place.parent.mkdir(exist_ok=True)
+    return path.rename(place)
+
+
+def keep_damaged_copy(path: Path) -> None:
+    """Copy a file, of which a part will be removed, into the folder `damaged/` beside it."""
+    with path.open("rb") as damaged, written_aside(free_place(path)) as file:
+        shutil.copyfileobj(damaged, file)
+
+
+def keep_damaged_end(path: Path, end: bytes) -> None:
+    """Copy the end of a file, which will be cut off, into the folder `damaged/` beside it."""
+    with written_aside(free_place(path.with_name(f"{path.name}.end"))) as file:
+        file.write(end)
+
+
+def free_place(path: Path) -> Path:
+    """The first free name for a file in the folder `damaged/` beside it: its own name, or that with a number."""
+    folder = path.parent / "damaged"
+    names = chain([path.name], (f"{path.name}.{number}" for number in count(1)))
+    return next(folder / name for name in names if not (folder / name).exists())

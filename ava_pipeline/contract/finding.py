@@ -1,7 +1,7 @@
-"""A finding: one thing in a run that a person should know, with its place, its severity and what to do about it.
+"""A finding: something in a run that a person should know, with its place, its severity and what to do about it.
 
-Signs, the rules of `ava-pipeline validate`, a row that is refused while it is written and the damage that recovery
-meets are all findings, so that each is printed, exported and listed in the same way.
+Signs, broken rules of `ava-pipeline validate`, refused rows and damaged files are all findings, so that they are
+printed, exported and listed in the same way.
 """
 
 import math
@@ -15,24 +15,22 @@ SEVERITY_RANK: Mapping[Severity, int] = {"error": 2, "warning": 1, "info": 0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing found in a run.
-
-    Its place is a range of batches, or a file and a row in it.
+    """Something found in a run. Its place is a range of batches, or a file and a row in it.
 
     Attributes:
         id: stable name of the sign or the rule, e.g. `backbone-not-learning` or `norms.head-sum`.
-        severity: an error breaks a training or a file, a warning is worth a look, an info is only worth knowing.
+        severity: an error breaks a training or a file, a warning should be checked, an info needs no action.
         message: one sentence with the measured values: what was found, and for files what was expected.
-        advice: what to try; empty where there is nothing to do.
-        batch_idx: first batch concerned, 1-based; 0 where the finding is not about batches.
+        advice: what to do; empty if there is nothing to do.
+        batch_idx: first batch concerned, 1-based; 0 if the finding is not about batches.
         batch_idx_end: last batch concerned.
         epoch: 0-based epoch of the first batch.
-        file: path below the run directory, with forward slashes; None where the finding is not about a file.
-        row: 1-based data row of that file, not counting the header; None where it concerns the whole file.
+        file: path below the run directory, with forward slashes; None if the finding is not about a file.
+        row: 1-based data row of that file, not counting the header; None if it concerns the whole file.
         line: 1-based line of a CSV file, as an editor counts it.
-        column: the column concerned, where it is a single one.
-        value: the number or the text that was found there.
-        sample_ids: the samples of the first batch, where the run recorded them.
+        column: the column concerned, if it is a single one.
+        value: the number or the text found there.
+        sample_ids: the samples of the first batch, if the run recorded them.
 
     Example:
         >>> print(Finding(id="rows.order", severity="error", message="3 follows 4.", file="steps.csv", line=5))
@@ -55,17 +53,17 @@ class Finding:
 
     @property
     def sign(self) -> str:
-        """The `id`, by the name that callbacks of `on_finding` know it."""
+        """The `id`, under the name that `on_finding` callbacks use."""
         return self.id
 
     @property
     def event(self) -> str:
-        """The id as `events.csv` writes it: in snake case."""
+        """The id in snake case, as `events.csv` writes it."""
         return self.id.replace("-", "_")
 
     @property
     def place(self) -> str:
-        """Where it is: `telemetry/steps.csv:5 loss`, `batch 60 to 62`, or empty where it concerns the whole run."""
+        """Where it is: `telemetry/steps.csv:5 loss`, `batch 60 to 62`, or empty if it concerns the whole run."""
         if self.file is not None:
             number = self.line if self.line is not None else self.row
             where = self.file if number is None else f"{self.file}:{number}"
@@ -88,7 +86,7 @@ class Finding:
             yield f"    {self.advice}"
 
     def to_json(self) -> dict[str, Any]:
-        """Every attribute for a program; a number that is not finite, and a batch where there is none, are null."""
+        """Every attribute for a program; null for a number that is not finite, and for batches if it is about none."""
         is_finite = not isinstance(self.value, float) or math.isfinite(self.value)
         batches = dict.fromkeys(("batch_idx", "batch_idx_end", "epoch")) if not self.batch_idx else {}
         return asdict(self) | batches | {"value": self.value if is_finite else None}

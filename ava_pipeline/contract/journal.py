@@ -1,47 +1,208 @@
-"""Frames: the bytes of a journal, each frame whole or known to be damaged.
+"""The journal: rows of a table that are not in its Parquet file yet, safe from a kill after each write.
 
-A frame is a header (magic, payload length, rows before it, rows in it, CRC32 of header and payload) and a payload. The
-magic lets a reader find the next frame behind damaged bytes, the checksum tells it that they are damaged.
+A journal is a sequence of frames, the schema's first. A frame is a header (magic, payload length, rows before the
+frame, rows in it, CRC32 of header and payload) and a payload, one Arrow IPC message. The checksum shows that a frame is
+damaged, the magic lets a reader find the next frame behind damaged bytes, and the rows before a frame show which of its
+rows a Parquet file already holds.
 """
 
 import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 
 from ava_pipeline.contract.files import append_whole
-from ava_pipeline.contract.untrusted import UNUSABLE, read_rows, read_schema
+from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.tables import check_batches, check_has_batches
+from ava_pipeline.contract.untrusted import UNREADABLE, check_values
 from ava_pipeline.errors import DamagedFileError
-
-SCHEMA_MAGIC = b"AVAjrnS1"
-ROWS_MAGIC = b"AVAjrnR1"
-_ANY_MAGIC = b"AVAjrn"
-_HEADER = struct.Struct("<8sIQII")  # magic, payload bytes, rows before, rows, CRC32
-_SEARCHED_BYTES = 2**20
-# Frames do not overlap: however damaged, to look at each is to read the file once. Made-up ones could cost its square.
-_TRIES_PER_BYTE = 4
-
-_TORN_HEADER, _TORN_FRAME = "a torn header", "a torn frame"
-TORN = frozenset({_TORN_HEADER, _TORN_FRAME})  # what a frame is called that was being written when the file was read
 
 MAX_PAYLOAD_BYTES = 256 * 2**20
 
-
-class Damage(NamedTuple):
-    """Bytes of a journal that are no whole frame."""
-
-    offset: int
-    num_bytes: int
-    reason: str
+_SCHEMA_MAGIC = b"AVAjrnS1"
+_ROWS_MAGIC = b"AVAjrnR1"
+_ANY_MAGIC = b"AVAjrn"
+_HEADER = struct.Struct("<8sIQII")  # magic, payload bytes, rows before, rows, CRC32
+_BLOCK_BYTES = 2**20
 
 
-class Frame(NamedTuple):
-    """One whole frame; what its payload holds is not known yet."""
+class JournalWriter:
+    """Appends batches to a new journal, each in one unbuffered write.
+
+    Args:
+        path: the journal; must not exist.
+        schema: the Arrow schema of the rows.
+        rows_before: rows that the table's Parquet file already holds.
+
+    Raises:
+        OSError: the journal cannot be created.
+
+    Example:
+        >>> writer = JournalWriter(layout.journal("steps"), batch.schema)  # doctest: +SKIP
+        >>> writer.write(batch)  # doctest: +SKIP
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, *, rows_before: int = 0) -> None:
+        self._num_rows = rows_before
+        self._file = path.open("xb", buffering=0)
+        self._end = 0
+        try:
+            self._append(_SCHEMA_MAGIC, schema.serialize(), 0)
+        except BaseException:
+            self._file.close()
+            path.unlink()  # empty, and in the way of the next try
+            raise
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append one batch; a write that fails leaves the journal as it was.
+
+        Raises:
+            OSError: the disk refused the bytes, or the batch is larger than a frame may be.
+        """
+        self._append(_ROWS_MAGIC, batch.serialize(), batch.num_rows)
+        self._num_rows += batch.num_rows
+
+    def sync(self) -> None:
+        """Wait until the bytes written are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; the journal stays."""
+        self._file.close()
+
+    def _append(self, magic: bytes, message: pa.Buffer, num_rows: int) -> None:
+        payload = memoryview(message)
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise OSError(f"{num_rows} rows take {len(payload)} bytes; a journal takes {MAX_PAYLOAD_BYTES} at once")
+        header = _header(magic, payload, rows_before=self._num_rows, num_rows=num_rows)
+        self._end = append_whole(self._file.fileno(), header + payload, self._end)
+
+
+class JournalReader:
+    """Reads every whole frame of a journal, also while it is written and after it was damaged.
+
+    Args:
+        path: the journal.
+        schema: used if the journal's own schema is damaged.
+
+    Attributes:
+        schema: of the rows; None if it is damaged and none was given. Known from the first batch on.
+        rows_before: rows that the Parquet file held when the journal began. Known from the first batch on.
+        damage: a finding for each range of bytes that could not be read, in order. A last frame that is incomplete,
+            because it is still being written or a kill cut it off, is an info; all others are errors.
+
+    Example:
+        >>> reader = JournalReader(layout.journal("steps"))  # doctest: +SKIP
+        >>> num_rows = sum(batch.num_rows for _, batch in reader.batches())  # doctest: +SKIP
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema | None = None) -> None:
+        self._path = path
+        self._given_schema = schema
+        self._start_over()
+
+    def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Every batch that can be read, in order, with the number of rows before it; each call starts over.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        self._start_over()
+        with self._path.open("rb") as file:
+            for frame in self._frames(file):
+                batch = self._batch(frame)
+                if batch is not None:
+                    yield frame.rows_before, batch
+
+    def new_batches(self, num_stored: int) -> Iterator[pa.RecordBatch]:
+        """The rows that the Parquet file does not hold yet; each call starts over.
+
+        Args:
+            num_stored: rows in the Parquet file.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        # Counted in rows that can be read: only those of a damaged journal went into the Parquet file.
+        num_read = 0
+        for _, batch in self.batches():
+            start = max(0, num_stored - self.rows_before - num_read)
+            num_read += batch.num_rows
+            if start < batch.num_rows:
+                yield batch.slice(start)
+
+    def _start_over(self) -> None:
+        self.schema = self._given_schema
+        self.rows_before = 0
+        self.damage: list[Finding] = []
+        self._is_start_known = False
+
+    def _frames(self, file: BinaryIO) -> "Iterator[_Frame]":
+        """Every whole frame up to the present end of the file.
+
+        Plain reads and no memory map: a writer may cut the file at any time, which kills a process that maps it.
+        """
+        offset, size = 0, file.seek(0, os.SEEK_END)
+        while offset < size:
+            frame = _read_frame(file, offset, size)
+            if isinstance(frame, _Frame):
+                yield frame
+                offset = frame.end
+                continue
+            end = _next_magic(file, offset + 1, size)
+            self._add_damage(offset, end - offset, frame, is_last=end == size)
+            offset = end
+
+    def _batch(self, frame: "_Frame") -> pa.RecordBatch | None:
+        """The rows in a frame; None if it holds the schema or cannot be decoded."""
+        payload = pa.py_buffer(frame.payload)
+        try:
+            if frame.magic == _SCHEMA_MAGIC:
+                self._take_schema(frame, payload)
+                return None
+            if self.schema is None:
+                raise DamagedFileError("the schema of the rows is lost")
+            batch = _decoded(payload, self.schema, frame.num_rows)
+        except UNREADABLE as error:
+            self._add_damage(frame.end - len(payload), len(payload), " ".join(str(error).split()))
+            return None
+        if not self._is_start_known:  # the schema's frame is lost: at the latest here
+            self._start_at(frame.rows_before)
+        return batch
+
+    def _take_schema(self, frame: "_Frame", payload: pa.Buffer) -> None:
+        if frame.offset:
+            raise DamagedFileError("it is a second schema")
+        self.schema = None  # rows under a schema that cannot be used are not rows of the schema that was given
+        schema = pa.ipc.read_schema(payload)
+        check_has_batches(schema)
+        self.schema = schema
+        self._start_at(frame.rows_before)
+
+    def _start_at(self, rows_before: int) -> None:
+        self.rows_before = rows_before
+        self._is_start_known = True
+
+    def _add_damage(self, offset: int, num_bytes: int, reason: str, *, is_last: bool = False) -> None:
+        is_torn = reason == _INCOMPLETE and is_last
+        if reason == _INCOMPLETE and not is_last:
+            reason = "the length of the frame is wrong"  # frames follow
+        self.damage.append(
+            Finding(
+                id="files.journal",
+                severity="info" if is_torn else "error",
+                message=f"{num_bytes} bytes at offset {offset} cannot be read, and their rows are lost: {reason}.",
+                file=f"{self._path.parent.name}/{self._path.name}",
+            )
+        )
+
+
+class _Frame(NamedTuple):
+    """A whole frame, its payload not decoded yet."""
 
     magic: bytes
     rows_before: int
@@ -51,227 +212,55 @@ class Frame(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where the next one begins."""
         return self.offset + _HEADER.size + len(self.payload)
 
 
-def frame_bytes(magic: bytes, payload: memoryview, *, rows_before: int, num_rows: int) -> bytes:
-    """A frame as it lies in the file.
-
-    Raises:
-        OSError: the payload is too large for a frame.
-    """
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise OSError(f"{num_rows} rows take {len(payload)} bytes; a journal takes {MAX_PAYLOAD_BYTES} at once")
-    return _head(magic, len(payload), rows_before, num_rows, payload) + payload
+_INCOMPLETE = "the frame is incomplete"
 
 
-def read_frames(file: BinaryIO, damage: list[Damage]) -> Iterator[Frame]:
-    """Every whole frame up to where the file ends now; what is none is added to `damage`.
-
-    Plain reads and no memory map: a writer may cut the file at any time, and a map of what is cut kills its reader.
-    """
-    offset, size = 0, file.seek(0, os.SEEK_END)
-    budget = _TRIES_PER_BYTE * size
-    while offset < size:
-        found = _frame_at(file, offset, size)
-        if isinstance(found, Frame):
-            yield found
-            offset = found.end
-            continue
-        budget -= found.num_bytes
-        end = _next_magic(file, offset + 1, size) if budget > 0 else size
-        damage.append(Damage(offset, end - offset, _reason(found, is_last=end == size, is_searched=budget > 0)))
-        offset = end
-
-
-def _reason(found: "_NoFrame", *, is_last: bool, is_searched: bool) -> str:
-    """Only the last frame can be torn; one that others follow has a wrong length."""
-    if not is_searched:
-        return f"{found.reason}, as were many before it; what follows was not searched"
-    return found.reason if is_last or found.reason not in TORN else "a frame whose length is wrong"
-
-
-def _head(magic: bytes, num_bytes: int, rows_before: int, num_rows: int, payload: bytes | memoryview) -> bytes:
-    unsigned = _HEADER.pack(magic, num_bytes, rows_before, num_rows, 0)
-    checksum = zlib.crc32(payload, zlib.crc32(unsigned))
-    return _HEADER.pack(magic, num_bytes, rows_before, num_rows, checksum)
-
-
-class _NoFrame(NamedTuple):
-    """Why there is none, and how many bytes had to be read to tell."""
-
-    reason: str
-    num_bytes: int = 0
-
-
-def _frame_at(file: BinaryIO, offset: int, size: int) -> Frame | _NoFrame:
-    """The frame at `offset`, or why there is none."""
+def _read_frame(file: BinaryIO, offset: int, size: int) -> _Frame | str:
+    """The frame at `offset`, or why it cannot be read."""
     file.seek(offset)
-    head = file.read(_HEADER.size)
-    if len(head) < _HEADER.size:
-        return _NoFrame(_TORN_HEADER)
-    magic, num_bytes, rows_before, num_rows, _ = _HEADER.unpack(head)
-    if magic not in {SCHEMA_MAGIC, ROWS_MAGIC}:
-        return _NoFrame("no frame begins here")
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return _INCOMPLETE
+    magic, num_bytes, rows_before, num_rows, _ = _HEADER.unpack(header)
+    if magic not in {_SCHEMA_MAGIC, _ROWS_MAGIC}:
+        return "they do not begin with a frame"
     if offset + _HEADER.size + num_bytes > size:
-        return _NoFrame(_TORN_FRAME)
+        return _INCOMPLETE
     if num_bytes > MAX_PAYLOAD_BYTES:
-        return _NoFrame("a frame that is larger than any")
+        return "the length of the frame is wrong"
     payload = file.read(num_bytes)
-    if _head(magic, num_bytes, rows_before, num_rows, payload) != head:
-        return _NoFrame("a frame whose checksum is wrong", num_bytes)
-    return Frame(magic, rows_before, num_rows, payload, offset)
+    if _header(magic, payload, rows_before=rows_before, num_rows=num_rows) != header:
+        return "the checksum of the frame is wrong"
+    return _Frame(magic, rows_before, num_rows, payload, offset)
+
+
+def _header(magic: bytes, payload: bytes | memoryview, *, rows_before: int, num_rows: int) -> bytes:
+    unsigned = _HEADER.pack(magic, len(payload), rows_before, num_rows, 0)
+    checksum = zlib.crc32(payload, zlib.crc32(unsigned))
+    return _HEADER.pack(magic, len(payload), rows_before, num_rows, checksum)
 
 
 def _next_magic(file: BinaryIO, start: int, size: int) -> int:
-    """Where the next frame may begin, at `start` or behind it; `size` where none does."""
+    """Where the next frame may begin, at `start` or behind it; `size` if none follows."""
     while start < size:
         file.seek(start)
-        found = file.read(_SEARCHED_BYTES)
-        at = found.find(_ANY_MAGIC)
-        if at >= 0:
-            return start + at
-        if len(found) < len(_ANY_MAGIC):
+        block = file.read(_BLOCK_BYTES)
+        found = block.find(_ANY_MAGIC)
+        if found >= 0:
+            return start + found
+        if len(block) < len(_ANY_MAGIC):
             break
-        start += len(found) - len(_ANY_MAGIC) + 1
+        start += len(block) - len(_ANY_MAGIC) + 1
     return size
 
 
-class JournalWriter:
-    """Appends batches to a journal, one unbuffered write each.
-
-    Args:
-        path: the journal; must not exist.
-        schema: the rows' Arrow schema.
-        rows_before: rows that the table's Parquet file holds already.
-
-    Raises:
-        OSError: the journal cannot be made.
-    """
-
-    def __init__(self, path: Path, schema: pa.Schema, *, rows_before: int = 0) -> None:
-        self._num_rows = rows_before
-        self._file = path.open("xb", buffering=0)
-        self._end = 0
-        try:
-            self._append(SCHEMA_MAGIC, schema.serialize(), 0)
-        except BaseException:
-            self._file.close()
-            path.unlink()  # made here and empty: in the way of the next try, and nobody's rows
-            raise
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Append one batch; a write that fails leaves the journal as it was.
-
-        Raises:
-            OSError: the system did not take the bytes.
-        """
-        self._append(ROWS_MAGIC, batch.serialize(), batch.num_rows)
-        self._num_rows += batch.num_rows
-
-    def sync(self) -> None:
-        """Wait until the bytes written are on the disk."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file; the journal stays where it is."""
-        self._file.close()
-
-    def _append(self, magic: bytes, payload: pa.Buffer, num_rows: int) -> None:
-        frame = frame_bytes(magic, memoryview(payload), rows_before=self._num_rows, num_rows=num_rows)
-        self._end = append_whole(self._file.fileno(), frame, self._end)
-
-
-class JournalReader:
-    """Reads every whole frame of a journal, one at a time, also of one that is being written or that is damaged.
-
-    Args:
-        path: the journal.
-        schema: used where the schema's own frame is damaged.
-
-    Attributes:
-        schema: of the rows; None where the schema's frame is damaged and none was given. Known at the first batch.
-        rows_before: rows of the Parquet file that the journal goes on behind. Known at the first batch.
-        damage: what could not be read so far.
-    """
-
-    def __init__(self, path: Path, schema: pa.Schema | None = None) -> None:
-        self.schema = schema
-        self.rows_before = 0
-        self.damage: list[Damage] = []
-        self._path = path
-        self._knows_start = False
-
-    def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Every whole batch, in order, with the number of rows before it.
-
-        Raises:
-            OSError: the file cannot be opened.
-        """
-        with self._path.open("rb") as file:
-            for frame in read_frames(file, self.damage):
-                batch = self._taken(frame)
-                if batch is not None:
-                    yield frame.rows_before, batch
-
-    def _taken(self, frame: Frame) -> pa.RecordBatch | None:
-        """The rows that a frame holds; a checksum tells that it is whole, not that it was written by us."""
-        payload = pa.py_buffer(frame.payload)
-        try:
-            if frame.magic == SCHEMA_MAGIC:
-                self._take_schema(frame, payload)
-                return None
-            if self.schema is None:
-                raise DamagedFileError("rows whose schema is lost")
-            batch = read_rows(payload, self.schema, frame.num_rows)
-        except UNUSABLE as error:
-            reason = " ".join(str(error).split())
-            self.damage.append(Damage(frame.end - len(payload), len(payload), reason))
-            return None
-        if not self._knows_start:
-            self._start_at(frame.rows_before)  # as far as can be told where the schema's frame is lost
-        return batch
-
-    def _take_schema(self, frame: Frame, payload: pa.Buffer) -> None:
-        if frame.offset:
-            raise DamagedFileError("a schema that does not stand at the beginning")
-        self.schema = None  # rows of columns that cannot be used are not those of the schema that was given
-        self.schema = read_schema(payload)
-        self._start_at(frame.rows_before)
-
-    def _start_at(self, rows_before: int) -> None:
-        self.rows_before = rows_before
-        self._knows_start = True
-
-
-@dataclass(slots=True)
-class Journal:
-    """What can be read of a journal.
-
-    Attributes:
-        schema: of the rows; None where the schema's frame is damaged and none was given.
-        rows_before: rows of the Parquet file that the journal goes on behind.
-        batches: every whole batch, in order, with the number of rows before it.
-        damage: what could not be read.
-    """
-
-    schema: pa.Schema | None
-    rows_before: int
-    batches: list[tuple[int, pa.RecordBatch]]
-    damage: list[Damage]
-
-
-def read_journal(path: Path, *, schema: pa.Schema | None = None) -> Journal:
-    """Read all of a journal into memory.
-
-    Args:
-        path: the journal.
-        schema: used where the schema's own frame is damaged.
-
-    Raises:
-        OSError: the file cannot be opened.
-    """
-    reader = JournalReader(path, schema)
-    batches = list(reader.batches())
-    return Journal(reader.schema, reader.rows_before, batches, reader.damage)
+def _decoded(payload: pa.Buffer, schema: pa.Schema, num_rows: int) -> pa.RecordBatch:
+    batch = pa.ipc.read_record_batch(payload, schema)
+    if batch.num_rows != num_rows:
+        raise DamagedFileError(f"{batch.num_rows} rows; the header counts {num_rows}")
+    check_values(batch)
+    check_batches(batch)
+    return batch

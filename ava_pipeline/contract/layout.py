@@ -11,32 +11,36 @@ PREDICTION_NAME = re.compile(r"(?P<name>.+)_epoch_(?P<epoch>\d{3,})\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class RunLayout:
-    """Where everything of one run lies.
+    """The paths of one run's files.
 
     Attributes:
         root: the run directory, e.g. `outputs/ava/my_run`.
+
+    Example:
+        >>> RunLayout(Path("outputs/ava/my_run")).csv("steps").as_posix()
+        'outputs/ava/my_run/telemetry/steps.csv'
     """
 
     root: Path
 
     @property
     def config(self) -> Path:
-        """The resolved config; runs of `ava-pipeline train`."""
+        """The resolved config, which `ava-pipeline train` writes."""
         return self.root / "config.yaml"
 
     @property
     def metrics(self) -> Path:
-        """Validation metrics, a row an epoch; runs of `ava-pipeline train`."""
+        """Validation metrics, one row per epoch, which `ava-pipeline train` writes."""
         return self.root / "metrics.csv"
 
     @property
     def checkpoint(self) -> Path:
-        """The last checkpoint; runs of `ava-pipeline train`."""
+        """The last checkpoint."""
         return self.root / "checkpoints" / "last.pt"
 
     @property
     def report(self) -> Path:
-        """The page that `ava-pipeline report` makes."""
+        """The page that `ava-pipeline report` writes."""
         return self.root / "report.html"
 
     @property
@@ -46,39 +50,44 @@ class RunLayout:
 
     @property
     def manifest(self) -> Path:
-        """What the tables are, who wrote them, and how much."""
+        """Declares the tables, lists the attempts that wrote them, and counts their rows."""
         return self.telemetry / "manifest.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the one process that writes."""
+        """Locked by the process that writes the run."""
         return self.telemetry / "writer.lock"
 
     @property
     def predictions(self) -> Path:
-        """One Parquet file an epoch and set."""
+        """The folder with one Parquet file per epoch and set of predictions."""
         return self.root / "predictions"
 
     def csv(self, table: str) -> Path:
-        """A table as CSV: appended by whole lines, readable at any time."""
+        """A table as CSV: whole lines are appended, so that it can be read at any time."""
         return self.telemetry / f"{table}.csv"
 
     def parquet(self, table: str) -> Path:
-        """A table as Parquet: complete wherever it exists."""
+        """A table as Parquet: a file of this name is complete."""
         return self.telemetry / f"{table}.parquet"
 
     def journal(self, table: str) -> Path:
-        """Rows of a table that are not in its Parquet file yet."""
+        """The rows of a table that are not in its Parquet file yet."""
         return self.telemetry / f"{table}.journal"
 
     @property
     def damaged(self) -> Path:
-        """Files, or parts of them, that could not be read back."""
+        """The folder for files, or parts of files, that could not be read."""
         return self.telemetry / "damaged"
 
     def superseded(self, attempt: int) -> Path:
-        """Rows of earlier attempts that `attempt` set aside."""
+        """The folder for rows of earlier attempts that `attempt` replaced."""
         return self.telemetry / "superseded" / f"attempt-{attempt}"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that telemetry reads and writes, an outer one before those inside it."""
+        return (self.telemetry, self.damaged, self.telemetry / "superseded", self.predictions)
 
     def epoch_predictions(self, epoch: int, name: str = "val") -> Path:
         """One epoch's predictions of the set `name`."""

@@ -1,4 +1,4 @@
-"""telemetry/manifest.json: what the tables are, who wrote them, and how much of what was collected."""
+"""telemetry/manifest.json: the tables of a run, the attempts that wrote them, and the rows they collected and wrote."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -9,11 +9,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Val
 
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.tables import SCHEMA_VERSION, RunTable
+from ava_pipeline.contract.untrusted import MAX_MANIFEST_BYTES, read_small_file
 from ava_pipeline.errors import DamagedFileError
 
-MAX_MANIFEST_BYTES = 16 * 2**20
-# Each that is wrong is told by a kilobyte of pydantic's.
-MAX_VALUES = 100_000
+STALE_AFTER = timedelta(minutes=2)  # a running run whose heartbeat is older was killed
 
 Count = Annotated[int, Field(ge=0)]
 Role = Literal["overall", "head", "head_layer", "backbone_last", "other"]
@@ -25,7 +24,7 @@ class _Entry(BaseModel):
 
 
 class Group(_Entry):
-    """The parameters behind one column."""
+    """A group: the parameters behind one column."""
 
     role: Role
     parent: str | None = Field(default=None, description="The smallest group that holds all of this one.")
@@ -89,7 +88,7 @@ class TableEntry(_Entry):
 
 
 class Manifest(_Entry):
-    """The whole file."""
+    """The content of the file."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     status: Status = "running"
@@ -112,7 +111,7 @@ class Manifest(_Entry):
         """The latest attempt.
 
         Raises:
-            DamagedFileError: there is none, which nobody who writes a manifest leaves out.
+            DamagedFileError: the manifest lists no attempt, which telemetry never writes.
         """
         if not self.attempts:
             raise DamagedFileError("telemetry/manifest.json lists no attempt. Restore it from a backup.")
@@ -120,7 +119,7 @@ class Manifest(_Entry):
 
 
 def utc_now() -> datetime:
-    """The time of day, in UTC."""
+    """The current time in UTC."""
     return datetime.now(UTC)
 
 
@@ -128,26 +127,21 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     """Replace the manifest at `path`.
 
     Raises:
-        OSError: it cannot be written; the older one still stands.
+        OSError: the file cannot be written; the older manifest is unchanged.
     """
     with written_aside(path) as file:
         file.write(manifest.model_dump_json(indent=1).encode() + b"\n")
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest back.
+    """Read a manifest.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedFileError: it is no manifest of a version known here.
+        FileNotFoundError: the file does not exist.
+        DamagedFileError: it is not a manifest of schema version 1.
     """
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise DamagedFileError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is.")
-    data = path.read_bytes()
-    if data.count(b",") > MAX_VALUES:
-        raise DamagedFileError(f"{path} holds more than {MAX_VALUES} values, which no manifest does.")
     try:
-        return Manifest.model_validate_json(data)
+        return Manifest.model_validate_json(read_small_file(path, MAX_MANIFEST_BYTES))
     except ValidationError as error:
         raise _refusal(path, error) from error
 
@@ -158,37 +152,34 @@ def _refusal(path: Path, error: ValidationError) -> DamagedFileError:
     is_newer = place == "schema_version" and isinstance(first["input"], int) and first["input"] > SCHEMA_VERSION
     remedy = "Upgrade ava-pipeline, which wrote it in a newer version" if is_newer else "Restore it from a backup"
     return DamagedFileError(
-        f"{path} is no manifest of schema version {SCHEMA_VERSION}: {place}: {first['msg']}. "
+        f"{path} is not a manifest of schema version {SCHEMA_VERSION}: {place}: {first['msg']}. "
         f"{remedy}; the tables beside it can be read with pandas as they are."
     )
 
 
 def parameters_by_group(groups: Mapping[str, Group]) -> dict[str, frozenset[str]]:
-    """Each group's parameter names as a set."""
+    """The parameter names of each group."""
     return {name: frozenset(group.parameters) for name, group in groups.items()}
 
 
 def partitions(groups: Mapping[str, Group]) -> dict[str, tuple[str, ...]]:
-    """Parents that their children partition: together all of its parameters, none of them twice.
+    """Find the groups whose children partition them: each parameter is in one child, and only in one.
 
     Returns:
-        Parent -> its children, for `parent² = Σ child²`.
+        Parent -> its children. For norms, `parent² = Σ child²`.
     """
-    members = parameters_by_group(groups)
-    found = {}
+    parameters = parameters_by_group(groups)
+    partitioned = {}
     for parent in groups:
         children = tuple(name for name, group in groups.items() if group.parent == parent)
-        held = [name for child in children for name in groups[child].parameters]
-        if children and len(held) == len(set(held)) and set(held) == members[parent]:
-            found[parent] = children
-    return found
-
-
-STALE_AFTER = timedelta(minutes=2)
+        of_children = [name for child in children for name in groups[child].parameters]
+        if children and len(of_children) == len(set(of_children)) and set(of_children) == parameters[parent]:
+            partitioned[parent] = children
+    return partitioned
 
 
 class AttemptSpan(NamedTuple):
-    """The batches whose rows an attempt left in the main tables: behind `begin`, up to `end`."""
+    """The batches whose rows an attempt left in the main tables: those after `begin`, up to and including `end`."""
 
     attempt: Attempt
     begin: int
@@ -196,11 +187,11 @@ class AttemptSpan(NamedTuple):
 
 
 def attempt_spans(manifest: Manifest) -> list[AttemptSpan]:
-    """Each attempt goes up to where a later one resumed; the latest first."""
-    found: list[AttemptSpan] = []
+    """The span of each attempt that has one, the latest attempt first: it ends where a later attempt resumed."""
+    spans: list[AttemptSpan] = []
     end = float("inf")
     for attempt in reversed(manifest.attempts):
         if attempt.resumed_from < end:
-            found.append(AttemptSpan(attempt, attempt.resumed_from, end))
+            spans.append(AttemptSpan(attempt, attempt.resumed_from, end))
             end = attempt.resumed_from
-    return found
+    return spans

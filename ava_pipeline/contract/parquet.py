@@ -1,6 +1,10 @@
-"""Rows that are read a part at a time, so that memory does not grow with the length of a run."""
+"""Parquet files: written whole and read back, read a part at a time, so that memory does not grow with a run's length.
 
-from collections.abc import Callable, Iterable, Iterator
+`RowStream` stands for the rows of a table without holding them. Writing compares the new file with its rows bit for bit
+before it gets its name; reading verifies the checksum of every page.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -10,20 +14,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ava_pipeline.contract.files import written_aside
-from ava_pipeline.contract.tables import check_batches, check_has_batches
-from ava_pipeline.contract.untrusted import UNUSABLE, TextAllowance, check_declared_size, text_columns
+from ava_pipeline.contract.tables import BATCH, check_batches, check_has_batches
+from ava_pipeline.contract.untrusted import UNREADABLE, check_parquet_size, check_values
 from ava_pipeline.errors import DamagedFileError
 
 ROWS_PER_BLOCK = 1024
+ROWS_PER_GROUP = 2**14
+BYTES_PER_GROUP = 8 * 2**20
+# Measured numbers seldom repeat: a dictionary of them takes more memory and more of the file than it saves.
+_WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
+# What Arrow buffers ahead stays in memory until the file is closed.
+_READ_OPTIONS: dict[str, Any] = {"pre_buffer": False, "page_checksum_verification": True}
+_FLOAT32_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class RowStream:
-    """Rows of a table, wherever they lie.
+    """The rows of a table, read when they are needed.
 
     Attributes:
         schema: of every batch.
-        read: yields the rows in order; each call begins anew.
+        read: yields the batches in order; each call starts over.
+
+    Example:
+        >>> rows = RowStream.of(pa.table({"batch_idx": [1, 2]}))
+        >>> sum(batch.num_rows for batch in rows.read())
+        2
     """
 
     schema: pa.Schema
@@ -31,11 +47,11 @@ class RowStream:
 
     @classmethod
     def of(cls, rows: pa.Table) -> Self:
-        """Rows that are in memory already."""
+        """The rows of a table in memory."""
         return cls(rows.schema, rows.to_batches)
 
     def blocks(self) -> Iterator[pa.Table]:
-        """The rows in blocks of `ROWS_PER_BLOCK`, the last one shorter, whatever batches they come in."""
+        """The rows in blocks of `ROWS_PER_BLOCK`, the last one shorter, whatever the size of the batches."""
         waiting: list[pa.RecordBatch] = []
         num_waiting = 0
         for batch in self.read():
@@ -50,21 +66,25 @@ class RowStream:
         if waiting:
             yield self._block(waiting)
 
+    def _block(self, batches: list[pa.RecordBatch]) -> pa.Table:
+        # Copied together: the many buffers of small batches take more memory than their rows.
+        return pa.Table.from_batches(batches, self.schema).combine_chunks()
+
     def matching(self, rule: Callable[[pa.RecordBatch], "pa.Array[pa.BooleanScalar]"]) -> "RowStream":
-        """Those of the rows that a rule picks."""
+        """The rows for which a rule is true.
+
+        Args:
+            rule: batch [rows] -> booleans [rows].
+        """
         return RowStream(self.schema, lambda: (batch.filter(rule(batch)) for batch in self.read()))
 
     def as_columns(self, schema: pa.Schema) -> "RowStream":
-        """The rows with the columns of another schema; those that they lack are null.
+        """The rows with the columns of another schema; columns that they lack are null.
 
         Raises, while being read:
-            ArrowException: a column's type cannot become the other one.
+            ArrowException: a column cannot be cast to its new type.
         """
         return RowStream(schema, lambda: (_as_columns(batch, schema) for batch in self.read()))
-
-    def _block(self, batches: list[pa.RecordBatch]) -> pa.Table:
-        # Copied together: the many buffers of small batches take more memory than what is in them.
-        return pa.Table.from_batches(batches, self.schema).combine_chunks()
 
 
 def _as_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -77,21 +97,21 @@ def _as_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def joined(*parts: RowStream) -> RowStream:
-    """The rows of some streams behind each other, with the columns of all of them; those that a part lacks are null.
+def concat_rows(*streams: RowStream) -> RowStream:
+    """The rows of several streams, one after the other, with all their columns; columns that a stream lacks are null.
 
     Raises, also while being read:
-        ArrowException: a column has types that do not go together.
+        ArrowException: a column has types that contradict each other.
     """
-    found = pa.unify_schemas([part.schema for part in parts], promote_options="permissive")
-    lacking = {field.name for field in found if any(field.name not in part.schema.names for part in parts)}
-    fields = [field.with_nullable(field.nullable or field.name in lacking) for field in found]
-    schema = pa.schema(fields).with_metadata(found.metadata)
-    return RowStream(schema, lambda: (batch for part in parts for batch in part.as_columns(schema).read()))
+    unified = pa.unify_schemas([stream.schema for stream in streams], promote_options="permissive")
+    lacking = {field.name for field in unified if any(field.name not in one.schema.names for one in streams)}
+    fields = [field.with_nullable(field.nullable or field.name in lacking) for field in unified]
+    schema = pa.schema(fields).with_metadata(unified.metadata)
+    return RowStream(schema, lambda: (batch for one in streams for batch in one.as_columns(schema).read()))
 
 
 def same_rows(one: RowStream, other: RowStream) -> bool:
-    """Whether two streams hold the same rows bit for bit, read side by side."""
+    """Whether two streams hold the same rows bit for bit; they are read side by side."""
     if not one.schema.equals(other.schema):
         return False
     pairs = zip_longest(one.blocks(), other.blocks())
@@ -99,7 +119,7 @@ def same_rows(one: RowStream, other: RowStream) -> bool:
 
 
 def same_bits(one: pa.Table, other: pa.Table) -> bool:
-    """Whether two tables hold the same values bit for bit; unlike `Table.equals`, nan is equal to nan."""
+    """Whether two tables hold the same values bit for bit; unlike in `Table.equals`, nan equals nan."""
     pairs = zip(one.columns, other.columns, strict=False)
     return bool(one.schema.equals(other.schema)) and all(_bits(left).equals(_bits(right)) for left, right in pairs)
 
@@ -107,58 +127,47 @@ def same_bits(one: pa.Table, other: pa.Table) -> bool:
 def _bits(column: "pa.ChunkedArray[Any]") -> "pa.ChunkedArray[Any]":
     if not pa.types.is_floating(column.type):
         return column
-    bits = pa.int32() if column.type.bit_width == 32 else pa.int64()  # noqa: PLR2004  # float32
+    bits = pa.int32() if column.type.bit_width == _FLOAT32_BITS else pa.int64()
     return pa.chunked_array([chunk.view(bits) for chunk in column.chunks], type=bits)
 
 
-def num_rows(batches: Iterable[pa.RecordBatch]) -> int:
-    """How many rows there are, none of them kept."""
-    return sum(batch.num_rows for batch in batches)
-
-
-ROWS_PER_GROUP = 2**14
-BYTES_PER_GROUP = 8 * 2**20
-# Measured numbers seldom repeat: a dictionary of them takes more memory and more of the file than it saves.
-_OPTIONS: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
-
-
 def write_parquet(path: Path, rows: pa.Table | RowStream) -> None:
-    """Write a Parquet file that appears complete or not at all, read back before it appears.
+    """Write a Parquet file that appears complete or not at all, and is read back before it appears.
 
     Args:
-        path: the file; one of that name is replaced.
-        rows: a stream is read twice, a row group of it in memory at a time.
+        path: the file; an older file of that name is replaced.
+        rows: a stream is read twice, with one row group in memory at a time.
 
     Raises:
-        OSError: it cannot be written.
-        DamagedFileError: what was read back is not what was written, or the rows cannot be read.
+        OSError: the file cannot be written.
+        DamagedFileError: the file reads back with other values, or the rows cannot be read.
     """
     with written_aside(path) as file:
         write_checked(file, rows)
 
 
 def write_checked(file: BinaryIO, rows: pa.Table | RowStream) -> None:
-    """Write Parquet into a new file, and read it back.
+    """Write Parquet into an open file, and read it back.
 
     Args:
         file: empty, and open under a name.
-        rows: a stream is read twice, a row group of it in memory at a time.
+        rows: as of `write_parquet`.
 
     Raises:
-        OSError: it cannot be written.
-        DamagedFileError: what was read back is not what was written, or the rows cannot be read.
+        OSError: the file cannot be written.
+        DamagedFileError: the file reads back with other values, or the rows cannot be read.
     """
     stream = rows if isinstance(rows, RowStream) else RowStream.of(rows)
-    with pq.ParquetWriter(file, stream.schema, **_OPTIONS) as writer:
+    with pq.ParquetWriter(file, stream.schema, **_WRITE_OPTIONS) as writer:
         for group in _groups(stream):
             writer.write_table(group, row_group_size=group.num_rows)
     file.flush()
     if not same_rows(parquet_rows(Path(file.name)), stream):
-        raise DamagedFileError(f"{file.name} reads back other than it was written: check the disk.")
+        raise DamagedFileError(f"{file.name} reads back with other values than were written. Check the disk.")
 
 
 def _groups(stream: RowStream) -> Iterator[pa.Table]:
-    """Row groups, bounded in rows and, for tables of many columns, in bytes."""
+    """Row groups, bounded in rows and, for tables with many columns, in bytes."""
     waiting: list[pa.Table] = []
     for block in stream.blocks():
         waiting.append(block)
@@ -170,25 +179,34 @@ def _groups(stream: RowStream) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def read_parquet(path: Path) -> pa.Table:
-    """Read a complete Parquet file into memory, its checksums verified.
-
-    Raises:
-        DamagedFileError: the file cannot be read, or would take more memory than such a file can need.
-    """
-    stream = parquet_rows(path, ROWS_PER_GROUP)
-    return pa.Table.from_batches(stream.read(), stream.schema)
-
-
-def parquet_rows(path: Path, rows_per_batch: int = ROWS_PER_BLOCK) -> RowStream:
-    """The rows of a complete Parquet file, a part at a time, its checksums verified.
+def read_parquet(
+    path: Path, columns: Sequence[str] | None = None, batches: tuple[int, int | None] | None = None
+) -> pa.Table:
+    """Read a Parquet file into memory.
 
     Args:
         path: the file.
-        rows_per_batch: at most so many at a time.
+        columns: the columns to read, in this order; all if left out.
+        batches: skip row groups without a `batch_idx` from the first to the last of these, None as the last for all
+            later ones; an integer column `batch_idx` must exist.
+
+    Raises:
+        DamagedFileError: the file cannot be read, or would take more memory than a file of its size can need.
+    """
+    schema = parquet_schema(path)
+    found = _batches(path, ROWS_PER_GROUP, columns=columns, batches=batches)
+    if columns is None:
+        return pa.Table.from_batches(found, schema)
+    return pa.Table.from_batches(
+        (batch.select(columns) for batch in found), pa.schema([schema.field(name) for name in columns])
+    )
+
+
+def parquet_rows(path: Path, rows_per_batch: int = ROWS_PER_BLOCK) -> RowStream:
+    """The rows of a Parquet file, with at most `rows_per_batch` of them in memory at a time.
 
     Raises, also while being read:
-        DamagedFileError: the file cannot be read, or would take more memory than such a file can need.
+        DamagedFileError: the file cannot be read, or would take more memory than a file of its size can need.
     """
     return RowStream(parquet_schema(path), lambda: _batches(path, rows_per_batch))
 
@@ -197,63 +215,87 @@ def parquet_schema(path: Path) -> pa.Schema:
     """The columns of a Parquet file.
 
     Raises:
-        DamagedFileError: it cannot be read.
+        DamagedFileError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return pq.read_schema(file)
-    except UNUSABLE as error:
-        raise _unreadable(path, error) from error
+    return parquet_metadata(path).schema.to_arrow_schema()
 
 
 def num_parquet_rows(path: Path) -> int:
-    """How many rows a Parquet file says it holds.
+    """The number of rows that a Parquet file declares.
 
     Raises:
-        DamagedFileError: it does not say.
+        DamagedFileError: the file cannot be read.
+    """
+    return int(parquet_metadata(path).num_rows)
+
+
+def parquet_metadata(path: Path) -> pq.FileMetaData:
+    """The footer of a Parquet file.
+
+    Raises:
+        DamagedFileError: the file cannot be read, or would take more memory than a file of its size can need.
     """
     try:
         with path.open("rb") as file:
-            return int(pq.read_metadata(file).num_rows)
-    except UNUSABLE as error:
+            metadata = pq.read_metadata(file)
+            check_parquet_size(metadata, path.stat().st_size)
+            metadata.schema.to_arrow_schema()  # raises for a name that is not UTF-8
+            return metadata
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
 def check_parquet(path: Path) -> int:
-    """Read all of a table's Parquet file, and keep none of it.
+    """Read a whole Parquet file of a table, and keep none of it in memory.
 
     Returns:
-        How many rows it holds.
+        The number of rows.
 
     Raises:
-        DamagedFileError: the file cannot be read, or does not tell of each row which batch it is of.
+        DamagedFileError: the file cannot be read, or a row has no batch_idx.
     """
-    rows = parquet_rows(path)
+    schema = parquet_schema(path)
     try:
-        check_has_batches(rows.schema)
+        check_has_batches(schema)
     except DamagedFileError as error:
         raise _unreadable(path, error) from error
-    return num_rows(_batches(path, ROWS_PER_BLOCK, check_batches))
+    return sum(batch.num_rows for batch in _batches(path, ROWS_PER_BLOCK, has_keys=True))
 
 
 def _batches(
-    path: Path, rows_per_batch: int, check: Callable[[pa.RecordBatch], None] = lambda _: None
+    path: Path,
+    rows_per_batch: int,
+    *,
+    columns: Sequence[str] | None = None,
+    batches: tuple[int, int | None] | None = None,
+    has_keys: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     try:
-        # What is buffered ahead stays in memory until the file is closed.
-        options: dict[str, Any] = {"pre_buffer": False, "page_checksum_verification": True}
-        with path.open("rb") as file:
-            schema = pq.read_schema(file)
-            parquet = pq.ParquetFile(file, read_dictionary=text_columns(schema), **options)
-            text = TextAllowance(check_declared_size(parquet.metadata, path.stat().st_size))
-            for packed in parquet.iter_batches(rows_per_batch, use_threads=False):  # one thread, beside the training
-                packed.validate(full=True)
-                batch = text.unpacked(packed, schema)
-                batch.validate(full=True)
-                check(batch)
+        with path.open("rb") as file, pq.ParquetFile(file, **_READ_OPTIONS) as parquet:
+            check_parquet_size(parquet.metadata, path.stat().st_size)
+            numbers = range(parquet.num_row_groups)
+            groups = [number for number in numbers if _may_hold(parquet.metadata.row_group(number), batches)]
+            wanted = None if columns is None else list(columns)
+            # One thread, beside the training.
+            for batch in parquet.iter_batches(rows_per_batch, groups, wanted, use_threads=False):
+                check_values(batch)
+                if has_keys:
+                    check_batches(batch)
                 yield batch
-    except UNUSABLE as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
+
+
+def _may_hold(group: pq.RowGroupMetaData, batches: tuple[int, int | None] | None) -> bool:
+    """Whether a row group may hold a row of these batches, as far as its statistics say."""
+    if batches is None:
+        return True
+    columns = (group.column(place) for place in range(group.num_columns))
+    statistics: Any = next((column.statistics for column in columns if column.path_in_schema == BATCH), None)
+    if statistics is None or not statistics.has_min_max:
+        return True
+    first, last = batches
+    return bool(statistics.max >= first and (last is None or statistics.min <= last))
 
 
 def _unreadable(path: Path, error: Exception) -> DamagedFileError:

@@ -1,9 +1,9 @@
-"""The columns of a file of predictions: one epoch of one set, a row an image."""
+"""The columns of a file of predictions: one epoch of one set, one row per image."""
 
 import pyarrow as pa
 
 from ava_pipeline.contract.columns import Column
-from ava_pipeline.contract.tables import TABLE_KEY, VERSION_KEY, RunTable, Table
+from ava_pipeline.contract.tables import RunTable, Table
 
 NUM_SCORES = 10
 SCORES = range(1, NUM_SCORES + 1)
@@ -28,10 +28,10 @@ PREDICTIONS = Table(
 )
 
 
+_INTEGER_IDS = RunTable.of(PREDICTIONS).arrow_schema
+_STRING_IDS = _INTEGER_IDS.set(0, pa.field("image_id", pa.string(), nullable=False))
+
+
 def predictions_schema(*, integer_ids: bool) -> pa.Schema:
-    """The Arrow schema of a file of predictions."""
-    schema = RunTable.of(PREDICTIONS).arrow_schema
-    if integer_ids:
-        return schema
-    metadata: dict[bytes | str, bytes | str] = {TABLE_KEY: b"predictions", VERSION_KEY: schema.metadata[VERSION_KEY]}
-    return pa.schema([pa.field("image_id", pa.string(), nullable=False), *list(schema)[1:]], metadata=metadata)
+    """The Arrow schema of a file of predictions, whose image ids are int64 or strings."""
+    return _INTEGER_IDS if integer_ids else _STRING_IDS

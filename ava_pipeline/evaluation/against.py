@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +15,11 @@ from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.errors import MisuseError, PredictionsError
 from ava_pipeline.evaluation.evaluate import Interval, interval, method_text, prediction_paths, resampled
 from ava_pipeline.metrics import HIGHER_IS_BETTER, Metrics
-from ava_pipeline.read.predictions import Floats, Predicted, read_predicted
+from ava_pipeline.read.predictions import Predicted, read_predicted
 from ava_pipeline.terminal import metric_text, metric_title, plain_table, printable, rounded
+
+if TYPE_CHECKING:
+    from ava_pipeline.read.arrays import Floats
 
 NUM_SHOWN = 10
 _COLORS = {"better": "green", "worse": "red", "unclear": "dim"}

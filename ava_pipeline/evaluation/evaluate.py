@@ -18,7 +18,8 @@ from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_f
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import NotARunError
 from ava_pipeline.metrics import Metrics, constant_predictor, same_side
-from ava_pipeline.read.predictions import Floats, Predicted, read_predicted
+from ava_pipeline.read.arrays import Floats
+from ava_pipeline.read.predictions import Predicted, read_predicted
 
 CONFIDENCE = 0.95
 SEED = 0

@@ -1,4 +1,4 @@
-"""Arrow columns as NumPy arrays."""
+"""Arrow columns as NumPy arrays, without the pandas that Arrow's own conversions import."""
 
 from collections.abc import Iterable
 from typing import Any, TypeAlias
@@ -8,35 +8,43 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-Bools = NDArray[np.bool_]
+from ava_pipeline.contract.columns import null_mask, numpy_values
+
+Bools: TypeAlias = NDArray[np.bool_]
+Floats: TypeAlias = NDArray[np.float64]
+BatchIndices: TypeAlias = NDArray[np.int64]
 Column: TypeAlias = "pa.ChunkedArray[Any]"
 
 
-def floats(rows: pa.Table, name: str) -> NDArray[np.float64]:
-    """A number column [rows] as float64; null becomes nan."""
-    return np.asarray(rows.column(name).cast(pa.float64()).to_numpy(), dtype=np.float64)
+def floats(rows: pa.Table, name: str) -> Floats:
+    """A column of numbers [rows] as float64; null becomes nan.
+
+    Example:
+        >>> floats(pa.table({"norm": [1, None]}), "norm")
+        array([ 1., nan])
+    """
+    return numpy_values(rows.column(name).cast(pa.float64()))
 
 
-def integers(rows: pa.Table, name: str) -> NDArray[np.int64]:
-    """A whole-number column [rows]; null becomes 0."""
-    column: Any = rows.column(name)
-    return np.asarray(column.fill_null(0).to_numpy(), dtype=np.int64)
+def integers(rows: pa.Table, name: str) -> BatchIndices:
+    """A column of integers [rows] as int64; null becomes 0."""
+    return numpy_values(rows.column(name)).astype(np.int64, copy=False)
 
 
 def nulls(column: Column) -> Bools:
-    """Where a column holds null [rows]."""
-    return np.asarray(column.is_null().to_numpy(), dtype=np.bool_)
+    """Where a column is null [rows]."""
+    return null_mask(column)
 
 
-def float_columns(rows: pa.Table, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
-    """Several number columns [rows] as float64, by name; null becomes nan."""
+def float_columns(rows: pa.Table, names: Iterable[str]) -> dict[str, Floats]:
+    """Several columns of numbers [rows] as float64, by name; null becomes nan."""
     return {name: floats(rows, name) for name in names}
 
 
 def differing(rows: pa.Table, others: pa.Table) -> dict[str, Bools]:
     """Where two tables of one schema and length differ: of each column, a mask [rows].
 
-    Floats are compared bit for bit, but nan is equal to nan; null is equal to null alone.
+    Floats are compared bit for bit, but any nan equals any nan; null equals only null.
     """
     return {
         name: _differing(one, other)
@@ -45,28 +53,18 @@ def differing(rows: pa.Table, others: pa.Table) -> dict[str, Bools]:
 
 
 def _differing(one: Column, other: Column) -> Bools:
-    equal = _same_floats(one, other) if pa.types.is_floating(one.type) else _same_values(one, other)
-    return np.asarray(~equal | (nulls(one) != nulls(other)), dtype=np.bool_)
-
-
-def _same_floats(one: Column, other: Column) -> Bools:
-    first, second = np.asarray(one.to_numpy()), np.asarray(other.to_numpy())
-    bits = np.dtype(f"i{first.dtype.itemsize}")
-    same = (first.view(bits) == second.view(bits)) | (np.isnan(first) & np.isnan(second))
-    return np.asarray(same, dtype=np.bool_)
-
-
-def _same_values(one: Column, other: Column) -> Bools:
-    same: Any = pc.equal(one, other)  # null where one side is
-    return np.asarray(same.fill_null(True), dtype=np.bool_)  # noqa: FBT003  # Arrow's own order
+    if pa.types.is_string(one.type):
+        differ = numpy_values(pc.not_equal(one, other).cast(pa.uint8())) != 0  # False at a null
+    else:
+        first, second = numpy_values(one), numpy_values(other)
+        bits = np.dtype(f"i{first.dtype.itemsize}")
+        differ = first.view(bits) != second.view(bits)
+        if pa.types.is_floating(one.type):
+            differ &= ~(np.isnan(first) & np.isnan(second))
+    return np.asarray(differ | (nulls(one) != nulls(other)), dtype=np.bool_)
 
 
 def text(rows: pa.Table, name: str, position: int) -> str:
     """One value as a finding shows it; null is "null"."""
     value = rows.column(name)[position].as_py()
     return "null" if value is None else str(value)
-
-
-BatchIndices = NDArray[np.int64]
-
-Floats = NDArray[np.float64]

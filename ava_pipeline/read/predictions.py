@@ -1,12 +1,10 @@
-"""The predictions of one Parquet file, a run's or anybody else's, as arrays."""
+"""Read one Parquet file of predictions, of a run or from elsewhere, as arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from ava_pipeline.config.load import read_yaml
@@ -16,8 +14,8 @@ from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import Metrics, prediction_metrics
+from ava_pipeline.read.arrays import Floats, floats
 
-Floats: TypeAlias = npt.NDArray[np.float64]
 _COLUMNS = (*PRED_COLUMNS, *GT_COLUMNS, "pred_mean", "gt_mean")
 _IMAGE = "image_id"
 
@@ -28,7 +26,7 @@ class Predicted:
 
     Attributes:
         path: the Parquet file.
-        image_ids: [images] the ids as Arrow has them, int64 or string; None where the file has none.
+        image_ids: [images] the ids, int64 or string; None if the file has no column image_id.
         pred: [images, 10] predicted shares, float64.
         truth: [images, 10] true shares, float64.
         pred_mean: [images] predicted mean scores.
@@ -44,11 +42,11 @@ class Predicted:
 
     @property
     def num_images(self) -> int:
-        """Rows of the file."""
+        """The number of rows in the file."""
         return len(self.pred_mean)
 
     def metrics(self) -> Metrics:
-        """How well the predictions fit the truth."""
+        """The figures of merit of these predictions."""
         return prediction_metrics(self.pred, self.truth, self.pred_mean, self.gt_mean)
 
 
@@ -56,14 +54,17 @@ def read_predicted(path: Path) -> Predicted:
     """Read a file of predictions.
 
     Raises:
-        DamagedFileError: it is no Parquet, or holds no predictions.
+        DamagedFileError: the file cannot be read as Parquet, or its columns are not those of predictions.
+
+    Example:
+        >>> read_predicted(Path("outputs/ava/my_run/predictions/val_epoch_000.parquet")).metrics()  # doctest: +SKIP
     """
     rows = read_parquet(path)
     missing = [name for name in _COLUMNS if name not in rows.column_names]
     if missing:
-        raise DamagedFileError(f"{path}: no predictions; it has no columns {', '.join(missing)}.")
+        raise DamagedFileError(f"{path}: expected predictions, but it has no columns {', '.join(missing)}.")
     if not rows.num_rows:
-        raise DamagedFileError(f"{path}: no predictions; it has the columns and no image. Remove it, or predict anew.")
+        raise DamagedFileError(f"{path}: expected predictions, got no rows. Remove it, or predict again.")
     return Predicted(
         path=path,
         image_ids=rows[_IMAGE] if _IMAGE in rows.column_names else None,
@@ -79,17 +80,17 @@ def _matrix(path: Path, rows: pa.Table, names: Sequence[str]) -> Floats:
 
 
 def _column(path: Path, rows: pa.Table, name: str) -> Floats:
-    kind = rows.schema.field(name).type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        raise DamagedFileError(f"{path}: no predictions; its column {name} is {kind}, not numbers.")
-    return np.asarray(rows[name].to_numpy(), dtype=np.float64)
+    dtype = rows.schema.field(name).type
+    if not (pa.types.is_floating(dtype) or pa.types.is_integer(dtype)):
+        raise DamagedFileError(f"{path}: column {name}: expected numbers, got {dtype}.")
+    return floats(rows, name)
 
 
 def is_generated(path: Path) -> bool:
     """Whether the run at `path`, or around it, was trained on generated data; False if it has no config.
 
     Raises:
-        DamagedFileError: the config is none, or a link out of its run.
+        DamagedFileError: the config cannot be read, or is a link out of its run.
     """
     candidates = (folder / "config.yaml" for folder in (path, *path.resolve().parents[:2]))
     config = next((file for file in candidates if file.is_file()), None)

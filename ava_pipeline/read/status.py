@@ -4,22 +4,23 @@ import os
 import platform
 from contextlib import suppress
 from datetime import datetime
-from typing import Literal, TypeAlias
 
 from ava_pipeline.contract.manifest import STALE_AFTER, Attempt, Manifest, Status
 
-StatusNow: TypeAlias = Status | Literal["killed"]
 
+def status_now(manifest: Manifest, now: datetime) -> Status:
+    """The run's status; `killed` if the manifest says `running` and the process is gone.
 
-def status_now(manifest: Manifest, now: datetime) -> StatusNow:
-    """The run's status; `killed` where it counts as running and its process is gone.
-
-    A process of this host is looked for by its number; of one elsewhere, or whose number another process has by now,
-    the heartbeat tells, which may be two minutes old.
+    A process on this host is looked up by its number. For a process on another host, or one whose number another
+    process may have by now, the heartbeat decides, which may be two minutes old.
 
     Args:
         manifest: of the run.
-        now: the time of day, in UTC.
+        now: the current time in UTC.
+
+    Example:
+        >>> status_now(run.manifest, utc_now())  # doctest: +SKIP
+        'finished'
     """
     if manifest.status != "running":
         return manifest.status
@@ -28,10 +29,10 @@ def status_now(manifest: Manifest, now: datetime) -> StatusNow:
 
 
 def _is_gone(attempt: Attempt) -> bool:
-    """Whether no process of this host has the attempt's number."""
+    """Whether no process on this host has the attempt's number."""
     if not attempt.pid or attempt.host != platform.node():
         return False
-    with suppress(PermissionError):  # somebody else's, so it is there
+    with suppress(PermissionError):  # a process of another user: it exists
         try:
             os.kill(attempt.pid, 0)
         except ProcessLookupError:

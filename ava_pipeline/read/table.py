@@ -1,30 +1,40 @@
-"""One table of a run as Arrow, from whichever of its files holds most."""
+"""Read one table of a run as Arrow, from the file that holds most of its rows."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from ava_pipeline.contract.journal import TORN, Damage
+from ava_pipeline.contract.columns import bool_array
 from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import Manifest
+from ava_pipeline.contract.parquet import num_parquet_rows, parquet_schema, read_parquet
 from ava_pipeline.contract.stored import read_stored
-from ava_pipeline.contract.tables import KEY_COLUMNS, RunTable
-from ava_pipeline.errors import DamagedFileError
+from ava_pipeline.contract.tables import BATCH, KEY_COLUMNS, RunTable
+from ava_pipeline.errors import DamagedFileError, MisuseError
+from ava_pipeline.read.arrays import integers
 from ava_pipeline.read.csv import num_rows, read_csv
 
 _KEYS = {column.name for column in KEY_COLUMNS}
 
 
 def read_table(layout: RunLayout, declaration: RunTable) -> pa.Table:
-    """Read a table that may be growing, or that a crash left behind.
+    """Read a table, also while it is being written and after a crash.
 
-    Parquet and its journal are read where they are; the CSV file where there are none, or where it holds more rows.
+    Args:
+        layout: of the run.
+        declaration: of the table.
 
     Returns:
-        Every row that could be read, in the order of writing; none where there is no file yet.
+        Every row that can be read, in the order of writing: of the Parquet file and its journal, or of the CSV file
+        if that holds more. No rows if no file exists yet.
 
     Raises:
         DamagedFileError: a file cannot be read.
+
+    Warns:
+        UserWarning: rows of the journal are lost.
     """
     name = declaration.table.name
     stored = read_stored(layout.parquet(name), layout.journal(name), declaration.arrow_schema)
@@ -32,41 +42,89 @@ def read_table(layout: RunLayout, declaration: RunTable) -> pa.Table:
     if path.exists() and num_rows(path) > (stored.rows.num_rows if stored else 0):
         return read_csv(path, declaration)
     if stored is None:
-        return declaration.arrow_schema.empty_table()
-    for damage in lasting_damage(stored.damage):
-        _warn(layout.journal(name), damage)
-    _check_kinds(stored.rows, declaration, layout.parquet(name))
+        return pa.Table.from_batches([], declaration.arrow_schema)
+    for finding in stored.damage:
+        if finding.severity == "error":
+            warnings.warn(f"{layout.root}: {finding}", stacklevel=2)
+    _check_types(stored.rows.schema, declaration, layout.parquet(name))
     return stored.rows
 
 
-def _check_kinds(rows: pa.Table, declaration: RunTable, path: Path) -> None:
-    """Refuse columns that are not of the declared kind, as after another program saved the file anew."""
-    for field in declaration.arrow_schema if rows.num_columns else ():
-        found = [rows.schema.field(index).type for index in rows.schema.get_all_field_indices(field.name)]
-        if not found and field.name not in _KEYS:
+def _check_types(schema: pa.Schema, declaration: RunTable, path: Path) -> None:
+    """Refuse columns that another program saved as another type than the declared numbers, texts or times."""
+    for column in declaration.columns if schema.names else ():
+        found = [schema.field(index).type for index in schema.get_all_field_indices(column.name)]
+        if not found and column.name not in _KEYS:
             continue
-        if [_kind(one) for one in found] != [_kind(field.type)]:
-            given = " and ".join(map(str, found)) or "not there"
-            needed = f"it has to be {field.type}. Restore the file from a backup."
-            raise DamagedFileError(f"{path}: its column {field.name} is {given}; {needed}")
+        if [_family(dtype) for dtype in found] != [_family(column.arrow_field.type)]:
+            given = " and ".join(map(str, found)) or "no such column"
+            raise DamagedFileError(
+                f"{path}: column {column.name}: expected {column.dtype}, got {given}. Restore the file from a backup."
+            )
 
 
-def _kind(kind: pa.DataType) -> str:
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+def _family(dtype: pa.DataType) -> str:
+    if pa.types.is_integer(dtype) or pa.types.is_floating(dtype):
         return "number"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
         return "text"
-    return "time" if pa.types.is_timestamp(kind) else str(kind)
+    return "time" if pa.types.is_timestamp(dtype) else str(dtype)
 
 
-def lasting_damage(damage: tuple[Damage, ...]) -> tuple[Damage, ...]:
-    """Damage beside a torn last frame, which is being written or was when the process was killed."""
-    return damage[:-1] if damage and damage[-1].reason in TORN else damage
+def select_rows(
+    layout: RunLayout,
+    manifest: Manifest,
+    name: str,
+    columns: Sequence[str] | None = None,
+    batches: tuple[int, int | None] | None = None,
+) -> pa.Table:
+    """Read some columns of some batches of a table; of a complete Parquet file, only what they need.
+
+    Args:
+        layout: of the run.
+        manifest: of the run.
+        name: a table of the manifest.
+        columns: the columns to read, in this order; all if left out.
+        batches: the first and the last `batch_idx` to read, None as the last to read to the end; all if left out.
+
+    Raises:
+        MisuseError: the table has no such column.
+        DamagedFileError: a file cannot be read.
+    """
+    declaration, path = manifest.tables[name].declaration, layout.parquet(name)
+    if has_complete_parquet(layout, manifest, name):
+        schema = parquet_schema(path)
+        _check_types(schema, declaration, path)
+        wanted = _known(columns, schema, name)
+        rows = read_parquet(path, None if wanted is None else list(dict.fromkeys([*wanted, BATCH])), batches)
+    else:
+        rows = read_table(layout, declaration)
+        wanted = _known(columns, rows.schema, name)
+    if batches is not None:
+        first, last = batches
+        batch_idx = integers(rows, BATCH)
+        rows = rows.filter(bool_array((batch_idx >= first) & (batch_idx <= (batch_idx if last is None else last))))
+    return rows if wanted is None else rows.select(wanted)
 
 
-def _warn(journal: Path, damage: Damage) -> None:
-    warnings.warn(
-        f"{journal}: {damage.num_bytes} bytes at {damage.offset} cannot be read ({damage.reason}); "
-        "the rows they held are missing.",
-        stacklevel=2,
-    )
+def _known(columns: Sequence[str] | None, schema: pa.Schema, name: str) -> list[str] | None:
+    unknown = [column for column in columns or () if column not in schema.names]
+    if unknown:
+        known = ", ".join(schema.names)
+        raise MisuseError(f"Table {name!r} has no column {', '.join(unknown)}; its columns: {known}.")
+    return None if columns is None else list(columns)
+
+
+def has_complete_parquet(layout: RunLayout, manifest: Manifest, name: str) -> bool:
+    """Whether a table's Parquet file alone holds every row that can be read.
+
+    Raises:
+        DamagedFileError: a file cannot be read.
+    """
+    path, csv = layout.parquet(name), layout.csv(name)
+    if not path.exists() or layout.journal(name).exists():
+        return False
+    written = [[attempt.rows.get(file.name, 0) for file in (csv, path)] for attempt in manifest.attempts]
+    if manifest.status != "running" and all(in_csv <= in_parquet for in_csv, in_parquet in written):
+        return True  # without counting the lines of the CSV file
+    return not (csv.exists() and num_rows(csv) > num_parquet_rows(path))

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.contract.manifest import Attempt, Manifest, utc_now
+from ava_pipeline.contract.manifest import Attempt, Manifest, Status, utc_now
 from ava_pipeline.diagnose.diagnose import Verdict
 from ava_pipeline.read.arrays import Floats
-from ava_pipeline.read.status import StatusNow, status_now
+from ava_pipeline.read.status import status_now
 from ava_pipeline.report.annotations import MAX_FINDINGS, figure_of, shown_findings, step_for
 from ava_pipeline.report.figure import TextTable, number_text
 from ava_pipeline.report.run_data import RunData
@@ -181,7 +181,7 @@ def _manifest_facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield from ((f"attempt {attempt.number}: {name}", value) for name, value in facts if value)
 
 
-def _attempt_facts(attempt: Attempt, status: StatusNow) -> Iterator[tuple[str, str]]:
+def _attempt_facts(attempt: Attempt, status: Status) -> Iterator[tuple[str, str]]:
     counters = attempt.counters
     yield "status", f"{status}, {attempt.error}" if attempt.error else status
     yield "started", time_text(attempt.started_utc)

@@ -10,14 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import csv
 
+from ava_pipeline.contract.journal import JournalReader
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.parquet import RowStream, joined, num_parquet_rows, num_rows, parquet_rows
-from ava_pipeline.contract.stored import JournalRows
+from ava_pipeline.contract.parquet import RowStream, concat_rows, num_parquet_rows, parquet_rows
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.contract.untrusted import MAX_LINE_BYTES
+from ava_pipeline.contract.untrusted import MAX_LINE_BYTES, check_csv_size
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.read.csv import check_header, check_size, convert_options, parse_options
-from ava_pipeline.read.table import lasting_damage
+from ava_pipeline.read.csv import check_header, convert_options, parse_options
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedTable, Window
 from ava_pipeline.validate.listing import Breach, Listing, relative, without_path
 from ava_pipeline.validate.rules_files import (
@@ -180,30 +179,30 @@ def _stored_rows(file: str, parquet: Path, journal: Path, declaration: RunTable,
     # The journal first: if it becomes Parquet meanwhile, its rows are found there, and not read twice.
     journal_schema = None
     if journal.exists():
-        new = JournalRows(journal, declaration.arrow_schema, 0)
+        reader = JournalReader(journal, declaration.arrow_schema)
         with suppress(FileNotFoundError):
-            num_rows(new.read())
-            journal_schema = new.schema
-        for damage in lasting_damage(new.damage):
-            message = f"{damage.num_bytes} bytes at {damage.offset}: {damage.reason}; the rows they held are lost."
-            listing.add(JOURNAL.broken(file.replace(parquet.name, journal.name), message))
+            for _ in reader.batches():
+                pass
+            journal_schema = reader.schema
+        for finding in reader.damage:
+            if finding.severity == "error":
+                listing.add(JOURNAL.broken(file.replace(parquet.name, journal.name), finding.message))
     streams = [parquet_rows(parquet, WINDOW_ROWS)] if parquet.exists() else []
     if journal_schema is not None:
         num_stored = num_parquet_rows(parquet) if streams else 0
-        rest = JournalRows(journal, declaration.arrow_schema, num_stored)
-        streams.append(RowStream(journal_schema, lambda: _unless_gone(rest)))
+        streams.append(RowStream(journal_schema, lambda: _new_rows(journal, declaration, num_stored)))
     if len(streams) == 1:
         return streams[0]
     try:
-        return joined(*streams) if streams else RowStream.of(pa.table({}))
+        return concat_rows(*streams) if streams else RowStream.of(pa.table({}))
     except pa.ArrowException as error:
         raise DamagedFileError(f"{parquet} and the journal beside it hold different columns: {error}.") from error
 
 
-def _unless_gone(rows: JournalRows) -> Iterator[pa.RecordBatch]:
-    """The journal of a run that ends meanwhile becomes Parquet."""
+def _new_rows(journal: Path, declaration: RunTable, num_stored: int) -> Iterator[pa.RecordBatch]:
+    """The journal's rows behind those of the Parquet file; none if the run ended, and it became Parquet, meanwhile."""
     with suppress(FileNotFoundError):
-        yield from rows.read()
+        yield from JournalReader(journal, declaration.arrow_schema).new_batches(num_stored)
 
 
 class CsvFile:
@@ -270,7 +269,7 @@ class CsvFile:
 
         A block of a table with text ends outside of quoted text, which may hold line feeds.
         """
-        check_size(self._path)
+        check_csv_size(self._path)
         has_text = self._parse.newlines_in_values
         with self._path.open("rb") as file:
             yield file.readline(MAX_LINE_BYTES)

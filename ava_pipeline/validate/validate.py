@@ -17,7 +17,7 @@ from ava_pipeline.contract.layout import PREDICTION_NAME, PredictionFile, RunLay
 from ava_pipeline.contract.manifest import Manifest, utc_now
 from ava_pipeline.contract.predictions import PREDICTIONS
 from ava_pipeline.contract.tables import TABLE_KEY, RunTable, Table
-from ava_pipeline.contract.untrusted import FROM_ARROW
+from ava_pipeline.contract.untrusted import ARROW_ERRORS
 from ava_pipeline.errors import MisuseError, NotARunError
 from ava_pipeline.read.csv import header_names
 from ava_pipeline.read.run import open_run
@@ -162,7 +162,7 @@ def validate_file(path: str | PathLike[str], *, table: str | None = None, ignore
         raise NotARunError(f"{path} does not exist, or is not a file: check the path.")
     try:
         columns, stored_name = _csv_columns(path) if path.suffix == ".csv" else _parquet_columns(path)
-    except FROM_ARROW as error:
+    except ARROW_ERRORS as error:
         reason = without_path(str(error).partition("\n")[0], path)
         listing.add(rules_files.UNREADABLE.broken(path.name, reason))
         return listing.findings()

@@ -11,13 +11,12 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.events import Event, as_utf8
 from ava_pipeline.contract.files import free_place, keep_damaged
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, Group, Manifest, TableEntry, read_manifest, utc_now
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.contract.untrusted import storable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.provenance import ask_git, versions
 from ava_pipeline.write.event_log import damage_event
@@ -172,7 +171,7 @@ def _attempt(number: int, facts: RunFacts, superseded: dict[str, int]) -> Attemp
         collect_every_n=facts.collect_every_n,
         set_aside=superseded,
         thresholds=dict(facts.thresholds),
-        argv=tuple(map(storable, sys.argv)),
+        argv=tuple(map(as_utf8, sys.argv)),
         pid=os.getpid(),
         host=platform.node(),
         git_commit=_git_commit(),

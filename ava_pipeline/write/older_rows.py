@@ -16,7 +16,6 @@ from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES,
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.files import free_place, keep_damaged, keep_damaged_copy, keep_damaged_end, written_aside
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.contract.journal import TORN, Damage
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.contract.parquet import check_parquet, num_parquet_rows, parquet_rows, write_parquet
@@ -78,9 +77,9 @@ def repair_files(layout: RunLayout, names: Collection[str]) -> list[Finding]:
     for path in table_paths(layout, names, "csv"):
         damage += repair_csv(path)
     for path in table_paths(layout, names, "journal"):
-        place, size = free_place(path), path.stat().st_size
+        place = free_place(path)
         found = store_journal(layout.parquet(path.stem), path, schemas.get(path.stem))
-        damage += [with_place(journal_finding(path, one, size), place) for one in found]
+        damage += [with_place(finding, place) for finding in found]
     return damage
 
 
@@ -191,14 +190,6 @@ def _batch_of(line: bytes) -> int:
 
 def _file_error(rule: str, path: Path, message: str, *, line: int | None = None) -> Finding:
     return Finding(id=rule, severity="error", message=message, file=f"{path.parent.name}/{path.name}", line=line)
-
-
-def journal_finding(path: Path, damage: Damage, size: int) -> Finding:
-    """A finding for bytes of a journal that cannot be read."""
-    is_torn = damage.reason in TORN and damage.offset + damage.num_bytes == size
-    message = f"{damage.num_bytes} bytes at offset {damage.offset} cannot be read, and their rows are lost:"
-    found = _file_error("files.journal", path, f"{message} {damage.reason}.")
-    return replace(found, severity="info") if is_torn else found
 
 
 def with_place(finding: Finding, place: Path) -> Finding:

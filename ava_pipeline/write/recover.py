@@ -25,7 +25,6 @@ from ava_pipeline.write.older_rows import (
     declared_schemas,
     inspect_csv,
     inspect_parquet,
-    journal_finding,
     repair_files,
     table_names,
     table_paths,
@@ -217,8 +216,8 @@ def _inspect_journal(layout: RunLayout, path: Path) -> tuple[int, list[Finding]]
         num_older = num_parquet_rows(parquet)
         misfit = find_misfit(parquet, path, reader.schema)
         if misfit is not None:
-            return 0, [with_place(journal_finding(path, misfit, 0), place)]
-    lost = [journal_finding(path, one, path.stat().st_size) for one in reader.damage]
+            return 0, [with_place(misfit, place)]
+    lost = list(reader.damage)
     num_lost = end - reader.rows_before - num_read if num_read else 0  # each frame counts the rows before it
     if num_lost:
         message = f"{num_lost} rows between those that were read are lost."

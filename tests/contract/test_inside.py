@@ -113,7 +113,7 @@ def test_a_folder_in_place_of_a_file_is_named(name: str, tmp_path: Path) -> None
     root = RunBuilder(root=tmp_path / "run").write()
     (root / name).unlink(missing_ok=True)
     (root / name).mkdir()
-    refused_by_readers(root, rf"{Path(name).name} is a folder where a file belongs")
+    refused_by_readers(root, rf"{Path(name).name} is a folder, expected a file")
 
 
 @pytest.mark.parametrize("name", ["telemetry", "predictions", "telemetry/damaged", "telemetry/superseded"])
@@ -122,7 +122,7 @@ def test_a_file_in_place_of_a_folder_is_named(name: str, tmp_path: Path) -> None
     root = RunBuilder(root=tmp_path / "run").write()
     shutil.rmtree(root / name, ignore_errors=True)
     (root / name).write_bytes(b"x")
-    refused_by_readers(root, rf"{Path(name).name} is a file where a folder belongs")
+    refused_by_readers(root, rf"{Path(name).name} is a file, expected a folder")
 
 
 @pytest.mark.parametrize("name", ["telemetry/steps.csv", "telemetry/manifest.json", "telemetry/damaged"])

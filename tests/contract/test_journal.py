@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ava_pipeline.contract.journal import JournalWriter, read_journal
+from ava_pipeline.contract.journal import JournalReader, JournalWriter
 from ava_pipeline.contract.tables import VERSION_KEY, same_columns
 
 FIELDS: dict[str, pa.DataType] = {"batch_idx": pa.int64(), "name": pa.string()}
@@ -31,9 +31,15 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+def read_all(path: Path, schema: pa.Schema | None = None) -> tuple[JournalReader, list[tuple[int, pa.RecordBatch]]]:
+    """A reader at the end of a journal, and every batch it read."""
+    reader = JournalReader(path, schema)
+    return reader, list(reader.batches())
+
+
 def starts(path: Path, *, schema: pa.Schema | None = None) -> list[int]:
     """The first batch_idx of every batch that can be read; each comes with the rows before it."""
-    batches = read_journal(path, schema=schema).batches
+    _, batches = read_all(path, schema)
     found = [batch.column("batch_idx")[0].as_py() for _, batch in batches]
     assert [before for before, _ in batches] == [10 + start for start in found]
     return found
@@ -41,8 +47,8 @@ def starts(path: Path, *, schema: pa.Schema | None = None) -> list[int]:
 
 def test_everything_reads_back(path: Path) -> None:
     """Batches in order, bit for bit, and what they go on behind."""
-    journal = read_journal(path)
-    assert [batch for _, batch in journal.batches] == BATCHES
+    journal, batches = read_all(path)
+    assert [batch for _, batch in batches] == BATCHES
     assert (journal.schema, journal.rows_before, journal.damage) == (SCHEMA, 10, [])
 
 
@@ -52,10 +58,11 @@ def test_a_kill_at_any_byte_leaves_every_whole_batch(path: Path) -> None:
     frames = [data.find(b"AVAjrnS1"), *(at for at in range(len(data)) if _is_frame(data, at)), len(data)]
     for end in range(len(data)):
         path.write_bytes(data[:end])
-        journal = read_journal(path)
+        journal, batches = read_all(path)
         num_whole = sum(frame <= end for frame in frames[1:]) - 1
-        assert len(journal.batches) == max(0, num_whole)
+        assert len(batches) == max(0, num_whole)
         assert bool(journal.damage) == (end > 0 and end not in frames)
+        assert [finding.severity for finding in journal.damage[-1:]] == ["info"] * bool(journal.damage)
 
 
 def _is_frame(data: bytes, at: int) -> bool:
@@ -68,10 +75,10 @@ def test_a_flipped_bit_costs_one_batch_at_most(path: Path) -> None:
     data = path.read_bytes()
     for at in range(len(data)):
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
-        journal = read_journal(path, schema=SCHEMA)
+        journal, batches = read_all(path, SCHEMA)
         assert journal.damage, at
-        assert len(journal.batches) >= 2, at
-        assert all(batch in BATCHES for _, batch in journal.batches), at
+        assert len(batches) >= 2, at
+        assert all(batch in BATCHES for _, batch in batches), at
 
 
 def test_a_length_beyond_the_file_is_no_torn_end(path: Path) -> None:
@@ -80,7 +87,9 @@ def test_a_length_beyond_the_file_is_no_torn_end(path: Path) -> None:
     second = data.index(b"AVAjrnR1")
     data[second + 11] = 0x0F
     path.write_bytes(data)
-    assert {damage.reason for damage in read_journal(path).damage} == {"a frame whose length is wrong"}
+    journal, _ = read_all(path)
+    assert {finding.severity for finding in journal.damage} == {"error"}
+    assert "length of the frame is wrong" in journal.damage[0].message
     assert starts(path) == [2, 4]
 
 
@@ -90,24 +99,28 @@ def test_rows_whose_schema_is_lost_need_one(path: Path) -> None:
     data[40] ^= 1
     path.write_bytes(data)
     assert starts(path, schema=SCHEMA) == [0, 2, 4]
-    journal = read_journal(path)
-    assert journal.batches == []
-    assert {damage.reason for damage in journal.damage} >= {"rows whose schema is lost"}
+    journal, batches = read_all(path)
+    assert batches == []
+    assert any("schema of the rows is lost" in finding.message for finding in journal.damage)
 
 
 def test_damage_says_where_and_how_much(path: Path) -> None:
     """A person can find the bytes."""
     data = path.read_bytes()
     path.write_bytes(data + b"x" * 7)
-    (damage,) = read_journal(path).damage
-    assert (damage.offset, damage.num_bytes) == (len(data), 7)
+    journal, _ = read_all(path)
+    (finding,) = journal.damage
+    assert str(finding) == (
+        f"{path.parent.name}/norms.journal: info: 7 bytes at offset {len(data)} cannot be read, and their rows are "
+        "lost: the frame is incomplete. [files.journal]"
+    )
 
 
 def test_an_empty_journal_has_no_rows(tmp_path: Path) -> None:
     """A process killed between making the file and writing its first frame."""
     path = tmp_path / "norms.journal"
     path.touch()
-    assert read_journal(path).batches == []
+    assert read_all(path)[1] == []
 
 
 def test_a_journal_that_exists_is_not_written_over(path: Path) -> None:
@@ -138,7 +151,7 @@ def test_a_write_that_fails_leaves_the_journal_as_it_was(tmp_path: Path, monkeyp
     writer.write(BATCHES[1])
     writer.close()
     assert starts(path) == [0, 2]
-    assert read_journal(path).damage == []
+    assert read_all(path)[0].damage == []
 
 
 def test_a_short_write_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ava_pipeline.contract.events import MAX_TOLD_SAMPLES, Event, name_samples, samples_in
+from ava_pipeline.contract.events import MAX_NAMED_SAMPLES, Event, name_samples, samples_in
 
 BEHIND = ("", " And 3 more of this kind, up to batch 9.")
 
@@ -20,7 +20,7 @@ def told(message: str) -> str:
 def test_ids_come_back(behind: str, ids: list[str]) -> None:
     """Commas, quotes, white space of every kind, and what looks like the end of the list."""
     found = samples_in(told(name_samples("It spiked.", 5, ids)) + behind)
-    assert found == tuple(ids[:MAX_TOLD_SAMPLES])
+    assert found == tuple(ids[:MAX_NAMED_SAMPLES])
 
 
 @pytest.mark.parametrize(

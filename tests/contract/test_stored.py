@@ -1,12 +1,12 @@
 """A table as Parquet stores it: the file, and the journal behind it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from ava_pipeline.contract import stored
-from ava_pipeline.contract.journal import Journal, JournalWriter, read_journal
+from ava_pipeline.contract.journal import JournalReader, JournalWriter
 from ava_pipeline.contract.parquet import same_bits, write_parquet
 from ava_pipeline.contract.stored import read_stored, store_journal
 from ava_pipeline.errors import DamagedFileError
@@ -92,13 +92,14 @@ def test_a_journal_that_becomes_parquet_while_it_is_read_loses_no_row(
     """A reader beside a writer that closes sees each row once, wherever the two meet."""
     files.journaled(batch(1), batch(2))
 
-    def close_meanwhile(path: Path, *, schema: pa.Schema | None = None) -> Journal:
-        found = read_journal(path, schema=schema)
+    read = JournalReader.batches
+
+    def close_meanwhile(reader: JournalReader) -> Iterator[tuple[int, pa.RecordBatch]]:
+        yield from read(reader)
         monkeypatch.undo()
         store_journal(files.parquet, files.journal)
-        return found
 
-    monkeypatch.setattr(stored, "read_journal", close_meanwhile)
+    monkeypatch.setattr(JournalReader, "batches", close_meanwhile)
     assert files.read() == [1, 2]
 
 

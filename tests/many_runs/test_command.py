@@ -308,8 +308,8 @@ def test_a_damaged_run_is_listed_with_the_others(folder: Path) -> None:
     assert found.exit_code == 1
     lines = found.stdout.splitlines()[2:]
     assert [line.split()[:2] for line in lines] == [["low", "finished"], ["mid", "unreadable"]]
-    assert "telemetry/gradient_norms.csv begins with" in lines[0]
-    assert "telemetry/manifest.json is no manifest" in lines[1]
+    assert "telemetry/gradient_norms.csv: expected columns" in lines[0]
+    assert "telemetry/manifest.json is not a manifest" in lines[1]
     assert "0.6000" in lines[1]
     assert [run["name"] for run in runs_json(f"{folder}/*", "--sort", "batch")] == ["top", "low", "mid"]
 
@@ -340,7 +340,7 @@ def test_names_and_settings_are_text_on_the_terminal(tmp_path: Path) -> None:
     lines = found.stdout.splitlines()
     assert len(lines) == 4
     assert lines[2].startswith(r"[red]x\x1b[2J\u202e\nnext  finished")
-    assert r"begins with '[red]\x1b]0;x\x07'" in lines[2]
+    assert r"got '[red]\x1b]0;x\x07'" in lines[2]
     assert lines[3].endswith(r"[red]x\x1b[2J\u202e\nnext=[red]x\x1b[2J\u202e\nnextplain")
     assert names(f"{tmp_path}/*", "--where", "run=plain") == [HOSTILE, "plain"]
 

@@ -184,7 +184,7 @@ def test_a_column_of_another_type_is_an_error_that_names_the_run(tmp_path: Path)
         RunBuilder(root=tmp_path / name).write()
     steps = tmp_path / "two/telemetry/steps.parquet"
     edit_parquet(steps, lambda rows: rows.set_column(4, "loss", rows["time_utc"]))
-    with pytest.raises(DamagedFileError, match="run 'two' has other types"):
+    with pytest.raises(DamagedFileError, match="run 'two': types differ"):
         runs(tmp_path / "*").steps()
     edit_parquet(steps, lambda rows: rows.drop_columns(["loss"]).append_column("run", rows["epoch"]))
     with pytest.raises(DamagedFileError, match="run 'two' has columns run of its own"):
@@ -262,7 +262,7 @@ def test_columns_and_batches_can_be_selected(formats: tuple[str, ...], status: s
 def test_an_unknown_column_lists_the_known_columns(tmp_path: Path) -> None:
     """In the package's own message, not Arrow's."""
     run = open_run(RunBuilder(root=tmp_path / "run").write())
-    with pytest.raises(MisuseError, match=r"no column lr; the columns: batch_idx, epoch, lr_group_0, lr_group_1\."):
+    with pytest.raises(MisuseError, match=r"no column lr; its columns: batch_idx, epoch, lr_group_0, lr_group_1\."):
         run.arrow("learning_rates", columns=["lr"])
 
 

@@ -11,9 +11,11 @@ import pytest
 import ava_pipeline
 from ava_pipeline import open_run
 from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import Status
 from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
 from ava_pipeline.report.run_data import read_run_data
+from tests.scripts import run_script
 from tests.validate.building import Format, Row, RunBuilder
 from tests.validate.damaging import cut, edit_lines, set_field
 
@@ -130,9 +132,44 @@ def test_columns_of_another_kind_are_refused(column: str, kind: pa.DataType, tmp
     rows = pq.read_table(path)
     changed = pa.array([None] * rows.num_rows, kind)
     pq.write_table(rows.set_column(rows.column_names.index(column), column, changed), path)
-    with pytest.raises(DamagedFileError, match=rf"steps\.parquet: its column {column} is {str(kind)[:4]}"):
+    with pytest.raises(DamagedFileError, match=rf"steps\.parquet: column {column}: expected .*64, got {str(kind)[:4]}"):
         open_run(root).steps()
-    assert any(f"its column {column}" in trouble for trouble in read_run_data("run", RunLayout(root)).problems)
+    assert any(f"column {column}: expected" in trouble for trouble in read_run_data("run", RunLayout(root)).problems)
+
+
+WITHOUT_PANDAS = """
+import sys
+from pathlib import Path
+
+from ava_pipeline.read.run import open_run
+
+run = open_run(Path(sys.argv[1]))
+print(run.manifest.status, [run.arrow(name).num_rows for name in run.manifest.tables])
+print(run.arrow("steps", columns=["loss", "batch_idx"], batches=(20, 40)).to_pylist()[0]["batch_idx"])
+print("pandas" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("status", ["finished", "running"])
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_arrow_tables_are_read_without_pandas(formats: tuple[Format, ...], status: Status, tmp_path: Path) -> None:
+    """Importing it takes longer than reading a run; only a frame needs it."""
+    root = RunBuilder(root=tmp_path / "run", status=status, formats=formats).write()
+    lines = run_script(WITHOUT_PANDAS, root, deadline_s=60).stdout.splitlines()
+    assert lines == [f"{status} [12, 12, 12]", "20", "False"]
+
+
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_columns_and_batches_are_selected(formats: tuple[Format, ...], tmp_path: Path) -> None:
+    """Both ends are included, and columns come in the order asked for, whatever the format."""
+    run = open_run(RunBuilder(root=tmp_path / "run", formats=formats).write())
+    rows = run.arrow("steps", columns=["loss", "epoch"], batches=(20, 40))
+    assert rows.column_names == ["loss", "epoch"]
+    assert rows.equals(run.arrow("steps").slice(1, 3).select(["loss", "epoch"]))
+    assert run.arrow("steps", batches=(115, None)).num_rows == 1
+    assert run.arrow("steps", batches=(500, None)).num_rows == 0
+    with pytest.raises(MisuseError, match="'steps' has no column lr; its columns: batch_idx"):
+        run.arrow("steps", columns=["lr"])
 
 
 def test_predictions_and_metrics_open(tmp_path: Path) -> None:
@@ -163,7 +200,7 @@ def test_what_is_not_there_is_said_with_what_is(tmp_path: Path) -> None:
 
 def test_what_is_no_run_is_refused_with_the_way_on(tmp_path: Path) -> None:
     """A path that does not exist, an empty directory, and the folder inside a run."""
-    with pytest.raises(NotARunError, match="is no directory"):
+    with pytest.raises(NotARunError, match="is not a directory"):
         open_run(tmp_path / "nowhere")
     with pytest.raises(NotARunError, match=r"telemetry/manifest\.json"):
         open_run(tmp_path)

@@ -176,7 +176,7 @@ def test_the_page_in_a_run_directory_is_not_a_violation(tmp_path: Path) -> None:
         (["report", "{}/one", "-o", "{}"], "is a folder"),
         (["report", "{}/one", "-o", "{}/one/config.yaml/r.html"], "cannot be written"),
         (["report", "{}/one", "--live", "0", "-o", "{}/r.html"], "leave out --output"),
-        (["plot", "{}/nothing", "-o", "{}/n.png"], "is no directory"),
+        (["plot", "{}/nothing", "-o", "{}/n.png"], "is not a directory"),
         (["plot", "{}/one", "-o", "{}/n.gif"], "expected a name that ends in .png, .svg"),
         (["plot", "{}/none", "-o", "{}/n.png"], "has no rows of gradient norms to draw yet"),
     ],
@@ -262,7 +262,7 @@ def test_a_live_page_survives_a_run_that_was_moved(tmp_path: Path) -> None:
     page = LivePage({"run": RunLayout(root)})
     page._next_read_s = 0.0
     root.rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="is no directory"):
+    with pytest.raises(FileNotFoundError, match="is not a directory"):
         page.contents()
     (tmp_path / "elsewhere").rename(root)
     assert "Gradient norms by group" in page.contents()

@@ -12,7 +12,7 @@ import pytest
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.write.recover import recover_run
-from tests.contract.test_hostile import frame
+from tests.contract.test_untrusted import frame
 from tests.write.feeding import Room, csv_batches, event_rows, leave_as_killed, parquet_batches
 
 pytestmark = pytest.mark.timeout(60)

@@ -267,7 +267,7 @@ def test_a_damaged_manifest_costs_no_row_and_is_reported(killed: RunLayout) -> N
     """The tables do not depend on it."""
     killed.manifest.write_bytes(b"{")
     result = recover(killed)
-    assert "manifest.json is no manifest" in result.stdout
+    assert "manifest.json is not a manifest" in result.stdout
     assert stored_batches(killed) == BATCHES
 
 

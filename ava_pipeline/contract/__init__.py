@@ -1,1 +1,1 @@
-"""What lies on disk: all that writers and readers share."""
+"""What is on disk: everything that writers and readers share."""

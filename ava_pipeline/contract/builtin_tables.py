@@ -1,4 +1,4 @@
-"""The tables that come with the package: what a reader knows of them without a manifest and without torch."""
+"""The tables of the built-in measures and of `ava-pipeline train`, for readers that have no manifest or no torch."""
 
 from ava_pipeline.contract.columns import Column
 from ava_pipeline.contract.tables import KEY_COLUMNS, Table

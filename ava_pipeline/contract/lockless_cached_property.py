@@ -1,4 +1,4 @@
-"""Properties that are computed when they are first asked for."""
+"""Properties that are computed once, when they are first read, without a lock."""
 
 from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar, overload
@@ -7,10 +7,21 @@ Value = TypeVar("Value")
 
 
 class lockless_cached_property(Generic[Value]):  # noqa: N801  # a decorator, named as `property` is
-    """`functools.cached_property` without its lock, which Python 3.11 takes for all instances at once.
+    """`functools.cached_property` without its lock, which Python 3.11 shares among all instances.
 
-    A child forked while another thread computes would find that lock held for ever. Two threads that ask at the same
-    time may both compute here, so the value must be the same whoever does: that of an instance that never changes.
+    A child that is forked while another thread computes a value would inherit the lock held, and wait for ever. Two
+    threads that read the property at the same time may both compute it, so the value must not depend on which of them
+    does: use it on instances that never change.
+
+    Example:
+        >>> class Circle:
+        ...     radius = 2.0
+        ...
+        ...     @lockless_cached_property
+        ...     def area(self) -> float:
+        ...         return 3.14 * self.radius**2
+        >>> Circle().area
+        12.56
     """
 
     def __init__(self, compute: Callable[[Any], Value]) -> None:

@@ -1,1 +1,1 @@
-"""Afterwards, in any process: files -> answers."""
+"""Read one run, in any process: its tables, predictions, manifest and status."""

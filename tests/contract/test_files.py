@@ -21,7 +21,7 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
 def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In any other order a power loss may leave the name on an empty file, or the older file gone."""
+    """In another order, a power loss may leave an empty file under the name, or neither file."""
     calls = recorded(monkeypatch)
     with written_aside(tmp_path / "file.bin") as file:
         file.write(b"whole")
@@ -29,7 +29,7 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(
 
 
 def test_an_exception_leaves_the_older_file(tmp_path: Path) -> None:
-    """Whatever stood there still stands, and nothing is left beside it."""
+    """The older file is unchanged, and nothing is left beside it."""
     path = tmp_path / "file.bin"
     path.write_bytes(b"older")
     with pytest.raises(KeyboardInterrupt):
@@ -45,7 +45,7 @@ def _write_half(path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
-    """The caller hears of it as of any trouble with the disk."""
+    """Callers handle it like any other failure of the disk."""
     (tmp_path / "taken").touch()
     with pytest.raises(OSError, match="taken"), written_aside(tmp_path / "taken" / "file.bin"):
         pass

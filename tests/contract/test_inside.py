@@ -1,4 +1,4 @@
-"""A run directory in which names lead elsewhere: nothing outside of it is read or written."""
+"""Links in a run directory, and folders or pipes in place of files: nothing outside of it is read or written."""
 
 import os
 import shutil
@@ -69,7 +69,7 @@ def test_a_writer_follows_no_link_out_of_the_run(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["telemetry/steps.csv", "predictions/val_epoch_000.parquet", "metrics.csv"])
 def test_a_reader_follows_no_link_out_of_the_run(name: str, tmp_path: Path) -> None:
-    """An untrusted run cannot show a file of the reader's."""
+    """A run from elsewhere cannot make its reader show another file."""
     (tmp_path / "outside").mkdir()
     root = RunBuilder(root=tmp_path / "run").write()
     lead_out(root / name, tmp_path / "outside")
@@ -78,7 +78,7 @@ def test_a_reader_follows_no_link_out_of_the_run(name: str, tmp_path: Path) -> N
 
 
 def test_a_pipe_in_place_of_a_file_is_named_and_never_waited_for(tmp_path: Path) -> None:
-    """Reading it would wait for ever."""
+    """Reading from it would wait for ever."""
     root = RunBuilder(root=tmp_path / "run").write()
     path = RunLayout(root).manifest
     path.unlink()
@@ -101,7 +101,7 @@ READERS = (open_run, validate_run, lambda root: recover_run(root, dry_run=True),
 
 
 def refused_by_readers(root: Path, match: str) -> None:
-    """By each of them, in one sentence that names the file."""
+    """Each reader raises, in one sentence that names the file."""
     for read in READERS:
         with pytest.raises(DamagedFileError, match=match):
             read(root)
@@ -109,7 +109,7 @@ def refused_by_readers(root: Path, match: str) -> None:
 
 @pytest.mark.parametrize("name", FOLDERS_FOR_FILES)
 def test_a_folder_in_place_of_a_file_is_named(name: str, tmp_path: Path) -> None:
-    """It is nobody's data, and it is left where it is."""
+    """It holds no data of the run, and it is left where it is."""
     root = RunBuilder(root=tmp_path / "run").write()
     (root / name).unlink(missing_ok=True)
     (root / name).mkdir()
@@ -118,7 +118,7 @@ def test_a_folder_in_place_of_a_file_is_named(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["telemetry", "predictions", "telemetry/damaged", "telemetry/superseded"])
 def test_a_file_in_place_of_a_folder_is_named(name: str, tmp_path: Path) -> None:
-    """A run whose telemetry is a file has its metrics still, and is told to be damaged."""
+    """A run whose telemetry is a file still has its metrics, and is damaged."""
     root = RunBuilder(root=tmp_path / "run").write()
     shutil.rmtree(root / name, ignore_errors=True)
     (root / name).write_bytes(b"x")
@@ -135,7 +135,7 @@ def test_a_link_to_itself_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
-    """Found by fuzzing: it was no file to read, and in the way of one to write."""
+    """Found by fuzzing: there was no file to read, and the name was taken for a file to write."""
     root = RunBuilder(root=tmp_path / "run").write()
     (root / "telemetry/steps.csv").unlink()
     (root / "telemetry/steps.csv").symlink_to("nowhere.csv")
@@ -143,7 +143,7 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_config_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) -> None:
-    """No line of it shows in what is told, whoever would look into it."""
+    """No line of it appears in a message, whichever reader would open it."""
     root = RunBuilder(root=tmp_path / "run").write()
     (tmp_path / "secret").write_text("password: [hidden\n")
     (root / "config.yaml").unlink(missing_ok=True)
@@ -158,7 +158,7 @@ def test_a_config_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) -> N
 
 
 def test_a_checkpoint_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) -> None:
-    """Not even to see whether it is whole."""
+    """Not even to check whether it is whole."""
     root = RunBuilder(root=tmp_path / "run").write()
     (root / "config.yaml").write_text("{}")
     (tmp_path / "elsewhere").mkdir()
@@ -167,8 +167,8 @@ def test_a_checkpoint_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) 
     assert [one.message for one in validate_run(root) if "link out of" in one.message and "last.pt" in str(one.file)]
 
 
-def test_a_foreign_loop_may_keep_links_of_its_own(tmp_path: Path) -> None:
-    """What telemetry neither reads nor writes is the user's."""
+def test_a_foreign_loop_may_keep_its_links(tmp_path: Path) -> None:
+    """Names that telemetry neither reads nor writes are the user's."""
     (tmp_path / "run").mkdir()
     for name in ("config.yaml", "checkpoints", "data"):
         (tmp_path / "run" / name).symlink_to(tmp_path)
@@ -180,7 +180,7 @@ def test_a_foreign_loop_may_keep_links_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_run_directory_may_be_a_link(tmp_path: Path) -> None:
-    """As with an outputs folder on another disk; links that stay inside are as good as files."""
+    """As an outputs folder on another disk may be; a link that stays inside is treated as a file."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
     room = Room(tmp_path / "run")
@@ -191,8 +191,8 @@ def test_a_run_directory_may_be_a_link(tmp_path: Path) -> None:
     assert csv_batches(tmp_path / "run") == [1, 2]
 
 
-def test_a_link_where_a_file_is_written_aside_is_not_followed(tmp_path: Path) -> None:
-    """The name of a file being written can be guessed, and a link laid there."""
+def test_a_link_in_place_of_a_partial_file_is_not_followed(tmp_path: Path) -> None:
+    """The name of a file being written is known beforehand, and may be a link."""
     (tmp_path / "secret").write_bytes(SECRET)
     path = tmp_path / "file.bin"
     (tmp_path / "file.bin.partial").symlink_to(tmp_path / "secret")

@@ -12,7 +12,7 @@ from ava_pipeline.contract.tables import VERSION_KEY, same_columns
 
 FIELDS: dict[str, pa.DataType] = {"batch_idx": pa.int64(), "name": pa.string()}
 SCHEMA = pa.schema(FIELDS)
-# Rows that look like the beginning of a frame, to a reader that searches for one.
+# Texts that a reader who searches for the next frame takes for its beginning.
 BATCHES = [
     pa.RecordBatch.from_pydict({"batch_idx": [start, start + 1], "name": ["AVAjrnR1", None]}, schema=SCHEMA)
     for start in (0, 2, 4)
@@ -46,7 +46,7 @@ def starts(path: Path, *, schema: pa.Schema | None = None) -> list[int]:
 
 
 def test_everything_reads_back(path: Path) -> None:
-    """Batches in order, bit for bit, and what they go on behind."""
+    """Batches in order, bit for bit, and the number of rows before them."""
     journal, batches = read_all(path)
     assert [batch for _, batch in batches] == BATCHES
     assert (journal.schema, journal.rows_before, journal.damage) == (SCHEMA, 10, [])
@@ -71,7 +71,7 @@ def _is_frame(data: bytes, at: int) -> bool:
 
 
 def test_a_flipped_bit_costs_one_batch_at_most(path: Path) -> None:
-    """A checksum tells damaged frames from whole ones, and the search goes on behind them."""
+    """Its checksum shows that a frame is damaged, and the search continues behind it."""
     data = path.read_bytes()
     for at in range(len(data)):
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
@@ -81,8 +81,8 @@ def test_a_flipped_bit_costs_one_batch_at_most(path: Path) -> None:
         assert all(batch in BATCHES for _, batch in batches), at
 
 
-def test_a_length_beyond_the_file_is_no_torn_end(path: Path) -> None:
-    """Only the last frame can be torn; rows lost before others are told of."""
+def test_a_length_beyond_the_file_is_not_a_torn_end(path: Path) -> None:
+    """Only the last frame can be torn; rows lost before other rows are an error."""
     data = bytearray(path.read_bytes())
     second = data.index(b"AVAjrnR1")
     data[second + 11] = 0x0F
@@ -94,7 +94,7 @@ def test_a_length_beyond_the_file_is_no_torn_end(path: Path) -> None:
 
 
 def test_rows_whose_schema_is_lost_need_one(path: Path) -> None:
-    """A damaged first frame costs no row where the table is known, and is told where it is not."""
+    """A damaged first frame costs no row if the table's schema is known, and is reported if it is not."""
     data = bytearray(path.read_bytes())
     data[40] ^= 1
     path.write_bytes(data)
@@ -124,14 +124,14 @@ def test_an_empty_journal_has_no_rows(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_exists_is_not_written_over(path: Path) -> None:
-    """Its rows are in no other file."""
+    """No other file holds its rows."""
     with pytest.raises(FileExistsError):
         JournalWriter(path, SCHEMA)
     assert starts(path) == [0, 2, 4]
 
 
 def test_a_write_that_fails_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk takes half a frame: the half is cut off again, and the next batch that fits is readable."""
+    """A full disk accepts half a frame: the half is cut off again, and the next batch that fits is readable."""
     path = tmp_path / "norms.journal"
     writer = JournalWriter(path, SCHEMA, rows_before=10)
     writer.write(BATCHES[0])
@@ -155,7 +155,7 @@ def test_a_write_that_fails_leaves_the_journal_as_it_was(tmp_path: Path, monkeyp
 
 
 def test_a_short_write_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system may take fewer bytes than it was given."""
+    """The system may write fewer bytes than it was given."""
     path = tmp_path / "norms.journal"
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, offset: pwrite(descriptor, data[:7], offset))
@@ -166,7 +166,7 @@ def test_a_short_write_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_same_columns_are_of_the_same_version() -> None:
-    """Rows of another schema version are not glued together."""
+    """Rows of different schema versions are not put together."""
     one, two = (SCHEMA.with_metadata({VERSION_KEY: version}) for version in (b"1", b"2"))
     assert same_columns(one, one)
     assert not same_columns(one, two)

@@ -40,7 +40,7 @@ def test_it_reads_back_as_it_was_written(manifest: Manifest, tmp_path: Path) -> 
 
 
 def test_counters_are_checked_when_they_are_set(manifest: Manifest) -> None:
-    """A negative count is a bug to be seen where it is made."""
+    """A negative count is a bug, which should raise where it is made."""
     with pytest.raises(ValidationError):
         manifest.attempt.counters.written = -1
 
@@ -55,10 +55,10 @@ def test_counters_are_checked_when_they_are_set(manifest: Manifest) -> None:
         ("{", "", "the file"),
     ],
 )
-def test_what_is_no_manifest_is_refused_with_the_place(
+def test_an_invalid_manifest_is_refused_with_the_place(
     old: str, new: str, place: str, manifest: Manifest, tmp_path: Path
 ) -> None:
-    """A file that an editor or a newer version changed is not guessed at."""
+    """The content of a file that an editor or a newer version changed is not guessed."""
     path = tmp_path / "manifest.json"
     write_manifest(path, manifest)
     path.write_text(path.read_text().replace(old, new, 1))
@@ -66,8 +66,8 @@ def test_what_is_no_manifest_is_refused_with_the_place(
         read_manifest(path)
 
 
-def test_no_manifest_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
-    """Before the first step there is none, which is no damage."""
+def test_a_missing_manifest_is_not_a_damaged_one(tmp_path: Path) -> None:
+    """Before the first step it does not exist, which is not damage."""
     with pytest.raises(FileNotFoundError):
         read_manifest(tmp_path / "manifest.json")
 
@@ -82,7 +82,7 @@ def test_a_file_of_absurd_size_is_not_read(tmp_path: Path, monkeypatch: pytest.M
 
 
 def group(parent: str | None, *parameters: str) -> Group:
-    """A group that holds some parameters."""
+    """A group with these parameters."""
     return Group(role="other", parent=parent, parameters=parameters)
 
 
@@ -102,5 +102,5 @@ def test_children_that_hold_every_parameter_partition_their_parent() -> None:
     ids=["one parameter in no child", "one parameter in two children", "no children", "a grandchild"],
 )
 def test_other_children_do_not(groups: dict[str, Group]) -> None:
-    """Their squares need not add up, and no validator may ask for it."""
+    """Their squares need not add up, and no rule may demand it."""
     assert "all" not in partitions(groups)

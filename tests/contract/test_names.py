@@ -1,4 +1,4 @@
-"""Names and texts from elsewhere: no path, no formula, no second line comes of them."""
+"""Names and texts from elsewhere never become a path, a formula or a second line."""
 
 import csv
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def events_csv(path: Path, texts: Sequence[str]) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1", "-2+3", "@SUM(A1)", "\t=1", "\r\n=1", " =1"])
 def test_no_cell_of_events_is_a_formula(text: str, tmp_path: Path) -> None:
-    """An error's text comes from anywhere; a spreadsheet runs what begins like a formula."""
+    """The text of an error comes from anywhere, and a spreadsheet runs a text that begins like a formula."""
     (row,) = events_csv(tmp_path / "events.csv", [text])
     for cell in (row["message"], row["column"]):
         assert cell == "'" + text.strip()
@@ -41,7 +41,7 @@ def test_no_cell_of_events_is_a_formula(text: str, tmp_path: Path) -> None:
 
 
 def test_quotes_commas_newlines_and_html_stay_in_their_cell(tmp_path: Path) -> None:
-    """A row is a line, whatever a message holds."""
+    """A row is one line, whatever its message holds."""
     texts = ['say "no", or', "two\nlines", "<script>alert('x')</script>", "a,b", "'", '"']
     rows = events_csv(tmp_path / "events.csv", texts)
     assert [row["message"] for row in rows] == [" ".join(text.split()) for text in texts]
@@ -50,7 +50,7 @@ def test_quotes_commas_newlines_and_html_stay_in_their_cell(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/b", "..", "", "a\nb", "<b>", "x\x00", "=x"])
 def test_a_table_in_the_manifest_is_no_path(name: str, tmp_path: Path) -> None:
-    """The manifest is named, and no file of that name is looked for."""
+    """The error names the manifest, and no file of that name is opened."""
     root = RunBuilder(root=tmp_path / "run").write()
     (tmp_path / "secret.csv").write_bytes(RunLayout(root).csv("steps").read_bytes())
 
@@ -66,14 +66,14 @@ def test_a_table_in_the_manifest_is_no_path(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["=x", "a\nb", "<b>", "a,b", 'a"b', ""])
 def test_a_column_in_the_manifest_is_a_name(name: str, tmp_path: Path) -> None:
-    """What could not be written is not read either."""
+    """A name that could not be written is not read either."""
     root = RunBuilder(root=tmp_path / "run").write()
     edit_manifest(root, lambda manifest: manifest["tables"]["steps"]["declaration"].update(run_column_names=[name]))
     with pytest.raises(DamagedFileError, match=r"manifest\.json.*cannot name a column"):
         open_run(root).steps()
 
 
-def test_a_table_that_goes_by_two_names_is_refused(tmp_path: Path) -> None:
+def test_a_table_with_two_names_is_refused(tmp_path: Path) -> None:
     """Its files would be those of another table."""
     root = RunBuilder(root=tmp_path / "run").write()
     edit_manifest(root, lambda manifest: manifest["tables"].update(other=manifest["tables"]["steps"]))

@@ -50,21 +50,21 @@ def files(tmp_path: Path) -> Files:
 
 
 def test_no_file_is_no_table(files: Files) -> None:
-    """Not an empty one: the caller says what that means."""
+    """It is None and not an empty table: the caller decides what that means."""
     assert read_stored(files.parquet, files.journal) is None
     assert store_journal(files.parquet, files.journal) == ()
     assert not files.parquet.exists()
 
 
 def test_journal_rows_follow_those_in_parquet(files: Files) -> None:
-    """A reader sees one table."""
+    """A reader gets one table."""
     write_parquet(files.parquet, pa.Table.from_batches([batch(1, 2)]))
     files.journaled(batch(3), batch(4, 5), rows_before=2)
     assert files.read() == [1, 2, 3, 4, 5]
 
 
 def test_a_stored_journal_becomes_parquet(files: Files) -> None:
-    """After closing there is one file, with the same rows to the bit."""
+    """After closing, one file holds the same rows bit for bit."""
     files.journaled(batch(1), batch(2))
     before = read_stored(files.parquet, files.journal)
     store_journal(files.parquet, files.journal)
@@ -76,7 +76,7 @@ def test_a_stored_journal_becomes_parquet(files: Files) -> None:
 
 
 def test_a_kill_before_the_journal_is_removed_doubles_no_row(files: Files) -> None:
-    """Parquet already holds the journal's rows: the row count in each frame tells."""
+    """The Parquet file already holds the journal's rows, as the row count in each frame shows."""
     files.journaled(batch(1), batch(2, 3))
     data = files.journal.read_bytes()
     store_journal(files.parquet, files.journal)
@@ -89,7 +89,7 @@ def test_a_kill_before_the_journal_is_removed_doubles_no_row(files: Files) -> No
 def test_a_journal_that_becomes_parquet_while_it_is_read_loses_no_row(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader beside a writer that closes sees each row once, wherever the two meet."""
+    """A reader beside a writer that closes gets each row once, whichever is first."""
     files.journaled(batch(1), batch(2))
 
     read = JournalReader.batches
@@ -135,7 +135,7 @@ def test_a_journal_is_not_given_up_for_a_parquet_file_that_cannot_be_read(files:
 
 
 def test_columns_that_older_rows_lack_are_null_in_them(files: Files) -> None:
-    """A Parquet file from a backup, of before a column was added."""
+    """A Parquet file from a backup, saved before a column was added."""
     write_parquet(files.parquet, pa.table({"batch_idx": [1, 2]}))
     files.journaled(batch(3), rows_before=2)
     before = read_stored(files.parquet, files.journal)
@@ -148,7 +148,7 @@ def test_columns_that_older_rows_lack_are_null_in_them(files: Files) -> None:
 
 
 def test_a_damaged_journal_is_kept_when_its_rows_are_stored(files: Files) -> None:
-    """What could be read is in Parquet; the bytes themselves are set aside for whoever can read more."""
+    """The readable rows are in Parquet; the damaged file is kept for a closer examination."""
     files.journaled(batch(1), batch(2))
     data = bytearray(files.journal.read_bytes())
     data[-1] ^= 1
@@ -159,7 +159,7 @@ def test_a_damaged_journal_is_kept_when_its_rows_are_stored(files: Files) -> Non
 
 
 def test_a_damaged_parquet_file_is_named_and_costs_no_journal(files: Files) -> None:
-    """Nothing is thrown away because something else is broken."""
+    """The journal is not removed because another file is broken."""
     files.journaled(batch(1))
     files.parquet.write_bytes(b"PAR1 no more")
     with pytest.raises(DamagedFileError, match=r"norms\.parquet"):
@@ -168,7 +168,7 @@ def test_a_damaged_parquet_file_is_named_and_costs_no_journal(files: Files) -> N
 
 
 def test_a_flipped_bit_in_parquet_is_noticed(files: Files) -> None:
-    """Pages carry checksums: a wrong norm is never passed off as one that was measured."""
+    """Pages have checksums: a changed value is never returned as a measured one."""
     rows = pa.Table.from_batches([batch(*range(1000))])
     write_parquet(files.parquet, rows)
     data = bytearray(files.parquet.read_bytes())
@@ -178,8 +178,8 @@ def test_a_flipped_bit_in_parquet_is_noticed(files: Files) -> None:
         files.read()
 
 
-def test_same_bits_tells_what_equality_does_not() -> None:
-    """Two nans are the same; 0.0 and -0.0 are not; null is neither."""
+def test_same_bits_differ_from_equality() -> None:
+    """Two nans are the same; 0.0 and -0.0 are not; null equals neither."""
     zero, minus, nan, null = (
         pa.table({"x": pa.array([value], pa.float32())}) for value in (0.0, -0.0, float("nan"), None)
     )

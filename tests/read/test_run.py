@@ -1,4 +1,4 @@
-"""Opening runs: finished ones, growing ones, crashed ones, and what is none."""
+"""Opening finished, live and crashed runs, and directories that are not runs."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ FORMATS = [("csv", "parquet"), ("csv",), ("parquet",)]
 
 @pytest.mark.parametrize("formats", FORMATS, ids=str)
 def test_every_table_opens_in_any_format(formats: tuple[Format, ...], tmp_path: Path) -> None:
-    """A user asks for a table and need not know in which files it lies."""
+    """A user asks for a table and need not know its files."""
     run = open_run(RunBuilder(root=tmp_path / "run", formats=formats).write())
     norms = run.gradient_norms()
     assert norms["batch_idx"].tolist() == list(range(10, 121, 10))
@@ -40,7 +40,7 @@ def test_every_table_opens_in_any_format(formats: tuple[Format, ...], tmp_path: 
 
 @pytest.mark.parametrize("formats", FORMATS, ids=str)
 def test_number_nan_and_null_stay_apart(formats: tuple[Format, ...], tmp_path: Path) -> None:
-    """Measured, measured and not finite, and not measured are three things, in CSV too."""
+    """Measured, measured but not finite, and not measured stay distinct, in CSV too."""
     norms: dict[int, Row] = {
         10: {"overall": 0.1},
         20: {"overall": float("nan")},
@@ -66,20 +66,20 @@ def test_csv_and_parquet_give_the_same_frame(tmp_path: Path) -> None:
 
 
 def test_rows_in_the_journal_are_read(tmp_path: Path) -> None:
-    """While a run is being written, and after a crash, most rows are in no Parquet file yet."""
+    """While a run is being written, and after a crash, most rows are not in a Parquet file yet."""
     root = RunBuilder(root=tmp_path / "run", status="running", formats=("parquet",)).write()
     assert len(open_run(root).gradient_norms()) == 12
 
 
 def test_a_torn_frame_costs_its_own_rows_only(tmp_path: Path) -> None:
-    """A kill in the middle of a write leaves a torn frame at the end."""
+    """A kill during a write leaves an incomplete last frame."""
     root = RunBuilder(root=tmp_path / "run", status="running", formats=("parquet",)).write()
     cut(root / "telemetry/gradient_norms.journal", 10)
     assert len(open_run(root).gradient_norms()) == 10
 
 
-def test_a_damaged_frame_is_warned_of(tmp_path: Path) -> None:
-    """Rows that are lost in the middle are never passed over in silence."""
+def test_a_damaged_frame_warns(tmp_path: Path) -> None:
+    """The warning is the finding that `validate` and `recover` print."""
     root = RunBuilder(root=tmp_path / "run", status="running", formats=("parquet",)).write()
     journal = root / "telemetry/gradient_norms.journal"
     data = bytearray(journal.read_bytes())
@@ -91,21 +91,21 @@ def test_a_damaged_frame_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_the_longer_file_is_read(tmp_path: Path) -> None:
-    """Where a crash cost Parquet rows that CSV kept, the CSV is what a user wants to see."""
+    """If a crash cost Parquet rows that the CSV file has, the CSV file is read."""
     root = RunBuilder(root=tmp_path / "run", status="running").write()
     cut(root / "telemetry/gradient_norms.journal", 10)
     assert len(open_run(root).gradient_norms()) == 12
 
 
 def test_a_torn_last_csv_line_is_left_out(tmp_path: Path) -> None:
-    """A line without a line feed is being written: half a number is no number."""
+    """A line without a line feed is being written, and its last number may be incomplete."""
     root = RunBuilder(root=tmp_path / "run", status="running", formats=("csv",)).write()
     cut(root / "telemetry/gradient_norms.csv", 5)
     assert len(open_run(root).gradient_norms()) == 11
 
 
-def test_each_call_reads_anew(tmp_path: Path) -> None:
-    """A run opened once shows rows that came later."""
+def test_each_call_reads_the_files_again(tmp_path: Path) -> None:
+    """A run opened once shows rows that were written later."""
     builder = RunBuilder(root=tmp_path / "run", status="running", formats=("parquet",))
     run = open_run(builder.write())
     before = run.gradient_norms()
@@ -114,7 +114,7 @@ def test_each_call_reads_anew(tmp_path: Path) -> None:
 
 
 def test_a_table_without_files_has_no_rows(tmp_path: Path) -> None:
-    """Before the first flush the manifest declares tables that have no file; nothing happened yet, no events."""
+    """Before the first flush, the manifest declares tables that have no file, and there are no events."""
     root = RunBuilder(root=tmp_path / "run", formats=("csv",)).write()
     (root / "telemetry/steps.csv").unlink()
     steps = open_run(root).steps()
@@ -125,8 +125,8 @@ def test_a_table_without_files_has_no_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.list_(pa.int64())], ids=str)
 @pytest.mark.parametrize("column", ["batch_idx", "loss"])
-def test_columns_of_another_kind_are_refused(column: str, kind: pa.DataType, tmp_path: Path) -> None:
-    """Saved anew by another program: they are named, and a report shows the rest of the run."""
+def test_columns_of_another_type_are_refused(column: str, kind: pa.DataType, tmp_path: Path) -> None:
+    """Another program saved the file: the column is named, and a report shows the rest of the run."""
     root = RunBuilder(root=tmp_path / "run").write()
     path = root / "telemetry/steps.parquet"
     rows = pq.read_table(path)
@@ -173,15 +173,15 @@ def test_columns_and_batches_are_selected(formats: tuple[Format, ...], tmp_path:
 
 
 def test_predictions_and_metrics_open(tmp_path: Path) -> None:
-    """An epoch's predictions come with a row an image, the metrics with a row an epoch."""
+    """Predictions have one row per image, metrics one row per epoch."""
     run = open_run(RunBuilder(root=tmp_path / "run").write())
     assert len(run.val_predictions(2)) == 30
     assert run.metrics()["epoch"].tolist() == [0, 1, 2]
     assert run.manifest.attempt.counters.collected == 12
 
 
-def test_what_is_not_there_is_said_with_what_is(tmp_path: Path) -> None:
-    """Each message names the alternatives."""
+def test_errors_name_the_alternatives(tmp_path: Path) -> None:
+    """A missing table, epoch, set or file is an error that lists what the run has."""
     root = RunBuilder(root=tmp_path / "run").write()
     run = open_run(root)
     with pytest.raises(MisuseError, match="gradient_norms, learning_rates, steps"):
@@ -198,7 +198,7 @@ def test_what_is_not_there_is_said_with_what_is(tmp_path: Path) -> None:
         run.steps()
 
 
-def test_what_is_no_run_is_refused_with_the_way_on(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_run_is_refused_with_a_remedy(tmp_path: Path) -> None:
     """A path that does not exist, an empty directory, and the folder inside a run."""
     with pytest.raises(NotARunError, match="is not a directory"):
         open_run(tmp_path / "nowhere")
@@ -210,7 +210,7 @@ def test_what_is_no_run_is_refused_with_the_way_on(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
-    """The message names the file, and where it can, the row."""
+    """The message names the file and, if possible, the row."""
     root = RunBuilder(root=tmp_path / "run", formats=("csv",)).write()
     run = open_run(root)
     set_field(root / "telemetry/steps.csv", 3, "loss", "much")
@@ -227,12 +227,12 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         _ = run.manifest
 
 
-def test_the_public_door_leads_here() -> None:
+def test_the_public_name_is_this_function() -> None:
     """`ava_pipeline.open_run` is what the documentation shows."""
     assert ava_pipeline.open_run is open_run
     assert ava_pipeline.Run is type(open_run_of_a_layout())
 
 
 def open_run_of_a_layout() -> ava_pipeline.Run:
-    """A run of a directory that was not looked at."""
+    """A run whose directory was not checked."""
     return ava_pipeline.Run(RunLayout(Path("nowhere")))

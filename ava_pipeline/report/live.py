@@ -59,6 +59,7 @@ class LivePage:
         self._runs: list[RunData] = []
         self._contents = ""
         self._read_if_changed()
+        self._next_read_s = 0.0  # no pause yet: the first read also loaded plotly, so its time says little
 
     def page(self) -> str:
         """The whole page."""

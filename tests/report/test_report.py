@@ -256,6 +256,14 @@ def test_a_live_page_is_sent_again_only_after_a_change(port: int) -> None:
     assert request(port, "/contents", **{"If-None-Match": str(tag)})[:2] == (304, "")
 
 
+def test_a_live_page_shows_a_change_right_after_it_started(tmp_path: Path) -> None:
+    """The first read also loads plotly; a pause as long as that would hide a change for a minute."""
+    builder = RunBuilder(root=tmp_path / "run", batches=range(1, 41), status="running", attempts=every_batch())
+    page = LivePage({"run": RunLayout(builder.write())})
+    RunLayout(tmp_path / "run").manifest.unlink()
+    assert "manifest.json does not exist" in page.contents()
+
+
 def test_a_live_page_survives_a_run_that_was_moved(tmp_path: Path) -> None:
     """And shows the run again once it is back."""
     root = healthy(tmp_path / "run")

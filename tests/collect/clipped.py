@@ -1,4 +1,4 @@
-"""Clipping through a collector, held against torch's own: for any device."""
+"""Compares clipping through a collector with torch's own, on any device."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -30,7 +30,7 @@ def assert_clips_to_torchs_bits(folder: Path, monkeypatch: pytest.MonkeyPatch, m
             _assert_same_bits(telemetry.clip_grad_norm_(MAX_NORM), torchs(reference.parameters(), MAX_NORM))
             for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
                 _assert_same_bits(ours.grad, theirs.grad)
-    assert counted.call_count == 1  # until the first clip nobody knew that the loop clips here
+    assert counted.call_count == 1  # the first clip: before it the collector does not know that the loop clips
 
 
 def _give_gradients(model: nn.Module, seed: int, special: float) -> None:

@@ -1,4 +1,4 @@
-"""A device that copies as late as it may: until somebody waits for a copy, the memory it goes to holds poison."""
+"""A fake device that copies as late as possible: until a copy is waited for, its target memory holds poison."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +14,11 @@ POISON = float("nan")
 
 
 class LateDevice:
-    """Copies in the order of being asked, in a thread of its own, nothing before it is waited for.
+    """Copies in the order of the requests, in its own thread, and each copy only when it is waited for.
 
     Attributes:
-        slots: all that were ever made.
-        is_broken: waiting for it fails.
+        slots: every slot ever made.
+        is_broken: whether waiting for the device fails.
     """
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
@@ -33,7 +33,7 @@ class LateDevice:
         return self.slots[-1]
 
     def issue(self, copy: Callable[[], object]) -> Callable[[], object]:
-        """Ask for a copy; returns what waits for it, and so for all that were asked for before."""
+        """Request a copy; returns a function that waits for it and for all earlier ones."""
         gate = Event()
         self._gates.append(gate)
         gates = [*self._gates]
@@ -47,13 +47,13 @@ class LateDevice:
         return wait
 
     def finish(self) -> None:
-        """Copy what nobody waited for."""
+        """Make the copies that were never waited for."""
         for gate in self._gates:
             gate.set()
 
 
 class LateSlot(Slot):
-    """What was copied into it is seen once it was waited for, and poison before."""
+    """Memory that holds the copied numbers after `wait`, and poison before."""
 
     def __init__(self, device: LateDevice, num_numbers: int) -> None:
         self.buffer = torch.full((num_numbers,), POISON)
@@ -61,13 +61,13 @@ class LateSlot(Slot):
         self._wait: Callable[[], object] = lambda: None
 
     def record(self) -> None:
-        """Take the numbers away, to bring them when they are waited for."""
+        """Replace the numbers by poison until they are waited for."""
         numbers: Tensor = self.buffer.clone()
         self.buffer.fill_(POISON)
         self._wait = self._device.issue(lambda: self.buffer.copy_(numbers))
 
     def wait(self) -> None:
-        """Have the device catch up."""
+        """Make the device finish the copy."""
         self._wait()
         if self._device.is_broken:
             raise RuntimeError("the device is broken")

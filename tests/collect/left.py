@@ -1,4 +1,4 @@
-"""What a collector left behind: rows, and warnings."""
+"""Reads the rows and the warnings that a collector leaves."""
 
 import logging
 from pathlib import Path
@@ -13,5 +13,5 @@ def batches(folder: Path, table: str = "gradient_norms") -> list[int]:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged as a warning."""
+    """The messages logged as warnings."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]

@@ -45,7 +45,7 @@ def backward(
 
 
 def train(telemetry: object, model: nn.Module, optimizer: torch.optim.Optimizer, num_batches: int) -> None:
-    """Batches as a user's loop runs them: seeded by their number, `telemetry` None for none."""
+    """Run batches as a user's loop does, seeded by their number; with `telemetry` None, without a collector."""
     for batch in range(1, num_batches + 1):
         optimizer.zero_grad()
         loss = backward(model, seed=batch)

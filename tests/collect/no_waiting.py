@@ -1,4 +1,4 @@
-"""CUDA tensors that do not exist, on which everything that makes the host wait is refused."""
+"""Fake CUDA tensors that raise on every operation that makes the host wait."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """Refuses every operation whose result the host has to wait for, and every copy that is not asynchronous.
 
     Attributes:
-        pinned: memory on the host that the device may copy to by itself.
+        pinned: memory on the host that the device copies to asynchronously.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Look at the operation, then run it."""
+        """Check the operation, then run it."""
         name = func.overloadpacket.__name__
         if name in REFUSED or REFUSED_TAGS.intersection(func.tags):
             raise WaitedError(f"{name} waits for the device")
@@ -62,13 +62,13 @@ def _kinds(tree: object) -> set[str]:
 
 
 class FakeSlot(Slot):
-    """Memory that such a device copies to. What arrives is ones."""
+    """Memory that a fake device copies to; the numbers that arrive are ones."""
 
     def __init__(self, num_numbers: int) -> None:
         self.buffer = torch.empty(num_numbers)
 
     def record(self) -> None:
-        """There is no stream."""
+        """Do nothing: the device is fake and has no stream."""
 
     def wait(self) -> None:
         """In the background thread, where tensors are real."""

@@ -1,4 +1,4 @@
-"""True-scale norms under a GradScaler, whose private parts are read in one place."""
+"""Norms are true-scale under a GradScaler."""
 
 from collections.abc import Container
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_gradients_that_no_optimizer_steps_are_true_scale_too(
     tmp_path: Path,
     unscales: bool,  # noqa: FBT001  # a parameter of the test
 ) -> None:
-    """Nobody unscales them, and their norms are not the scale's."""
+    """`unscale_` does not change them, so their norms are divided by the scale."""
     model, _ = tiny()
     optimizer = torch.optim.SGD(model.mlp_head.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -64,7 +64,7 @@ def test_gradients_that_no_optimizer_steps_are_true_scale_too(
     assert open_run(tmp_path).gradient_norms()["overall"].tolist() == pytest.approx([float(expected)], rel=1e-5)
 
 
-def test_of_several_optimizers_each_is_true_scale_by_itself(tmp_path: Path) -> None:
+def test_several_optimizers_are_true_scale_each(tmp_path: Path) -> None:
     """One scaler, two optimizers, the head's unscaled to be clipped, the backbone's not yet."""
     model, _ = tiny()
     parts = {"backbone": model.backbone, "head": model.mlp_head}
@@ -90,18 +90,18 @@ def test_the_state_follows_the_scaler() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     states = []
 
-    def look() -> None:
+    def read() -> None:
         states.append(scaler_state(scaler, (optimizer,)).of_optimizer[id(optimizer)])
 
     backward(model, 0, scaler=scaler)
-    look()
+    read()
     scaler.unscale_(optimizer)
-    look()
+    read()
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
     backward(model, 1, scaler=scaler)
-    look()
+    read()
     assert states == [Scaling.SCALED, Scaling.NONE, Scaling.SCALED]
 
 
@@ -112,7 +112,7 @@ def test_no_scaler_or_a_disabled_one_scales_nothing() -> None:
         assert scaler_state(scaler, (optimizer,)).of_optimizer == {id(optimizer): Scaling.NONE}
 
 
-def test_a_scaler_that_does_not_tell_costs_the_norms(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_scaler_whose_scale_cannot_be_read_costs_the_norms(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A foreign scaler: the rows' norms are null, an event and one warning say why, rates are recorded."""
     model, optimizer = tiny()
     foreign = SimpleNamespace(is_enabled=lambda: True)
@@ -149,7 +149,7 @@ def overflowing(
 
 @pytest.mark.parametrize(("every", "ranges"), [(1, [(4, 4), (5, 5), (8, 8)]), (5, [(5, 9)])])
 def test_skipped_steps_are_events(tmp_path: Path, every: int, ranges: list[tuple[int, int]]) -> None:
-    """A step that the scaler left out is told, with the batches between which it was."""
+    """A step that the scaler skipped is an event with the batches between which it happened."""
     model, optimizer = tiny()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=every, grad_scaler=scaler) as telemetry:
@@ -196,8 +196,8 @@ def two_optimizers() -> tuple[TinyNet, dict[str, torch.optim.Optimizer]]:
     }
 
 
-def test_a_step_skipped_by_one_of_two_optimizers_is_told(tmp_path: Path) -> None:
-    """GradScaler skips each by itself; the other one's steps do not hide it."""
+def test_a_step_skipped_by_one_of_two_optimizers_is_an_event(tmp_path: Path) -> None:
+    """GradScaler skips each optimizer alone; the other's steps do not hide it."""
     model, optimizers = two_optimizers()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     with TelemetryCollector(model, optimizers, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
@@ -231,8 +231,8 @@ def test_a_scale_that_was_halved_to_0_costs_no_row(tmp_path: Path) -> None:
     assert not np.isfinite(open_run(tmp_path).gradient_norms()["overall"].to_numpy(dtype=float)).any()
 
 
-def test_what_clipping_multiplies_by_is_unknown_where_only_some_gradients_are_unscaled(tmp_path: Path) -> None:
-    """They have no one length then: null, and no number made of two scales."""
+def test_the_clip_coefficient_is_null_if_only_part_of_the_gradients_is_unscaled(tmp_path: Path) -> None:
+    """Gradients of two scales have no common length."""
     model, optimizers = two_optimizers()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     with TelemetryCollector(model, optimizers, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
@@ -259,7 +259,7 @@ def test_float16_without_a_scaler_warns_once(
     warns: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Only float16 needs a loss scale, and the collector cannot see one that it is not given."""
+    """Only float16 needs a loss scale, and the collector does not know a scaler that it is not given."""
     model, optimizer = tiny()
     scaler = torch.amp.GradScaler("cpu") if gives_scaler else None
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
@@ -272,7 +272,7 @@ def test_float16_without_a_scaler_warns_once(
     assert len([record for record in caplog.records if "float16 autocast" in record.getMessage()]) == warns
 
 
-def test_the_look_at_autocast_leaves_no_hook(tmp_path: Path) -> None:
+def test_the_check_for_autocast_leaves_no_hook(tmp_path: Path) -> None:
     """The model is as it was from the second training pass on, and after close without one."""
     for passes in (True, False):
         model, optimizer = tiny()
@@ -289,8 +289,8 @@ def test_the_look_at_autocast_leaves_no_hook(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # by torch; users still do
 @pytest.mark.parametrize("gives_scaler", [False, True])
-def test_a_model_that_is_watched_can_be_scripted(tmp_path: Path, gives_scaler: bool) -> None:  # noqa: FBT001  # a parameter of the test
-    """Before training, and while it goes on; with a scaler, or telemetry off, at any time."""
+def test_a_model_with_a_collector_can_be_scripted(tmp_path: Path, gives_scaler: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Before training and during it, with a scaler and without."""
     model, optimizer = tiny()
     scaler = torch.amp.GradScaler("cpu") if gives_scaler else None
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:

@@ -11,7 +11,7 @@ from tests.collect.models import backward, tiny
 
 
 class TestOwnCount:
-    """`batch_idx` given by those who keep a count of their own."""
+    """`batch_idx` given by a loop that keeps its own count."""
 
     def test_it_is_followed(self, tmp_path: Path) -> None:
         """Rows carry the user's count, also where it jumps."""
@@ -23,13 +23,13 @@ class TestOwnCount:
         assert batches(tmp_path) == [10, 25, 30]
 
     def test_zero_is_refused(self, tmp_path: Path) -> None:
-        """An index from enumerate begins at 0: the message says what to give."""
+        """An index from enumerate starts at 0; the message says what to give."""
         model, optimizer = tiny()
         with pytest.raises(MisuseError, match=r"enumerate\(loader, start=1\)"):
             TelemetryCollector(model, optimizer, tmp_path).step(batch_idx=0)
 
     def test_one_that_starts_again_warns_once(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """A count that begins again each epoch would repeat rows: the collector counts on."""
+        """A count that starts over each epoch would repeat rows, so the collector continues its own."""
         model, optimizer = tiny()
         with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=2) as telemetry:
             for epoch in range(2):

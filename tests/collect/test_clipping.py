@@ -1,4 +1,4 @@
-"""Clipping through the collector: torch's bits, and the step's own pass."""
+"""Clipping through the collector has torch's bits and shares the step's pass."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ def unchanged(model: nn.Module) -> None:
 
 
 def one_parameter() -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A model whose only gradient is freed and made anew in one place."""
+    """A model whose only gradient is freed and allocated again at the same address."""
     torch.manual_seed(0)
     model = nn.Linear(6, 10, bias=False)
     return model, torch.optim.SGD(model.parameters())
@@ -113,11 +113,11 @@ def test_the_pass_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             backward(model, seed)
             telemetry.step()
             telemetry.clip_grad_norm_(MAX_NORM)
-    assert len(calls) == 1  # the first clip: until then nobody knew that the loop clips here
+    assert len(calls) == 1  # the first clip: before it the collector does not know that the loop clips
 
 
 def test_a_step_that_was_not_clipped_leaves_no_norm_for_another_batch(tmp_path: Path) -> None:
-    """A loop that clips only now and then: new gradients may lie where the old ones lay."""
+    """In a loop that clips only now and then new gradients may have the old ones' address."""
     model, optimizer = tiny()
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=2) as telemetry:
         backward(model)
@@ -126,7 +126,7 @@ def test_a_step_that_was_not_clipped_leaves_no_norm_for_another_batch(tmp_path: 
         telemetry.step()
         for parameter in model.parameters():
             assert parameter.grad is not None
-            parameter.grad.data.mul_(3)  # torch counts no change: what it sees is the gradients of the step before
+            parameter.grad.data.mul_(3)  # a change that torch does not count
         expected = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         telemetry.step()
         assert torch.equal(telemetry.clip_grad_norm_(1e9), expected)
@@ -171,7 +171,7 @@ def test_gradients_that_processes_bring_together_are_clipped_by_what_they_are_th
 def test_gradients_of_a_second_backward_pass_are_clipped_by_their_own_norm(
     tmp_path: Path, build: Callable[[], tuple[nn.Module, torch.optim.Optimizer]]
 ) -> None:
-    """Those that step measured are gone, and new ones may lie where they lay."""
+    """The gradients that `step` measured are gone, and new ones may have the same address."""
     model, optimizer = build()
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
         for seed in range(40):
@@ -180,8 +180,8 @@ def test_gradients_of_a_second_backward_pass_are_clipped_by_their_own_norm(
             telemetry.step()
             optimizer.zero_grad()
             backward(model, seed + 1000)
-            there = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-            expected = nn.utils.get_total_norm(there)
+            present = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            expected = nn.utils.get_total_norm(present)
             assert torch.equal(telemetry.clip_grad_norm_(MAX_NORM), expected)
 
 
@@ -224,8 +224,8 @@ if rank == 0:
 
 
 @pytest.mark.parametrize("shards", ["by_fully_shard", "by_wrapper"])
-def test_sharded_gradients_are_not_measured_and_hold_nobody_up(tmp_path: Path, shards: str) -> None:
-    """Their norms are everybody's work, and only rank 0 records: they are null, told once, and the rest is recorded."""
+def test_sharded_gradients_are_not_measured_and_block_no_process(tmp_path: Path, shards: str) -> None:
+    """All processes would have to compute them, and only rank 0 records: norms are null, with one event."""
     run_script(SHARDED, tmp_path, shards)
     run = open_run(tmp_path / "run")
     assert run.gradient_norms()[["overall", "all"]].isna().all(axis=None)
@@ -234,7 +234,7 @@ def test_sharded_gradients_are_not_measured_and_hold_nobody_up(tmp_path: Path, s
     assert run.events()["event"].tolist() == ["left_out"]
 
 
-def test_rows_are_before_clipping_and_tell_of_it(tmp_path: Path) -> None:
+def test_rows_hold_norms_before_clipping_and_its_coefficient(tmp_path: Path) -> None:
     """Norms stay those of the gradients; coefficient and rate stand in steps."""
     model, optimizer = tiny()
     expected = []
@@ -254,7 +254,7 @@ def test_rows_are_before_clipping_and_tell_of_it(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_writes_the_rows_of_one_that_was_not_ended(tmp_path: Path) -> None:
-    """What clipping came to is in state_dict: norms, coefficients and rates go on to the same bits."""
+    """The state of clipping is in state_dict, so norms, coefficients and rates continue with the same bits."""
 
     def clipped(telemetry: TelemetryCollector, seeds: range) -> None:
         for seed in seeds:

@@ -35,7 +35,7 @@ def test_the_constructor_touches_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_too_short_for_a_row_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Once, at its end; nothing else would."""
+    """Once, at its end."""
     model, optimizer = tiny()
     telemetry = TelemetryCollector(model, optimizer, tmp_path)
     train(telemetry, model, optimizer, 5)
@@ -67,7 +67,7 @@ def test_accumulated_batches_are_counted_and_collected_later(tmp_path: Path) -> 
 
 
 def test_learning_rates_are_those_of_the_step(tmp_path: Path) -> None:
-    """A rate changed by a scheduler shows at the batch it is used for; further optimizers go on counting groups."""
+    """A scheduler's rate shows at the batch that uses it; further optimizers continue the count of groups."""
     model, optimizer = tiny()
     other = torch.optim.AdamW(model.mlp_head.parameters(), lr=torch.tensor(0.25))
     with TelemetryCollector(model, {"main": optimizer, "other": other}, tmp_path, collect_every_n=1) as telemetry:
@@ -82,7 +82,7 @@ def test_learning_rates_are_those_of_the_step(tmp_path: Path) -> None:
 
 
 def test_values_are_recorded_beside_the_step(tmp_path: Path) -> None:
-    """Numbers and tensors alike; nan is kept as nan, what is not given is null."""
+    """Numbers and tensors are recorded; nan stays nan, and a value that is not given is null."""
     model, optimizer = tiny()
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
         backward(model)
@@ -148,7 +148,7 @@ class TestEnvironment:
     def test_gradients_that_cannot_be_measured_cost_their_rows(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """As of a layer that lies nowhere: told once, counted, and training goes on."""
+        """It is logged once and counted, and training continues."""
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
         with TelemetryCollector(model, torch.optim.SGD(model.parameters()), tmp_path, collect_every_n=1) as telemetry:
             for parameter in model.parameters():
@@ -179,22 +179,22 @@ class TestEnvironment:
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize(("rank", "is_written"), [("", True), ("0", True), ("2", False)])
-    def test_the_environment_tells_the_rank(
+    def test_the_rank_is_read_from_the_environment(
         self,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         rank: str,
         is_written: bool,  # noqa: FBT001  # a parameter of the test
     ) -> None:
-        """A RANK that is set to nothing, as job scripts leave it, is none."""
+        """An empty RANK, as job scripts leave it, means rank 0."""
         monkeypatch.setenv("RANK", rank)
         model, optimizer = tiny()
         with TelemetryCollector(model, optimizer, tmp_path / "run", collect_every_n=1) as telemetry:
             train(telemetry, model, optimizer, 1)
         assert (tmp_path / "run").exists() is is_written
 
-    def test_a_rank_that_is_no_number_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """By its name, with what to do."""
+    def test_a_rank_that_is_not_a_number_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The message names the variable and says what to do."""
         monkeypatch.setenv("RANK", "first")
         with pytest.raises(MisuseError, match="RANK is 'first': set it to"):
             TelemetryCollector(*tiny(), tmp_path)
@@ -217,10 +217,10 @@ class TestEnvironment:
 
 
 class TestResume:
-    """Going on behind a checkpoint."""
+    """Continuing after a checkpoint."""
 
-    def test_tables_go_on_behind_the_checkpoint(self, tmp_path: Path) -> None:
-        """Rows past it are set aside; batch_idx goes on without gap or repetition."""
+    def test_tables_continue_after_the_checkpoint(self, tmp_path: Path) -> None:
+        """Later rows are moved to superseded/; batch_idx continues without gap or repetition."""
         model, optimizer = tiny()
         with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=2) as telemetry:
             train(telemetry, model, optimizer, 5)
@@ -236,7 +236,7 @@ class TestResume:
         assert aside["batch_idx"].tolist() == [6, 8, 10]
 
     def test_a_used_directory_starts_a_new_attempt(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """Without load_state_dict: rows from batch 1, older ones set aside, one warning."""
+        """Without load_state_dict: rows from batch 1, older ones in superseded/, one warning."""
         model, optimizer = tiny()
         for _ in range(2):
             with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
@@ -274,7 +274,7 @@ def test_the_manifest_says_how_the_run_ended(tmp_path: Path, error: type[BaseExc
 
 
 def test_forgotten_collectors_leave_no_hooks(tmp_path: Path) -> None:
-    """Neither does one that never collected: a search over settings makes many for one optimizer."""
+    """A search over settings makes many collectors for one optimizer, and some never collect."""
     model, optimizer = tiny()
     for number in range(3):
         telemetry = TelemetryCollector(model, optimizer, tmp_path / str(number), collect_every_n=1)
@@ -288,7 +288,7 @@ def test_forgotten_collectors_leave_no_hooks(tmp_path: Path) -> None:
 
 
 def test_a_forgotten_collector_warns(tmp_path: Path) -> None:
-    """Nobody closed it: a ResourceWarning says so, and the rows are written all the same."""
+    """A ResourceWarning says that it was not closed, and its rows are written nevertheless."""
     model, optimizer = tiny()
     telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
     train(telemetry, model, optimizer, 2)

@@ -1,4 +1,4 @@
-"""The same path on a real CUDA device; skipped where there is none."""
+"""The same path on a real CUDA device; skipped without one."""
 
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def test_it_clips_to_torchs_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_amp_skips_and_true_scale(tmp_path: Path) -> None:
-    """float16 with a GradScaler: norms unscaled, a skipped step told."""
+    """float16 with a GradScaler: norms are unscaled, and a skipped step is an event."""
     model = ava_resnet18().cuda()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**30)

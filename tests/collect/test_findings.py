@@ -1,4 +1,4 @@
-"""The user is called back in the training thread, and `step` stays what it was."""
+"""`on_finding` calls the user's functions in the training thread."""
 
 import gc
 import threading
@@ -18,7 +18,7 @@ MAX_STEPS = 500
 
 
 class PoisonedError(Exception):
-    """Raised by a callback that has seen enough."""
+    """Raised by a callback that ends the training."""
 
 
 def poison_at(telemetry: TelemetryCollector, model: nn.Module, batch: int, *, every: int = 1) -> None:
@@ -70,8 +70,8 @@ def test_a_callback_can_end_the_training(tmp_path: Path) -> None:
     assert open_run(tmp_path).manifest.status == "failed"
 
 
-def test_a_finding_is_told_at_a_step_that_collects_nothing(tmp_path: Path) -> None:
-    """The next call is enough, whichever row is due; it is no row, and the count goes on."""
+def test_a_finding_is_delivered_by_a_step_that_collects_nothing(tmp_path: Path) -> None:
+    """The next call delivers it, collects no row, and the count continues."""
     model, optimizer = tiny()
     found: list[Finding] = []
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1000) as telemetry:
@@ -99,7 +99,7 @@ def test_a_step_that_only_accumulates_leaves_findings_to_the_next(tmp_path: Path
     assert len(found) == 1
 
 
-def test_rows_are_due_as_ever_where_findings_come_between(tmp_path: Path) -> None:
+def test_findings_do_not_change_when_rows_are_due(tmp_path: Path) -> None:
     """A finding neither brings a row forward nor puts it off."""
     model, optimizer = tiny()
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=3) as telemetry:
@@ -115,7 +115,7 @@ def test_rows_are_due_as_ever_where_findings_come_between(tmp_path: Path) -> Non
     assert open_run(tmp_path).gradient_norms()["batch_idx"].tolist() == [3, 6, 9, 12]
 
 
-def test_a_callback_registered_later_hears_what_waited_and_all_are_called(tmp_path: Path) -> None:
+def test_a_callback_registered_later_gets_the_findings_that_wait(tmp_path: Path) -> None:
     """Several functions, each with every finding from then on."""
     model, optimizer = tiny()
     first: list[Finding] = []
@@ -129,7 +129,7 @@ def test_a_callback_registered_later_hears_what_waited_and_all_are_called(tmp_pa
 
 
 def test_a_callback_that_raises_keeps_no_finding_from_the_others(tmp_path: Path) -> None:
-    """They hear of it at the next `step`, before what came later, and once."""
+    """They are called by the next `step`, once, before later findings are delivered."""
     model, optimizer = tiny()
     heard: list[Finding] = []
 
@@ -149,20 +149,20 @@ def test_a_callback_that_raises_keeps_no_finding_from_the_others(tmp_path: Path)
     assert len(heard) == 1
 
 
-def test_a_forgotten_collector_is_let_go_of(tmp_path: Path) -> None:
+def test_a_forgotten_collector_is_freed(tmp_path: Path) -> None:
     """The background thread holds nothing that would keep it alive."""
     model, optimizer = tiny()
     telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
     poison_at(telemetry, model, 1)
     gone = weakref.ref(telemetry)
-    with pytest.warns(ResourceWarning, match="never closed"):  # noqa: PT031  # both are needed for it to be told
+    with pytest.warns(ResourceWarning, match="never closed"):  # noqa: PT031  # both are needed for the warning
         del telemetry
         gc.collect()
     assert gone() is None
 
 
 def test_signs_can_be_turned_off_while_training(tmp_path: Path) -> None:
-    """Nothing is told then; diagnose finds it all the same."""
+    """No event is written then, and diagnose still finds the sign."""
     model, optimizer = tiny()
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, signs={"on_line": False}) as telemetry:
         for batch in range(1, 100):
@@ -172,7 +172,7 @@ def test_signs_can_be_turned_off_while_training(tmp_path: Path) -> None:
 
 
 def a_finding() -> Finding:
-    """Anything."""
+    """Any finding."""
     return Finding(
         id="spike",
         severity="warning",

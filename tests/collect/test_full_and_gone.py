@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone: training goes on, nothing is lost unsaid, and writing resumes."""
+"""If the disk is full, read-only or gone, training continues, every loss is recorded, and writing resumes."""
 
 import logging
 import os
@@ -29,14 +29,14 @@ LOSSES = ("failed_write", "gap")
 
 
 class FullDisk:
-    """A disk without room from `fill` to `free`: each file keeps 2 KiB at most. Root or not, the system says so."""
+    """A disk that is full from `fill` to `free`: the system limits each file to 2 KiB, for root too."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(self) -> None:
-        """Take all the room that is left."""
+        """Take all the free space."""
         resource.setrlimit(resource.RLIMIT_FSIZE, (2048, self._limits[1]))
 
     def free(self) -> None:
@@ -48,7 +48,7 @@ class SmallDisk(FullDisk):
     """A real file system of 256 KiB."""
 
     def fill(self) -> None:
-        """Take all the room that is left."""
+        """Take all the free space."""
         with (self.folder / "other").open("wb", buffering=0) as file, suppress(OSError):
             while file.write(b"x" * 1024):
                 pass
@@ -90,13 +90,13 @@ def batches(path: Path) -> set[int]:
     return set(rows["batch_idx"])
 
 
-def assert_missing_rows_are_told(root: Path, num_batches: int) -> None:
+def assert_missing_rows_have_events(root: Path, num_batches: int) -> None:
     """Each batch that a file lacks lies in an event that names the file, or one that speaks of all files."""
     events = open_run(root).events()
     for table, suffix in product(TABLES, ("csv", "parquet")):
         path = root / "telemetry" / f"{table}.{suffix}"
-        told = events[(events["column"].isna() | (events["column"] == path.name)) & events["event"].isin(LOSSES)]
-        spans = zip(told["batch_idx"], told["batch_idx_end"], strict=True)
+        losses = events[(events["column"].isna() | (events["column"] == path.name)) & events["event"].isin(LOSSES)]
+        spans = zip(losses["batch_idx"], losses["batch_idx_end"], strict=True)
         covered = {batch for first, last in spans for batch in range(first, last + 1)}
         assert set(range(1, num_batches + 1)) - batches(path) <= covered
 
@@ -108,8 +108,8 @@ def assert_balanced(root: Path, stats: TelemetryStats) -> None:
     assert TelemetryStats(**counted) == stats
 
 
-def test_a_disk_that_fills_up_costs_rows_until_there_is_room(disk: FullDisk, caplog: pytest.LogCaptureFixture) -> None:
-    """Training is the same to the bit; rows fail, are told once a file, and come again when there is room."""
+def test_a_full_disk_costs_rows_until_space_is_free(disk: FullDisk, caplog: pytest.LogCaptureFixture) -> None:
+    """Training is the same to the bit; rows fail, with one warning a file, and are written again after `free`."""
     root = disk.folder / "run"
     model, optimizer = tiny()
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
@@ -126,7 +126,7 @@ def test_a_disk_that_fills_up_costs_rows_until_there_is_room(disk: FullDisk, cap
         stats = telemetry.close()
     assert stats == TelemetryStats(collected=310, written=310 - num_failed, failed=num_failed)
     assert_balanced(root, stats)
-    assert_missing_rows_are_told(root, 310)
+    assert_missing_rows_have_events(root, 310)
     for path in (root / "telemetry").glob("*.parquet"):
         assert set(range(306, 311)) <= batches(path)
     assert [str(one) for one in validate_run(root)] == []
@@ -141,7 +141,7 @@ def test_a_disk_that_fills_up_costs_rows_until_there_is_room(disk: FullDisk, cap
 def test_a_run_directory_that_vanishes_in_training_is_begun_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was written went with it, which is told once; what follows is where it is looked for, and validates."""
+    """One event says that the rows so far went with it; later rows are in the run directory, which validates."""
     root, away = tmp_path / "run", tmp_path / "away"
     model, optimizer = tiny()
     telemetry = TelemetryCollector(model, optimizer, root, collect_every_n=1)
@@ -161,7 +161,7 @@ def test_a_run_directory_that_vanishes_in_training_is_begun_again(
 
 
 def test_closing_again_finishes_what_a_stuck_disk_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All rows are written and files are being finished: the first close waits no longer than told, for nothing."""
+    """While files are being finished the first close waits no longer than its timeout, and not for the disk."""
     gate = Gate(monkeypatch, ParquetWriter, "close")
     model, optimizer = tiny()
     telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
@@ -204,13 +204,13 @@ def test_steps_never_wait_for_a_disk_that_is_stuck(
 
 
 class TestRaise:
-    """`on_error="raise"`: whoever asks next hears of it, once, with the remedy."""
+    """With `on_error="raise"` the next call raises, once, with the remedy."""
 
-    REMEDY = r"mend the cause, or set on_error='warn'"
+    REMEDY = r"fix the cause, or set on_error='warn'"
 
     @pytest.fixture
     def telemetry(self, tmp_path: Path) -> Iterator[TelemetryCollector]:
-        """A collector whose first step could not be written, of which nobody was told yet."""
+        """A collector whose first step could not be written and which has not raised yet."""
         (tmp_path / "file").write_text("in the way")
         model, optimizer = tiny()
         telemetry = TelemetryCollector(model, optimizer, tmp_path / "file" / "run", collect_every_n=1, on_error="raise")
@@ -222,7 +222,7 @@ class TestRaise:
 
     @pytest.mark.parametrize("ask", ["step", "flush", "state_dict", "close"])
     def test_the_next_call_raises(self, telemetry: TelemetryCollector, ask: str) -> None:
-        """Whatever it is; the calls behind it go on as if nothing had been."""
+        """Any call does; later calls work as usual."""
         with pytest.raises(WriteError, match=self.REMEDY):
             getattr(telemetry, ask)()
 

@@ -1,4 +1,4 @@
-"""Which parameters stand behind which column."""
+"""The groups of a model: which parameters each column measures."""
 
 import logging
 from collections import OrderedDict
@@ -145,7 +145,7 @@ def test_chosen_groups() -> None:
     ],
 )
 def test_a_group_of_nothing_is_refused(choice: object, sentence: str) -> None:
-    """With the names there are."""
+    """The message names the column."""
     with pytest.raises(GroupsError, match="mine") as caught:
         find_groups(ava_resnet18(), {"mine": choice})  # type: ignore[dict-item]  # wrong on purpose
     assert sentence in str(caught.value)
@@ -159,7 +159,7 @@ def test_a_column_name_that_csv_would_not_survive() -> None:
 
 
 def test_odd_names_of_a_models_own_children_become_column_names() -> None:
-    """Nobody chose them for a column; two that look alike stay two."""
+    """They are changed to valid ones, and two that become equal stay two columns."""
     model = nn.Module()
     model.backbone = nn.Sequential(OrderedDict([("größe 2,x", nn.Linear(4, 4))]))
     model.head = nn.Sequential(OrderedDict([("x y", nn.Linear(4, 4)), ("x,y", nn.Linear(4, 4))]))

@@ -1,4 +1,4 @@
-"""Calls of the collector that cannot be right: refused, or told once, each with its remedy."""
+"""Wrong calls of the collector raise or warn once, each with its remedy."""
 
 import copy
 import pickle
@@ -82,7 +82,7 @@ class TestMisuse:
                 backward(model, batch)
                 telemetry.step()
                 other.step()
-        assert sum("no parameter of the model is in an optimizer" in told for told in warnings_of(caplog)) == 1
+        assert sum("no parameter of the model is in an optimizer" in warning for warning in warnings_of(caplog)) == 1
         caplog.clear()
         with TelemetryCollector(model, {"other": other, "own": optimizer}, tmp_path / "both") as telemetry:
             train(telemetry, model, optimizer, 10)
@@ -108,7 +108,7 @@ class TestMisuse:
             telemetry.step(values={"loss": torch.zeros(4)})
 
     @pytest.mark.parametrize("epoch", [torch.tensor(1), 1.5, "x", None, -1, True, 2**70])
-    def test_an_epoch_that_is_none_is_refused(self, tmp_path: Path, epoch: object) -> None:
+    def test_an_invalid_epoch_is_refused(self, tmp_path: Path, epoch: object) -> None:
         """At the call, not as a failed row."""
         model, optimizer = tiny()
         telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
@@ -142,7 +142,7 @@ class TestMisuse:
         with pytest.raises(MisuseError, match="is a column already"):
             TelemetryCollector(model, optimizer, tmp_path, groups={name: "mlp_head.*"})
 
-    def test_what_is_no_state_is_refused(self, tmp_path: Path) -> None:
+    def test_an_invalid_state_is_refused(self, tmp_path: Path) -> None:
         """Another object's state, or a damaged one."""
         model, optimizer = tiny()
         telemetry = TelemetryCollector(model, optimizer, tmp_path)
@@ -152,8 +152,8 @@ class TestMisuse:
                 telemetry.load_state_dict(state)  # type: ignore[arg-type]  # wrong on purpose
         assert telemetry.state_dict() == {"batch_idx": 0, "epoch": 0}
 
-    def test_values_that_are_no_mapping_are_refused(self, tmp_path: Path) -> None:
-        """With what to give."""
+    def test_values_that_are_not_a_mapping_are_refused(self, tmp_path: Path) -> None:
+        """The message says what to give."""
         model, optimizer = tiny()
         telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
         for values in ([1.0], {1: 1.0}):
@@ -161,7 +161,7 @@ class TestMisuse:
                 telemetry.step(values=values)  # type: ignore[arg-type]  # wrong on purpose
 
     def test_groups_added_later_have_no_column(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """Gradual unfreezing: told once, and the rates there were go on."""
+        """Gradual unfreezing warns once, and the known rates continue."""
         model, _ = tiny()
         optimizer = torch.optim.SGD(model.mlp_head.parameters(), lr=0.5)
         with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
@@ -173,7 +173,7 @@ class TestMisuse:
         assert open_run(tmp_path).learning_rates()["lr_group_0"].tolist() == [0.5] * 3
         assert len([one for one in warnings_of(caplog) if "have 2 groups now" in one]) == 1
 
-    def test_a_value_that_is_no_number_fails_its_row(self, tmp_path: Path) -> None:
+    def test_a_value_that_is_not_a_number_fails_its_row(self, tmp_path: Path) -> None:
         """The row of steps is named and counted; the other tables' rows and the next steps are written."""
         model, optimizer = tiny()
         with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
@@ -227,8 +227,8 @@ class TestMisuse:
             ({"grad_scaler": "x"}, "grad_scaler is a str: give the torch.amp.GradScaler"),
         ],
     )
-    def test_an_argument_of_another_kind(self, tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
-        """Is named where it is given, with what to give."""
+    def test_an_argument_of_another_type(self, tmp_path: Path, given: dict[str, Any], sentence: str) -> None:
+        """The constructor raises, and says what to give."""
         model, optimizer = tiny()
         with pytest.raises(MisuseError) as refused:
             TelemetryCollector(**{"model": model, "optimizer": optimizer, "output_dir": tmp_path, **given})
@@ -241,7 +241,7 @@ class TestMisuse:
             TelemetryCollector(nn.ReLU(), optimizer, tmp_path)
 
     def test_no_optimizer(self, tmp_path: Path) -> None:
-        """There is no rate to record."""
+        """There would be no rate to record."""
         model, optimizer = tiny()
         with pytest.raises(GroupsError, match="mapping of optimizers is empty"):
             TelemetryCollector(model, {}, tmp_path)
@@ -257,7 +257,7 @@ class TestMisuse:
         with pytest.raises(ConfigError, match="expected a number of at least 1, got 0"):
             TelemetryCollector(model, optimizer, tmp_path, TelemetryConfig(), collect_every_n=0)
 
-    def test_run_info_that_is_no_json(self, tmp_path: Path) -> None:
+    def test_run_info_that_is_not_json(self, tmp_path: Path) -> None:
         """The manifest could not hold it."""
         model, optimizer = tiny()
         with pytest.raises(MisuseError, match=r"run_info\['model'\]"):

@@ -45,7 +45,7 @@ def recorded(model: nn.Module, folder: Path) -> dict[str, Any]:
 
 
 def assert_norms(model: nn.Module, folder: Path, rel: float = 1e-5) -> None:
-    """Recorded norms equal the reference, null where there is none."""
+    """Recorded norms equal the reference; a group without gradients is null."""
     row = recorded(model, folder)
     for column, expected in reference(model).items():
         if expected is None:
@@ -99,7 +99,7 @@ CASES: dict[str, Callable[[nn.Module], None]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_group_is_within_1e5_of_float64(case: str, tmp_path: Path) -> None:
-    """A norm can be trusted to 1e-5, whatever the gradients look like; a frozen group is null, not 0."""
+    """A norm can be trusted to 1e-5, whatever the gradients are; a frozen group is null, not 0."""
     model = ava_resnet18()
     random_gradients(model)
     CASES[case](model)
@@ -140,7 +140,7 @@ def test_squares_beyond_float32_do_not_overflow(tmp_path: Path) -> None:
 
 
 def test_a_model_that_changes_its_precision_is_measured_on(tmp_path: Path) -> None:
-    """Half way through training, the rows go on."""
+    """Half way through training, rows continue."""
     model, optimizer = tiny()
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -155,7 +155,7 @@ def test_a_model_that_changes_its_precision_is_measured_on(tmp_path: Path) -> No
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("clips", [False, True])
 def test_a_part_of_the_model_may_change_its_precision(tmp_path: Path, dtype: torch.dtype, clips: bool) -> None:  # noqa: FBT001  # a parameter of the test
-    """Rows go on, and clipping goes on to torch's bits."""
+    """Rows continue, and clipping keeps torch's bits."""
     model, optimizer = tiny()
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
         for kind in (torch.float32, torch.float32, dtype):
@@ -182,7 +182,7 @@ def test_gradients_that_are_conjugated_lazily_are_measured(tmp_path: Path) -> No
 
 
 def test_nan_in_one_group_leaves_the_others(tmp_path: Path) -> None:
-    """A nan is told in its own group and those that hold it, nowhere else."""
+    """A nan is recorded for its group and the groups that contain it, and for no other."""
     model, _ = tiny()
     random_gradients(model)
     head = next(model.mlp_head.parameters())

@@ -1,4 +1,4 @@
-"""Predictions that the disk does not take are told at once, and written by close where it takes them then."""
+"""Predictions that the disk refuses are reported at once, and close tries again to write them."""
 
 import logging
 from pathlib import Path
@@ -63,47 +63,47 @@ def test_an_epoch_that_was_validated_again_is_not_written_over_by_what_was_kept(
 
 
 def test_what_cannot_be_written_at_the_end_either_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Close goes on with the others and does not raise."""
+    """Close writes the others and does not raise."""
     (tmp_path / "file").write_text("in the way")
     lost, saved = tmp_path / "file" / "val_epoch_000.parquet", tmp_path / "late" / "val_epoch_001.parquet"
     saved.parent.write_text("in the way")
-    kept = files_of(tmp_path)
+    files = files_of(tmp_path)
     for path in (lost, saved):
         with pytest.raises(PredictionsError, match=r"kept in memory, and close\(\) tries again"):
-            kept.write(path, ROWS)
+            files.write(path, ROWS)
     saved.parent.unlink()
-    kept.write_again()
+    files.write_again()
     assert [one for one in caplog.messages if "val_epoch_000.parquet" in one and "is lost" in one]
     assert read_parquet(saved).equals(ROWS)
 
 
 def test_no_more_is_kept_than_memory_permits(tmp_path: Path) -> None:
-    """A disk that is full for a hundred epochs does not fill the memory."""
+    """A disk that is full for many epochs does not fill the memory."""
     (tmp_path / "file").write_text("in the way")
-    kept = files_of(tmp_path, max_bytes=ROWS.nbytes)
+    files = files_of(tmp_path, max_bytes=ROWS.nbytes)
     with pytest.raises(PredictionsError, match="kept in memory"):
-        kept.write(tmp_path / "file" / "val_epoch_000.parquet", ROWS)
+        files.write(tmp_path / "file" / "val_epoch_000.parquet", ROWS)
     with pytest.raises(PredictionsError, match="these rows are lost"):
-        kept.write(tmp_path / "file" / "val_epoch_001.parquet", ROWS)
+        files.write(tmp_path / "file" / "val_epoch_001.parquet", ROWS)
     with pytest.raises(PredictionsError, match="kept in memory"):
-        kept.write(tmp_path / "file" / "val_epoch_000.parquet", ROWS)
+        files.write(tmp_path / "file" / "val_epoch_000.parquet", ROWS)
 
 
 def test_an_epoch_whose_new_predictions_the_disk_refuses_keeps_its_old_ones(tmp_path: Path) -> None:
-    """Whatever is refused, writing the file or setting the older one aside; the new ones follow when it works."""
+    """Whether the file or the copy of the older one is refused; the new ones are written later."""
     path = tmp_path / "predictions" / "val_epoch_000.parquet"
-    kept, newer = files_of(tmp_path), pa.table({"image_id": [4]})
-    kept.write(path, ROWS)
+    files, newer = files_of(tmp_path), pa.table({"image_id": [4]})
+    files.write(path, ROWS)
     for in_the_way in (path.with_name(f"{path.name}.partial") / "inside", path.parent / "superseded"):
         in_the_way.parent.mkdir(exist_ok=True)
         in_the_way.touch()
         with pytest.raises(PredictionsError, match="kept in memory"):
-            kept.write(path, newer)
+            files.write(path, newer)
         assert read_parquet(path).equals(ROWS)
         in_the_way.unlink()
         if in_the_way.name == "inside":
             in_the_way.parent.rmdir()
-    kept.write_again()
+    files.write_again()
     assert read_parquet(path).equals(newer)
     assert read_parquet(path.parent / "superseded" / "val_epoch_000.1.parquet").equals(ROWS)
     assert sorted(one.name for one in path.parent.iterdir()) == ["superseded", path.name]
@@ -112,20 +112,20 @@ def test_an_epoch_whose_new_predictions_the_disk_refuses_keeps_its_old_ones(tmp_
 def test_predictions_that_read_back_other_than_written_wait_for_close(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that lies once is asked again."""
+    """They are written again."""
     path = tmp_path / "predictions" / "val_epoch_000.parquet"
-    kept = files_of(tmp_path)
+    files = files_of(tmp_path)
     with monkeypatch.context() as lying:
         lying.setattr(parquet, "same_rows", lambda *_: False)
         with pytest.raises(PredictionsError, match=r"reads back other than .* kept in memory, and close"):
-            kept.write(path, ROWS)
-    kept.write_again()
+            files.write(path, ROWS)
+    files.write_again()
     assert read_parquet(path).equals(ROWS)
 
 
 @pytest.mark.parametrize("name", ["predictions", "predictions/superseded", "predictions/val_epoch_000.parquet"])
 def test_no_predictions_are_written_outside_the_run(name: str, tmp_path: Path) -> None:
-    """A link out of it costs the epoch's predictions, and an event names it; training goes on."""
+    """A link that leads out costs the epoch's predictions, with an event; training continues."""
     outside, root = tmp_path / "outside", tmp_path / "run"
     outside.mkdir()
     link = root / name
@@ -145,16 +145,16 @@ def test_no_predictions_are_written_outside_the_run(name: str, tmp_path: Path) -
 
 
 def test_what_was_kept_is_not_written_outside_the_run_either(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A link that came meanwhile; close does not raise."""
+    """A link made in the meantime; close does not raise."""
     folder = tmp_path / "run" / "predictions"
     (tmp_path / "outside").mkdir()
     folder.parent.mkdir()
     folder.write_text("in the way")
-    kept = files_of(folder.parent)
+    files = files_of(folder.parent)
     with pytest.raises(PredictionsError, match="kept in memory"):
-        kept.write(folder / "val_epoch_000.parquet", ROWS)
+        files.write(folder / "val_epoch_000.parquet", ROWS)
     folder.unlink()
     folder.symlink_to(tmp_path / "outside")
-    kept.write_again()
+    files.write_again()
     assert [one for one in caplog.messages if "link out of the run directory" in one]
     assert list((tmp_path / "outside").iterdir()) == []

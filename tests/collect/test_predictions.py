@@ -64,7 +64,7 @@ def test_half_precision_is_renormalised(tmp_path: Path, dtype: torch.dtype) -> N
 
 
 def test_string_ids_and_other_sets(tmp_path: Path) -> None:
-    """Names of files are ids too, and a test set gets files of its own."""
+    """File names can be ids, and a test set gets its own files."""
     with collector(tmp_path).val_predictions(0, name="test") as predictions:
         predictions.add(["a.jpg", "b.jpg"], softmaxed(2), VOTES)
     frame = pd.read_parquet(tmp_path / "predictions" / "test_epoch_000.parquet")
@@ -72,7 +72,7 @@ def test_string_ids_and_other_sets(tmp_path: Path) -> None:
 
 
 def test_an_exception_leaves_no_file(tmp_path: Path) -> None:
-    """Half an epoch is no epoch."""
+    """Half an epoch writes no file."""
 
     def half_an_epoch() -> None:
         with collector(tmp_path).val_predictions(0) as predictions:
@@ -124,7 +124,7 @@ def test_ids_that_cannot_be_kept_are_refused_at_once(tmp_path: Path, ids: Any) -
 
 
 @pytest.mark.parametrize("given", [None, "softmax", [[0.1], [0.1, 0.2]], {}])
-def test_what_is_no_tensor_is_refused_at_once(tmp_path: Path, given: Any) -> None:
+def test_an_argument_that_is_not_a_tensor_is_refused_at_once(tmp_path: Path, given: Any) -> None:
     """As predictions and as truth."""
     for name, arguments in (("pred_dist", (given, VOTES)), ("gt", (softmaxed(2), given))):
         with (
@@ -165,7 +165,7 @@ def test_bad_predictions_are_told_and_training_goes_on(
     tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One sentence with image and remedy, an event, no file; earlier epochs stay."""
-    pred, votes, ids, told = BAD[case]
+    pred, votes, ids, reason = BAD[case]
     model, optimizer = tiny()
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
         train(telemetry, model, optimizer, 1)
@@ -174,7 +174,7 @@ def test_bad_predictions_are_told_and_training_goes_on(
         with telemetry.val_predictions(1) as predictions:
             predictions.add(ids, pred, votes)
     assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["val_epoch_000.parquet"]
-    assert told in caplog.text
+    assert reason in caplog.text
     assert open_run(tmp_path).events()["event"].tolist() == ["failed_predictions"]
 
 

@@ -1,8 +1,8 @@
 """Forked and spawned children: they never write, hold no lock, and end at once; the parent's rows are all there.
 
-Each test is a process of its own. Where one takes too long, the test asks it and its children for all their stacks, and
-kills them. It does not use faulthandler's own deadline: a forked child waits at its end, for ever, for the thread that
-watches it, which stayed with the parent.
+Each test runs in its own process. If it takes too long, it and its children dump all their stacks and are killed. It
+does not use faulthandler's own deadline: a forked child would wait at its end, for ever, for the thread that watches
+the deadline, which stayed with the parent.
 """
 
 import os
@@ -238,7 +238,7 @@ assert stats.written == 3, stats
 
 
 def test_a_fork_in_the_middle_of_a_write_leaves_the_file_to_the_parent(tmp_path: Path) -> None:
-    """Half a row is on the disk. The child's calls do nothing and it ends by itself; then the parent writes on."""
+    """Half a row is on the disk. The child's calls do nothing and it ends; then the parent continues to write."""
     assert ended(FORKING, tmp_path) == [1, 2, 3]
     assert not (tmp_path / "run" / "predictions").exists()
 
@@ -311,7 +311,7 @@ try:
     telemetry.close()
 except WriteError:
     sys.exit(0)
-sys.exit("the parent was told nothing")
+sys.exit("nothing was raised in the parent")
 """
 
 
@@ -342,5 +342,5 @@ assert stats.written == 60, stats
 
 
 def test_forks_at_any_moment_of_writing_end_and_cost_no_row(tmp_path: Path) -> None:
-    """While the worker begins the run, writes, syncs and tells of itself: no lock that a child needs is left held."""
+    """While the worker begins the run, writes, syncs and logs: no lock that a child needs stays held."""
     assert ended(FORKING_OFTEN, tmp_path) == list(range(1, 61))

@@ -1,4 +1,4 @@
-"""Slots are used again, and never before they were read: shown with a device that copies as late as it may."""
+"""Slots are reused, and never before they are read; tested with a device that copies as late as possible."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ LENGTH = 10
 
 @pytest.fixture
 def device() -> Iterator[LateDevice]:
-    """One that copies late."""
+    """A device that copies late."""
     with late_device() as device:
         yield device
 
@@ -30,7 +30,7 @@ def staging_on(device: LateDevice) -> DeviceStaging:
 
 
 def stage(staging: DeviceStaging, step: int, length: int = LENGTH) -> StagedNumbers:
-    """A step whose numbers are all its own."""
+    """Stage a step whose numbers differ from those of other steps."""
     return staging.stage([Reading(torch.full((length,), float(step)))])
 
 
@@ -40,7 +40,7 @@ def assert_read(staged: StagedNumbers, step: int, length: int = LENGTH) -> None:
 
 
 def test_what_was_given_comes_back_in_place(device: LateDevice) -> None:
-    """Vectors, and scalars among what is no number on the device."""
+    """Vectors, and scalars on the device among other scalars."""
     readings = [Reading(torch.arange(3.0)), Reading([0.5, None, torch.tensor(2.0)]), Reading(torch.ones(2))]
     norms, scalars, ones = staging_on(device).stage(readings).read()
     assert np.asarray(norms).tolist() == [0.0, 1.0, 2.0]
@@ -57,7 +57,7 @@ class UsedAtOnce(deque[Slot]):
         self._staging = staging
 
     def append(self, slot: Slot) -> None:
-        """Give one back, and see it taken."""
+        """Free a slot, which is used at once."""
         super().append(slot)
         self.staged.append(stage(self._staging, 1000 + len(self.staged)))
 
@@ -74,7 +74,7 @@ def test_a_slot_is_not_used_again_before_it_is_read(device: LateDevice) -> None:
 
 
 def test_slots_are_as_many_as_steps_are_pending(device: LateDevice) -> None:
-    """However long the run: the training thread stages and the worker reads, each at its own pace."""
+    """However long the run: the training thread stages and the worker reads, each at a different pace."""
     staging = staging_on(device)
     pending: Queue[StagedNumbers] = Queue(maxsize=4)
     with ThreadPoolExecutor(1) as worker:

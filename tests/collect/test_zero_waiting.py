@@ -103,7 +103,7 @@ def test_predictions_on_the_device_are_taken_without_waiting(fake_cuda: NoWaitin
 
 
 def item(loss: Tensor) -> object:
-    """What loops do that log by hand."""
+    """As loops do that log by hand."""
     return loss.item()
 
 
@@ -128,7 +128,7 @@ def sent(loss: Tensor) -> object:
 
 
 def asked(loss: Tensor) -> object:
-    """What a GradScaler tells, it has waited for."""
+    """A GradScaler's public scale, which waits."""
     return scaler_of(loss).get_scale()
 
 
@@ -145,7 +145,7 @@ PATH: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize("waits", WAYS)
 def test_the_proof_can_fail(fake_cuda: NoWaiting, waits: Callable[[Tensor], object]) -> None:
-    """A loop that waits is refused: the test above would see it."""
+    """A loop that waits raises, so the test above would fail."""
     with pytest.raises(WaitedError, match=r"waits for|copies from the device"):
         waits(torch.empty((), device="cuda"))
 

@@ -284,15 +284,11 @@ class ManifestWriter:
 
     def __init__(self, path: Path, manifest: Manifest, log: EventLog, *, before: TelemetryStats) -> None:
         self._path = path
+        self.attempt: Attempt = manifest.attempt
         self._manifest = manifest
         self._log = log
         self._before = before
         self._write()
-
-    @property
-    def attempt(self) -> Attempt:
-        """The running attempt."""
-        return self._manifest.attempt
 
     def is_due(self) -> bool:
         """Whether it is time for a heartbeat."""

@@ -45,7 +45,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def trained(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TelemetryCollector:
-    """A training that is still going on, 60 rows of it on the disk."""
+    """A training that has not ended yet, with 60 rows on the disk."""
     telemetry = TelemetryCollector(model, optimizer, root, collect_every_n=1, formats=["parquet"])
     for batch in range(1, 61):
         optimizer.zero_grad()
@@ -56,18 +56,18 @@ def trained(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> T
 
 
 def test_a_run_is_diagnosed_after_it_was_killed(tmp_path: Path) -> None:
-    """A backbone without gradients is told of what SIGKILL left."""
+    """A backbone without gradients is found in the rows that SIGKILL left."""
     command = [sys.executable, "-c", LOOP, str(tmp_path / "run")]
     done = subprocess.run(command, check=False)
     assert done.returncode == -signal.SIGKILL
     found = diagnose_run(tmp_path / "run")
-    (finding,) = [one for one in found.findings if one.sign == "backbone-not-learning"]
+    (finding,) = [finding for finding in found.findings if finding.sign == "backbone-not-learning"]
     assert (finding.batch_idx, finding.batch_idx_end) == (1, 60)
     assert not found.is_healthy
 
 
 def test_a_group_frozen_on_purpose_is_information(tmp_path: Path) -> None:
-    """As the manifest tells: its parameters required no gradients."""
+    """The manifest says that its parameters required no gradients."""
     model, optimizer = tiny()
     model.backbone[2].requires_grad_(requires_grad=False)
     trained(tmp_path / "run", model, optimizer).close()
@@ -76,8 +76,8 @@ def test_a_group_frozen_on_purpose_is_information(tmp_path: Path) -> None:
     assert found.is_healthy
 
 
-def test_a_run_that_goes_on_well_says_so(tmp_path: Path) -> None:
-    """With its figures, and exit status 0, while it is written and afterwards."""
+def test_a_good_run_is_called_healthy(tmp_path: Path) -> None:
+    """With the figures of the healthy signs and exit status 0, while it is written and afterwards."""
     run = tmp_path / "run"
     with trained(run, *tiny()):
         found = diagnose_run(open_run(run))
@@ -93,7 +93,7 @@ def test_a_run_that_goes_on_well_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_rows", [0, 12])
 def test_a_run_of_too_few_rows_is_not_called_healthy(tmp_path: Path, num_rows: int) -> None:
-    """Nothing is wrong with it: exit status 0; and nothing is said to be well."""
+    """No warning and exit status 0, but no healthy sign either."""
     run = RunBuilder(root=tmp_path / "run", batches=range(1, num_rows + 1)).write()
     done = CliRunner().invoke(app, ["diagnose", str(run)])
     assert (done.exit_code, done.output) == (0, f"{run}: too few rows to tell.\n")
@@ -113,7 +113,7 @@ def test_rows_without_a_gradient_are_not_healthy(tmp_path: Path) -> None:
 
 
 def built(root: Path) -> Path:
-    """A run of 60 rows whose backbone is at a millionth from batch 210 on, with a gap and a spike's samples told."""
+    """A run of 60 rows whose backbone norm is a millionth from batch 210 on, with events of a gap and of a spike's samples."""
     batches = tuple(range(10, 601, 10))
     norms: dict[int, dict[str, object]] = {batch: {"backbone_layer4": 1e-9} for batch in batches[20:]}
     events = [
@@ -132,7 +132,7 @@ def built(root: Path) -> Path:
 
 
 def test_findings_come_by_severity_and_batch_and_name_samples(tmp_path: Path) -> None:
-    """Of a run that shows three things."""
+    """In a run with three findings."""
     found = diagnose_run(built(tmp_path)).findings
     assert [(one.sign, one.batch_idx) for one in found] == [
         ("telemetry-gap", 11),
@@ -143,17 +143,17 @@ def test_findings_come_by_severity_and_batch_and_name_samples(tmp_path: Path) ->
 
 
 def gaps(root: Path, batches: Sequence[int], counters: StepCounters, *, deferred: int = 0) -> list[Finding]:
-    """The gaps found in a run that collected each batch, and whose events tell of none."""
+    """The gaps found in a run that collected each batch and recorded no event."""
     attempt = Attempt(number=1, started_utc=NOW, collect_every_n=1, deferred=deferred, counters=counters, rows={"x": 1})
     run = RunBuilder(root=root / "run", batches=batches, attempts=[attempt]).write()
     found = diagnose_run(run)
-    told = [one for one in found.findings if one.sign == "telemetry-gap"]
-    assert ("rows-complete" in {one.sign for one in found.healthy}) is not bool(told)
-    return told
+    gaps_found = [finding for finding in found.findings if finding.sign == "telemetry-gap"]
+    assert ("rows-complete" in {one.sign for one in found.healthy}) is not bool(gaps_found)
+    return gaps_found
 
 
-def test_missing_rows_are_told_without_an_event(tmp_path: Path) -> None:
-    """By the batches between rows; where these tell nothing, by the manifest's counters."""
+def test_missing_rows_are_found_without_an_event(tmp_path: Path) -> None:
+    """By the batches between rows, or else by the manifest's counters."""
     holed = [*range(1, 101), *range(150, 160), *range(162, 201)]
     counters = StepCounters(collected=200, written=149, dropped=51)
     (gap,) = gaps(tmp_path / "holes", holed, counters)
@@ -169,34 +169,46 @@ def test_missing_rows_are_told_without_an_event(tmp_path: Path) -> None:
     assert gap.value == 50.0
 
 
+def test_rows_that_an_event_explains_are_one_finding(tmp_path: Path) -> None:
+    """The event's own, and no second one for the batches between rows."""
+    event = Event(
+        event="gap", severity="warning", message="49 steps.", batch_idx=101, batch_idx_end=149, epoch=0, value=49.0
+    )
+    attempt = Attempt(number=1, started_utc=NOW, collect_every_n=1, status="finished", rows={"x": 1})
+    batches = [*range(1, 101), *range(150, 201)]
+    run = RunBuilder(root=tmp_path / "run", batches=batches, attempts=[attempt], events=[event]).write()
+    (gap,) = [finding for finding in diagnose_run(run).findings if finding.id == "telemetry-gap"]
+    assert (gap.batch_idx, gap.batch_idx_end, gap.message) == (101, 149, "rows are missing: 49 steps.")
+
+
 def test_rows_that_were_deferred_are_not_missing(tmp_path: Path) -> None:
-    """As many late rows as the manifest counts; and of a whole run it is said of how many."""
+    """Up to the number of deferred steps in the manifest; a complete run reports its number of steps."""
     assert gaps(tmp_path, range(2, 201, 2), StepCounters(collected=100, written=100), deferred=100) == []
     assert "all 100 of 100 collected steps are there." in diagnose_run(tmp_path / "run").to_text("run")
 
 
 def test_json_holds_everything(tmp_path: Path) -> None:
-    """Exit status 1, and what a program needs of each finding."""
+    """Exit status 1, and every attribute of each finding."""
     run = built(tmp_path)
     done = CliRunner().invoke(app, ["diagnose", str(run), "--json"])
     assert done.exit_code == 1
-    told = json.loads(done.output)
-    assert (told["run"], told["is_healthy"]) == (str(run), False)
-    first = told["findings"][1]
+    printed = json.loads(done.output)
+    assert (printed["run"], printed["is_healthy"]) == (str(run), False)
+    first = printed["findings"][1]
     assert first["id"] == "backbone-not-learning"
     assert first["advice"]
     assert set(first) == {field.name for field in dataclasses.fields(Finding)}
 
 
 def test_a_figure_that_is_not_finite_is_null_in_json(tmp_path: Path) -> None:
-    """JSON knows no nan."""
+    """JSON has no nan."""
     run = RunBuilder(root=tmp_path / "run", norms={50: {"overall": float("nan")}}).write()
     (finding,) = diagnose_run(run).to_json()["findings"]
     assert (finding["id"], finding["value"]) == ("non-finite", None)
 
 
 def test_thresholds_are_those_of_the_run(tmp_path: Path) -> None:
-    """As its latest attempt was told; ones that cannot be used are said, and the usual ones taken."""
+    """Those of its latest attempt; invalid ones cause a warning, and the defaults are used."""
     builder = RunBuilder(root=tmp_path / "run", norms={})
     assert diagnose_run(builder.write()).findings == ()
     builder.attempts[-1].thresholds = {"exploding_ratio": 1e-6, "least_rows": 4}
@@ -208,14 +220,14 @@ def test_thresholds_are_those_of_the_run(tmp_path: Path) -> None:
         assert diagnose_run(builder.root).findings == ()
 
 
-def test_what_is_no_run_is_wrong_usage(tmp_path: Path) -> None:
-    """By its own exception."""
+def test_a_directory_that_is_not_a_run_is_wrong_usage(tmp_path: Path) -> None:
+    """It raises an exception for that case."""
     with pytest.raises(NotARunError, match="no run"):
         diagnose_run(tmp_path)
 
 
 def test_help_gives_an_example() -> None:
     """And the exit statuses."""
-    told = CliRunner().invoke(app, ["diagnose", "--help"]).output
-    assert "Example: ava-pipeline diagnose outputs/ava/demo" in told
-    assert "0 healthy" in told
+    text = CliRunner().invoke(app, ["diagnose", "--help"]).output
+    assert "Example: ava-pipeline diagnose outputs/ava/demo" in text
+    assert "0 healthy" in text

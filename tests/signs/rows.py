@@ -1,4 +1,4 @@
-"""Rows as a healthy training gives them, to be changed by the tests of what is not."""
+"""Rows of a healthy training, which the tests of the signs change."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,14 +19,18 @@ Columns = dict[str, Any]
 
 NUM_ROWS = 200
 EVERY = 10
-HELD = {"trainable": True}
+TRAINED = {"trainable": True}
 
 GROUPS = {
-    "overall": Group(role="overall", parameters=("a", "b", "c"), learning_rates=("lr_group_0", "lr_group_1"), **HELD),
-    "trunk": Group(role="backbone_last", parent="overall", parameters=("a",), learning_rates=("lr_group_0",), **HELD),
-    "top": Group(role="head", parent="overall", parameters=("b", "c"), learning_rates=("lr_group_1",), **HELD),
-    "first": Group(role="head_layer", parent="top", parameters=("b",), learning_rates=("lr_group_1",), **HELD),
-    "second": Group(role="head_layer", parent="top", parameters=("c",), learning_rates=("lr_group_1",), **HELD),
+    "overall": Group(
+        role="overall", parameters=("a", "b", "c"), learning_rates=("lr_group_0", "lr_group_1"), **TRAINED
+    ),
+    "trunk": Group(
+        role="backbone_last", parent="overall", parameters=("a",), learning_rates=("lr_group_0",), **TRAINED
+    ),
+    "top": Group(role="head", parent="overall", parameters=("b", "c"), learning_rates=("lr_group_1",), **TRAINED),
+    "first": Group(role="head_layer", parent="top", parameters=("b",), learning_rates=("lr_group_1",), **TRAINED),
+    "second": Group(role="head_layer", parent="top", parameters=("c",), learning_rates=("lr_group_1",), **TRAINED),
 }
 
 
@@ -57,18 +61,18 @@ def columns(num_rows: int = NUM_ROWS, seed: int = 0) -> Columns:
 
 
 def evidence(given: Mapping[str, Any], groups: Mapping[str, Group] = GROUPS) -> Evidence:
-    """The columns as the rules read them; batches are 10, 20, 30, ..."""
+    """The columns as the signs read them; batches are 10, 20, 30, ..."""
     num_rows = len(given["overall"])
     keys = {"batch_idx": np.arange(1, num_rows + 1) * EVERY, "epoch": np.arange(num_rows) // 50}
 
-    def figures(*names: str) -> TableValues:
+    def table_values(*names: str) -> TableValues:
         held = {name: pa.array(list(given[name]), pa.float64()) for name in names if name in given}
         return TableValues(pa.table({**{name: pa.array(key) for name, key in keys.items()}, **held}))
 
     return Evidence(
-        norms=figures("overall", "trunk", "top", "first", "second"),
-        rates=figures("lr_group_0", "lr_group_1"),
-        steps=figures("loss_scale", "clip_rate", "loss"),
+        norms=table_values("overall", "trunk", "top", "first", "second"),
+        rates=table_values("lr_group_0", "lr_group_1"),
+        steps=table_values("loss_scale", "clip_rate", "loss"),
         groups=groups,
     )
 
@@ -76,14 +80,14 @@ def evidence(given: Mapping[str, Any], groups: Mapping[str, Group] = GROUPS) -> 
 def found_in(
     change: Callable[[Columns], None], limits: Thresholds | None = None, groups: Mapping[str, Group] = GROUPS
 ) -> list[Finding]:
-    """What the rules find in healthy rows that were changed."""
+    """The findings in healthy rows after a change."""
     given = columns()
     change(given)
     return listed_findings(evidence(given, groups), limits or Thresholds())
 
 
 def healthy_in(change: Callable[[Columns], None], groups: Mapping[str, Group] = GROUPS) -> set[str]:
-    """The ids of healthy signs of rows that were changed."""
+    """The ids of the healthy signs in healthy rows after a change."""
     given = columns()
     change(given)
     run, limits = evidence(given, groups), Thresholds()
@@ -91,5 +95,5 @@ def healthy_in(change: Callable[[Columns], None], groups: Mapping[str, Group] = 
 
 
 def signs_in(change: Callable[[Columns], None], limits: Thresholds | None = None) -> set[str]:
-    """The ids of warnings and errors."""
+    """The ids of the warnings and errors in healthy rows after a change."""
     return {finding.sign for finding in found_in(change, limits) if finding.severity != "info"}

@@ -1,4 +1,4 @@
-"""A healthy sign is said where it is true, and never beside a finding that speaks against it."""
+"""A healthy sign is reported if it is true, and never beside a finding that contradicts it."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ LEARNING = {"backbone-learning", "head-learning"}
 
 
 def changed(*names: str, to: float, first: int = 0) -> Change:
-    """Set columns to a figure from a row on."""
+    """Set columns to a value from a row on."""
 
     def change(given: Columns) -> None:
         for name in names:
@@ -81,32 +81,32 @@ FAULTY = [
 
 
 @pytest.mark.parametrize(("change", "missing"), [pytest.param(*rest, id=name) for name, *rest in FAULTY])
-def test_a_faulty_run_is_praised_only_for_what_is_well(change: Change, missing: set[str]) -> None:
-    """What the fault speaks against is left out, and nothing else."""
+def test_a_faulty_run_shows_the_other_healthy_signs(change: Change, missing: set[str]) -> None:
+    """The signs that the fault contradicts are left out, and no others."""
     assert healthy_in(change) == EVERY_SIGN - missing
 
 
 @pytest.mark.parametrize(
-    ("names", "told", "missing"),
+    ("names", "facts", "missing"),
     [
         (("top", "first", "second"), {"trainable": False}, {"head-learning"}),
         (("trunk",), {"trainable": False}, {"backbone-learning"}),
     ],
 )
-def test_what_is_frozen_learns_nothing(names: tuple[str, ...], told: dict[str, bool], missing: set[str]) -> None:
-    """Though its rate is above 0 and all is well."""
-    frozen = GROUPS | {name: GROUPS[name].model_copy(update=told) for name in names}
+def test_a_frozen_group_does_not_learn(names: tuple[str, ...], facts: dict[str, bool], missing: set[str]) -> None:
+    """Though its rate is above 0 and nothing is warned of."""
+    frozen = GROUPS | {name: GROUPS[name].model_copy(update=facts) for name in names}
     assert healthy_in(null(*names), frozen) == EVERY_SIGN - missing
 
 
-def test_what_is_in_no_optimizer_learns_nothing() -> None:
-    """For all its gradients."""
+def test_a_group_in_no_optimizer_does_not_learn() -> None:
+    """Though it has gradients."""
     forgotten = GROUPS | {"trunk": GROUPS["trunk"].model_copy(update={"learning_rates": ()})}
     assert healthy_in(unchanged, forgotten) == EVERY_SIGN - {"backbone-learning", "rates-in-order"}
 
 
 def test_overflows_that_a_grad_scaler_skips_leave_the_rest_well() -> None:
-    """Only that all is finite is not said."""
+    """Only `all-finite` is left out."""
 
     def search(given: Columns) -> None:
         given["loss_scale"] = [2.0 ** max(20 - row, 15) for row in range(200)]
@@ -116,8 +116,8 @@ def test_overflows_that_a_grad_scaler_skips_leave_the_rest_well() -> None:
     assert healthy_in(search) == EVERY_SIGN - {"all-finite"}
 
 
-def test_nothing_is_said_of_too_few_gradients() -> None:
-    """However many rows there are without one."""
+def test_too_few_gradients_show_no_healthy_sign() -> None:
+    """However many rows without gradients follow."""
     limits = Thresholds()
     given = columns(200)
     for name in NORMS:

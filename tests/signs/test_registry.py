@@ -1,4 +1,4 @@
-"""Each rule fires on rows that show its sign, and not on its near miss."""
+"""Each sign is found in rows that show it, and not in a near miss."""
 
 from collections.abc import Callable
 from typing import get_args
@@ -20,7 +20,7 @@ def scale(*names: str, by: float, first: int = 0, last: int | None = None) -> "C
 
 
 class Change:
-    """A change of columns that can be called with them, and is shown by pytest as what it does."""
+    """Multiplies columns over a range of rows; its repr is the id of the test."""
 
     def __init__(self, names: tuple[str, ...], by: float, first: int, last: int | None) -> None:
         self._names, self._by, self._rows = names, by, slice(first, last)
@@ -80,24 +80,24 @@ def named(cases: "list[tuple[str, Change]]") -> list[object]:
 
 
 @pytest.mark.parametrize(("sign", "change"), named(SHOWN))
-def test_a_sign_is_seen_where_rows_show_it(sign: str, change: Change) -> None:
-    """And nothing is said of healthy rows."""
+def test_a_sign_is_found_in_rows_that_show_it(sign: str, change: Change) -> None:
+    """Healthy rows become such rows by one change."""
     assert sign in signs_in(change)
 
 
 @pytest.mark.parametrize(("sign", "change"), named(MISSED))
 def test_a_near_miss_is_not_taken_for_a_sign(sign: str, change: Change) -> None:
-    """What is shorter, smaller or the other way round is not warned of by that rule."""
+    """A shorter, smaller or opposite change does not show the sign."""
     assert sign not in signs_in(change)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_healthy_rows_show_nothing(seed: int) -> None:
-    """Norms that vary by a fifth from row to row and fall are as they should be."""
+    """Norms that vary by a fifth from row to row and fall are healthy."""
     assert listed_findings(evidence(columns(seed=seed)), Thresholds()) == []
 
 
-def test_a_finding_names_column_batches_epoch_and_figure() -> None:
+def test_a_finding_names_column_batches_epoch_and_value() -> None:
     """A golden case: 40 rows of a backbone at a hundred-thousandth, in batches 1010 to 1400."""
 
     def change(given: Columns) -> None:
@@ -112,7 +112,7 @@ def test_a_finding_names_column_batches_epoch_and_figure() -> None:
 
 
 def test_a_backbone_without_gradients_is_not_learning_unless_it_is_frozen() -> None:
-    """Null in every row: a warning where its parameters require gradients, information where they do not."""
+    """Null in every row: a warning if its parameters require gradients, information if they do not."""
 
     def change(given: Columns) -> None:
         given["trunk"] = [None] * len(given["trunk"])
@@ -134,20 +134,20 @@ def test_a_backbone_that_is_thawed_is_neither_frozen_nor_at_fault() -> None:
     assert found_in(change, groups=frozen) == []
 
 
-def test_a_backbone_that_is_thawed_and_then_dead_is_told_from_there_on() -> None:
-    """What is trained later is judged later."""
+def test_a_backbone_that_is_thawed_and_then_dead_is_found_from_there_on() -> None:
+    """A group that is trained later is judged later."""
 
     def change(given: Columns) -> None:
         given["trunk"] = [None] * 50 + list(given["trunk"][50:100]) + [1e-12] * 100
         given["first"] = [None] * 50 + list(given["first"][50:100]) + [0.0] * 100
 
     frozen = GROUPS | {name: GROUPS[name].model_copy(update={"trainable": False}) for name in ("trunk", "first")}
-    found = {(one.sign, one.batch_idx, one.batch_idx_end) for one in found_in(change, groups=frozen)}
+    found = {(finding.sign, finding.batch_idx, finding.batch_idx_end) for finding in found_in(change, groups=frozen)}
     assert found == {("backbone-not-learning", 1010, 2000), ("dead-layer", 1010, 2000)}
 
 
-def test_the_rate_of_a_frozen_group_is_nobodys_concern() -> None:
-    """At 0, or as high as the head's; that of one thawed later is."""
+def test_the_rate_of_a_frozen_group_is_not_judged() -> None:
+    """Neither at 0 nor as high as the head's; the rate of a group that is thawed later is judged."""
     frozen = GROUPS | {"trunk": GROUPS["trunk"].model_copy(update={"trainable": False})}
 
     def change(given: Columns, rate: float) -> None:
@@ -156,41 +156,41 @@ def test_the_rate_of_a_frozen_group_is_nobodys_concern() -> None:
 
     limits = Thresholds(head_rate_above=True)
     for rate in (0.0, 1.0):
-        assert {one.sign for one in found_in(lambda given: change(given, rate), limits, frozen)} == {"frozen"}  # noqa: B023  # called at once
-    assert "learning-rate-zero" in {one.sign for one in found_in(scale("lr_group_0", by=0.0), groups=frozen)}
+        assert {finding.sign for finding in found_in(lambda given: change(given, rate), limits, frozen)} == {"frozen"}  # noqa: B023  # called at once
+    assert "learning-rate-zero" in {finding.sign for finding in found_in(scale("lr_group_0", by=0.0), groups=frozen)}
 
 
-def test_rows_without_any_gradient_are_told_unless_everything_is_frozen() -> None:
-    """They would else pass for a run without faults."""
+def test_rows_without_any_gradient_are_found_unless_everything_is_frozen() -> None:
+    """Otherwise the run would pass as one without faults."""
 
     def change(given: Columns) -> None:
         given.update({name: [None] * 200 for name in NORMS})
 
-    assert {one.sign for one in found_in(change)} == {"not-measured"}
+    assert {finding.sign for finding in found_in(change)} == {"not-measured"}
     frozen = {name: group.model_copy(update={"trainable": False}) for name, group in GROUPS.items()}
-    assert {one.sign for one in found_in(change, groups=frozen)} == {"frozen"}
+    assert {finding.sign for finding in found_in(change, groups=frozen)} == {"frozen"}
 
 
 def test_norms_that_are_large_from_the_first_row_on_do_not_explode() -> None:
-    """As those of a summed loss; above the bound, it is growth that is told."""
+    """Such as those of a summed loss; above the bound, only growth counts."""
 
     def large(given: Columns, growth: float) -> None:
         for name in NORMS:
             given[name] *= 1e5
             given[name][150:] *= growth
 
-    assert "exploding" not in {one.sign for one in found_in(lambda given: large(given, 1.0))}
-    assert "exploding" in {one.sign for one in found_in(lambda given: large(given, 40.0))}
+    assert "exploding" not in {finding.sign for finding in found_in(lambda given: large(given, 1.0))}
+    assert "exploding" in {finding.sign for finding in found_in(lambda given: large(given, 40.0))}
 
 
-def test_what_stays_high_is_no_spike() -> None:
-    """A step from one level to another is of no single batch; ten rows may be one batch's echo."""
+def test_norms_that_stay_high_are_not_a_spike() -> None:
+    """A step from one level to another is more than a single batch; ten rows may be the effect of one batch."""
     assert "spike" not in signs_in(scale(*NORMS, by=12.0, first=100))
     assert "spike" in signs_in(scale(*NORMS, by=12.0, first=100, last=110))
 
 
-def test_a_dead_layer_tells_its_share() -> None:
-    """The median over its rows; none where it had no gradients at all."""
+def test_a_dead_layer_names_its_share() -> None:
+    """The median over its rows; None if it had no gradients at all."""
 
     def fade(given: Columns) -> None:
         given["first"] = given["top"] * 1e-5
@@ -204,18 +204,18 @@ def test_a_dead_layer_tells_its_share() -> None:
     assert "it had no gradients over" in finding.message
 
 
-def test_a_head_dominates_where_all_the_rest_is_next_to_nothing() -> None:
-    """The backbone's last stage still has its share, so that it is the head's size that is told."""
+def test_a_head_dominates_if_all_other_norms_are_next_to_nothing() -> None:
+    """The backbone's last stage still has a share that is not negligible."""
 
     def change(given: Columns, ratio: float) -> None:
         given["trunk"] = given["top"] / (2 * ratio)
         given["overall"] = np.hypot(given["top"], given["top"] / ratio)
 
-    assert {one.sign for one in found_in(lambda given: change(given, 100.0))} == {"head-dominating"}
+    assert {finding.sign for finding in found_in(lambda given: change(given, 100.0))} == {"head-dominating"}
     assert found_in(lambda given: change(given, 10.0)) == []
 
 
-def test_steady_rise_is_told_from_noise_and_from_a_small_one() -> None:
+def test_a_steady_rise_is_not_confused_with_noise_or_with_a_small_rise() -> None:
     """Thirtyfold evenly is a sign; twofold is not, nor thirtyfold noise without a trend."""
     assert "rising" in signs_in(lambda given: ramp(given, 30.0))
     assert "rising" not in signs_in(lambda given: ramp(given, 2.0))
@@ -227,28 +227,28 @@ def test_steady_rise_is_told_from_noise_and_from_a_small_one() -> None:
     assert "rising" not in signs_in(shuffle)
 
 
-def test_a_loss_that_rises_steadily_is_told() -> None:
+def test_a_loss_that_rises_steadily_is_found() -> None:
     """From 0.1 to 0.2; falling is what a loss should do."""
     assert signs_in(lambda given: given.update(loss=np.linspace(0.1, 0.2, 200))) == {"loss-rising"}
     assert signs_in(lambda given: given.update(loss=np.linspace(0.2, 0.1, 200))) == set()
 
 
-def test_a_loss_may_be_negative_where_its_floor_is_taken_away() -> None:
-    """A log-likelihood of a density may be anything."""
+def test_a_loss_may_be_negative_without_a_floor() -> None:
+    """The log-likelihood of a density may have any value."""
     change = scale("loss", by=-1.0)
     assert signs_in(change, Thresholds(loss_floor=None)).isdisjoint({"loss-negative"})
 
 
-def test_the_head_is_held_above_the_backbone_only_where_it_is_meant_to_be() -> None:
-    """Equal rates are fine by themselves."""
+def test_the_order_of_rates_is_checked_only_if_it_is_configured() -> None:
+    """Otherwise equal rates are fine."""
     change = scale("lr_group_1", by=0.1)
     assert signs_in(change) == set()
     assert signs_in(change, Thresholds(head_rate_above=True)) == {"learning-rate-order"}
     assert signs_in(unchanged, Thresholds(head_rate_above=True)) == set()
 
 
-def test_a_warm_restart_is_no_jump() -> None:
-    """It goes back to a rate that was there before."""
+def test_a_warm_restart_is_not_a_jump() -> None:
+    """It returns to an earlier rate."""
 
     def restart(given: Columns) -> None:
         given["lr_group_0"] = 1e-4 * np.tile(np.geomspace(1.0, 1e-3, 50), 4)
@@ -256,10 +256,10 @@ def test_a_warm_restart_is_no_jump() -> None:
     assert signs_in(restart) == set()
 
 
-def test_a_group_in_no_optimizer_is_told() -> None:
-    """It has gradients, and no learning rate moves it."""
+def test_a_group_in_no_optimizer_is_found() -> None:
+    """It has gradients, but no learning rate."""
     forgotten = GROUPS | {"trunk": GROUPS["trunk"].model_copy(update={"learning_rates": ()})}
-    assert {one.sign for one in found_in(unchanged, groups=forgotten)} == {"not-optimized"}
+    assert {finding.sign for finding in found_in(unchanged, groups=forgotten)} == {"not-optimized"}
 
 
 def test_single_overflows_under_a_grad_scaler_are_information() -> None:
@@ -270,13 +270,13 @@ def test_single_overflows_under_a_grad_scaler_are_information() -> None:
         for name in NORMS:
             given[name][10 : 10 + 10 * num : 10] = np.inf
 
-    assert {one.severity for one in found_in(lambda given: overflow(given, 3))} == {"info"}
+    assert {finding.severity for finding in found_in(lambda given: overflow(given, 3))} == {"info"}
     assert "non-finite" in signs_in(lambda given: overflow(given, 15))
     assert "loss-scale-collapse" in signs_in(lambda given: given.update(loss_scale=np.full(200, 0.5)))
 
 
-def test_a_scale_that_begins_too_high_is_information() -> None:
-    """Halved at each step until it fits: no warning, nothing explodes, whether it is over yet or not."""
+def test_a_scale_that_starts_too_high_is_information() -> None:
+    """Halved at each step until it fits: no warning and no explosion, whether the search has ended or not."""
 
     def search(given: Columns, num: int) -> None:
         given["loss_scale"] = [2.0 ** max(20 - row, 20 - num) for row in range(200)]
@@ -284,18 +284,18 @@ def test_a_scale_that_begins_too_high_is_information() -> None:
             given[name][:num] = np.inf
 
     for num in (1, 3, 12):
-        assert {(one.sign, one.severity) for one in found_in(lambda given: search(given, num))} == {  # noqa: B023  # called at once
+        assert {(finding.sign, finding.severity) for finding in found_in(lambda given: search(given, num))} == {  # noqa: B023  # called at once
             ("non-finite", "info")
         }
         begun = columns(num)
         begun["loss_scale"] = [2.0 ** (20 - row) for row in range(num)]
         for name in NORMS:
             begun[name][:] = np.inf
-        assert {one.severity for one in listed_findings(evidence(begun), Thresholds())} == {"info"}
+        assert {finding.severity for finding in listed_findings(evidence(begun), Thresholds())} == {"info"}
 
 
 @pytest.mark.parametrize("scales", [np.full(200, 1024.0), 1024.0 * 0.5 ** np.maximum(np.arange(200) - 149.0, 0.0)])
-def test_what_a_lower_scale_does_not_heal_is_an_error(scales: "np.typing.NDArray[np.float64]") -> None:
+def test_values_that_a_lower_scale_does_not_repair_are_an_error(scales: "np.typing.NDArray[np.float64]") -> None:
     """Under a scale that stays where it is, and under one that falls below 1."""
 
     def last(given: Columns) -> None:
@@ -303,10 +303,10 @@ def test_what_a_lower_scale_does_not_heal_is_an_error(scales: "np.typing.NDArray
         for name in NORMS:
             given[name][150:] = np.nan
 
-    assert ("non-finite", "error") in {(one.sign, one.severity) for one in found_in(last)}
+    assert ("non-finite", "error") in {(finding.sign, finding.severity) for finding in found_in(last)}
 
 
-def test_a_loss_that_is_not_finite_is_no_fault_of_the_scale() -> None:
+def test_a_loss_that_is_not_finite_is_not_caused_by_the_scale() -> None:
     """The scale multiplies it only afterwards."""
 
     def change(given: Columns) -> None:
@@ -314,12 +314,12 @@ def test_a_loss_that_is_not_finite_is_no_fault_of_the_scale() -> None:
         for name in (*NORMS, "loss"):
             given[name][99] = np.nan
 
-    found = {(one.column, one.severity) for one in found_in(change)}
+    found = {(finding.column, finding.severity) for finding in found_in(change)}
     assert found == {("overall", "info"), ("loss", "warning")}
 
 
-def test_a_stretch_that_is_not_finite_counts_only_such_rows() -> None:
-    """A finite row between two that are not belongs to the stretch, and not to their number."""
+def test_a_range_that_is_not_finite_counts_only_such_rows() -> None:
+    """A finite row between two others belongs to the range, but is not counted."""
 
     def change(given: Columns) -> None:
         given["overall"][[100, 102]] = np.nan
@@ -329,15 +329,15 @@ def test_a_stretch_that_is_not_finite_counts_only_such_rows() -> None:
     assert finding.message == "overall: not finite in 2 collected steps."
 
 
-def test_what_is_not_finite_up_to_the_last_row_is_an_error() -> None:
-    """Nothing is learnt any more."""
+def test_values_that_are_not_finite_up_to_the_last_row_are_an_error() -> None:
+    """The training no longer learns."""
     (finding,) = found_in(scale(*NORMS, by=np.nan, first=150))
     assert (finding.sign, finding.severity) == ("non-finite", "error")
     assert (finding.batch_idx, finding.batch_idx_end) == (151 * EVERY, 200 * EVERY)
 
 
 def test_null_is_not_taken_for_nan() -> None:
-    """A group that was not measured is not one that was not finite."""
+    """A group that was not measured is not reported as not finite."""
 
     def change(given: Columns) -> None:
         given["second"] = [None, *given["second"][1:]]
@@ -345,31 +345,31 @@ def test_null_is_not_taken_for_nan() -> None:
     assert found_in(change) == []
 
 
-def test_rules_go_by_role_and_not_by_name() -> None:
+def test_signs_depend_on_roles_and_not_on_names() -> None:
     """A group named like a backbone whose role is another is left alone."""
     others = {name: Group(role="other", parameters=group.parameters) for name, group in GROUPS.items()}
     assert found_in(scale("trunk", by=1e-6), groups=others | {"overall": GROUPS["overall"]}) == []
 
 
-def test_signs_of_one_kind_are_listed_up_to_a_limit() -> None:
-    """A spike every other row is told twenty times, and the last says how many more there were."""
+def test_findings_that_are_alike_are_listed_up_to_a_limit() -> None:
+    """Of thirty spikes twenty are listed, and the last one says how many are not."""
 
     def change(given: Columns) -> None:
         given["overall"][80:200:4] *= 1000.0
 
-    spikes = [one for one in found_in(change) if one.sign == "spike" and one.column == "overall"]
+    spikes = [finding for finding in found_in(change) if finding.sign == "spike" and finding.column == "overall"]
     assert len(spikes) == MAX_LISTED
     assert spikes[-1].message.endswith("10 more findings like this one are not listed.")
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 15, 40])
-def test_few_rows_are_no_trouble(num_rows: int) -> None:
-    """From the very first row on, rules can be asked."""
+def test_few_rows_raise_no_error(num_rows: int) -> None:
+    """Signs can be checked from the first row on, and before it."""
     assert listed_findings(evidence(columns(num_rows)), Thresholds()) == []
 
 
 def test_every_sign_that_is_warned_of_has_the_name_of_an_event() -> None:
-    """So that it can be told while training."""
+    """So that it can be written while training."""
     known = set(get_args(EventName))
     for _, change in SHOWN:
         assert {finding.event for finding in found_in(change) if finding.severity != "info"} <= known

@@ -113,7 +113,7 @@ def test_rows_without_a_gradient_are_not_healthy(tmp_path: Path) -> None:
 
 
 def built(root: Path) -> Path:
-    """A run of 60 rows whose backbone norm is a millionth from batch 210 on, with events of a gap and of a spike's samples."""
+    """A run of 60 rows: a negligible backbone from batch 210 on, a gap and a spike with samples."""
     batches = tuple(range(10, 601, 10))
     norms: dict[int, dict[str, object]] = {batch: {"backbone_layer4": 1e-9} for batch in batches[20:]}
     events = [

@@ -1,4 +1,4 @@
-"""The signs on line: told when they appear and when they go, over a bounded window, without costing a row."""
+"""Signs while training: reported when they appear and when they end, over a bounded window, at the cost of no row."""
 
 import logging
 from collections.abc import Sequence
@@ -22,37 +22,37 @@ NORMS = ("overall", "trunk", "top", "first", "second")
 
 
 class KeptLog(EventLog):
-    """An event log that keeps what it was given."""
+    """An event log that keeps its events."""
 
     def __init__(self) -> None:
         super().__init__(Path("run"))
         self.events: list[Event] = []
 
     def add(self, event: Event) -> None:
-        """Keep it, and log as always."""
+        """Keep the event, and log it as usual."""
         self.events.append(event)
         super().add(event)
 
     def resolve(self, event: Event) -> None:
-        """Keep it, and log as always."""
+        """Keep the event, and log it as usual."""
         self.events.append(event)
         super().resolve(event)
 
 
 class Feed:
-    """A watch that is given rows block by block."""
+    """Online signs that get rows block by block."""
 
     def __init__(self, given: Columns, *, clock_step_s: float = 1.0) -> None:
         self.log = KeptLog()
-        self.told: list[Finding] = []
+        self.reported: list[Finding] = []
         self._now = 0.0
         self._clock_step_s = clock_step_s
-        self.signs = OnlineSigns(GROUPS, Thresholds(), self.log, self.told.append, clock=lambda: self._now)
+        self.signs = OnlineSigns(GROUPS, Thresholds(), self.log, self.reported.append, clock=lambda: self._now)
         self._run = evidence(given)
         self._next = 0
 
-    def rows(self, num_rows: int, *, samples: bool = True, look: bool = True) -> None:
-        """Hand the next rows over, as the worker does."""
+    def rows(self, num_rows: int, *, samples: bool = True, check: bool = True) -> None:
+        """Add the next rows, as the worker does."""
         self._now += self._clock_step_s
         first, self._next = self._next, self._next + num_rows
         tables = {"gradient_norms": self._run.norms, "learning_rates": self._run.rates, "steps": self._run.steps}
@@ -60,13 +60,13 @@ class Feed:
             for batch in figures.rows.slice(first, num_rows).to_batches():
                 self.signs.add_rows(name, batch)
         self.signs.add_steps([pending(row, samples=samples) for row in range(first, self._next)])
-        if look:
+        if check:
             self.signs.check()
 
     @property
     def ids(self) -> list[str]:
-        """Of what was told, in order."""
-        return [finding.sign for finding in self.told]
+        """The ids of the findings reported, in order."""
+        return [finding.sign for finding in self.reported]
 
 
 class Nothing:
@@ -91,26 +91,26 @@ def changed(first: int, last: int, by: float, names: Sequence[str] = NORMS, num_
     return given
 
 
-def test_a_state_is_told_when_it_appears_and_when_it_goes(caplog: pytest.LogCaptureFixture) -> None:
-    """One event and one warning each, however many blocks it lasts; the callback hears of its coming."""
+def test_a_state_is_reported_when_it_appears_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """One event and one warning each, however many blocks it lasts; the callback gets its appearance."""
     feed = Feed(changed(100, 200, 1e-6, ["trunk"]))
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
         for _ in range(40):
             feed.rows(10)
     assert feed.ids == ["backbone-not-learning"]
-    appeared, gone = feed.log.events
+    appeared, ended = feed.log.events
     assert (appeared.event, appeared.severity, appeared.column) == ("backbone_not_learning", "warning", "trunk")
     assert appeared.batch_idx == 101 * EVERY
     assert "Samples" not in appeared.message
-    assert feed.told[0].sample_ids == ()
-    assert (gone.event, gone.severity, gone.column) == ("backbone_not_learning", "info", "trunk")
-    assert 200 * EVERY < gone.batch_idx <= 240 * EVERY
+    assert feed.reported[0].sample_ids == ()
+    assert (ended.event, ended.severity, ended.column) == ("backbone_not_learning", "info", "trunk")
+    assert 200 * EVERY < ended.batch_idx <= 240 * EVERY
     assert len(caplog.records) == 2
     assert "ended, after" in caplog.records[1].getMessage()
 
 
-def test_a_state_that_comes_again_is_told_again(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged anew too."""
+def test_a_state_that_appears_again_is_reported_again(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged again too."""
     given = changed(100, 150, 1e-6, ["trunk"])
     given["trunk"][250:300] *= 1e-6
     feed = Feed(given)
@@ -122,40 +122,40 @@ def test_a_state_that_comes_again_is_told_again(caplog: pytest.LogCaptureFixture
 
 
 def test_a_spike_names_the_samples_of_its_batch() -> None:
-    """In the event's text, and in the finding for the callback; it is told once."""
+    """In the event's message, and in the finding for the callback; it is reported once."""
     feed = Feed(changed(120, 121, 100.0))
     for _ in range(20):
         feed.rows(20)
-    (finding,) = feed.told
+    (finding,) = feed.reported
     assert (finding.sign, finding.batch_idx, finding.sample_ids) == ("spike", 1210, ("1210a", "1210b"))
     (event,) = feed.log.events
     assert event.event == "spike"
     assert event.message.endswith("Samples of batch 1210: 1210a, 1210b.")
 
 
-def test_what_is_not_finite_is_called_back_and_not_told_twice() -> None:
-    """The measures write its event by themselves."""
+def test_values_that_are_not_finite_are_called_back_and_not_written_twice() -> None:
+    """The measures write the event."""
     feed = Feed(changed(120, 125, float("nan"), ["overall"]))
     for _ in range(20):
         feed.rows(20)
-    (finding,) = feed.told
+    (finding,) = feed.reported
     assert (finding.sign, finding.batch_idx, finding.sample_ids) == ("non-finite", 1210, ("1210a", "1210b"))
     assert feed.log.events == []
 
 
-def test_what_stays_not_finite_is_called_back_again_as_an_error() -> None:
-    """Once as it comes, and once when it lasts, however many rows follow."""
+def test_values_that_stay_not_finite_are_called_back_again_as_an_error() -> None:
+    """Once when they appear, and once when they last, however many rows follow."""
     feed = Feed(changed(120, 400, float("nan")))
     for _ in range(400):
         feed.rows(1)
-    assert [(one.sign, one.severity, one.batch_idx) for one in feed.told] == [
+    assert [(one.sign, one.severity, one.batch_idx) for one in feed.reported] == [
         ("non-finite", "warning", 1210),
         ("non-finite", "error", 1210),
     ]
 
 
-def test_what_a_grad_scaler_does_not_heal_is_called_back_and_written() -> None:
-    """Steps that it skips while it looks for its scale are neither."""
+def test_overflows_that_a_grad_scaler_does_not_repair_are_called_back_and_written() -> None:
+    """Steps that it skips while it searches for its scale are neither."""
     given = changed(0, 5, float("inf"))
     for name in NORMS:
         given[name][300:] = float("nan")
@@ -163,11 +163,11 @@ def test_what_a_grad_scaler_does_not_heal_is_called_back_and_written() -> None:
     feed = Feed(given)
     for _ in range(400):
         feed.rows(1)
-    assert [(one.sign, one.severity, one.batch_idx) for one in feed.told] == [("non-finite", "error", 3010)]
+    assert [(one.sign, one.severity, one.batch_idx) for one in feed.reported] == [("non-finite", "error", 3010)]
     assert [(one.event, one.severity, one.batch_idx) for one in feed.log.events] == [("non_finite", "warning", 3010)]
 
 
-def test_a_warm_restart_of_a_long_schedule_is_no_jump_and_a_leap_beyond_it_is() -> None:
+def test_a_warm_restart_of_a_long_schedule_is_not_a_jump_but_a_rate_beyond_it_is() -> None:
     """However long ago the highest rate left the window."""
     period, num_rows = 3000, 7000
     given = columns(num_rows)
@@ -175,16 +175,16 @@ def test_a_warm_restart_of_a_long_schedule_is_no_jump_and_a_leap_beyond_it_is() 
     feed = Feed(given)
     for _ in range(num_rows // 100):
         feed.rows(100)
-    assert feed.told == []
+    assert feed.reported == []
     given["lr_group_0"][6500:] *= 1000
     feed = Feed(given)
     for _ in range(num_rows // 100):
         feed.rows(100)
-    assert [(one.sign, one.batch_idx) for one in feed.told] == [("learning-rate-jump", 6501 * EVERY)]
+    assert [(one.sign, one.batch_idx) for one in feed.reported] == [("learning-rate-jump", 6501 * EVERY)]
 
 
 def test_memory_is_bounded_however_many_rows_come() -> None:
-    """After each look a window is left, whatever came before."""
+    """Each check leaves one window of rows."""
     feed = Feed(columns(6000))
     for _ in range(60):
         feed.rows(100)
@@ -194,13 +194,13 @@ def test_memory_is_bounded_however_many_rows_come() -> None:
     assert len(feed.signs._new_samples) == 0
 
 
-def test_a_busy_writer_is_looked_at_only_when_rows_would_leave_the_window_unseen() -> None:
-    """While the clock stands still only so many rows are waited for, and none of them is passed over."""
+def test_rows_that_come_fast_are_checked_only_before_they_leave_the_window() -> None:
+    """While the clock stands still, a check waits for 4,096 rows, and leaves none of them out."""
     given = changed(500, 501, 100.0, num_rows=3 * MAX_NEW_ROWS)
     feed = Feed(given, clock_step_s=0.0)
     feed.signs._next_check_s = 1.0
     feed.rows(MAX_NEW_ROWS - 1)
-    assert feed.told == []
+    assert feed.reported == []
     feed.rows(1)
     assert feed.ids == ["spike"]
     feed.rows(10)
@@ -208,26 +208,26 @@ def test_a_busy_writer_is_looked_at_only_when_rows_would_leave_the_window_unseen
     assert feed.ids == ["spike"]
 
 
-def test_a_rule_that_fails_ends_the_watching_and_says_so(
+def test_a_sign_that_fails_ends_the_checks_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged once with its traceback; rows and memory are not touched."""
+    """Once, with its traceback; no rows are kept after it."""
 
     def broken(run: Evidence, limits: Thresholds) -> list[Finding]:
-        raise ZeroDivisionError("a rule of no use")
+        raise ZeroDivisionError("a broken sign")
 
     monkeypatch.setattr(registry, "SIGNS", (broken,))
     feed = Feed(columns(400))
     for _ in range(4):
         feed.rows(100, samples=True)
     assert [record.exc_info is not None for record in caplog.records] == [True]
-    assert feed.told == []
+    assert feed.reported == []
     assert feed.signs._rows["gradient_norms"] == []
     assert feed.signs._new_samples == {}
 
 
-def test_tables_that_signs_do_not_read_are_left_alone() -> None:
-    """A measure of one's own is no business of the watch."""
+def test_tables_that_signs_do_not_read_are_ignored() -> None:
+    """Such as the table of a measure of the user's own."""
     feed = Feed(columns(10))
     feed.signs.add_rows("weights", pa.record_batch({"batch_idx": pa.array([1])}))
     assert set(feed.signs._rows) == {"gradient_norms", "learning_rates", "steps"}

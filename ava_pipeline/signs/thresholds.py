@@ -10,12 +10,7 @@ NumRows = Annotated[int, Field(ge=2)]
 
 
 class Thresholds(BaseModel):
-    """The thresholds of the signs, as set under `telemetry.signs`.
-
-    Example:
-        >>> Thresholds(spike_factor=8.0).spike_factor
-        8.0
-    """
+    """The thresholds of the signs, as set under `telemetry.signs`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

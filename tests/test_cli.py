@@ -16,6 +16,7 @@ from ava_pipeline import __version__, cli
 from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.metrics import mean_scores
 from tests.train.small_runs import command, config_file, run
+from tests.validate.building import RunBuilder
 
 
 def predictions(path: Path, *, num_images: int = 50) -> Path:
@@ -76,6 +77,13 @@ def test_help_loads_no_library(arguments: Sequence[str]) -> None:
     loaded = modules_after(arguments)
     assert not loaded & (heavy | ({"pydantic"} if arguments == ["--help"] else set()))
     assert loaded & {"rich", "typer"} == {"rich", "typer"}
+
+
+@pytest.mark.parametrize("name", ["diagnose", "runs", "recover"])
+def test_a_command_that_reads_a_run_loads_no_pandas(name: str, tmp_path: Path) -> None:
+    """These commands work in Arrow: importing pandas would take longer than most of them."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    assert not modules_after([name, str(root)]) & {"pandas", "torch"}
 
 
 def modules_after(arguments: Sequence[str]) -> set[str]:

@@ -127,7 +127,7 @@ class RowCursor:
 
     def __init__(self, read: Callable[[], Iterator[pa.Table]], schema: pa.Schema) -> None:
         self._read = read
-        self._empty = schema.empty_table()
+        self._empty = pa.Table.from_batches([], schema)
         self._start = 0
         self._tables = read()
         self._held = self._empty

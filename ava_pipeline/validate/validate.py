@@ -125,7 +125,7 @@ def _read_metrics(layout: RunLayout, check: Check, listing: Listing, *, is_open:
     if not layout.metrics.exists():
         return None
     name, declaration = layout.metrics.name, RunTable.of(EPOCH_METRICS)
-    tables = [rules_files.nullable(declaration.arrow_schema).empty_table()]
+    tables = [pa.Table.from_batches([], rules_files.nullable(declaration.arrow_schema))]
     reader = CsvFile(name, layout.metrics, declaration, listing, is_open=is_open)
 
     def keep(window: Window) -> Iterable[Breach]:

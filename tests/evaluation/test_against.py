@@ -110,7 +110,7 @@ def test_files_that_cannot_be_paired(tmp_path: Path) -> None:
     with pytest.raises(PredictionsError, match="got 11 rows of 10 images"):
         compare(one, other, num_resamples=5)
     frame.assign(pred_mean="high").to_parquet(other)
-    with pytest.raises(DamagedFileError, match=r"pred_mean is .*string, not numbers"):
+    with pytest.raises(DamagedFileError, match=r"pred_mean: expected numbers, got .*string"):
         compare(one, other, num_resamples=5)
     with pytest.raises(NotARunError, match="no predictions found"):
         compare(one, tmp_path / "nowhere", num_resamples=5)

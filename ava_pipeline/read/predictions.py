@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from ava_pipeline.config.load import read_yaml
+from ava_pipeline.contract.columns import numpy_values
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import Metrics, prediction_metrics
-from ava_pipeline.read.arrays import Floats, floats
+from ava_pipeline.read.arrays import Floats
 
 _COLUMNS = (*PRED_COLUMNS, *GT_COLUMNS, "pred_mean", "gt_mean")
 _IMAGE = "image_id"
@@ -83,7 +84,7 @@ def _column(path: Path, rows: pa.Table, name: str) -> Floats:
     dtype = rows.schema.field(name).type
     if not (pa.types.is_floating(dtype) or pa.types.is_integer(dtype)):
         raise DamagedFileError(f"{path}: column {name}: expected numbers, got {dtype}.")
-    return floats(rows, name)
+    return numpy_values(rows.column(name).cast(pa.float64()))
 
 
 def is_generated(path: Path) -> bool:

@@ -235,7 +235,7 @@ def test_an_exception_in_a_measures_events_costs_no_row(
     room.offer(step(1))
     assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=1, written=1)
     assert csv_batches(room.root) == [1]
-    assert "could not be told" in caplog.text
+    assert "could not report its events" in caplog.text
 
 
 def test_an_unforeseen_exception_while_writing_costs_its_rows_and_not_the_thread(

@@ -14,8 +14,8 @@ from pydantic import JsonValue
 
 from ava_pipeline.collect.call_checks import BatchCount, CallChecks, check_values
 from ava_pipeline.collect.gradient_pass import GradientPass
-from ava_pipeline.collect.measures import make_measures, read_measures
-from ava_pipeline.collect.measures.measure import Measure, Value
+from ava_pipeline.collect.measures import make_measures
+from ava_pipeline.collect.measures.measure import Measure, Value, read_measures
 from ava_pipeline.collect.staging import Staging, staging_for
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.config.models import TelemetryConfig

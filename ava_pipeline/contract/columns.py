@@ -11,7 +11,7 @@ Arrays are built from NumPy buffers and read back as NumPy buffers, because `pa.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -202,14 +202,19 @@ class ArrowValues:
     is_broken: Bools | None
 
 
-def to_arrow(column: Column, values: Values) -> ArrowValues:
-    """Make an Arrow array of a column's values, and find those that break a rule.
+def to_arrow(columns: Sequence[Column], values: Mapping[str, Values], num_rows: int) -> list[ArrowValues]:
+    """Make Arrow arrays of the values of some columns, and find the values that break a rule.
 
     Args:
-        column: what the values are.
-        values: one per row: Python values with None for null, or a NumPy vector of the column's kind (floats,
-            integers, or `datetime64`, whose NaT is null).
+        columns: what the values are.
+        values: by column, one per row: Python values with None for null, or a NumPy vector of the column's type
+            (floats, integers, or `datetime64`, whose NaT is null). A column that is missing is null in every row.
+        num_rows: how many rows there are.
     """
+    return [_to_arrow(column, values.get(column.name, [None] * num_rows)) for column in columns]
+
+
+def _to_arrow(column: Column, values: Values) -> ArrowValues:
     is_wrong = None
     if not _is_plain(column.dtype, values):
         values, is_wrong = _without_wrong(column, values)
@@ -379,11 +384,28 @@ def _bits(mask: Bools) -> pa.Buffer:
     return pa.py_buffer(packed)
 
 
-def null_array(column: Column, num_rows: int) -> "pa.Array[Any]":
-    """A column without values."""
-    arrow_type: Any = _ARROW_TYPES[column.dtype]
-    nulls: pa.Array[Any] = pa.nulls(num_rows, arrow_type)
-    return nulls
+class NumberColumns(NamedTuple):
+    """The keys and the float columns of some rows, as NumPy vectors.
+
+    Attributes:
+        batch_idx: int64 [rows].
+        epoch: int64 [rows].
+        floats: by name, the numbers [rows], nan at a null, and the null mask [rows] of a column that has nulls.
+    """
+
+    batch_idx: NDArray[np.int64]
+    epoch: NDArray[np.int64]
+    floats: "dict[str, tuple[NDArray[Any], Bools | None]]"
+
+
+def number_columns(rows: pa.RecordBatch | pa.Table) -> NumberColumns:
+    """The keys and the float columns of some rows."""
+    names = [field.name for field in rows.schema if pa.types.is_floating(field.type)]
+    floats = {
+        name: (numpy_values(column), null_mask(column) if column.null_count else None)
+        for name, column in ((name, rows.column(name)) for name in names)
+    }
+    return NumberColumns(numpy_values(rows.column("batch_idx")), numpy_values(rows.column("epoch")), floats)
 
 
 def numpy_values(values: ArrowColumn) -> "NDArray[Any]":
@@ -400,15 +422,6 @@ def numpy_values(values: ArrowColumn) -> "NDArray[Any]":
         return np.full(len(array), missing)
     numbers: NDArray[Any] = np.frombuffer(data, dtype, len(array), array.offset * dtype.itemsize)
     return np.where(null_mask(array), missing, numbers) if array.null_count else numbers
-
-
-def numpy_columns(rows: pa.Table) -> "dict[str, NDArray[Any]]":
-    """The columns of numbers of a table, as `numpy_values` gives each."""
-    return {
-        field.name: numpy_values(column)
-        for field, column in zip(rows.schema, rows.columns, strict=True)
-        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
-    }
 
 
 def null_mask(values: ArrowColumn) -> Bools:

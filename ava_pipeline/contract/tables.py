@@ -25,13 +25,11 @@ from pydantic import (
 from ava_pipeline.contract.columns import (
     DTYPE,
     NULL,
-    ArrowValues,
     Bools,
     Column,
     Declaration,
     Values,
     bool_array,
-    null_array,
     shown,
     to_arrow,
 )
@@ -191,7 +189,7 @@ class RunTable(Declaration):
             num_rows: how many rows there are.
 
         """
-        made = [_arrow_values(column, values.get(column.name), num_rows) for column in self.columns]
+        made = to_arrow(self.columns, values, num_rows)
         batch = pa.RecordBatch.from_arrays([column.array for column in made], schema=self.arrow_schema)
         broken = [column.is_broken for column in made if column.is_broken is not None]
         if not broken:
@@ -222,13 +220,6 @@ class RunTable(Declaration):
             row = {name: values[name][position] if name in values else None for name in self.column_names}
             problems = self.problems([row]) or [_too_large(self.table.name, row)]
             yield from (replace(problem, row=position + 1) for problem in problems)
-
-
-def _arrow_values(column: Column, values: Values | None, num_rows: int) -> ArrowValues:
-    if values is None:
-        is_broken = None if column.nullable else np.ones(num_rows, dtype=np.bool_)
-        return ArrowValues(null_array(column, num_rows), is_broken)
-    return to_arrow(column, values)
 
 
 def _finding(detail: Any) -> Finding:

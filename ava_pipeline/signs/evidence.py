@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.columns import null_mask, numpy_columns
+from ava_pipeline.contract.columns import number_columns
 from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.contract.manifest import Group, Role
 
@@ -38,17 +38,13 @@ class TableValues:
     def __init__(self, rows: pa.Table) -> None:
         self.rows = rows
         self.num_rows: int = rows.num_rows
-        columns = numpy_columns(rows)
-        self.batch_idx: NDArray[np.int64] = columns["batch_idx"]
-        self.epoch: NDArray[np.int64] = columns["epoch"]
+        self.batch_idx, self.epoch, floats = number_columns(rows)
         self.values: dict[str, Values] = {}
         self.is_measured: dict[str, Mask] = {}
         every_row = np.ones(rows.num_rows, dtype=np.bool_)
-        for name, column in columns.items():
-            if column.dtype.kind == "f":
-                self.values[name] = column.astype(np.float64, copy=False)
-                cells = rows.column(name)
-                self.is_measured[name] = ~null_mask(cells) if cells.null_count else every_row
+        for name, (values, is_null) in floats.items():
+            self.values[name] = values.astype(np.float64, copy=False)
+            self.is_measured[name] = every_row if is_null is None else ~is_null
 
 
 class Evidence:

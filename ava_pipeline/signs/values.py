@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from ava_pipeline.contract.columns import null_mask, numpy_values
+from ava_pipeline.contract.columns import null_mask, number_columns, numpy_values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.signs.evidence import (
@@ -151,17 +151,14 @@ def non_finite_events(rows: pa.RecordBatch, *, is_scaled: bool = False) -> Itera
         is_scaled: a GradScaler skips such steps and lowers its scale, so only a loss that is not finite is a warning;
             the sign reports what lasts.
     """
+    batches, epochs, numbers = number_columns(rows)
     not_finite = {}
-    for field, column in zip(rows.schema, rows.columns, strict=True):
-        if pa.types.is_floating(field.type):
-            is_bad = ~np.isfinite(numpy_values(column))
-            if column.null_count:
-                is_bad &= ~null_mask(column)
-            if is_bad.any():
-                not_finite[field.name] = is_bad
+    for name, (values, is_null) in numbers.items():
+        is_bad = ~np.isfinite(values) if is_null is None else ~(np.isfinite(values) | is_null)
+        if is_bad.any():
+            not_finite[name] = is_bad
     if not not_finite:
         return
-    batches, epochs = numpy_values(rows.column("batch_idx")), numpy_values(rows.column("epoch"))
     same = np.stack(list(not_finite.values()))
     starts = np.flatnonzero(np.any(same[:, 1:] != same[:, :-1], axis=0)) + 1
     for start, end in zip([0, *starts], [*starts, rows.num_rows], strict=True):
@@ -174,7 +171,7 @@ def non_finite_events(rows: pa.RecordBatch, *, is_scaled: bool = False) -> Itera
                 batch_idx_end=int(batches[end - 1]),
                 epoch=int(epochs[start]),
                 column=columns[0],
-                value=float(numpy_values(rows.column(columns[0]))[start]),
+                value=float(numbers[columns[0]][0][start]),
                 message=f"{', '.join(columns)}: measured, and not finite, in {collected_steps(int(end - start))}.",
             )
 

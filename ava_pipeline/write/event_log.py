@@ -17,8 +17,7 @@ from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import WriteError, in_words
 from ava_pipeline.write.channel import Gap
 from ava_pipeline.write.pending import PendingStep
-from ava_pipeline.write.table_files import TableFiles
-from ava_pipeline.write.writers import CsvWriter
+from ava_pipeline.write.writers import CsvWriter, TableFiles
 
 MAX_ARRIVING = 10_000
 MAX_EXACT = 100

@@ -10,9 +10,9 @@ from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES, STEPS
+from ava_pipeline.contract.columns import bool_array, numpy_values
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.files import free_place, keep_damaged, keep_damaged_copy, keep_damaged_end, written_aside
 from ava_pipeline.contract.finding import Finding
@@ -276,10 +276,10 @@ def _matching_lines(path: Path, condition: Callable[[int], bool]) -> Iterator[by
 
 
 def _split_parquet(path: Path, folder: Path, after_batch: int) -> bool:
-    rows, last = parquet_rows(path), pa.scalar(after_batch)
-    past = rows.matching(lambda batch: pc.greater(batch.column(BATCH), last))
+    rows = parquet_rows(path)
+    past = rows.matching(lambda batch: bool_array(numpy_values(batch.column(BATCH)) > after_batch))
     is_past = any(batch.num_rows for batch in past.read())
     if is_past:
         write_parquet(_free_name(folder / path.name), past)
-        write_parquet(path, rows.matching(lambda batch: pc.less_equal(batch.column(BATCH), last)))
+        write_parquet(path, rows.matching(lambda batch: bool_array(numpy_values(batch.column(BATCH)) <= after_batch)))
     return is_past

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ava_pipeline.contract.files import sync_folder
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import Attempt, Manifest, Status, StepCounters, utc_now, write_manifest
+from ava_pipeline.contract.manifest import Manifest, Status, StepCounters, utc_now, write_manifest
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import WriteError, in_words
@@ -24,9 +24,8 @@ from ava_pipeline.write.lock import RunLock
 from ava_pipeline.write.older_rows import supersede_file
 from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.pending import PendingStep, RowSource, read_steps
-from ava_pipeline.write.table_files import TableFiles
 from ava_pipeline.write.table_writer import TableWriter
-from ava_pipeline.write.writers import CsvWriter, ParquetWriter, Writer
+from ava_pipeline.write.writers import CsvWriter, ParquetWriter, TableFiles, Writer
 
 RETRY_S = 5.0
 HEARTBEAT_S = 10.0
@@ -278,14 +277,17 @@ class ManifestWriter:
         log: takes trouble.
         before: steps that this process settled in earlier attempts.
 
+    Attributes:
+        attempt: the running attempt.
+
     Raises:
         OSError: the manifest cannot be written. Without it the rows would belong to no attempt.
     """
 
     def __init__(self, path: Path, manifest: Manifest, log: EventLog, *, before: TelemetryStats) -> None:
         self._path = path
-        self.attempt: Attempt = manifest.attempt
         self._manifest = manifest
+        self.attempt = manifest.attempt
         self._log = log
         self._before = before
         self._write()

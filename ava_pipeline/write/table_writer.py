@@ -16,7 +16,7 @@ from ava_pipeline.write.event_log import (
 )
 from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.pending import Numbers, PendingStep, RowSource, make_rows
-from ava_pipeline.write.table_files import TableFiles
+from ava_pipeline.write.writers import TableFiles
 
 
 class TableWriter:

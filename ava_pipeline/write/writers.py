@@ -1,20 +1,25 @@
-"""Writers: each brings one table's Arrow batches to one file of one format."""
+"""Writers, which bring one table's rows to one file of one format each, and the files of one table together."""
 
 import contextlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
 from pyarrow import csv
 
+from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.files import append_whole
+from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.journal import JournalWriter
 from ava_pipeline.contract.parquet import num_parquet_rows
 from ava_pipeline.contract.stored import store_journal
+from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError, MisuseError
 
 _SEARCHED_BYTES = 2**20
@@ -101,6 +106,88 @@ class Writer(ABC):
     def abandon(self) -> None:
         """Release the file as it is, because its directory was moved or taken over; here, `close` it."""
         self.close()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of new rows.
+
+    Attributes:
+        kept: the rows that keep the table's rules, in Arrow.
+        findings: values that break a rule; `row` is the row's 1-based position among the new ones.
+        failed: 0-based positions of the rows that a rule or a writer refused.
+        errors: exceptions of writers, by file name.
+    """
+
+    kept: pa.RecordBatch
+    findings: list[Finding]
+    failed: set[int]
+    errors: dict[str, Exception] = field(default_factory=dict)
+
+
+class TableFiles:
+    """The files of one table.
+
+    If one writer refuses a batch, the others still get it: a row on the disk is not taken back because another file
+    lacks it. Its step counts as failed, and the event names the file and the batches that it lacks.
+
+    Args:
+        run_table: the table with this run's columns.
+        writers: one per file.
+
+    Attributes:
+        num_rows: rows written so far, by file name.
+    """
+
+    def __init__(self, run_table: RunTable, writers: Sequence[Writer]) -> None:
+        self._run_table = run_table
+        self._writers = {writer.file_name: writer for writer in writers}
+        self.num_rows: Counter[str] = Counter(dict.fromkeys(self._writers, 0))
+
+    def write(self, columns: Mapping[str, Values], num_rows: int) -> Outcome:
+        """Write the rows that keep the table's rules.
+
+        Args:
+            columns: as `RunTable.check` takes them.
+            num_rows: how many rows there are.
+        """
+        kept, findings = self._run_table.check(columns, num_rows)
+        outcome = Outcome(kept, findings, failed={finding.row - 1 for finding in findings if finding.row})
+        if kept.num_rows:
+            outcome.errors = self._for_each(lambda writer: writer.write(kept))
+            self.num_rows.update({name: kept.num_rows for name in self._writers if name not in outcome.errors})
+        if outcome.errors:
+            outcome.failed = set(range(num_rows))
+        return outcome
+
+    def sync(self) -> dict[str, Exception]:
+        """Wait until every row written survives a power loss.
+
+        Returns:
+            Exceptions of writers, by file name.
+        """
+        return self._for_each(lambda writer: writer.sync())
+
+    def close(self) -> dict[str, Exception]:
+        """Finish every file, even if another could not be finished.
+
+        Returns:
+            Exceptions of writers, by file name.
+        """
+        return self._for_each(lambda writer: writer.close())
+
+    def abandon(self) -> None:
+        """Release every file as it is."""
+        self._for_each(lambda writer: writer.abandon())
+
+    def _for_each(self, call: Callable[[Writer], None]) -> dict[str, Exception]:
+        errors: dict[str, Exception] = {}
+        for name, writer in self._writers.items():
+            try:
+                call(writer)
+            except Exception as error:  # noqa: BLE001  # whatever breaks one file must not cost the others theirs
+                errors[name] = error
+        return errors
 
 
 class CsvWriter(Writer):

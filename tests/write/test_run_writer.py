@@ -82,7 +82,7 @@ def test_a_file_that_takes_no_rows_is_named_and_the_other_one_goes_on(tmp_path: 
     """Every row that one file lacks lies in a range that an event names together with the file."""
     room = Room(tmp_path)
     room.write([1])
-    journal = room.files._tables[0]._files._writers[1]
+    journal = room.files._tables[0]._files._writers["norms.parquet"]
     journal.abandon()
     assert room.files.write(steps([2, 3])) == 2
     room.close()

@@ -5,7 +5,7 @@ import pytest
 
 from ava_pipeline.contract.columns import Column
 from ava_pipeline.contract.tables import KEY_COLUMNS, RunTable, Table
-from ava_pipeline.write.table_files import Outcome, TableFiles
+from ava_pipeline.write.writers import Outcome, TableFiles
 from tests.write.memory_writer import MemoryWriter
 
 TABLE = RunTable.of(

@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 
 from ava_pipeline.collect.measures.gradient_norms import GradientNorms
 from ava_pipeline.collect.measures.learning_rates import LearningRates
-from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
+from ava_pipeline.collect.measures.measure import Measure
 from ava_pipeline.collect.measures.steps import Steps
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.tables import KEY_COLUMNS, Table
-from ava_pipeline.errors import MisuseError, in_words
-from ava_pipeline.write.pending import FailedReading
+from ava_pipeline.errors import MisuseError
 
 BUILT_IN_MEASURES: tuple[type[Measure], ...] = (GradientNorms, LearningRates, Steps)
 
@@ -73,23 +72,3 @@ def make_measures(
         except Exception as error:  # noqa: BLE001  # user code: its table is missing, and the training continues
             on_failure(error, f"the measure {measure_class.__name__} could not be made")
     return made
-
-
-def read_measures(measures: Sequence[Measure], snapshot: StepSnapshot, *, is_strict: bool) -> list[Reading]:
-    """Read a step's numbers; a measure that raises costs only its own row, unless `is_strict`."""
-    readings = []
-    for measure in measures:
-        try:
-            readings.append(_reading(measure, snapshot))
-        except Exception as error:
-            if is_strict:
-                raise
-            readings.append(Reading([], FailedReading(in_words(error))))
-    return readings
-
-
-def _reading(measure: Measure, snapshot: StepSnapshot) -> Reading:
-    reading = measure.read(snapshot)
-    if not isinstance(reading, Reading):
-        raise TypeError(f"{type(measure).__name__}.read: expected a Reading, got {reading!r}")
-    return reading

@@ -30,7 +30,7 @@ class LearningRates(Measure):
 
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:  # noqa: ARG002  # one layout
         """One column per group."""
-        return dict(zip(self.run_columns, zip(*numbers, strict=True), strict=True))
+        return dict(zip(self.run_table.run_column_names, zip(*numbers, strict=True), strict=True))
 
     def _rates(self) -> list[object]:
         return [group["lr"] for optimizer in self.targets.optimizers.values() for group in optimizer.param_groups]

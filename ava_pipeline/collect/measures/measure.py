@@ -15,9 +15,11 @@ from ava_pipeline.collect.norms import NormPlan
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.lockless_cached_property import lockless_cached_property
 from ava_pipeline.contract.tables import RunTable, Table
+from ava_pipeline.errors import in_words
 from ava_pipeline.signs.values import non_finite_events
-from ava_pipeline.write.pending import Numbers
+from ava_pipeline.write.pending import FailedReading, Numbers
 
 Value: TypeAlias = Tensor | float | None
 
@@ -142,7 +144,27 @@ class Measure(ABC):
         """
         return non_finite_events(rows)
 
-    @property
+    @lockless_cached_property
     def run_table(self) -> RunTable:
         """The table with this run's columns."""
         return RunTable.of(self.table, self.run_columns)
+
+
+def read_measures(measures: Sequence[Measure], snapshot: StepSnapshot, *, is_strict: bool) -> list[Reading]:
+    """Read a step's numbers; a measure that raises costs only its own row, unless `is_strict`."""
+    readings = []
+    for measure in measures:
+        try:
+            readings.append(_reading(measure, snapshot))
+        except Exception as error:
+            if is_strict:
+                raise
+            readings.append(Reading([], FailedReading(in_words(error))))
+    return readings
+
+
+def _reading(measure: Measure, snapshot: StepSnapshot) -> Reading:
+    reading = measure.read(snapshot)
+    if not isinstance(reading, Reading):
+        raise TypeError(f"{type(measure).__name__}.read: expected a Reading, got {reading!r}")
+    return reading

@@ -64,14 +64,14 @@ class Steps(Measure):
 
     def events(self, rows: pa.RecordBatch) -> Iterator[Event]:
         """Report values that are not finite, and drops of the loss scale if hooks cannot show skipped steps."""
-        is_scaled = ~null_mask(rows.column("loss_scale"))
+        scales = rows.column("loss_scale")
+        is_scaled = ~null_mask(scales) if scales.null_count else np.ones(rows.num_rows, dtype=np.bool_)
         yield from non_finite_events(rows, is_scaled=bool(is_scaled.any()))
         if self._must_watch_scale:
             yield from scale_drop_events(rows, *(self._before or (self._init_scale, self.targets.resumed_from + 1)))
             if is_scaled.any():
                 last = int(np.flatnonzero(is_scaled)[-1])
-                scales, batches = numpy_values(rows.column("loss_scale")), numpy_values(rows.column("batch_idx"))
-                self._before = float(scales[last]), int(batches[last])
+                self._before = float(numpy_values(scales)[last]), int(numpy_values(rows.column("batch_idx"))[last])
 
 
 def _as_float(value: object) -> object:

@@ -187,7 +187,7 @@ def test_a_column_of_another_type_is_an_error_that_names_the_run(tmp_path: Path)
     with pytest.raises(DamagedFileError, match="run 'two': types differ"):
         runs(tmp_path / "*").steps()
     edit_parquet(steps, lambda rows: rows.drop_columns(["loss"]).append_column("run", rows["epoch"]))
-    with pytest.raises(DamagedFileError, match="run 'two' has columns run of its own"):
+    with pytest.raises(DamagedFileError, match="run 'two' already has a column run"):
         runs(tmp_path / "*").steps()
 
 

@@ -12,6 +12,7 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, StepCounters
 from ava_pipeline.contract.parquet import write_parquet
 from ava_pipeline.errors import MisuseError, NotARunError
+from ava_pipeline.validate.checked_run import EXPLAIN_MISSING_ROWS
 from ava_pipeline.validate.listing import MAX_LISTED
 from ava_pipeline.validate.validate import RULES, validate_run
 from tests.validate.building import GROUPS, NOW, Format, Row, RunBuilder, prediction_rows
@@ -237,3 +238,14 @@ def test_validating_changes_nothing(tmp_path: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
     validate_run(run)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_each_event_that_explains_missing_rows_is_needed(tmp_path: Path) -> None:
+    """Without one of them, rows that the collector reported as lost would count as errors."""
+    names: tuple[EventName, ...] = ("gap", "failed_row", "failed_write", "damaged_file")
+    assert set(names) == set(EXPLAIN_MISSING_ROWS)
+    for name in names:
+        run = RunBuilder(root=tmp_path / name, batches=(10, 20, 50, 60), events=[told(name, 30, 40)]).write()
+        assert validate_run(run) == [], name
+    other = RunBuilder(root=tmp_path / "other", batches=(10, 20, 50, 60), events=[told("misuse", 30, 40)]).write()
+    assert rules_broken(other) == {"rows.spacing"}

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy  # which loads scipy.stats, that takes a second, where it is first used
 
 from ava_pipeline.errors import PredictionsError
 
@@ -64,13 +63,15 @@ def prediction_metrics(
     pred_scores, true_scores = _means("pred_mean", pred_mean, len(pred)), _means("gt_mean", gt_mean, len(pred))
     if len(truth) != len(pred):
         raise PredictionsError(f"pred_dist has {len(pred)} rows, gt_dist {len(truth)}; give both for the same images.")
+    from scipy import stats  # noqa: PLC0415  # takes a second to import, and nothing else here needs it
+
     cdf_error = np.cumsum(pred - truth, axis=1)
     error = pred_scores - true_scores
     return Metrics(
         emd_r1=float(np.abs(cdf_error).mean()),
         emd_r2=float(np.sqrt(np.square(cdf_error).mean(axis=1)).mean()),
-        srcc=_correlation(scipy.stats.spearmanr, pred_scores, true_scores),
-        plcc=_correlation(scipy.stats.pearsonr, pred_scores, true_scores),
+        srcc=_correlation(stats.spearmanr, pred_scores, true_scores),
+        plcc=_correlation(stats.pearsonr, pred_scores, true_scores),
         accuracy=float(same_side(pred_scores, true_scores).mean()),
         mae=float(np.abs(error).mean()),
         rmse=float(np.sqrt(np.square(error).mean())),

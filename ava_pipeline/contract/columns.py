@@ -130,6 +130,11 @@ class Column(Declaration):
         return exact
 
 
+def arrow_fields(columns: Sequence[Column]) -> "list[pa.Field[Any]]":
+    """Several columns in an Arrow schema."""
+    return [column.arrow_field for column in columns]
+
+
 def shown(value: object) -> str:
     """A value as messages show it, shortened if it is long."""
     try:
@@ -258,7 +263,7 @@ def _broken(
         if is_below.any():
             yield RANGE, is_below
     if column.one_of is not None:
-        is_other = ~_bools(pc.is_in(values, _texts(column.one_of).array))
+        is_other = ~bools(pc.is_in(values, _texts(column.one_of).array))
         if is_null is not None:
             is_other &= ~is_null
         if is_other.any():
@@ -426,10 +431,11 @@ def numpy_values(values: ArrowColumn) -> "NDArray[Any]":
 
 def null_mask(values: ArrowColumn) -> Bools:
     """Where a column is null [rows]."""
-    return _bools(values.is_null())
+    return bools(values.is_null())
 
 
-def _bools(values: ArrowColumn) -> Bools:
+def bools(values: ArrowColumn) -> Bools:
+    """A boolean column [rows]; undefined at nulls."""
     array = _one_array(values)
     data: Any = array.buffers()[1]
     if data is None or not len(array):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.columns import null_mask, numpy_values
+from ava_pipeline.contract.columns import null_mask, numpy_columns, numpy_values
 
 Bools: TypeAlias = NDArray[np.bool_]
 Floats: TypeAlias = NDArray[np.float64]
@@ -38,7 +38,8 @@ def nulls(column: Column) -> Bools:
 
 def float_columns(rows: pa.Table, names: Iterable[str]) -> dict[str, Floats]:
     """Several columns of numbers [rows] as float64, by name; null becomes nan."""
-    return {name: floats(rows, name) for name in names}
+    schema = pa.schema([(name, pa.float64()) for name in names])
+    return numpy_columns(rows.select(schema.names).cast(schema))
 
 
 def differing(rows: pa.Table, others: pa.Table) -> dict[str, Bools]:
@@ -46,22 +47,24 @@ def differing(rows: pa.Table, others: pa.Table) -> dict[str, Bools]:
 
     Floats are compared bit for bit, but any nan equals any nan; null equals only null.
     """
-    return {
-        name: _differing(one, other)
-        for name, one, other in zip(rows.column_names, rows.columns, others.columns, strict=True)
-    }
+    first, second = numpy_columns(rows), numpy_columns(others)
+    found = {}
+    for name, one, other in zip(rows.column_names, rows.columns, others.columns, strict=True):
+        if name in first:
+            differ = _differing_numbers(first[name], second[name])
+        else:
+            differ = numpy_values(pc.not_equal(one, other).cast(pa.uint8())) != 0  # False at a null
+        has_nulls = one.null_count or other.null_count
+        found[name] = differ | (nulls(one) != nulls(other)) if has_nulls else differ
+    return found
 
 
-def _differing(one: Column, other: Column) -> Bools:
-    if pa.types.is_string(one.type):
-        differ = numpy_values(pc.not_equal(one, other).cast(pa.uint8())) != 0  # False at a null
-    else:
-        first, second = numpy_values(one), numpy_values(other)
-        bits = np.dtype(f"i{first.dtype.itemsize}")
-        differ = first.view(bits) != second.view(bits)
-        if pa.types.is_floating(one.type):
-            differ &= ~(np.isnan(first) & np.isnan(second))
-    return np.asarray(differ | (nulls(one) != nulls(other)), dtype=np.bool_)
+def _differing_numbers(first: NDArray[Any], second: NDArray[Any]) -> Bools:
+    bits = np.dtype(f"i{first.dtype.itemsize}")
+    differ = first.view(bits) != second.view(bits)
+    if first.dtype.kind == "f":
+        differ &= ~(np.isnan(first) & np.isnan(second))
+    return np.asarray(differ, dtype=np.bool_)
 
 
 def text(rows: pa.Table, name: str, position: int) -> str:

@@ -1,19 +1,19 @@
 """A run as the rules see it: the manifest, windows of rows while a file is read, and afterwards its batches."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.columns import numpy_columns
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.read.arrays import BatchIndices, Bools, integers
+from ava_pipeline.read.arrays import BatchIndices, Bools, integers, nulls
 from ava_pipeline.validate.listing import Breach, Cell, Rule
 
 KEYS = ("batch_idx", "epoch")
@@ -58,34 +58,34 @@ class Window:
             yield rule.broken_rows(self.file, rows, lambda index: explain(int(positions[index])))
 
 
-@dataclass(slots=True)
 class CheckedFile:
-    """One file that was read to its end.
+    """One file that is read to its end.
 
-    Attributes:
+    Args:
         file: path below the run directory; the rows of a journal count as its Parquet file's.
         declaration: of the table.
+
+    Attributes:
         num_rows: how many rows were read.
         has_keys: whether every row has a `batch_idx` and an `epoch`.
         batches: the `batch_idx` of the rows, if it has keys.
         name: the file's name without its folder, by which the manifest counts rows.
     """
 
-    file: str
-    declaration: RunTable
-    num_rows: int = 0
-    has_keys: bool = True
-    batches: "BatchNumbers" = field(default_factory=lambda: BatchNumbers())  # noqa: PLW0108  # the class stands below
-    name: str = field(init=False)
-    _last: Keys = field(default=Keys(), init=False)
-
-    def __post_init__(self) -> None:
-        self.name = self.file.rpartition("/")[2]
+    def __init__(self, file: str, declaration: RunTable) -> None:
+        self.file = file
+        self.name = file.rpartition("/")[2]
+        self.declaration = declaration
+        self.num_rows = 0
+        self.has_keys = True
+        self.batches = BatchNumbers()
+        self._last = Keys()
 
     def append(self, rows: pa.Table) -> Window:
         """Add the next rows of the file, and return them as a window for the rules of rows."""
         has_columns = set(KEYS) <= set(rows.column_names)
-        batches, epochs = (integers(rows, key) if has_columns else np.empty(0, np.int64) for key in KEYS)
+        keys = numpy_columns(rows.select(KEYS)) if has_columns else dict.fromkeys(KEYS, np.empty(0, np.int64))
+        batches, epochs = keys["batch_idx"], keys["epoch"]
         start, before = self.num_rows, self._last
         self.num_rows += rows.num_rows
         self.has_keys = self.has_keys and has_columns and not any(rows.column(key).null_count for key in KEYS)
@@ -94,6 +94,12 @@ class CheckedFile:
         if has_columns and rows.num_rows:
             self._last = Keys(*(rows.column(key)[-1].as_py() for key in KEYS))
         return Window(self.file, self.declaration, rows, start, has_columns, batches, epochs, before)
+
+    def renamed(self, file: str) -> "CheckedFile":
+        """Another file with the same rows."""
+        same = CheckedFile(file, self.declaration)
+        same.num_rows, same.has_keys, same.batches = self.num_rows, self.has_keys, self.batches
+        return same
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +182,9 @@ class BatchNumbers:
         """All numbers [rows]."""
         return np.concatenate([np.empty(0, np.int64), *self.arrays()])
 
-    def arrays(self) -> Iterator[BatchIndices]:
+    def arrays(self) -> list[BatchIndices]:
         """All numbers, in the parts in which they were added."""
-        return (part.to_numpy() if isinstance(part, _EvenlySpaced) else part for part in self._parts)
+        return [part.to_numpy() if isinstance(part, _EvenlySpaced) else part for part in self._parts]
 
 
 class _EvenlySpaced(NamedTuple):
@@ -244,10 +250,12 @@ class ExplainedBatches:
 
     def add(self, events: pa.Table) -> None:
         """Add rows of the events' table."""
-        known = events.filter(pc.is_in(events.column("event"), pa.array(EXPLAIN_MISSING_ROWS)))
-        known = known.select(["batch_idx", "batch_idx_end"]).drop_null()
-        starts = np.concatenate([self._starts, integers(known, "batch_idx")])
-        ends = np.concatenate([self._highest_ends, integers(known, "batch_idx_end")])
+        is_known = np.array(
+            [name in EXPLAIN_MISSING_ROWS for name in events.column("event").to_pylist()], dtype=np.bool_
+        )
+        is_known &= ~nulls(events.column("batch_idx")) & ~nulls(events.column("batch_idx_end"))
+        starts = np.concatenate([self._starts, integers(events, "batch_idx")[is_known]])
+        ends = np.concatenate([self._highest_ends, integers(events, "batch_idx_end")[is_known]])
         order = np.argsort(starts, kind="stable")
         self._starts = starts[order]
         self._highest_ends = np.maximum.accumulate(ends[order]) if len(ends) else ends

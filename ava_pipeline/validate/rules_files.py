@@ -42,16 +42,18 @@ def check_run(run: CheckedRun) -> Iterator[Breach]:
 
 
 def _missing(layout: RunLayout, manifest: Manifest) -> Iterator[Breach]:
+    folder = layout.telemetry
+    present = {path.name for path in folder.iterdir()}
     for name, entry in manifest.tables.items():
-        paths = {"csv": [layout.csv(name)], "parquet": [layout.parquet(name), layout.journal(name)]}
-        for format_ in entry.formats:
-            file = paths[format_][0]
+        for suffix in entry.formats:
+            file = f"{name}.{suffix}"
             num_counted = sum(
-                attempt.rows.get(file.name, 0) - attempt.set_aside.get(file.name, 0) for attempt in manifest.attempts
+                attempt.rows.get(file, 0) - attempt.set_aside.get(file, 0) for attempt in manifest.attempts
             )
-            if num_counted > 0 and not any(path.exists() for path in paths[format_]):
+            is_present = file in present or (suffix == "parquet" and f"{name}.journal" in present)
+            if num_counted > 0 and not is_present:
                 message = f"expected {num_counted} rows of {name}, as the manifest counts, but the file is missing."
-                yield MISSING.broken(relative(layout, file), message)
+                yield MISSING.broken(relative(layout, folder / file), message)
 
 
 def _leftovers(layout: RunLayout) -> Iterator[Breach]:
@@ -64,9 +66,8 @@ def _leftovers(layout: RunLayout) -> Iterator[Breach]:
 
 def _unknown_tables(layout: RunLayout, manifest: Manifest) -> Iterator[Breach]:
     known = {*manifest.tables, "events"}
-    found = [path for suffix in ("csv", "parquet", "journal") for path in sorted(layout.telemetry.glob(f"*.{suffix}"))]
-    for path in found:
-        if path.stem not in known:
+    for path in sorted(layout.telemetry.iterdir()):
+        if path.suffix in {".csv", ".parquet", ".journal"} and path.stem not in known:
             yield NAME.broken(relative(layout, path), f"the manifest declares no table {path.stem!r}.")
 
 
@@ -159,11 +160,11 @@ def _line_breach(file: str, line: csv.InvalidRow, start: int) -> Breach:
 
 
 def _value_breaches(text: pa.Table, file: str, declaration: RunTable, rows: NDArray[np.intp]) -> Iterator[Breach]:
-    for column in declaration.columns:
+    for column, arrow_type in zip(declaration.columns, declaration.arrow_schema.types, strict=True):
         values = text.column(column.name).combine_chunks()
         # Each distinct text is cast once: the same mistake often stands in many rows.
         distinct = values.dictionary_encode()
-        bad = np.asarray(list(_uncastable(distinct.dictionary, column.arrow_field.type, 0)), dtype=np.intp)
+        bad = np.asarray(list(_uncastable(distinct.dictionary, arrow_type, 0)), dtype=np.intp)
         broken = np.flatnonzero(np.isin(distinct.indices.fill_null(-1).to_numpy(), bad))
         if len(broken):
             yield VALUE.broken_rows(file, rows[broken], _ExplainValue(column, values.take(broken)))

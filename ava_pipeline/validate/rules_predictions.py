@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.columns import bools, null_mask, numpy_values
 from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_files
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS, PREDICTIONS, SCORES
@@ -112,8 +113,8 @@ def _distribution(
 
 
 def _repeated_images(window: Window) -> Iterator[Breach]:
-    codes = window.rows.column("image_id").combine_chunks().dictionary_encode().indices
-    _, first = np.unique(np.asarray(codes.fill_null(-1)), return_index=True)
+    codes = window.rows.column("image_id").combine_chunks().dictionary_encode("encode").indices
+    _, first = np.unique(numpy_values(codes), return_index=True)
     is_repeated = np.ones(window.rows.num_rows, dtype=np.bool_)
     is_repeated[first] = False
     if is_repeated.any():
@@ -158,10 +159,10 @@ def _compare(window: Window, first: Window) -> Iterator[Breach]:
         message = f"expected {first_ids.type}, as in {other}, got {ids.type}."
         yield IDS.broken(window.file, message, column="image_id", value=str(ids.type))
         return
-    is_known = np.asarray(pc.is_in(ids, first_ids))
+    is_known = bools(pc.is_in(ids, first_ids))
     explain = partial(_image_cell, window, message=f"expected the images of {other}, which has no image {{}}.")
     yield from window.breaches(IDS, ~is_known, explain)
-    missing = np.flatnonzero(~np.asarray(pc.is_in(first_ids, ids)))
+    missing = np.flatnonzero(~bools(pc.is_in(first_ids, ids)))
     if len(missing):
         image = text(first.rows, "image_id", int(missing[0]))
         message = f"expected the images of {other}; {len(missing)} are missing, such as {image}."
@@ -171,7 +172,7 @@ def _compare(window: Window, first: Window) -> Iterator[Breach]:
 
 def _compare_truth(window: Window, first: Window, other: str) -> Iterator[Breach]:
     positions = pc.index_in(window.rows.column("image_id"), first.rows.column("image_id").combine_chunks())
-    there = np.asarray(positions.fill_null(-1).to_numpy(), dtype=np.intp)
+    there = np.where(null_mask(positions), -1, numpy_values(positions))
     here = np.flatnonzero(there >= 0)
     names = ["gt_mean", *GT_COLUMNS]
     rows, others = (part.rows.select(names).take(found) for part, found in ((window, here), (first, there[here])))

@@ -16,9 +16,9 @@ from ava_pipeline.contract.parquet import RowStream, concat_rows, num_parquet_ro
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import MAX_LINE_BYTES, check_csv_size
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.read.csv import check_header, convert_options, parse_options
+from ava_pipeline.read.csv import convert_options, header_names, parse_options
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedTable, Window
-from ava_pipeline.validate.listing import Breach, Listing, relative, without_path
+from ava_pipeline.validate.listing import Breach, Listing, without_path
 from ava_pipeline.validate.rules_files import (
     COLUMNS,
     JOURNAL,
@@ -57,12 +57,12 @@ def read_files(
         listing: receives the breaches; of a file that cannot be used, only the reason.
         is_open: whether rows may still come, so that the last line may be unfinished.
     """
-    name = declaration.table.name
-    path, parquet, journal = layout.csv(name), layout.parquet(name), layout.journal(name)
-    file = relative(layout, path)
+    path = layout.csv(declaration.table.name)
+    parquet, journal = path.with_suffix(".parquet"), path.with_suffix(".journal")
+    file, parquet_file = (each.relative_to(layout.root).as_posix() for each in (path, parquet))
     stored = None
     if parquet.exists() or journal.exists():
-        stored = StoredFile.open(f"{file.removesuffix('.csv')}.parquet", parquet, journal, declaration, listing)
+        stored = StoredFile.open(parquet_file, parquet, journal, declaration, listing)
     if not path.exists():
         return CheckedTable(parquet=stored.checked(checks, listing) if stored else None)
     tables = CsvFile(file, path, declaration, listing, is_open=is_open).tables()
@@ -71,8 +71,7 @@ def read_files(
     comparison = ParquetComparison(stored.tables, stored.schema, lambda: stored.checked(checks, listing))
     checked = read_through(CheckedFile(file, declaration), path, tables, [*checks, comparison.check], listing)
     if checked is not None and comparison.is_same and not comparison.has_rows_after(checked.num_rows):
-        same = CheckedFile(stored.file, declaration, checked.num_rows, checked.has_keys, checked.batches)
-        return CheckedTable(checked, same, is_same=True)
+        return CheckedTable(checked, checked.renamed(stored.file), is_same=True)
     return CheckedTable(checked, stored.checked(checks, listing))
 
 
@@ -91,19 +90,20 @@ def read_through(
     Returns:
         The file with all rows; None if it cannot be used, of which only the reason is listed.
     """
-    found = listing.empty_copy()
+    found: Listing | None = None
     try:
         for rows in tables:
             window = checked.append(rows)
             for check in checks:
                 for breach in check(window):
+                    found = found or listing.empty_copy()
                     found.add(breach)
     except UnusableFileError:
         return None
     except DamagedFileError as error:
         listing.add(UNREADABLE.broken(checked.file, without_path(error, path)))
         return None
-    for breach in found.breaches():
+    for breach in found.breaches() if found is not None else ():
         listing.add(breach)
     return checked
 
@@ -326,11 +326,13 @@ class CsvFile:
             self._listing.add(LINE_END.broken(self._file, message, row=row))
 
     def _check_header(self, header: bytes) -> None:
-        try:
-            check_header(self._path, header, self._declaration)
-        except DamagedFileError as error:
-            self._listing.add(COLUMNS.broken(self._file, without_path(error, self._path), row=0))
-            raise UnusableFileError from error
+        names = header_names(header)
+        if names != self._names:
+            message = (
+                f"expected the columns {','.join(self._names)}, got {','.join(names)}. Restore the file from a backup."
+            )
+            self._listing.add(COLUMNS.broken(self._file, message, row=0))
+            raise UnusableFileError
 
     def _explain_damage(self, header: bytes, data: bytes, error: pa.ArrowInvalid) -> None:
         self._is_damaged = True

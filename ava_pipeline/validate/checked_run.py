@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.columns import numpy_columns
+from ava_pipeline.contract.columns import number_columns
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import RunTable
@@ -84,7 +84,7 @@ class CheckedFile:
     def append(self, rows: pa.Table) -> Window:
         """Add the next rows of the file, and return them as a window for the rules of rows."""
         has_columns = set(KEYS) <= set(rows.column_names)
-        keys = numpy_columns(rows.select(KEYS)) if has_columns else dict.fromkeys(KEYS, np.empty(0, np.int64))
+        keys = number_columns(rows.select(KEYS)) if has_columns else dict.fromkeys(KEYS, np.empty(0, np.int64))
         batches, epochs = keys["batch_idx"], keys["epoch"]
         start, before = self.num_rows, self._last
         self.num_rows += rows.num_rows

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from ava_pipeline.contract.columns import Column, Dtype, shown
+from ava_pipeline.contract.columns import Column, Dtype, null_mask, numpy_values, shown
 from ava_pipeline.contract.layout import PARTIAL_SUFFIX, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import RunTable
@@ -165,20 +165,21 @@ def _value_breaches(text: pa.Table, file: str, declaration: RunTable, rows: NDAr
         # Each distinct text is cast once: the same mistake often stands in many rows.
         distinct = values.dictionary_encode()
         bad = np.asarray(list(_uncastable(distinct.dictionary, arrow_type, 0)), dtype=np.intp)
-        broken = np.flatnonzero(np.isin(distinct.indices.fill_null(-1).to_numpy(), bad))
+        broken = np.flatnonzero(np.isin(numpy_values(distinct.indices), bad) & ~null_mask(values))
         if len(broken):
-            yield VALUE.broken_rows(file, rows[broken], _ExplainValue(column, values.take(broken)))
+            yield VALUE.broken_rows(file, rows[broken], _ExplainValue(column, values, broken))
 
 
 class _ExplainValue:
     """The sentence about a field that is not of its column's type."""
 
-    def __init__(self, column: Column, broken: Strings) -> None:
+    def __init__(self, column: Column, values: Strings, broken: NDArray[np.intp]) -> None:
         self._column = column
+        self._values = values
         self._broken = broken
 
     def __call__(self, index: int) -> Cell:
-        value = self._broken[index].as_py()
+        value = self._values[int(self._broken[index])].as_py()
         return Cell(f"expected {self._column.dtype}, got {shown(value)}.", self._column.name, value)
 
 

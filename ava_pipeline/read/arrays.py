@@ -39,7 +39,7 @@ def nulls(column: Column) -> Bools:
 def float_columns(rows: pa.Table, names: Iterable[str]) -> dict[str, Floats]:
     """Several columns of numbers [rows] as float64, by name; null becomes nan."""
     schema = pa.schema([(name, pa.float64()) for name in names])
-    return number_columns(rows.select(schema.names).cast(schema))
+    return {name: numbers for name, (numbers, _) in number_columns(rows.select(schema.names).cast(schema)).items()}
 
 
 def differing(rows: pa.Table, others: pa.Table) -> dict[str, Bools]:
@@ -51,7 +51,7 @@ def differing(rows: pa.Table, others: pa.Table) -> dict[str, Bools]:
     found = {}
     for name, one, other in zip(rows.column_names, rows.columns, others.columns, strict=True):
         if name in first:
-            differ = _differing_numbers(first[name], second[name])
+            differ = _differing_numbers(first[name][0], second[name][0])
         else:
             differ = numpy_values(pc.not_equal(one, other).cast(pa.uint8())) != 0  # False at a null
         has_nulls = one.null_count or other.null_count

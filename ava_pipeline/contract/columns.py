@@ -413,6 +413,15 @@ def number_columns(rows: pa.RecordBatch | pa.Table) -> NumberColumns:
     return NumberColumns(numpy_values(rows.column("batch_idx")), numpy_values(rows.column("epoch")), floats)
 
 
+def numpy_columns(rows: pa.Table) -> "dict[str, NDArray[Any]]":
+    """The columns of numbers of a table, by name, as `numpy_values` gives each."""
+    return {
+        field.name: numpy_values(column)
+        for field, column in zip(rows.schema, rows.columns, strict=True)
+        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+    }
+
+
 def numpy_values(values: ArrowColumn) -> "NDArray[Any]":
     """A column of numbers or timestamps [rows] in its own width: nan at a null of a float column, 0 at other nulls.
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.columns import null_mask, number_columns, numpy_values
+from ava_pipeline.contract.columns import null_mask, numpy_columns, numpy_values
 
 Bools: TypeAlias = NDArray[np.bool_]
 Floats: TypeAlias = NDArray[np.float64]
@@ -39,7 +39,7 @@ def nulls(column: Column) -> Bools:
 def float_columns(rows: pa.Table, names: Iterable[str]) -> dict[str, Floats]:
     """Several columns of numbers [rows] as float64, by name; null becomes nan."""
     schema = pa.schema([(name, pa.float64()) for name in names])
-    return {name: numbers for name, (numbers, _) in number_columns(rows.select(schema.names).cast(schema)).items()}
+    return numpy_columns(rows.select(schema.names).cast(schema))
 
 
 def differing(rows: pa.Table, others: pa.Table) -> dict[str, Bools]:
@@ -47,11 +47,11 @@ def differing(rows: pa.Table, others: pa.Table) -> dict[str, Bools]:
 
     Floats are compared bit for bit, but any nan equals any nan; null equals only null.
     """
-    first, second = number_columns(rows), number_columns(others)
+    first, second = numpy_columns(rows), numpy_columns(others)
     found = {}
     for name, one, other in zip(rows.column_names, rows.columns, others.columns, strict=True):
         if name in first:
-            differ = _differing_numbers(first[name][0], second[name][0])
+            differ = _differing_numbers(first[name], second[name])
         else:
             differ = numpy_values(pc.not_equal(one, other).cast(pa.uint8())) != 0  # False at a null
         has_nulls = one.null_count or other.null_count

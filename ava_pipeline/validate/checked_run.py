@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.columns import number_columns
+from ava_pipeline.contract.columns import numpy_columns
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import RunTable
@@ -84,8 +84,8 @@ class CheckedFile:
     def append(self, rows: pa.Table) -> Window:
         """Add the next rows of the file, and return them as a window for the rules of rows."""
         has_columns = set(KEYS) <= set(rows.column_names)
-        keys = number_columns(rows.select(KEYS)) if has_columns else {}
-        batches, epochs = (keys[key][0] if keys else np.empty(0, np.int64) for key in KEYS)
+        keys = numpy_columns(rows.select(KEYS)) if has_columns else {}
+        batches, epochs = (keys[key] if keys else np.empty(0, np.int64) for key in KEYS)
         start, before = self.num_rows, self._last
         self.num_rows += rows.num_rows
         self.has_keys = self.has_keys and has_columns and not any(rows.column(key).null_count for key in KEYS)

@@ -14,20 +14,12 @@ _MAX_ANSWER_BYTES = 4096  # less than a pipe holds, so that git never waits for 
 
 
 def ask_git(folder: Path, *words: str, timeout_s: float = 5.0) -> str | None:
-    """Run git in a checkout and return the line it prints.
+    """Run git in a checkout and return the line it prints; None without git or a checkout, or if git is too slow.
 
     Another thread may fork meanwhile, as a DataLoader does. Therefore git is spawned rather than forked. Its answer is
     read after it has ended, without waiting for the end of the pipe, which a forked child keeps open for as long as it
     lives. No lock of this process is taken either, such as that of `tempfile`: a forked child would find it locked
     forever.
-
-    Args:
-        folder: a folder in the checkout.
-        words: the arguments of git.
-        timeout_s: how long git may take.
-
-    Returns:
-        None if git is not installed, the folder is not in a checkout, or git did not answer in time.
     """
     git = shutil.which("git")
     if git is None:

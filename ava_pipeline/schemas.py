@@ -35,14 +35,7 @@ def schemas() -> dict[str, Schema]:
 
 
 def export(folder: Path) -> list[Path]:
-    """Write every schema, and remove schema files of formats that no longer exist.
-
-    Returns:
-        The paths of the files, sorted by name.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Write every schema, remove files of formats that no longer exist, and return the paths, sorted by name."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}{_SUFFIX}" for name in schemas()]
     for old in set(folder.glob(f"*{_SUFFIX}")) - set(paths):

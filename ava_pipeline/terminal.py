@@ -19,13 +19,7 @@ _PERCENTAGES = {"accuracy"}
 
 
 def metrics_table(title: str, leading: Sequence[str], *, generated: bool) -> Table:
-    """Start a table of metrics.
-
-    Args:
-        title: text above the table.
-        leading: titles of the columns to the left of the metrics.
-        generated: the metrics come from generated data, which the title then mentions.
-    """
+    """Start a table of metrics with the `leading` titles to their left; if `generated`, the title says so."""
     from ava_pipeline.metrics import Metrics  # noqa: PLC0415  # it loads SciPy, which most commands do without
 
     table = plain_table(title, generated=generated)
@@ -72,11 +66,7 @@ def rounded(value: float, digits: int = 4, *, sign: bool = False) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Escape the characters of a foreign text that a terminal would obey or that are invisible.
-
-    These are colours, cursor movements, line feeds and marks that reverse the direction of text: an escape character
-    becomes the four characters `\x1b`.
-    """
+    r"""Escape characters that a terminal obeys or hides, such as colours and direction marks: ESC becomes `\x1b`."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )

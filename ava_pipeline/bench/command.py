@@ -15,34 +15,21 @@ Track: TypeAlias = Callable[[int, str], Iterable[int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of the command line; the figures to reach are stated for the defaults.
-
-    Attributes:
-        model: the backbone, `resnet18` or `resnet50`.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        image_size: width and height, in pixels.
-        batch_size: images a training step.
-        every: the spacings of collected steps to compare.
-        steps: training steps of each kind.
-        rows: collected steps that the writer writes.
-        bf16: forward passes under bfloat16 autocast.
-        channels_last: images and weights in that memory format.
-        peers: measure what others offer, too.
-    """
+    """The options of the command line; the figures to reach are stated for the defaults."""
 
     model: str = "resnet18"
     device: str = "auto"
-    image_size: int = 64
+    image_size: int = 64  # width and height, in pixels
     batch_size: int = 32
-    every: tuple[int, ...] = (1, 10)
-    steps: int = 100
-    rows: int = 1_000_000
-    bf16: bool = False
-    channels_last: bool = False
-    peers: bool = False
+    every: tuple[int, ...] = (1, 10)  # the values of collect_every_n to compare
+    steps: int = 100  # training steps with each setting
+    rows: int = 1_000_000  # collected steps that the writer writes
+    bf16: bool = False  # forward passes under bfloat16 autocast
+    channels_last: bool = False  # memory format of images and weights
+    peers: bool = False  # measure other libraries, too
 
     def is_like(self, other: "Options") -> bool:
-        """Whether both train the same: a share of the step can be judged only where the step is known."""
+        """Whether both train the same model on the same batches, so that the figures of both can be compared."""
         names = ("model", "image_size", "batch_size", "bf16", "channels_last")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
@@ -64,17 +51,11 @@ def _words(value: object) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What every part of a bench is given.
-
-    Attributes:
-        options: what to measure.
-        folder: for files that nobody needs afterwards.
-        track: `track(n, title)` counts n rounds and shows how far they are.
-    """
+    """The options and the means of every part of a bench."""
 
     options: Options
-    folder: Path
-    track: Track
+    folder: Path  # for temporary files
+    track: Track  # `track(n, title)` counts n rounds and shows the progress
 
 
 def bench_command(  # noqa: PLR0913  # each is an option of the command line

@@ -32,16 +32,7 @@ _SECONDS_BETWEEN_UPDATES = 0.5
 
 
 def measure(options: Options, console: Console) -> Report:
-    """Measure everything that the options ask for.
-
-    Args:
-        options: what to measure.
-        console: where the progress bar goes.
-
-    Raises:
-        ConfigError: the device does not exist.
-        OSError: the files cannot be written.
-    """
+    """Measure everything that the options ask for; raise ConfigError if the device does not exist."""
     where, version = machine(pick_device(options.device)), commit()  # before anything is measured
     # The bar is redrawn between rounds only: a thread that draws would take time from what is measured.
     with TemporaryDirectory(prefix="ava-bench-") as folder, Progress(console=console, auto_refresh=False) as progress:
@@ -61,8 +52,6 @@ def measure(options: Options, console: Console) -> Report:
 
 
 class _Tracker:
-    """Shows one progress bar per part."""
-
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._drawn_s = time.monotonic()

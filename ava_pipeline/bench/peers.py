@@ -26,19 +26,12 @@ from ava_pipeline.collect.targets import named_parameters
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A model whose gradients are recorded.
-
-    Attributes:
-        model: after a backward pass.
-        optimizer: its learning rates are recorded.
-        loss: a scalar on the model's device.
-        groups: column -> the parameters behind it.
-    """
+    """A model after a backward pass, whose gradients are recorded."""
 
     model: nn.Module
     optimizer: Optimizer
-    loss: Tensor
-    groups: Mapping[str, Sequence[nn.Parameter]]
+    loss: Tensor  # a scalar on the model's device
+    groups: Mapping[str, Sequence[nn.Parameter]]  # column -> the parameters behind it
 
     def rates(self) -> dict[str, float]:
         """Column -> learning rate of one optimizer group."""
@@ -46,15 +39,9 @@ class TrainedModel:
 
 
 class Peer(ABC):
-    """One way of recording gradients.
+    """One way of recording gradients; `has_same_columns` if it records the collector's norms, rates and loss."""
 
-    Attributes:
-        title: its name in the table.
-        packages: packages that it needs.
-        has_same_columns: whether it records every group's norm, the learning rates and the loss, as the collector does.
-    """
-
-    title: ClassVar[str]
+    title: ClassVar[str]  # in the table
     packages: ClassVar[tuple[str, ...]] = ()
     has_same_columns: ClassVar[bool] = False
 
@@ -136,12 +123,12 @@ class LightningGradNorm(Peer):
         self._logger: Any = import_module("lightning.pytorch.loggers").CSVLogger(folder)
 
     def record(self, step: int) -> None:
-        """All norms, rates and the loss, as `log_dict` would hand them on."""
+        """Log all norms, rates and the loss, as `log_dict` would pass them on."""
         norms = {name: float(norm) for name, norm in self._grad_norm(self._trained.model, norm_type=2).items()}
         self._logger.log_metrics({**norms, **self._trained.rates(), "loss": self._trained.loss.item()}, step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         self._logger.save()
 
 
@@ -167,7 +154,7 @@ class TensorBoardHistograms(Peer):
 
 
 class WandbWatch(Peer):
-    """What the hooks of `wandb.watch` do for every gradient, offline."""
+    """Does what the hooks of `wandb.watch` do for every gradient, offline."""
 
     title = "wandb.watch's histograms, offline"
     packages = ("wandb",)
@@ -198,21 +185,13 @@ _STEPS_PER_PEER = 2  # fewer steps than requested, because some peers are slow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One tool, measured or not.
-
-    Attributes:
-        title: its name in the table.
-        has_same_columns: whether it records the same columns as the collector.
-        missing: why it was not measured.
-        record_ms: how long one recorded step blocks the training thread.
-        times_ours: the same, relative to the collector.
-    """
+    """One tool, measured or not."""
 
     title: str
     has_same_columns: bool
-    missing: str | None = None
-    record_ms: Estimate | None = None
-    times_ours: Estimate | None = None
+    missing: str | None = None  # why it was not measured
+    record_ms: Estimate | None = None  # how long one recorded step blocks the training thread
+    times_ours: Estimate | None = None  # the same, relative to the collector
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as plain values."""
@@ -221,12 +200,7 @@ class Compared:
 
 
 def compare(setting: Setting, peers: tuple[type[Peer], ...] = PEERS) -> tuple[list[Compared], list[Result]]:
-    """Record the same gradients with each peer that is installed.
-
-    Returns:
-        Every peer, the collector first; and how much cheaper the collector is than the cheapest peer that records the
-        same columns.
-    """
+    """Record the same gradients with each installed peer; return every peer, the collector first, and the results."""
     workload = Workload(setting.options)
     trained = _trained_model(workload)
     installed: list[type[Peer]] = [Ours, *(peer for peer in peers if peer.missing() is None)]

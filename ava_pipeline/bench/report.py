@@ -38,23 +38,14 @@ _LEAST_SHARE = 0.01  # the shortest bar of the picture
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything that one benchmark measured.
-
-    Attributes:
-        options: the options it ran with.
-        machine: description of processor, cores and device.
-        commit: commit of the measured code; None outside a git checkout.
-        results: every result.
-        compared: the peers; empty unless they were requested.
-        stats: the collector's counters for each value of `collect_every_n`.
-    """
+    """Everything that one benchmark measured."""
 
     options: Options
-    machine: str
-    commit: str | None
+    machine: str  # processor, cores and device
+    commit: str | None  # of the measured code; None outside a git checkout
     results: Sequence[Result]
-    compared: Sequence[Compared]
-    stats: Sequence[TelemetryStats]
+    compared: Sequence[Compared]  # the peers; empty unless they were requested
+    stats: Sequence[TelemetryStats]  # the collector's counters for each value of `collect_every_n`
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -71,11 +62,7 @@ class Report:
         }
 
     def write(self, path: Path) -> None:
-        """Write the report as JSON; the file appears complete.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Write the report as JSON; the file appears complete."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as file:
             file.write(json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode() + b"\n")
@@ -166,12 +153,7 @@ def _reached_text(result: Result) -> str:
 
 
 def write_plot(report: Report, path: Path) -> None:
-    """Draw one bar per result with a target: the share of its limit that is used, on a logarithmic scale.
-
-    Raises:
-        OSError: the file cannot be written.
-        ValueError: matplotlib cannot write the format that the file name ends in.
-    """
+    """Draw the used share of each limit, on a logarithmic scale; raise ValueError if the file's format is unknown."""
     from matplotlib.figure import Figure as Picture  # noqa: PLC0415  # an extra, for this file only
 
     judged = [result for result in report.results if result.target is not None]

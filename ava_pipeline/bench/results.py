@@ -37,13 +37,8 @@ def host_s(work: Work) -> float:
 def interleaved(works: Mapping[str, Work], rounds: Iterable[int], clock: Clock = host_s) -> dict[str, Samples]:
     """Time all work once per round, in a new random order each round, so that other load affects all of it equally.
 
-    Args:
-        works: by name.
-        rounds: one round is timed for each item; a few untimed warm-up rounds come first.
-        clock: measures the time.
-
-    Returns:
-        Name -> seconds per round; values at the same index come from the same round.
+    A few untimed rounds come first. Return name -> seconds per round; values at the same index come from the same
+    round.
     """
     draw = np.random.default_rng(0)
     for work in [*works.values()] * NUM_WARMUP:
@@ -56,11 +51,7 @@ def interleaved(works: Mapping[str, Work], rounds: Iterable[int], clock: Clock =
 
 
 class _DeviceClock:
-    """Times work with two events on the device's current stream, while nothing else runs on it.
-
-    Args:
-        device: an accelerator.
-    """
+    """Times work with two events on the accelerator's current stream, while nothing else runs on it."""
 
     def __init__(self, device: torch.device) -> None:
         self._module = torch.get_device_module(device)
@@ -109,13 +100,9 @@ def percentile(samples: Samples, percent: float) -> Estimate:
 def ratio(
     numerators: Samples, denominators: Samples, of: Callable[..., Any] = np.median, *, in_rounds: bool = True
 ) -> Estimate:
-    """Estimate the ratio of two medians, or of another statistic.
+    """Estimate the ratio of two medians, or of another statistic, which takes samples and `axis`.
 
-    Args:
-        numerators: one value per round.
-        denominators: one value per round.
-        of: the statistic, which takes samples and `axis`.
-        in_rounds: values at the same index come from the same round and are resampled together.
+    With `in_rounds`, values at the same index come from the same round and are resampled together.
     """
 
     def statistic(above: Samples, below: Samples, axis: int = -1) -> Any:
@@ -125,20 +112,13 @@ def ratio(
 
 
 def bootstrap(statistic: Callable[..., Any], *samples: Samples, in_rounds: bool = True) -> Estimate:
-    """Estimate a statistic of samples with its percentile bootstrap interval.
-
-    Args:
-        statistic: takes all samples, and `axis`.
-        samples: arrays of measurements, of equal length if they are in rounds.
-        in_rounds: as in `ratio`.
-    """
+    """Estimate a statistic, which takes all samples and `axis`, with its percentile bootstrap interval."""
     value = float(statistic(*samples, axis=-1))
     if all(np.ptp(values) == 0 for values in samples):  # without spread there is no interval
         return Estimate.exactly(value)
     result = stats.bootstrap(
-        [
-            np.repeat(values, 2) if len(values) == 1 else values for values in samples
-        ],  # scipy refuses to resample a single value
+        # SciPy refuses to resample a single value.
+        [np.repeat(values, 2) if len(values) == 1 else values for values in samples],
         statistic,
         paired=in_rounds and len(samples) > 1,
         vectorized=True,
@@ -165,22 +145,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One measured value: a row of the table that a benchmark prints.
+    """One measured value: a row of the table that a benchmark prints."""
 
-    Attributes:
-        name: its name in JSON, which stays stable.
-        title: its description in the table.
-        unit: unit of the estimate.
-        estimate: the value and its interval.
-        target: None if the result is informational.
-        raw: the measurements behind it, with units in their names.
-    """
-
-    name: str
-    title: str
+    name: str  # in JSON, where it stays stable
+    title: str  # in the table
     unit: str
     estimate: Estimate
-    target: Target | None = None
+    target: Target | None = None  # None if the result is informational
     raw: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -99,11 +99,8 @@ def _gradient_results(times_s: dict[str, Samples], setting: Setting, device: tor
 
 
 def measure_rest(setting: Setting) -> list[Result]:
-    """Time a collected step and its pass alone, on as many parameters as the model has, with one number each.
-
-    Their difference does not depend on the length of the gradients, and with long ones it would be lost in the
-    variation of the pass.
-    """
+    """Time a collected step and its pass alone, on as many parameters as the model has, with one number each."""
+    # Long gradients would hide the difference, which does not depend on their length, in the variation of the pass.
     workload = Workload(setting.options)
     num_parameters = len(list(workload.model.parameters()))
     with short_gradient_works(num_parameters, setting.folder / "rest", workload.device) as works:

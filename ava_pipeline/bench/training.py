@@ -39,12 +39,7 @@ _BLOCK = 5
 
 
 class Trainer:
-    """A training loop with its own optimizer, with or without telemetry.
-
-    Attributes:
-        held_s: how long each call of `step()` blocked the training thread.
-        is_collected: whether that call collected a row.
-    """
+    """A training loop with a new optimizer, with or without telemetry."""
 
     def __init__(self, workload: Workload, folder: Path | None = None, every: int = 1) -> None:
         self._workload = workload
@@ -52,8 +47,8 @@ class Trainer:
         self.telemetry: TelemetryCollector | None = None
         if folder is not None:
             self.telemetry = collector(workload, self._optimizer, folder, every)
-        self.held_s: list[float] = []
-        self.is_collected: list[bool] = []
+        self.held_s: list[float] = []  # how long each call of `step()` blocked the training thread
+        self.is_collected: list[bool] = []  # whether that call collected a row
 
     @contextmanager
     def running(self) -> Iterator[Self]:
@@ -81,11 +76,7 @@ class Trainer:
 
 
 def measure_training(setting: Setting) -> tuple[list[Result], list[TelemetryStats]]:
-    """Train without telemetry and with each value of `collect_every_n`.
-
-    Returns:
-        The results, and the collector's counters for each value of `collect_every_n`.
-    """
+    """Train without telemetry and with each `collect_every_n`; return the results and each collector's counters."""
     options, workload = setting.options, Workload(setting.options)
     trainers = {f"every_{n}": Trainer(workload, setting.folder / f"every_{n}", n) for n in options.every}
     with ExitStack() as opened:
@@ -145,16 +136,11 @@ def _share_result(every: int, trainer: Trainer, on_s: Samples, target: Target | 
 
 
 def share(collected_s: Samples, not_collected_s: Samples, step_s: Samples, *, every: int) -> Estimate:
-    """Estimate the share of n training steps that is spent inside `step()`, of whose n calls one collects a row.
+    """Estimate the share of n = `every` training steps that is spent inside `step()`, if one of n calls collects a row.
 
     (median of collected + (n - 1) × median of not collected) / (n × median of the training step). Medians replace means
-    because means depend on a few long calls, whose number in one run is chance.
-
-    Args:
-        collected_s: how long calls of `step()` that collected a row took, at least one.
-        not_collected_s: how long the other calls took; empty if n is 1.
-        step_s: how long a whole training step took.
-        every: n.
+    because means depend on a few long calls, whose number in one run is chance. `not_collected_s` may be empty if n is
+    1.
     """
 
     def statistic(collected: Samples, others: Samples, steps: Samples, axis: int = -1) -> Any:

@@ -19,13 +19,7 @@ _BLOCK_TIMEOUT_S = 600.0
 
 
 class Workload:
-    """A model and one batch on which it is trained repeatedly.
-
-    Attributes:
-        device: of the model and the batch.
-        model: a ResNet with an MLP head, in training mode.
-        clock: waits until work on the device has finished.
-    """
+    """A ResNet with an MLP head, in training mode, and one batch on which it is trained repeatedly."""
 
     def __init__(self, options: Options) -> None:
         torch.manual_seed(0)

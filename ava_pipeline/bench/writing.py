@@ -64,11 +64,11 @@ class PlainSource:
         self._names = run_table.column_names[len(KEY_COLUMNS) :]
 
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Sequence[object]]:  # noqa: ARG002  # the numbers need no layout
-        """A column a name."""
+        """Return the columns by name."""
         return dict(zip(self._names, zip(*numbers, strict=True), strict=True))
 
     def events(self, rows: pa.RecordBatch) -> Iterable[Event]:
-        """What every measure tells: that values are not finite."""
+        """Report values that are not finite, as every measure does."""
         return non_finite_events(rows)
 
 
@@ -83,12 +83,7 @@ class _HostNumbers:
 
 
 class WrittenRun:
-    """A run's files and its worker, fed through `offer`.
-
-    Args:
-        root: the run directory.
-        flush_interval_s: as in `TelemetryConfig`.
-    """
+    """A run's files and its worker, fed through `offer`."""
 
     def __init__(self, root: Path, *, flush_interval_s: float = 1.0) -> None:
         log = EventLog(root)
@@ -136,20 +131,12 @@ def _numbers(random: "np.typing.NDArray[np.float64]") -> list[Numbers]:
 
 @dataclass(frozen=True, slots=True)
 class Sustained:
-    """Throughput and memory of one process that wrote many rows.
+    """Throughput and memory of one process that wrote many rows."""
 
-    Attributes:
-        steps_per_s: speed of every part except the first, which warms up.
-        growth_bytes: growth of peak memory after the first part.
-        growth_with_close_bytes: the same, including the time while files are finished.
-        close_s: how long finishing the files took.
-        stats: the channel's counters.
-    """
-
-    steps_per_s: list[float]
-    growth_bytes: int
-    growth_with_close_bytes: int
-    close_s: float
+    steps_per_s: list[float]  # of every part except the first, which warms up
+    growth_bytes: int  # of peak memory after the first part
+    growth_with_close_bytes: int  # the same, including the time while files are finished
+    close_s: float  # how long finishing the files took
     stats: TelemetryStats
 
 
@@ -180,14 +167,11 @@ def peak_bytes() -> int:
 
 
 def _write_part(run: WrittenRun, batches: range) -> float:
-    """Hand over as many steps as may be pending, then sleep until they are written; return steps per second.
-
-    A training loop does not compete with the writer for the interpreter's lock either.
-    """
+    """Hand over as many steps as may be pending, then sleep until they are written; return steps per second."""
     start_s = perf_counter()
     for start in range(0, len(batches), MAX_PENDING):
         run.offer(batches[start : start + MAX_PENDING])
-        run.flush()
+        run.flush()  # a training loop does not compete with the writer for the interpreter's lock either
     return len(batches) / (perf_counter() - start_s)
 
 
@@ -226,11 +210,7 @@ def measure_sustained(setting: Setting) -> list[Result]:
 
 
 def write_rows_in_subprocess(folder: Path, num_rows: int) -> Sustained:
-    """Run `write_rows` in a new process, so that only its memory is counted.
-
-    Raises:
-        WriteError: a row was not written.
-    """
+    """Run `write_rows` in a new process, so that only its memory is counted; raise WriteError if a row is missing."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         sustained = pool.submit(write_rows, folder, num_rows).result()
     if sustained.stats.written != sustained.stats.collected:

@@ -66,9 +66,7 @@ def dump_config(config: RunConfig) -> str:
 def read_yaml(path: Path) -> Any:
     """Read a file that holds one YAML document.
 
-    Raises:
-        OSError: the file cannot be opened.
-        ValueError: as in `parse_yaml`, or the file is not UTF-8 or is far larger than any config.
+    Raise OSError if it cannot be opened, and ValueError as `parse_yaml` does, or if it is not UTF-8 or far too large.
     """
     with path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
@@ -78,16 +76,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse one YAML document.
+    """Parse a YAML document to plain dicts, lists, strings, numbers, booleans and None.
 
-    Args:
-        text: the document, at most `MAX_CHARS` characters.
-
-    Returns:
-        Plain dicts, lists, strings, numbers, booleans and None.
-
-    Raises:
-        ValueError: the text is not YAML, or uses a feature that is refused here; the message names the line.
+    Raise ValueError, naming the line, if the text is not YAML, has over `MAX_CHARS` characters, or uses a refused
+    feature.
     """
     if len(text) > MAX_CHARS:
         raise ValueError(f"expected at most {MAX_CHARS:,} characters, got {len(text):,}; is this a config?")

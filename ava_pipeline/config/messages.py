@@ -37,15 +37,10 @@ _WORDS = {
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel], *, source_of: Callable[[str], str]) -> str:
-    """Describe every problem on a line of its own.
+    """Describe every problem on one line; `source_of` names the file or the override that set a key.
 
-        config.yaml: optim.base_lr: expected a number above 0, got -1
-        config.yaml: train.epoch: unknown key; did you mean 'epochs'? Known keys: accumulate, amp, batch_size, ...
-
-    Args:
-        error: raised by the validation of `model`.
-        model: the outermost model of the config.
-        source_of: names the file or the override that set a key.
+    config.yaml: optim.base_lr: expected a number above 0, got -1
+    config.yaml: train.epoch: unknown key; did you mean 'epochs'? Known keys: accumulate, amp, batch_size, ...
     """
     lines: list[str] = []
     expected: dict[str, list[Any]] = {}  # the errors of each place whose value has the wrong type or size
@@ -66,10 +61,7 @@ def describe_errors(error: ValidationError, model: type[BaseModel], *, source_of
 
 
 def _keys(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str], Iterable[str]]:
-    """The keys that lead to a value, and the known keys beside the last of them.
-
-    Pydantic's names for the branches of a union are left out.
-    """
+    """The keys that lead to a value, without pydantic's names of union branches, and the known keys beside the last."""
     keys: list[str] = []
     known: Iterable[str] = ()
     choices: tuple[Any, ...] = (model,)
@@ -117,7 +109,7 @@ def _suggestion(key: str, known: Sequence[str]) -> str:
 
 
 def _expected(details: Sequence[Any]) -> str:
-    """Each branch of a union has an error of its own: join them to one sentence."""
+    """Join the errors of a union's branches to one sentence."""
     expected = " or ".join(dict.fromkeys(map(_expected_value, details)))
     value = details[0]["input"]
     shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

@@ -18,29 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Costs:
-    """Time spent on training by this process.
+    """Time spent on training by this process."""
 
-    Attributes:
-        train_s: from the first batch of each epoch to its last, including reading images.
-        telemetry_s: the part of it spent inside `telemetry.step`.
-        num_batches: batches trained on.
-    """
-
-    train_s: float = 0.0
-    telemetry_s: float = 0.0
+    train_s: float = 0.0  # from the first batch of each epoch to its last, including reading images
+    telemetry_s: float = 0.0  # the part spent inside `telemetry.step`
     num_batches: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
 class BatchStep:
-    """Trains on one batch at a time; every `accumulate` batches make an optimizer step.
-
-    Attributes:
-        clip_norm: clip the gradients to this L2 norm; None does not clip.
-        drop_nonfinite: if a loss is nan or inf, set the gradients of its optimizer step to zero.
-        num_steps: optimizer steps taken, over all epochs.
-        costs: time spent so far.
-    """
+    """Trains on one batch at a time; every `accumulate` batches make an optimizer step."""
 
     model: AvaModel
     optimizer: optim.Optimizer
@@ -48,21 +35,16 @@ class BatchStep:
     precision: Precision
     scaler: GradScaler | None
     telemetry: "TelemetryCollector"
-    clip_norm: float | None
-    drop_nonfinite: bool
-    num_steps: int = 0
+    clip_norm: float | None  # an L2 norm; None does not clip
+    drop_nonfinite: bool  # if a loss is nan or inf, set the gradients of its optimizer step to zero
+    num_steps: int = 0  # optimizer steps taken, over all epochs
     costs: Costs = field(default_factory=Costs)
 
     def backward(self, images: Tensor, votes: Tensor, *, share: float) -> Tensor:
-        """Add the batch's gradients, weighted by `share`.
+        """Add the gradients of images [batch, 3, height, width] and votes [batch, 10], both on the device.
 
-        Args:
-            images: [batch, 3, height, width] on the device.
-            votes: [batch, 10] on the device.
-            share: 1 over the number of batches in the optimizer step.
-
-        Returns:
-            The batch's loss, unscaled and detached, on the device.
+        `share`, 1 over the number of batches in the optimizer step, weights them. Return the loss, unscaled and
+        detached, on the device.
         """
         self.schedule.apply(self.optimizer, self.num_steps)
         with self.precision.autocast():

@@ -30,10 +30,7 @@ def rng_states() -> dict[str, Any]:
 
 
 def restore_rng_states(states: dict[str, Any]) -> None:
-    """Continue with the random numbers that followed the call of `rng_states`.
-
-    CUDA states are restored if the number of devices is the same; otherwise those generators continue from the seed.
-    """
+    """Continue with the random numbers that followed `rng_states`; CUDA's only if the number of devices is the same."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
@@ -46,41 +43,23 @@ _REMEDY = "Give the checkpoint of a run of ava-pipeline, or start over with --re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A run between two optimizer steps.
+    """A run between two optimizer steps; `model`, `optimizer` and `scaler` are state dicts."""
 
-    Attributes:
-        fingerprint: setting -> value, for the settings that must not change when the run continues.
-        model: state dict.
-        optimizer: state dict.
-        scheduler: `step`, the number of optimizer steps taken.
-        scaler: state dict of the gradient scaler; empty without one.
-        rng: states of the random generators.
-        epoch: 0-based epoch in which to continue.
-        batch: batches of that epoch already trained on.
-        losses: [2] sum and number of that epoch's finite losses.
-        telemetry: the collector's state.
-        metrics: one mapping of column to value for each finished epoch.
-    """
-
-    fingerprint: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]  # setting -> value, for the settings that must not change when the run continues
     model: Mapping[str, Any]
     optimizer: Mapping[str, Any]
-    scheduler: Mapping[str, int]
-    scaler: Mapping[str, Any]
-    rng: Mapping[str, Any]
-    epoch: int
-    batch: int
-    losses: torch.Tensor
-    telemetry: Mapping[str, Any]
-    metrics: list[dict[str, float]]
+    scheduler: Mapping[str, int]  # `step`, the number of optimizer steps taken
+    scaler: Mapping[str, Any]  # empty without a gradient scaler
+    rng: Mapping[str, Any]  # states of the random generators
+    epoch: int  # 0-based epoch in which to continue
+    batch: int  # batches of that epoch already trained on
+    losses: torch.Tensor  # [2] sum and number of that epoch's finite losses
+    telemetry: Mapping[str, Any]  # the collector's state
+    metrics: list[dict[str, float]]  # column -> value, for each finished epoch
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint atomically, so that a complete one always exists.
-
-    Raises:
-        CheckpointError: it could not be written; the previous checkpoint is unchanged.
-    """
+    """Write the checkpoint atomically; if that fails, raise CheckpointError and leave the previous one unchanged."""
     content = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
     try:
         with written_aside(path) as file:
@@ -93,11 +72,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU.
-
-    Raises:
-        CheckpointError: the file is truncated or not a checkpoint of ava-pipeline.
-    """
+    """Read a checkpoint onto the CPU; raise CheckpointError if it is truncated or not one of ava-pipeline."""
     content = _read(path)
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path}: expected a checkpoint of format {FORMAT!r}, got another one. {_REMEDY}")
@@ -108,11 +83,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_fits(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Compare the settings of a checkpoint with those of the run that resumes it.
-
-    Raises:
-        CheckpointError: settings differ; each is named with both values.
-    """
+    """Raise CheckpointError, which names each with both values, if settings of checkpoint and run differ."""
     changed = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
     if changed:
         named = "; ".join(f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}" for key in changed)

@@ -31,13 +31,7 @@ class Bar:
         self._started_s = self._drawn_s = time.monotonic()
 
     def update(self, done: int, *, loss: float | None = None, images_each: int = 0) -> None:
-        """Show how much is done.
-
-        Args:
-            done: batches (or images) done so far.
-            loss: the latest known loss.
-            images_each: images per batch; if given, images/s are shown.
-        """
+        """Show `done` batches (or images), the latest loss and, given the number of images per batch, images/s."""
         now_s = time.monotonic()
         if now_s - self._drawn_s < _SECONDS_BETWEEN_UPDATES:
             return
@@ -48,11 +42,7 @@ class Bar:
 
 
 class Display:
-    """Shows progress bars and one line per epoch on a console.
-
-    Args:
-        console: where to print; a quiet console shows nothing.
-    """
+    """Shows progress bars and one line per epoch on a console; a quiet console shows nothing."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -90,23 +80,14 @@ class Display:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The outcome of a training.
-
-    Attributes:
-        layout: the run directory.
-        results: one per finished epoch, including those before a resume.
-        constant: metrics of predicting the training images' mean distribution for every validation image.
-        costs: time spent by this process.
-        stopped_by: the signal that stopped training; None for a complete run.
-        generated: the data was generated and is not AVA.
-    """
+    """The outcome of a training."""
 
     layout: RunLayout
-    results: list[EpochResult]
-    constant: Metrics
-    costs: Costs
-    stopped_by: int | None
-    generated: bool
+    results: list[EpochResult]  # one per finished epoch, including those before a resume
+    constant: Metrics  # of predicting the training images' mean distribution for every validation image
+    costs: Costs  # of this process
+    stopped_by: int | None  # the signal that stopped training; None for a complete run
+    generated: bool  # the data was generated and is not AVA
 
 
 _NORMS = "gradient_norms"

@@ -27,20 +27,13 @@ _log = logging.getLogger("ava_pipeline")
 def train(config: RunConfig, display: Display, *, resume: bool = False, restart: bool = False) -> Outcome:
     """Train a model as the config says.
 
-    Args:
-        config: the run's config.
-        display: shows progress.
-        resume: continue from the checkpoint in the output directory, or start if there is no checkpoint yet.
-        restart: start over in a used output directory; its files move to superseded/.
+    With `resume`, continue from the checkpoint in the output directory, or start if there is no checkpoint yet. With
+    `restart`, start over in a used output directory; its files move to superseded/.
 
-    Raises:
-        RunExistsError: the output directory holds a run, and neither `resume` nor `restart` is set.
-        ConfigError: a setting, a path or the device cannot be used.
-        DataError: labels, images or split cannot be used.
-        RunInUseError: another process writes into the output directory.
-        DamagedFileError: a link in the output directory leads out of it.
-        TrainingError: a checkpoint cannot be used, a file cannot be written, or a loss is not finite and the config
-            says to stop.
+    Raise RunExistsError if the output directory holds a run and neither is set, RunInUseError if another process writes
+    into it, DamagedFileError if a link leads out of it, ConfigError or DataError if a setting, a path, the device or
+    the data cannot be used, and TrainingError if a checkpoint cannot be used, a file cannot be written, or a loss is
+    not finite and the config says to stop.
     """
     layout = RunLayout(config.output_dir)
     if not (resume or restart):
@@ -92,7 +85,6 @@ def _begin(loop: Loop, layout: RunLayout, config: RunConfig, data: TrainData, ch
 
 
 def _log_position(layout: RunLayout, checkpoint: Checkpoint, epochs: int) -> None:
-    """Log where training continues, or that it is complete already."""
     if checkpoint.epoch < epochs:
         _log.info("Continuing from %s: epoch %d, batch %d.", layout.checkpoint, checkpoint.epoch, checkpoint.batch)
     else:
@@ -140,10 +132,7 @@ def _batch_step(config: RunConfig, data: TrainData, model: AvaModel, precision: 
 
 
 def _fingerprint(config: RunConfig, data: TrainData) -> dict[str, Any]:
-    """The settings that must stay the same for a checkpoint to be resumed: the network, the images and their order.
-
-    Learning rates, epochs, clipping, precision, paths and telemetry may change.
-    """
+    """The settings that must stay the same for a checkpoint to be resumed: the network, the images and their order."""
     return {
         "seed": config.seed,
         "model.backbone": config.model.backbone,

@@ -1,4 +1,4 @@
-"""Stopping cleanly on Ctrl-C and on a scheduler's SIGTERM or SIGUSR1."""
+"""The loop over epochs: training, validation, checkpoints, losses that are not finite, and a clean stop on a signal."""
 
 import logging
 import math
@@ -35,13 +35,7 @@ if TYPE_CHECKING:
 
 
 class StopRequested(KeyboardInterrupt):
-    """A signal asked training to stop; raised between two batches.
-
-    The manifest calls such a run interrupted, not failed.
-
-    Attributes:
-        signum: the signal.
-    """
+    """A signal asked training to stop; raised between two batches. The manifest then says interrupted, not failed."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -51,8 +45,8 @@ class StopRequested(KeyboardInterrupt):
 class StopSignals:
     """Inside the `with` block, signals request a stop instead of ending the process.
 
-    The first Ctrl-C lets the batch finish; the second one ends the process immediately. On exit the earlier signal
-    handlers are restored. Worker processes forked inside the block ignore the first Ctrl-C too.
+    The first Ctrl-C lets the batch finish; the second one ends the process immediately. Worker processes forked inside
+    the block ignore the first Ctrl-C too.
     """
 
     def __init__(self) -> None:
@@ -98,18 +92,10 @@ def _handled_signals() -> list[int]:
 def validate(
     step: BatchStep, batches: "BatchLoader", *, epoch: int, save_predictions: bool, on_batch: Callable[[int], None]
 ) -> Metrics:
-    """Predict every validation image with the model as it is.
+    """Predict every validation image, and return the metrics that `ava-pipeline evaluate` finds in the predictions.
 
-    Args:
-        step: holds model, precision and telemetry; the model is in eval mode during the pass and in train mode after
-            it, even if an exception ends it.
-        batches: yields image ids, images and votes.
-        epoch: 0-based, names the predictions file.
-        save_predictions: write that file; it appears complete, or not at all if `on_batch` raises.
-        on_batch: called after each batch with the number done.
-
-    Returns:
-        The metrics that `ava-pipeline evaluate` finds in the predictions file.
+    The predictions file appears complete, or not at all if `on_batch`, called with the number of batches done, raises.
+    The model is in eval mode meanwhile, and in train mode afterwards, even if an exception ends the pass.
     """
     device = next(step.model.parameters()).device
     gathered: list[tuple[Tensor, Tensor]] = []
@@ -148,22 +134,14 @@ _NUM_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class BatchLoss:
-    """The known loss of one batch.
+    """The known loss of one batch."""
 
-    Attributes:
-        epoch: 0-based.
-        batch: 1-based in the epoch.
-        image_ids: the images of the batch.
-        value: may be nan or inf.
-    """
-
-    epoch: int
-    batch: int
+    epoch: int  # 0-based
+    batch: int  # 1-based in the epoch
     image_ids: list[int]
-    value: float
+    value: float  # may be nan or inf
 
     def __str__(self) -> str:
-        """A sentence with the batch, its loss and its images."""
         shown = ", ".join(map(str, self.image_ids[:_NUM_SHOWN]))
         more = ", ..." if len(self.image_ids) > _NUM_SHOWN else ""
         return f"The loss of epoch {self.epoch}, batch {self.batch} is {self.value} (images {shown}{more})"
@@ -183,11 +161,7 @@ class _OnItsWay:
 
 
 class LossWatch:
-    """Checks losses: immediately on the CPU, a few batches later on CUDA, where nothing waits for the device.
-
-    Args:
-        on_nonfinite: called once with each loss that is nan or inf, as soon as it is known.
-    """
+    """Calls `on_nonfinite` with each nan or inf loss: at once on the CPU; on CUDA later, so that nothing waits."""
 
     def __init__(self, on_nonfinite: Callable[[BatchLoss], None]) -> None:
         self._on_nonfinite = on_nonfinite
@@ -229,32 +203,16 @@ _MAX_WARNINGS = 3
 
 @dataclass(slots=True)
 class Position:
-    """The position of a run in its epochs.
+    """The position of a run in its epochs."""
 
-    Attributes:
-        losses: [2] sum and number of the epoch's finite losses, on the device.
-        epoch: 0-based.
-        batch: batches of the epoch done so far.
-        results: one per finished epoch.
-    """
-
-    losses: Tensor
-    epoch: int = 0
-    batch: int = 0
-    results: list[EpochResult] = field(default_factory=list)
+    losses: Tensor  # [2] sum and number of the epoch's finite losses, on the device
+    epoch: int = 0  # 0-based
+    batch: int = 0  # batches of the epoch done so far
+    results: list[EpochResult] = field(default_factory=list)  # one per finished epoch
 
 
 class Loop:
-    """Runs the epochs of one config.
-
-    Args:
-        config: the run's config.
-        layout: the run directory.
-        data: training and validation images.
-        step: trains on one batch.
-        fingerprint: settings that must be the same when a checkpoint of this run is resumed.
-        display: shows progress.
-    """
+    """Runs the epochs of one config; `fingerprint` holds the settings that a resume must not change."""
 
     def __init__(
         self,
@@ -277,10 +235,9 @@ class Loop:
     def run(self, stop: StopSignals) -> None:
         """Train until the last epoch is done.
 
-        Raises:
-            StopRequested: a signal asked training to stop; the checkpoint is saved.
-            NonFiniteLossError: a loss is nan or inf and the config says to stop.
-            TrainingError: a checkpoint or a row of metrics.csv could not be written.
+        Raise StopRequested, with the checkpoint saved, if a signal asked training to stop, NonFiniteLossError if a loss
+        is nan or inf and the config says to stop, and TrainingError if a checkpoint or a row of metrics.csv could not
+        be written.
         """
         try:
             while self.position.epoch < self._config.train.epochs:
@@ -309,7 +266,6 @@ class Loop:
         self.position = Position(losses, epoch=checkpoint.epoch, batch=checkpoint.batch, results=results)
 
     def _train(self, stop: StopSignals) -> None:
-        """Train on the remaining batches of the epoch."""
         started_s = time.perf_counter()
         label = f"epoch {self.position.epoch}, {self.position.epoch + 1} of {self._config.train.epochs}"
         with self._display.bar(label, total=self._data.num_batches, done=self.position.batch) as bar:

@@ -17,12 +17,10 @@ _SHOWN_KEYS = 3
 
 
 class AvaModel(nn.Module):
-    """Maps images [batch, 3, height, width] to logits [batch, 10], one per score.
+    """Maps images [batch, 3, height, width] to logits [batch, 10], with a ResNet whose `fc` is the identity.
 
-    Attributes:
-        backbone: a torchvision ResNet whose `fc` is the identity.
-        mlp_head: Linear, ReLU, Dropout for each hidden layer, then Linear; with one hidden layer, the layers that have
-            parameters are 0 and 3.
+    The head is Linear, ReLU, Dropout for each hidden layer, then Linear; with one hidden layer, the layers that have
+    parameters are 0 and 3.
     """
 
     def __init__(self, backbone: nn.Module, num_features: int, *, hidden_sizes: Sequence[int], dropout: float) -> None:
@@ -37,11 +35,7 @@ class AvaModel(nn.Module):
 
 
 def build_model(config: ModelConfig) -> AvaModel:
-    """Build the model: its backbone initialised as the config says, its head from torch's current seed.
-
-    Raises:
-        ConfigError: the weights cannot be downloaded or read, or belong to another network.
-    """
+    """Build the model, its head from torch's current seed; raise ConfigError if the weights cannot be used."""
     pretrained = config.weights == "imagenet"
     backbone = _imagenet(config.backbone) if pretrained else torchvision.models.get_model(config.backbone, weights=None)
     num_features = int(backbone.fc.in_features)

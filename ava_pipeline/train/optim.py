@@ -13,15 +13,9 @@ from ava_pipeline.train.models import AvaModel
 
 
 def build_optimizer(model: AvaModel, config: OptimConfig) -> optim.Optimizer:
-    """Build the optimizer: group 0 is the backbone at `base_lr`, group 1 the head at `head_lr_mult` times that rate.
-
-    Norm layers and biases decay like all other parameters, so that there are exactly two groups: `lr_group_0` is the
-    backbone's rate and `lr_group_1` the head's.
-    """
-    groups = [
-        _group(model.backbone, config.base_lr),
-        _group(model.mlp_head, config.base_lr * config.head_lr_mult),
-    ]
+    """Build the optimizer: group 0 is the backbone at `base_lr`, group 1 the head at `head_lr_mult` times that rate."""
+    # Norm layers and biases decay like all other parameters, so that there are exactly two groups.
+    groups = [_group(model.backbone, config.base_lr), _group(model.mlp_head, config.base_lr * config.head_lr_mult)]
     if config.name == "sgd":
         return optim.SGD(groups, lr=config.base_lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return optim.AdamW(groups, lr=config.base_lr, weight_decay=config.weight_decay)
@@ -33,21 +27,12 @@ def _group(part: nn.Module, lr: float) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Linear warm-up, then a cosine or a constant, counted in optimizer steps.
+    """Linear warm-up, then a cosine or a constant: a pure function of the optimizer step, all that a resume needs."""
 
-    It is a pure function of the step: a resumed run needs only its step count, and follows a changed config.
-
-    Attributes:
-        warmup_steps: the rate rises linearly and reaches its full value at the last of these steps.
-        total_steps: the cosine reaches `min_factor` at this step.
-        min_factor: the smallest fraction of a group's base rate; the same for every group.
-        cosine: False keeps the rate constant after warm-up.
-    """
-
-    warmup_steps: int
-    total_steps: int
-    min_factor: float
-    cosine: bool
+    warmup_steps: int  # the rate rises linearly and reaches its full value at the last of these steps
+    total_steps: int  # the cosine reaches `min_factor` at this step
+    min_factor: float  # the smallest fraction of a group's base rate; the same for every group
+    cosine: bool  # False keeps the rate constant after warm-up
 
     @classmethod
     def of(cls, config: OptimConfig, *, batches_per_epoch: int, steps_per_epoch: int, epochs: int) -> "Schedule":
@@ -78,23 +63,14 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """The precision of the forward pass.
+    """The precision of the forward pass."""
 
-    Attributes:
-        device_type: "cpu", "cuda" or "mps".
-        dtype: the dtype of autocast; None if it is off.
-    """
-
-    device_type: str
-    dtype: torch.dtype | None
+    device_type: str  # "cpu", "cuda" or "mps"
+    dtype: torch.dtype | None  # of autocast; None if it is off
 
     @classmethod
     def of(cls, amp: str, device: torch.device) -> "Precision":
-        """Resolve the setting `amp` for a device.
-
-        Raises:
-            ConfigError: fp16 was requested on a device whose gradients cannot be scaled.
-        """
+        """Resolve the setting `amp`; raise ConfigError if it is fp16 and the device's gradients cannot be scaled."""
         if amp == "auto":
             return cls(device.type, _best(device))
         if amp == "fp16" and device.type != "cuda":
@@ -113,11 +89,7 @@ class Precision:
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolve the device that the config names.
-
-    Raises:
-        ConfigError: this machine does not have that device.
-    """
+    """Resolve the device that the config names; raise ConfigError if this machine does not have it."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))

@@ -23,11 +23,7 @@ from ava_pipeline.write.lock import RunLock
 
 @contextmanager
 def training_error_if_refused(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block, which writes `path`, into an error that says how to continue.
-
-    Raises:
-        TrainingError: the file could not be written.
-    """
+    """Turn an OSError of the block, which writes `path`, into a TrainingError that says how to continue."""
     try:
         yield
     except OSError as error:
@@ -42,17 +38,11 @@ COLUMNS = ("epoch", "train_loss", *(field.name for field in fields(Metrics)))
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """The results of one epoch.
+    """The results of one epoch."""
 
-    Attributes:
-        epoch: 0-based.
-        train_loss: mean over the epoch's finite batch losses; nan if there were none.
-        metrics: metrics of the validation images.
-    """
-
-    epoch: int
-    train_loss: float
-    metrics: Metrics
+    epoch: int  # 0-based
+    train_loss: float  # mean over the epoch's finite batch losses; nan if there were none
+    metrics: Metrics  # of the validation images
 
     def to_row(self) -> dict[str, float]:
         """Column -> value, in file order."""
@@ -66,21 +56,13 @@ class EpochResult:
 
 
 def append_result(path: Path, result: EpochResult) -> None:
-    """Append one row in a single write, with the header before the first row.
-
-    Raises:
-        TrainingError: the file could not be written.
-    """
+    """Append one row in a single write, with the header before the first row; raise TrainingError if that fails."""
     with training_error_if_refused(path), path.open("a", encoding="utf-8", newline="") as file:
         file.write(_lines([result], header=file.tell() == 0))
 
 
 def write_results(path: Path, results: Sequence[EpochResult]) -> None:
-    """Replace the file with these rows atomically.
-
-    Raises:
-        TrainingError: the file could not be written.
-    """
+    """Replace the file with these rows atomically; raise TrainingError if that fails."""
     with training_error_if_refused(path), written_aside(path) as file:
         file.write(_lines(results, header=True).encode())
 
@@ -106,12 +88,7 @@ def excluded_path(layout: RunLayout) -> Path:
 
 
 def check_free(layout: RunLayout) -> None:
-    """Refuse a directory that already holds a run.
-
-    Raises:
-        RunExistsError: it holds a run; the message lists the ways to continue.
-        ConfigError: it is not a directory.
-    """
+    """Raise RunExistsError if the directory already holds a run, ConfigError if it is not a directory."""
     if layout.root.exists() and not layout.root.is_dir():
         raise ConfigError(f"output_dir {layout.root} is a file; give a directory, such as outputs/ava/my_run.")
     used = [path for path in (*_own_files(layout), layout.telemetry) if path.exists()]
@@ -124,11 +101,7 @@ def check_free(layout: RunLayout) -> None:
 
 
 def check_writable(layout: RunLayout) -> None:
-    """Check that files can be written, before anything takes time; directories made for the check are removed again.
-
-    Raises:
-        ConfigError: the directory cannot be created or written.
-    """
+    """Raise ConfigError if the directory cannot be created or written; directories made for the check are removed."""
     made = [folder for folder in (layout.root, *layout.root.parents) if not folder.exists()]
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
@@ -141,11 +114,7 @@ def check_writable(layout: RunLayout) -> None:
 
 
 def start_over(layout: RunLayout, config_text: str) -> None:
-    """Move an earlier attempt's files to superseded/attempt-N, except telemetry, which the collector moves.
-
-    Raises:
-        ConfigError: the directory cannot be written.
-    """
+    """Move an earlier attempt's files, except telemetry, to superseded/attempt-N; raise ConfigError if that fails."""
     _move([path for path in (*_own_files(layout), layout.report) if path.exists()], _next_attempt(layout))
     _write_config(layout, config_text)
 
@@ -153,9 +122,7 @@ def start_over(layout: RunLayout, config_text: str) -> None:
 def rewind(layout: RunLayout, config_text: str, results: Sequence[EpochResult]) -> None:
     """Reset metrics.csv and the predictions to the epochs in `results`; later epochs move to superseded/.
 
-    Raises:
-        ConfigError: the directory cannot be written.
-        DamagedFileError: a link leads out of the directory.
+    Raise ConfigError if the directory cannot be written, DamagedFileError if a link leads out of it.
     """
     check_inside(layout)
     check_name(layout, layout.config)
@@ -225,11 +192,7 @@ def train_lock(layout: RunLayout) -> Path:
 
 @contextmanager
 def sole_writer(layout: RunLayout) -> Iterator[None]:
-    """Lock the run directory for the duration of the block.
-
-    Raises:
-        RunInUseError: another process trains into it or writes its telemetry; the message names the process.
-    """
+    """Lock the run directory inside the block; raise RunInUseError if another process, which it names, writes there."""
     lock = _acquire(layout)
     try:
         yield

@@ -31,22 +31,11 @@ _NUM_SHOWN = 5
 
 
 class AvaDataset(Dataset[Sample]):
-    """Items are `(image_id, image, votes)`: int; float32[3, S, S]; int64[10].
+    """Items are `(image_id, image, votes)`: int; float32[3, S, S] with S = `image_size` pixels; int64[10].
 
-    Images are normalised with ImageNet's mean and standard deviation. The whole image is resized to S by S.
-    With `augment` it is cropped slightly and mirrored half the time; the random numbers depend only on seed, epoch and
-    image id.
-
-    Args:
-        folder: Contains `<image_id>.jpg` files.
-        labels: The frame that `read_ava_labels` returned.
-        image_ids: int64[N], the items in order.
-        image_size: S, in pixels.
-        augment: Crop and mirror at random.
-        seed: Any integer from 0.
-
-    Raises:
-        LabelsError: Some ids have no labels.
+    Images are normalised with ImageNet's mean and standard deviation. The whole image is resized to S by S. With
+    `augment` it is cropped slightly and mirrored half the time; the random numbers depend only on seed, epoch and image
+    id. `labels` is the frame that `read_ava_labels` returned; raise LabelsError if ids are missing in it.
     """
 
     def __init__(
@@ -112,11 +101,7 @@ def _normalised(image: Image.Image) -> Tensor:
 
 
 class _AtEpoch(Dataset[Sample | ImagesError]):
-    """The dataset fixed to one epoch.
-
-    Errors are returned as items, because an error raised in a worker process reaches the user inside that worker's
-    traceback.
-    """
+    """The dataset fixed to one epoch, with errors as items."""
 
     def __init__(self, dataset: AvaDataset, epoch: int) -> None:
         self._dataset = copy(dataset)
@@ -126,7 +111,7 @@ class _AtEpoch(Dataset[Sample | ImagesError]):
         try:
             return self._dataset[index]
         except ImagesError as error:
-            return error
+            return error  # raised in a worker process, it would reach the user inside that worker's traceback
 
 
 def _collated(samples: list[Sample | ImagesError]) -> Batch | ImagesError:
@@ -137,10 +122,9 @@ def _collated(samples: list[Sample | ImagesError]) -> Batch | ImagesError:
 
 @dataclass(frozen=True, eq=False)
 class BatchLoader:
-    """One epoch's batches, from `make_loader`: `(image_ids int64[B], images float32[B, 3, S, S], votes int64[B, 10])`.
+    """One epoch's batches, `(image_ids int64[B], images float32[B, 3, S, S], votes int64[B, 10])`.
 
-    Raises:
-        ImagesError: While iterating, if an image has become unreadable since it was scanned.
+    Iterating raises ImagesError if an image has become unreadable since it was scanned.
     """
 
     _loader: DataLoader[Sample | ImagesError]
@@ -168,20 +152,9 @@ def make_loader(  # noqa: PLR0913  # each is a setting of the epoch, given by na
 ) -> BatchLoader:
     """Return one epoch's batches. Make a new loader each epoch: its workers then know the epoch.
 
-    Order and augmentation depend only on seed and epoch; torch's generators are neither used nor advanced.
-
-    Args:
-        dataset: The images; it is not changed.
-        batch_size: Images per batch.
-        shuffle: Shuffle by seed and epoch.
-        seed: Any integer from 0.
-        epoch: Counted from 0.
-        num_workers: Processes that load ahead; 0 loads in this process.
-        start_batch: Batches of the epoch to skip without decoding, as after a resume.
-        drop_last: Skip a last batch that is not full.
-
-    Raises:
-        ConfigError: There are fewer images than one batch, or `start_batch` is beyond the last batch of the epoch.
+    Order and augmentation depend only on seed and epoch; torch's generators are neither used nor advanced. Skip
+    `start_batch` batches without decoding, as after a resume, and with `drop_last` a last batch that is not full. Raise
+    ConfigError if there are fewer images than one batch, or `start_batch` is beyond the last batch of the epoch.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(dataset)) if shuffle else np.arange(len(dataset))

@@ -39,15 +39,11 @@ _UPRIGHT = {
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """Decode an image fully, upright, as 8-bit RGB.
+    """Decode an image fully, upright, as 8-bit RGB, or raise ImagesError; no substitute image is returned.
 
     Greyscale, CMYK, progressive and palette images become RGB; transparency is blended with white; EXIF orientation is
     applied; the first frame of an animation is used. Colour profiles are not applied. The format is detected from the
-    content, not from the name.
-
-    Raises:
-        ImagesError: The file is missing, empty, truncated, not an image, or larger than Pillow's limit for
-            decompression bombs. No substitute image is returned.
+    content, not from the name. Images above Pillow's limit for decompression bombs are refused.
     """
     path = Path(path)
     try:
@@ -56,8 +52,7 @@ def open_rgb(path: str | Path) -> Image.Image:
         reason = system_reason(error) if isinstance(error, OSError) else error
         raise ImagesError(
             f"{path}: {reason}. Restore the file and continue with --resume, or start over with --restart: the scan "
-            "for "
-            "broken images then excludes it."
+            "for broken images then excludes it."
         ) from error
 
 
@@ -89,16 +84,13 @@ def _rgb(image: Image.Image, *, transparent: bool) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
+# `catch_warnings` replaces a list that all threads share, so pixels are decoded outside this lock.
 _warnings_lock = Lock()
 
 
 @contextmanager
 def _pillow_warnings() -> Iterator[None]:
-    """Turn Pillow's warning about a decompression bomb into an error, and ignore its warnings about metadata.
-
-    `catch_warnings` replaces a list that all threads share, so only one thread may be inside at a time. Pixels are
-    decoded outside.
-    """
+    """Turn Pillow's warning about a decompression bomb into an error, and ignore its warnings about metadata."""
     with _warnings_lock, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -142,26 +134,18 @@ _CACHE_SCHEMA = pa.schema(_CACHE_COLUMNS, metadata={"ava_pipeline.scan": f"1, Pi
 
 @dataclass(frozen=True, eq=False)
 class ImageScan:
-    """The result of a scan.
+    """The result of a scan."""
 
-    Attributes:
-        good_ids: int64[G], the ids whose image decodes fully, in the given order.
-        excluded: One row for every other id: `image_id` (int64), `file`, `reason`.
-    """
-
-    good_ids: Int64Array
-    excluded: pd.DataFrame
+    good_ids: Int64Array  # int64[G], the ids whose image decodes fully, in the given order
+    excluded: pd.DataFrame  # one row for every other id: `image_id` (int64), `file`, `reason`
 
 
 class _Check(NamedTuple):
-    """The outcome for one file: `reason` is empty for a good image.
+    """The outcome for one file."""
 
-    `size_bytes` is -1 if the system could not read the file; no file has that size, so it is tried again every time.
-    """
-
-    size_bytes: int
+    size_bytes: int  # -1 if the system could not read the file: no file has that size, so it is tried again every time
     mtime_ns: int
-    reason: str
+    reason: str  # empty for a good image
 
 
 def image_path(folder: Path, image_id: int) -> Path:
@@ -180,18 +164,13 @@ def scan_images(
 ) -> ImageScan:
     """Decode every image once and separate the good ones from the rest.
 
-    Args:
-        folder: Contains `<image_id>.jpg` files.
-        image_ids: The ids to check, int64[N].
-        cache_path: Caches outcomes by id, file size and modification time, so that only new or changed files are
-            decoded. A damaged cache is rebuilt. Outcomes from before an interruption are kept.
-        max_bad_fraction: Fraction of unusable images, 0 to 1, above which the scan fails.
-        num_workers: Number of threads. None uses a few more than there are cores, for slow disks; 0 uses one.
-        on_progress: Called in this thread with the number of images done and the total.
+    `cache_path` keeps outcomes by id, file size and modification time, so that only new or changed files are decoded; a
+    damaged cache is rebuilt, and outcomes from before an interruption are kept. `num_workers` is a number of threads:
+    None uses a few more than there are cores, for slow disks; 0 uses one. `on_progress` is called in this thread with
+    the number of images done and the total.
 
-    Raises:
-        ConfigError: The folder is missing.
-        ImagesError: More than `max_bad_fraction` of the images cannot be used.
+    Raise ConfigError if the folder is missing, ImagesError if more than `max_bad_fraction` of the images cannot be
+    used.
     """
     folder, cache_path = Path(folder), Path(cache_path)
     _refuse_unusable(folder)
@@ -225,8 +204,7 @@ def _refuse_unusable(folder: Path) -> None:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ImagesError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: Pillow would return truncated images padded with grey as if "
-            "they were "
-            "complete. Leave it False; truncated images are excluded and listed."
+            "they were complete. Leave it False; truncated images are excluded and listed."
         )
 
 

@@ -26,22 +26,13 @@ _log = logging.getLogger("ava_pipeline")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainData:
-    """The data of a run.
-
-    Attributes:
-        config: the run's config.
-        labels: one row per image, including unused images.
-        scan: which images are usable, and why the others are not.
-        split: disjoint ids of usable images.
-        train: the training images, augmented.
-        val: the validation images.
-    """
+    """The data of a run."""
 
     config: RunConfig
-    labels: pd.DataFrame
-    scan: ImageScan
-    split: Split
-    train: AvaDataset
+    labels: pd.DataFrame  # one row per image, including unused images
+    scan: ImageScan  # which images are usable, and why the others are not
+    split: Split  # disjoint ids of usable images
+    train: AvaDataset  # augmented
     val: AvaDataset
 
     @property
@@ -55,11 +46,7 @@ class TrainData:
         return len(self.val_batches())
 
     def train_batches(self, epoch: int, *, start_batch: int = 0) -> BatchLoader:
-        """An epoch's batches from `start_batch`, in the order given by seed and epoch.
-
-        Raises:
-            ConfigError: there are fewer images than one batch.
-        """
+        """An epoch's batches, ordered by seed and epoch; raise ConfigError if the images do not fill a batch."""
         return make_loader(
             self.train,
             batch_size=self.config.train.batch_size,
@@ -97,11 +84,7 @@ class TrainData:
         }
 
     def save(self, layout: RunLayout) -> None:
-        """Write the split and the excluded images into the run.
-
-        Raises:
-            TrainingError: a file could not be written.
-        """
+        """Write the split and the excluded images into the run; raise TrainingError if that fails."""
         with training_error_if_refused(split_path(layout)):
             self.split.save(split_path(layout))
         with training_error_if_refused(excluded_path(layout)):
@@ -113,17 +96,10 @@ class TrainData:
 
 
 def prepare_data(config: RunConfig, layout: RunLayout, display: Display, *, resume: bool) -> TrainData:
-    """Read the labels, check every image that may be used, and split.
+    """Read the labels, check every image that may be used, and split; with `resume`, use the run's saved split again.
 
-    Args:
-        config: the run's config.
-        layout: the run directory; with `resume`, its saved split is used again.
-        display: shows the progress of generating and scanning.
-        resume: use the run's saved split.
-
-    Raises:
-        ConfigError: a path is missing.
-        DataError: labels, images or split cannot be used, or images of the saved split are missing.
+    Raise ConfigError if a path is missing, and DataError if labels, images or split cannot be used, or images of the
+    saved split are missing.
     """
     data = config.data
     if data.sample is not None:

@@ -41,20 +41,11 @@ def write_sample_data(
     image_size: int = 96,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `AVA.txt`, `images/<id>.jpg` and a `README.txt` that describes them.
+    """Write `AVA.txt`, `images/<id>.jpg` and a `README.txt` that describes them; the same settings give the same data.
 
-    The same settings give the same data. The folder appears complete or not at all; a folder that already holds the
-    data of the same settings is not changed.
-
-    Args:
-        folder: The target; missing, empty, or written by an earlier call.
-        num_images: Number of images, at least 1.
-        seed: Any integer from 0.
-        image_size: Width and height in pixels, at least 32.
-        on_progress: Called with the number of images done and the total.
-
-    Raises:
-        ConfigError: The folder has other content, or a number is out of range.
+    The folder appears complete or not at all; a folder that already holds the data of the same settings is not changed.
+    `image_size` is width and height in pixels; `on_progress` is called with the number of images done and the total.
+    Raise ConfigError if the folder has other content, or a number is out of range.
     """
     folder = Path(folder)
     _refuse_numbers(num_images=num_images, seed=seed, image_size=image_size)
@@ -100,7 +91,6 @@ def _refuse_other_content(folder: Path, readme: str, num_images: int) -> None:
 def _write(
     data: Path, *, num_images: int, seed: int, image_size: int, on_progress: Callable[[int, int], None] | None
 ) -> None:
-    """Write labels and images into a new folder."""
     (data / "images").mkdir(parents=True)
     rng = np.random.default_rng(seed)
     attributes = rng.uniform(size=(num_images, len(WEIGHTS)))
@@ -157,14 +147,12 @@ def _draw(rng: np.random.Generator, look: FloatArray, size: int) -> Image.Image:
 
 
 def _scene(rng: np.random.Generator, size: int, placement: float) -> tuple[FloatArray, FloatArray]:
-    """Return light, float64[S, S] in [-1, 1], and colour without light, float64[S, S, 3], of a random scene.
-
-    The disc lies on a diagonal: at a crossing of the thirds if placement is 1, in the corner if it is 0.
-    """
+    """Return light, float64[S, S] in [-1, 1], and colour without light, float64[S, S, 3], of a random scene."""
     y, x = np.mgrid[0:size, 0:size] / size - 0.5
     angle = rng.uniform(0, np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)
     stripes = np.sign(np.sin(2 * np.pi * rng.uniform(8, 11) * along + rng.uniform(0, 6)))
+    # The disc lies on a diagonal: at a crossing of the thirds if placement is 1, in the corner if it is 0.
     centre = (1 / 6 + (1 - placement) * 0.22) * rng.choice([-1, 1], size=2)
     disc = np.hypot(x - centre[0], y - centre[1]) < rng.uniform(0.11, 0.14)
     light = np.where(disc, 1.0, 0.45 * stripes - 0.3 + rng.uniform(-0.3, 0.3) * along)

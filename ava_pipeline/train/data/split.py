@@ -25,10 +25,9 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Three disjoint sets of image ids, each int64, ascending. `test` may be empty.
+    """Three sets of image ids, each int64, ascending. `test` may be empty.
 
-    Raises:
-        SplitError: Two sets share ids, or `train` or `val` is empty.
+    Raise SplitError if two sets share ids, or `train` or `val` is empty.
     """
 
     train: Int64Array
@@ -52,11 +51,7 @@ class Split:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a split that `save` wrote.
-
-        Raises:
-            SplitError: The file is missing or has another format.
-        """
+        """Read a split that `save` wrote; raise SplitError if the file is missing or has another format."""
         try:
             frame = pd.read_csv(path, dtype={"image_id": np.int64, "set": str}, keep_default_na=False)
             known = frame["set"].isin([field.name for field in fields(cls)]).all()
@@ -69,15 +64,9 @@ class Split:
         return cls(*(frame.loc[frame["set"] == field.name, "image_id"].to_numpy() for field in fields(cls)))
 
     def check_usable(self, path: Path, usable_ids: npt.ArrayLike, reasons: Mapping[int, str]) -> None:
-        """Refuse a split whose training or validation images are not all usable any more.
+        """Raise SplitError, naming the images, unless `usable_ids`, int64[N], holds all for training and validation.
 
-        Args:
-            path: The file of the split.
-            usable_ids: int64[N], the images that have labels and can be decoded.
-            reasons: Id -> why its image cannot be decoded, for ids with labels.
-
-        Raises:
-            SplitError: Images are missing; the message names them and the ways to continue.
+        `usable_ids` have labels and can be decoded; `reasons` says, for ids with labels, why an image cannot.
         """
         gone = np.setdiff1d(np.union1d(self.train, self.val), np.asarray(usable_ids, dtype=np.int64)).tolist()
         if gone:
@@ -89,25 +78,17 @@ class Split:
 
 
 def split_by_hash(image_ids: npt.ArrayLike, *, fractions: Sequence[float], seed: int) -> Split:
-    """Assign each image to a set by a hash of its id and the seed.
+    """Assign each image to a set by a hash of its id and the seed; `fractions`, of train, val and test, sum to 1.
 
     The set of an image depends on nothing else: not on the order or number of other images, the machine or library
-    versions. If images are added, existing images stay in their sets.
-
-    Args:
-        image_ids: The ids to split, int64[N].
-        fractions: The expected shares of train, val and test. They sum to 1.
-        seed: Any integer; different seeds give independent splits.
-
-    Raises:
-        SplitError: The fractions are invalid, or `train` or `val` would be empty.
+    versions. If images are added, existing images stay in their sets. Raise SplitError if the fractions are invalid, or
+    `train` or `val` would be empty.
     """
     shares = np.asarray(fractions, dtype=np.float64)
     if shares.shape != (3,) or not (shares >= 0).all() or not np.isclose(shares.sum(), 1):
         raise SplitError(
             f"The split's fractions are {list(fractions)}; expected three fractions for train, val and test, not "
-            "negative, "
-            "that sum to 1, such as 0.8, 0.1, 0.1."
+            "negative, that sum to 1, such as 0.8, 0.1, 0.1."
         )
     ids = np.asarray(image_ids, dtype=np.int64)
     place = _uniform(ids, seed)
@@ -133,14 +114,9 @@ def _splitmix64(state: UInt64Array) -> UInt64Array:
 def split_from_files(paths: Mapping[str, str | Path], known_ids: npt.ArrayLike) -> Split:
     """Read each set from a list of image ids: one per line, with or without `.jpg`, comments after `#`.
 
-    Args:
-        paths: `train`, `val` and, if wanted, `test` -> file.
-        known_ids: int64[N], the images that have labels and can be decoded. Other listed ids are skipped,
-            with one warning per file.
-
-    Raises:
-        ConfigError: A file is missing or cannot be read.
-        SplitError: Lines are not ids, sets share ids, or `train` or `val` is missing or empty.
+    `paths` maps `train`, `val` and, if wanted, `test` to files. Ids that are not among `known_ids`, int64[N], are
+    skipped, with one warning per file. Raise ConfigError if a file cannot be read, and SplitError if lines are not ids,
+    sets share ids, or `train` or `val` is missing or empty.
     """
     names = [field.name for field in fields(Split)]
     if not {"train", "val"} <= paths.keys() <= set(names):
@@ -152,17 +128,11 @@ def split_from_files(paths: Mapping[str, str | Path], known_ids: npt.ArrayLike) 
 
 
 def listed_ids(paths: Mapping[str, str | Path]) -> Int64Array:
-    """Return every id in the lists, int64[N], known or unknown.
-
-    Raises:
-        ConfigError: A file is missing or cannot be read.
-        SplitError: Lines are not ids.
-    """
+    """Return every id in the lists; raise ConfigError if a file cannot be read, SplitError if a line is not an id."""
     return np.concatenate([np.array([], np.int64), *(_read_ids(Path(path)) for path in paths.values())])
 
 
 def _read_ids(path: Path) -> Int64Array:
-    """Return the ids of a list in the file's order."""
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:

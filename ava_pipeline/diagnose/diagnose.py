@@ -104,7 +104,8 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
         for name in ("gradient_norms", "learning_rates", "steps")
     )
     evidence = Evidence(norms=norms, rates=rates, steps=steps, groups=manifest.groups)
-    events = read_table(opened.layout, RunTable.of(EVENTS)).to_pylist()
+    # To make a Python object of a timestamp, pyarrow loads pandas.
+    events = read_table(opened.layout, RunTable.of(EVENTS)).drop_columns(["time_utc"]).to_pylist()
     findings = [
         *(_with_samples(finding, events) for finding in listed_findings(evidence, limits)),
         *gap_findings(events, attempt_spans(manifest), norms.batch_idx),

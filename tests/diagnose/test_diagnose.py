@@ -226,6 +226,16 @@ def test_a_directory_that_is_not_a_run_is_wrong_usage(tmp_path: Path) -> None:
         diagnose_run(tmp_path)
 
 
+def test_a_diagnosis_loads_neither_pandas_nor_scipy(tmp_path: Path) -> None:
+    """In a fresh interpreter, for a run with rows, events and findings."""
+    code = (
+        "import sys; from ava_pipeline import diagnose_run; assert diagnose_run(sys.argv[1]).findings; "
+        "print(sorted({'pandas', 'scipy'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(built(tmp_path))]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_help_gives_an_example() -> None:
     """And the exit statuses."""
     text = CliRunner().invoke(app, ["diagnose", "--help"]).output

@@ -1,37 +1,55 @@
-"""docs/extending.md holds: one file is enough for a new measure."""
+"""docs/extending.md holds: a measure and a writer in files of the user's own, given to the collector."""
 
+import json
 import re
-import sys
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ava_pipeline import TelemetryCollector, open_run
-from ava_pipeline.collect import measures
+from ava_pipeline import (
+    KEY_COLUMNS,
+    Column,
+    Measure,
+    MisuseError,
+    Reading,
+    Table,
+    TelemetryCollector,
+    Writer,
+    open_run,
+    recover_run,
+    validate_run,
+)
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.validate.validate import validate_run
 from tests.collect.models import TinyNet, tiny, train
+from tests.scripts import run_script
 
 DOC = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
-@pytest.fixture
-def weight_norms(tmp_path: Path) -> Iterator[None]:
-    """The file of the docs, put where measures are found."""
-    found = re.search(r"```python\n# ava_pipeline/collect/measures/(\w+)\.py\n(.*?)```", DOC.read_text(), re.DOTALL)
+def code(file: str) -> str:
+    """A file of the page."""
+    found = re.search(rf"```python\n# {file}\n(.*?)```", DOC.read_text(), re.DOTALL)
     assert found
-    folder = tmp_path / "measures"
-    folder.mkdir()
-    (folder / f"{found[1]}.py").write_text(found[2])
-    measures.__path__.append(str(folder))
-    yield
-    measures.__path__.remove(str(folder))
-    sys.modules.pop(f"{measures.__name__}.{found[1]}")
+    return found[1]
+
+
+def from_page(file: str, name: str) -> Any:
+    """A class of the page."""
+    names: dict[str, Any] = {}
+    exec(code(file), names)  # noqa: S102  # the page's own code
+    return names[name]
+
+
+WeightNorms: type[Measure] = from_page("weight_norms.py", "WeightNorms")
+JsonLines: type[Writer] = from_page("json_lines.py", "JsonLines")
+TABLES = ["gradient_norms", "learning_rates", "steps", "weight_norms"]
 
 
 def reference(model: TinyNet) -> float:
@@ -39,11 +57,16 @@ def reference(model: TinyNet) -> float:
     return float(torch.cat([one.detach().double().reshape(-1) for one in model.mlp_head.parameters()]).norm())
 
 
-def test_weight_norms_in_one_file(weight_norms: None, tmp_path: Path) -> None:
+def batches(path: Path) -> list[int]:
+    """The batches in a file of JSON Lines."""
+    return [json.loads(line)["batch_idx"] for line in path.read_text().splitlines()]
+
+
+def test_a_measure_in_one_file(tmp_path: Path) -> None:
     """Both formats, the schema, the manifest and validation follow from the declaration."""
     run, (model, optimizer) = tmp_path / "run", tiny()
     before = reference(model)
-    with TelemetryCollector(model, optimizer, run, collect_every_n=1) as telemetry:
+    with TelemetryCollector(model, optimizer, run, collect_every_n=1, measures=[WeightNorms]) as telemetry:
         train(telemetry, model, optimizer, 3)
     csv = pd.read_csv(run / "telemetry" / "weight_norms.csv")
     parquet = pq.read_table(run / "telemetry" / "weight_norms.parquet")
@@ -56,13 +79,190 @@ def test_weight_norms_in_one_file(weight_norms: None, tmp_path: Path) -> None:
     assert validate_run(run) == []
 
 
-def test_its_damage_is_found(weight_norms: None, tmp_path: Path) -> None:
+def test_its_damage_is_found(tmp_path: Path) -> None:
     """The rule of the sum of squares holds for the new table as for the old ones."""
     run, (model, optimizer) = tmp_path / "run", tiny()
-    with TelemetryCollector(model, optimizer, run, collect_every_n=1, formats=["csv"]) as telemetry:
+    options: dict[str, Any] = {"collect_every_n": 1, "formats": ["csv"], "measures": [WeightNorms]}
+    with TelemetryCollector(model, optimizer, run, **options) as telemetry:
         train(telemetry, model, optimizer, 3)
     path = run / "telemetry" / "weight_norms.csv"
     frame = pd.read_csv(path)
     frame["mlp_layer_0"] = frame["mlp_layer_0"].to_numpy() * np.array([1.0, 1.5, 1.0])
     frame.to_csv(path, index=False)
-    assert [(one.id, one.row) for one in validate_run(run)] == [("norms.head-sum", 2)]
+    assert [str(one).partition("[")[2] for one in validate_run(run)] == ["norms.head-sum]"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ava_pipeline import TelemetryCollector
+from tests.collect.models import tiny, train
+from tests.test_extending import JsonLines, WeightNorms
+
+model, optimizer = tiny()
+telemetry = TelemetryCollector(
+    model, optimizer, Path(sys.argv[1]), collect_every_n=1, measures=[WeightNorms], writers=[JsonLines]
+)
+train(telemetry, model, optimizer, 4)
+assert telemetry.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_run_with_both_is_killed_recovered_and_resumed(tmp_path: Path) -> None:
+    """The tables continue; a file of the user's own format starts over, and its older rows are kept."""
+    run = tmp_path / "run"
+    run_script(KILLED, run, code=-9)
+    lines = {name: (run / "telemetry" / f"{name}.jsonl").read_bytes() for name in TABLES}
+    assert batches(run / "telemetry" / "weight_norms.jsonl") == [1, 2, 3, 4]
+    assert recover_run(run).is_complete
+    assert {name: (run / "telemetry" / f"{name}.jsonl").read_bytes() for name in TABLES} == lines
+    assert validate_run(run) == []
+    model, optimizer = tiny()
+    options: dict[str, Any] = {"collect_every_n": 1, "measures": [WeightNorms], "writers": [JsonLines]}
+    with TelemetryCollector(model, optimizer, run, **options) as telemetry:
+        telemetry.load_state_dict({"batch_idx": 3, "epoch": 0})
+        train(telemetry, model, optimizer, 2)
+    assert open_run(run).table("weight_norms")["batch_idx"].tolist() == [1, 2, 3, 4, 5]
+    assert batches(run / "telemetry" / "weight_norms.jsonl") == [4, 5]
+    older = run / "telemetry" / "superseded" / "attempt-2"
+    assert {name: (older / f"{name}.jsonl").read_bytes() for name in TABLES} == lines
+    assert "fewer" not in (run / "telemetry" / "events.csv").read_text()
+    assert validate_run(run) == []
+    shutil.rmtree(run)
+
+
+class Failing(WeightNorms):  # type: ignore[misc, valid-type]  # a class of the page
+    """Raises where a step is read, and where its columns are made."""
+
+    table = WeightNorms.table.model_copy(update={"name": "failing"})
+
+    def read(self, snapshot: Any) -> Reading:
+        """Raise at every second step."""
+        self.num_read = getattr(self, "num_read", 0) + 1
+        if self.num_read % 2:
+            raise ZeroDivisionError("a measure with a bug")
+        reading: Reading = super().read(snapshot)
+        return reading
+
+    def columns(self, numbers: Any, layout: object) -> Any:  # noqa: ARG002  # none is used
+        """Raise always."""
+        raise KeyError("another bug")
+
+
+class NoReading(WeightNorms):  # type: ignore[misc, valid-type]  # as above
+    """Cannot be made."""
+
+    table = WeightNorms.table.model_copy(update={"name": "never"})
+
+    def __init__(self, targets: object) -> None:  # noqa: ARG002  # as above
+        raise OSError("no such library")
+
+
+def test_a_measure_that_fails_costs_its_own_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The other tables have every row, and events say what went wrong."""
+    run, (model, optimizer) = tmp_path / "run", tiny()
+    measures: list[type[Measure]] = [Failing, NoReading, WeightNorms]
+    with TelemetryCollector(model, optimizer, run, collect_every_n=1, measures=measures) as telemetry:
+        train(telemetry, model, optimizer, 4)
+    assert telemetry.stats().failed == 4
+    tables = open_run(run)
+    assert tables.table("weight_norms")["batch_idx"].tolist() == [1, 2, 3, 4]
+    assert tables.gradient_norms()["batch_idx"].tolist() == [1, 2, 3, 4]
+    assert tables.table("failing")["batch_idx"].tolist() == []
+    messages = [str(message) for message in tables.events()["message"]]
+    assert [("a measure with a bug" in one, "another bug" in one) for one in messages] == [
+        (True, False), (False, True), (True, False), (False, True),
+    ]  # fmt: skip
+    assert any("the measure NoReading could not be made" in message for message in caplog.messages)
+
+
+def test_a_measure_that_raises_in_the_training_thread_ends_a_strict_run(tmp_path: Path) -> None:
+    """With on_error="raise", out of the `step` that it fails on."""
+    model, optimizer = tiny()
+    telemetry = TelemetryCollector(
+        model, optimizer, tmp_path / "run", collect_every_n=1, measures=[Failing], on_error="raise"
+    )
+    with pytest.raises(ZeroDivisionError, match="a measure with a bug"):
+        train(telemetry, model, optimizer, 1)
+    telemetry.close()
+
+
+class FullDisk(JsonLines):  # type: ignore[misc, valid-type]  # a class of the page
+    """Refuses every batch of one table, and cannot be opened for another one."""
+
+    suffix = "full"
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        if path.stem == "steps":
+            raise PermissionError("not allowed")
+        super().__init__(path, schema)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Refuse the learning rates."""
+        if self.path.stem == "learning_rates":
+            raise OSError("no space left on device")
+        super().write(batch)
+
+
+def test_a_writer_that_fails_costs_its_own_file(tmp_path: Path) -> None:
+    """The steps count as failed, the file is named, and the built-in formats have every row."""
+    run, (model, optimizer) = tmp_path / "run", tiny()
+    with TelemetryCollector(model, optimizer, run, collect_every_n=1, writers=[FullDisk]) as telemetry:
+        train(telemetry, model, optimizer, 3)
+    assert telemetry.stats().failed == 3
+    assert batches(run / "telemetry" / "gradient_norms.full") == [1, 2, 3]
+    assert open_run(run).steps()["batch_idx"].tolist() == [1, 2, 3]
+    events = open_run(run).events()
+    assert {"learning_rates.full", "steps.full"} == set(events[events["event"] == "failed_write"]["column"])
+    assert validate_run(run) == []
+
+
+class Unnamed(WeightNorms):  # type: ignore[misc, valid-type]  # a class of the page
+    """A table without the key columns."""
+
+    table = Table(name="unnamed", description="", columns=(Column(name="x", dtype="int64", description=""),))
+
+
+class Taken(WeightNorms):  # type: ignore[misc, valid-type]  # as above
+    """A built-in table's name."""
+
+    table = Table(name="Steps", description="", columns=KEY_COLUMNS)
+
+
+class Dotted(JsonLines):  # type: ignore[misc, valid-type]  # as above
+    """A suffix that is no single word."""
+
+    suffix = "../x"
+
+
+class Csv(JsonLines):  # type: ignore[misc, valid-type]  # as above
+    """A built-in suffix."""
+
+    suffix = "CSV"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"measures": WeightNorms}, "measures: expected a list of subclasses of Measure"),
+        ({"measures": [JsonLines]}, "measures: expected subclasses of Measure"),
+        ({"measures": [object()]}, "give the class, not an object"),
+        ({"measures": [Measure]}, "Measure does not define columns, read"),
+        ({"measures": [Unnamed]}, "begin with KEY_COLUMNS"),
+        ({"measures": [Taken]}, "the table name 'Steps' of Taken is taken"),
+        ({"measures": [WeightNorms, WeightNorms]}, "'weight_norms' of WeightNorms is taken"),
+        ({"writers": JsonLines}, "writers: expected a list of subclasses of Writer"),
+        ({"writers": ["jsonl"]}, "writers: expected subclasses of Writer"),
+        ({"writers": [Writer]}, "Writer does not define close, sync, write"),
+        ({"writers": [Dotted]}, "suffix to be letters and digits"),
+        ({"writers": [Csv]}, "the suffix 'CSV' of Csv is taken"),
+        ({"writers": [JsonLines, JsonLines]}, "the suffix 'jsonl' of JsonLines is taken"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_where_it_is_given(
+    arguments: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """As wrong arguments are everywhere: what was expected, what was given, what to do."""
+    with pytest.raises(MisuseError, match=re.escape(message)):
+        TelemetryCollector(*tiny(), tmp_path, **arguments)

@@ -27,48 +27,28 @@ _COLORS = {"better": "green", "worse": "red", "unclear": "dim"}
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image in both files.
-
-    Attributes:
-        image_id: its id in the first file.
-        gt_mean: its true mean score in the first file.
-        pred_mean: the mean score that the first file predicts.
-        other_mean: the mean score that the second file predicts.
-    """
+    """An image in both files; its id and its true mean score are those of the first file."""
 
     image_id: int | str
     gt_mean: float
     pred_mean: float
-    other_mean: float
+    other_mean: float  # predicted by the second file
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two files of predictions, compared on the images that both hold.
-
-    Attributes:
-        path: the first file.
-        other_path: the second file.
-        num_images: images in both.
-        num_only: images in the first file only.
-        num_only_other: images in the second file only.
-        num_other_truth: images whose true mean score differs between the files.
-        metrics: of the first file, on the images in both.
-        other_metrics: of the second file, on the same images.
-        difference: first minus second, resample by resample of the same images.
-        furthest: the images whose predicted mean scores differ most, largest difference first.
-    """
+    """Two files of predictions, compared on the images that both hold."""
 
     path: Path
     other_path: Path
-    num_images: int
-    num_only: int
+    num_images: int  # in both files; all metrics are computed on these images
+    num_only: int  # images in the first file only
     num_only_other: int
-    num_other_truth: int
+    num_other_truth: int  # images whose true mean score differs between the files
     metrics: Metrics
     other_metrics: Metrics
-    difference: Interval
-    furthest: tuple[Image, ...]
+    difference: Interval  # first minus second, resample by resample of the same images
+    furthest: tuple[Image, ...]  # whose predicted mean scores differ most, largest difference first
 
     def verdicts(self) -> dict[str, str]:
         """For each metric `better` or `worse` if 0 lies outside its interval, else `unclear`."""
@@ -101,10 +81,8 @@ class Comparison:
 def compare(path: Path, other: Path, *, num_resamples: int) -> Comparison:
     """Compare two files of predictions, or the last epochs of two runs.
 
-    Args:
-        path: a Parquet file, or a run directory; of a run, the last epoch of the set `val`, or of its only set.
-        other: likewise.
-        num_resamples: resamples of the bootstrap, 1 or more.
+    A path is a Parquet file or a run directory; of a run, the set `val` or else its only set is compared.
+    `num_resamples` is 1 or more.
 
     Raises:
         NotARunError: there are no predictions at a path.
@@ -133,7 +111,6 @@ def compare(path: Path, other: Path, *, num_resamples: int) -> Comparison:
 
 
 def _last_epoch(path: Path) -> Path:
-    """The file itself, or the last epoch of a run."""
     paths = prediction_paths(path)
     if path.is_file():
         return path
@@ -172,7 +149,6 @@ def _rows_by_id(predicted: Predicted) -> Mapping[str, int]:
 
 
 def _take(predicted: Predicted, rows: list[int]) -> Predicted:
-    """The same file with these rows only."""
     ids = predicted.image_ids
     return Predicted(
         path=predicted.path,
@@ -218,12 +194,7 @@ def _finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def show_comparison(found: Comparison, *, generated: bool) -> None:
-    """Print the metrics of both files and their differences, then the images that differ most.
-
-    Args:
-        found: the comparison.
-        generated: whether a title says that the images are generated.
-    """
+    """Print the metrics of both files and their differences, then the images that differ most."""
     console = Console()
     console.print(_comparison_table(found, generated=generated))
     for line in _notes(found):

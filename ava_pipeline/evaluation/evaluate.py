@@ -38,15 +38,9 @@ Resampled: TypeAlias = Mapping[str, Floats]  # metric -> [resamples]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The range that holds 95 % of the resamples, for each metric; nan where a metric is not defined.
+    """The range that holds 95 % of the resamples, for each metric; nan where a metric is not defined."""
 
-    Attributes:
-        low: 2.5 % of the resamples lie below.
-        high: 2.5 % of the resamples lie above.
-        num_resamples: the number of resamples behind the interval.
-    """
-
-    low: Metrics
+    low: Metrics  # 2.5 % of the resamples lie below
     high: Metrics
     num_resamples: int
 
@@ -58,23 +52,14 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The metrics of one file of predictions.
-
-    Attributes:
-        path: the Parquet file.
-        num_images: rows in it.
-        metrics: the metrics of its predictions.
-        constant: the metrics of predicting the file's mean true distribution for every image.
-        interval: how much the metrics would vary with other images from the same source; None without resamples.
-        file: the set and the epoch of the file; None if its name does not contain them.
-    """
+    """The metrics of one file of predictions."""
 
     path: Path
     num_images: int
     metrics: Metrics
-    constant: Metrics
-    interval: Interval | None = None
-    file: PredictionFile | None = None
+    constant: Metrics  # of predicting the file's mean true distribution for every image
+    interval: Interval | None = None  # None without resamples
+    file: PredictionFile | None = None  # set and epoch; None if the file's name does not contain them
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; null where a metric is not defined."""
@@ -115,14 +100,10 @@ def evaluate(path: str | PathLike[str], *, num_resamples: int = 0) -> Evaluation
 
 
 def prediction_paths(path: Path) -> Sequence[Path]:
-    """List the files of predictions at a path, by set and epoch.
+    """List the files of predictions of a run directory, a predictions folder or a Parquet file, by set and epoch.
 
-    Args:
-        path: a run directory, its predictions folder or a Parquet file.
-
-    Raises:
-        NotARunError: there are no predictions, or the file is not Parquet.
-        DamagedFileError: a file lies outside the run.
+    Raise NotARunError if there are no predictions, or if the file is not Parquet, and DamagedFileError if a file lies
+    outside the run.
     """
     if path.is_file():
         if not _begins_as_parquet(path):
@@ -168,17 +149,10 @@ def _ends(values: Floats) -> Floats:
 
 
 def resampled(sets: Sequence[Predicted], num_resamples: int, *, seed: int = SEED) -> list[Resampled]:
-    """Compute each metric on resamples of the images.
+    """Compute each metric on resamples of the images: metric -> [num_resamples] float64, for each set.
 
-    Every set is resampled alike, so that the differences between two sets are paired.
-
-    Args:
-        sets: predictions for the same images, in the same order.
-        num_resamples: number of draws, 1 or more.
-        seed: of the random generator.
-
-    Returns:
-        For each set, metric -> [num_resamples] float64.
+    The sets are predictions for the same images in the same order. They are resampled alike, so that the differences
+    between two sets are paired.
     """
     images = [_Images(predicted) for predicted in sets]
     num_images = sets[0].num_images

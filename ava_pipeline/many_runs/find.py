@@ -14,16 +14,11 @@ Pattern = str | PathLike[str]
 
 
 def find_runs(patterns: Pattern | Iterable[Pattern]) -> dict[str, RunLayout]:
-    """Find every run directory that a pattern matches, damaged ones included, by name.
+    """Find every run directory that a pattern with `*`, `?`, `[…]` or `**` matches, damaged ones included, by name.
 
     A run's name is the part of its path from the pattern's first wildcard on: `try-1` for `outputs/ava/*`, `ava/try-1`
-    for `outputs/*/*`. Runs that would have the same name are named by their paths.
-
-    Args:
-        patterns: a run directory, a pattern with `*`, `?`, `[…]` or `**`, or several of them.
-
-    Raises:
-        NotARunError: nothing that matches is a run.
+    for `outputs/*/*`. Runs that would have the same name are named by their paths. Raise NotARunError if nothing that
+    matches is a run.
     """
     given: list[Pattern] = [patterns] if isinstance(patterns, str | PathLike) else list(patterns)
     found = {path: name for pattern in given for path, name in _matches(fspath(pattern)) if _may_be_run(path)}

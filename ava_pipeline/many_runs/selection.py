@@ -38,11 +38,7 @@ class Clause(NamedTuple):
 
 
 def parse_where(text: str) -> list[Clause]:
-    """Parse comparisons joined by `and` or a comma, all of which must hold.
-
-    Raises:
-        MisuseError: the text is not a condition; the message names the part that cannot be read.
-    """
+    """Parse comparisons joined by `and` or a comma. Raise MisuseError that names the part that cannot be read."""
     clauses, position = [], 0
     while True:
         match = _CLAUSE.match(text, position)
@@ -61,14 +57,8 @@ def parse_where(text: str) -> list[Clause]:
 def where(summaries: Sequence[Summary], text: str) -> list[Summary]:
     """The runs for which a condition holds, and the runs that cannot be read, for which it is unknown.
 
-    A comparison does not hold for a run that lacks a value of that name.
-
-    Args:
-        summaries: the runs.
-        text: the condition.
-
-    Raises:
-        MisuseError: the text is not a condition, or no run has a value of a name in it.
+    A comparison does not hold for a run that lacks a value of that name. Raise MisuseError if the text is not a
+    condition, or if no run has a value of a name in it.
     """
     known = _names(summaries)
     clauses = [clause._replace(name=_full_name(clause.name, known)) for clause in parse_where(text)]
@@ -78,12 +68,7 @@ def where(summaries: Sequence[Summary], text: str) -> list[Summary]:
 def ordered(summaries: Sequence[Summary], text: str) -> list[Summary]:
     """Sort runs by a metric, best first, or by another value, least first; runs without the value come last.
 
-    Args:
-        summaries: the runs.
-        text: the name of the value; a `-` before it reverses the order.
-
-    Raises:
-        MisuseError: no run has a value of this name.
+    A `-` before the name reverses the order. Raise MisuseError if no run has a value of this name.
     """
     name = _full_name(text.removeprefix("-"), _names(summaries))
     with_value = [run for run in summaries if name in run.values()]

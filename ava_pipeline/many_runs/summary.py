@@ -41,37 +41,20 @@ class Best(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One run, as far as it can be read.
-
-    Attributes:
-        name: distinguishes the run from the others.
-        path: its directory.
-        status: the manifest's status; `killed` if the manifest says running and the run shows no sign of life;
-            `unknown` without a manifest, `unreadable` if it cannot be read.
-        problem: the reason if a part of the run cannot be read.
-        age_s: seconds since its first attempt started.
-        silent_s: seconds since its last sign of life.
-        last_batch: the last collected `batch_idx`.
-        last_epoch: the 0-based epoch of that batch.
-        best: the best value of each metric, from metrics.csv or else from the predictions of the set `val`.
-        settings: from config.yaml or else from the manifest's `run_info`, by dotted names.
-        finding: the warning or error at the earliest batch; None without such findings.
-        num_findings: warnings and errors; None if the run was not diagnosed.
-        verdict: the verdict of `diagnose`; None if the run was not diagnosed.
-    """
+    """One run, as far as it can be read."""
 
     name: str
     path: Path
-    status: str = UNREADABLE
-    problem: str | None = None
-    age_s: float | None = None
-    silent_s: float | None = None
+    status: str = UNREADABLE  # that of `status_now`; `unknown` without a manifest
+    problem: str | None = None  # the reason if a part of the run cannot be read
+    age_s: float | None = None  # since its first attempt started
+    silent_s: float | None = None  # since its last sign of life
     last_batch: int | None = None
-    last_epoch: int | None = None
-    best: Mapping[str, Best] = field(default_factory=dict)
-    settings: Mapping[str, Value] = field(default_factory=dict)
-    finding: Finding | None = None
-    num_findings: int | None = None
+    last_epoch: int | None = None  # 0-based
+    best: Mapping[str, Best] = field(default_factory=dict)  # by metric
+    settings: Mapping[str, Value] = field(default_factory=dict)  # by dotted names
+    finding: Finding | None = None  # the warning or error at the earliest batch
+    num_findings: int | None = None  # warnings and errors; None if the run was not diagnosed
     verdict: Verdict | None = None
 
     @property
@@ -115,11 +98,8 @@ def _finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
 def summary_of(name: str, layout: RunLayout, *, now: datetime | None = None, findings: bool = True) -> Summary:
     """Summarise one run. The summary reports whatever is wrong with the run; nothing is raised.
 
-    Args:
-        name: distinguishes the run from the others.
-        layout: of its directory.
-        now: the time from which ages are counted; by default the current time.
-        findings: whether the run is diagnosed, which reads all of its rows.
+    Ages are counted from `now`, by default the current time. With `findings` the run is diagnosed, which reads all of
+    its rows.
     """
     parts: list[Callable[[Run], Mapping[str, Any]]] = [
         partial(_status, now=now or datetime.now(UTC)),
@@ -175,7 +155,7 @@ def _best_metrics(run: Run) -> dict[str, Any]:
 
 
 def _metrics_by_epoch(run: Run, problems: list[str]) -> Iterator[tuple[int, dict[str, float | None]]]:
-    """The metrics of each epoch; predictions that cannot be read are a problem, and the other epochs count."""
+    """From metrics.csv, else from the predictions of `val`; an epoch that cannot be read is added to `problems`."""
     if run.layout.metrics.exists():
         for row in read_csv(run.layout.metrics, RunTable.of(EPOCH_METRICS)).to_pylist():
             yield row.pop("epoch"), row
@@ -210,8 +190,7 @@ def _first_finding(run: Run) -> dict[str, Any]:
 def settings_of(run: Run) -> dict[str, Value]:
     """The run's config.yaml, else its manifest's `run_info`, by dotted names: `{"optim.base_lr": 0.001}`.
 
-    Raises:
-        DamagedFileError: the file cannot be read, or is a link that leads out of the run.
+    Raise DamagedFileError if the file cannot be read, or is a link that leads out of the run.
     """
     return {name: value for name, value in _flat("", _nested_settings(run)) if name not in _NEVER_COMPARED}
 

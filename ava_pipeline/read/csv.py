@@ -17,13 +17,8 @@ _BLOCK_BYTES = 2**20
 def read_csv(path: Path, declaration: RunTable) -> pa.Table:
     """Read every whole line of a table. What follows the last line feed is being written, or was torn by a crash.
 
-    Args:
-        path: the file. If it has no header yet, it has no rows.
-        declaration: the columns that the file must have, in order, and their types.
-
-    Raises:
-        OSError: the file cannot be opened.
-        DamagedFileError: the file is too large, has other columns, or has a line that is not a row of them.
+    A file without a header has no rows yet. Raise DamagedFileError if the file is too large, has other columns than
+    those declared, or has a line that is not a row of them.
     """
     check_csv_size(path)
     data = path.read_bytes()
@@ -42,23 +37,14 @@ def read_csv(path: Path, declaration: RunTable) -> pa.Table:
 
 
 def num_rows(path: Path) -> int:
-    """The number of whole lines below the header.
-
-    Raises:
-        OSError: the file cannot be opened.
-        DamagedFileError: the file is too large.
-    """
+    """The number of whole lines below the header. Raise DamagedFileError if the file is too large."""
     check_csv_size(path)
     with path.open("rb") as file:
         return max(0, sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK_BYTES), b"")) - 1)
 
 
 def check_header(path: Path, data: bytes, declaration: RunTable) -> None:
-    """Compare the first line of a file's bytes with the declaration.
-
-    Raises:
-        DamagedFileError: the columns differ.
-    """
+    """Raise DamagedFileError if the first line of a file's bytes names other columns than declared."""
     if header_names(data) != list(declaration.column_names):
         found, expected = _first_line(data), ",".join(declaration.column_names)
         raise DamagedFileError(f"{path}: expected columns {expected!r}, got {found!r}. Restore the file from a backup.")

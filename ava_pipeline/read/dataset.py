@@ -34,34 +34,17 @@ _IPC = ds.IpcFileFormat()
 
 @dataclass(frozen=True, slots=True)
 class DatasetPart:
-    """Rows of a dataset that lie together.
+    """Rows of a dataset that lie together."""
 
-    Attributes:
-        source: a complete Parquet file, of which a query reads only the columns and row groups it needs; or a function
-            that reads all rows when a query needs them.
-        schema: of the rows.
-        keys: columns that the source lacks: their names, and the value that all rows share.
-    """
-
-    source: Path | ReadRows
+    source: Path | ReadRows  # a complete Parquet file, or a function that reads all rows when a query needs them
     schema: pa.Schema
-    keys: Mapping[str, str | int] = field(default_factory=dict)
+    keys: Mapping[str, str | int] = field(default_factory=dict)  # columns that the source lacks, with one value each
 
 
 def table_part(
     layout: RunLayout, manifest: Manifest, name: str, keys: Mapping[str, str | int] = _NO_KEYS
 ) -> DatasetPart:
-    """A measure's table of one run: its Parquet file if that holds every row, else the file that holds most.
-
-    Args:
-        layout: of the run.
-        manifest: of the run.
-        name: a table of the manifest.
-        keys: see `DatasetPart`.
-
-    Raises:
-        DamagedFileError: a file cannot be read.
-    """
+    """A table of one run: its Parquet file if that holds every row, else the file that holds most."""
     if has_complete_parquet(layout, manifest, name):
         return parquet_part(layout.parquet(name), keys)
     return read_part(layout, manifest.tables[name].declaration, keys)
@@ -75,8 +58,7 @@ def read_part(layout: RunLayout, declaration: RunTable, keys: Mapping[str, str |
 def parquet_part(path: Path, keys: Mapping[str, str | int]) -> DatasetPart:
     """A Parquet file.
 
-    Raises:
-        DamagedFileError: the file cannot be read, or would take more memory than a file of its size can need.
+    Raise DamagedFileError if it cannot be read, or would take more memory than a file of its size can need.
     """
     return DatasetPart(path, parquet_schema(path), keys)
 
@@ -84,15 +66,8 @@ def parquet_part(path: Path, keys: Mapping[str, str | int]) -> DatasetPart:
 def dataset_of(parts: Sequence[DatasetPart], keys: Sequence[str] = ()) -> ds.Dataset:
     """Put parts together to one dataset, in their order; a column that a part lacks is null in its rows.
 
-    Args:
-        parts: their columns may differ; types that differ are widened.
-        keys: the names of the parts' keys, which become the first columns.
-
-    Raises:
-        DamagedFileError: the types of a column contradict each other, or a column has the name of a key.
-
-    Example:
-        >>> dataset_of([parquet_part(path, {"run": "demo"})], ["run"]).to_table()  # doctest: +SKIP
+    Types that differ are widened. The parts' `keys` become the first columns. Raise DamagedFileError if the types of a
+    column contradict each other, or if a column has the name of a key.
     """
     schema = _unified_schema(parts, keys)
     files = {str(number): part.source for number, part in enumerate(parts) if not isinstance(part.source, Path)}
@@ -147,11 +122,9 @@ _READ_ONLY: Any = _refuse
 class InMemoryFileSystem(fs.FileSystemHandler):
     """A read-only file system of Arrow IPC files, each made in memory when it is opened.
 
-    Source: https://arrow.apache.org/docs/python/filesystems.html, "Using fsspec-compatible filesystems" and
+    An error of the function that reads a file's rows reaches the query that opens the file. Source:
+    https://arrow.apache.org/docs/python/filesystems.html, "Using fsspec-compatible filesystems" and
     `pyarrow.fs.FileSystemHandler`.
-
-    Args:
-        files: name -> function that reads the rows. Its errors reach the query that opens the file.
     """
 
     def __init__(self, files: Mapping[str, ReadRows]) -> None:

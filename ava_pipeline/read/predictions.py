@@ -23,23 +23,14 @@ _IMAGE = "image_id"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predicted:
-    """One file of predictions.
-
-    Attributes:
-        path: the Parquet file.
-        image_ids: [images] the ids, int64 or string; None if the file has no column image_id.
-        pred: [images, 10] predicted shares, float64.
-        truth: [images, 10] true shares, float64.
-        pred_mean: [images] predicted mean scores.
-        gt_mean: [images] true mean scores.
-    """
+    """One file of predictions."""
 
     path: Path
-    image_ids: "pa.ChunkedArray[pa.Scalar[pa.DataType]] | None"
-    pred: Floats
-    truth: Floats
-    pred_mean: Floats
-    gt_mean: Floats
+    image_ids: "pa.ChunkedArray[pa.Scalar[pa.DataType]] | None"  # [images] int64 or string
+    pred: Floats  # [images, 10] predicted shares
+    truth: Floats  # [images, 10] true shares
+    pred_mean: Floats  # [images] mean scores
+    gt_mean: Floats  # [images]
 
     @property
     def num_images(self) -> int:
@@ -52,14 +43,7 @@ class Predicted:
 
 
 def read_predicted(path: Path) -> Predicted:
-    """Read a file of predictions.
-
-    Raises:
-        DamagedFileError: the file cannot be read as Parquet, or its columns are not those of predictions.
-
-    Example:
-        >>> read_predicted(Path("outputs/ava/my_run/predictions/val_epoch_000.parquet")).metrics()  # doctest: +SKIP
-    """
+    """Read a file of predictions. Raise DamagedFileError if it cannot be read or lacks their columns."""
     rows = read_parquet(path)
     missing = [name for name in _COLUMNS if name not in rows.column_names]
     if missing:
@@ -90,8 +74,7 @@ def _column(path: Path, rows: pa.Table, name: str) -> Floats:
 def is_generated(path: Path) -> bool:
     """Whether the run at `path`, or around it, was trained on generated data; False if it has no config.
 
-    Raises:
-        DamagedFileError: the config cannot be read, or is a link out of its run.
+    Raise DamagedFileError if the config cannot be read, or is a link out of its run.
     """
     candidates = (folder / "config.yaml" for folder in (path, *path.resolve().parents[:2]))
     config = next((file for file in candidates if file.is_file()), None)

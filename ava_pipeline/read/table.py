@@ -20,21 +20,10 @@ _KEYS = {column.name for column in KEY_COLUMNS}
 
 
 def read_table(layout: RunLayout, declaration: RunTable) -> pa.Table:
-    """Read a table, also while it is being written and after a crash.
+    """Read a table, also while it is being written and after a crash: every row that can be read, in order of writing.
 
-    Args:
-        layout: of the run.
-        declaration: of the table.
-
-    Returns:
-        Every row that can be read, in the order of writing: of the Parquet file and its journal, or of the CSV file
-        if that holds more. No rows if no file exists yet.
-
-    Raises:
-        DamagedFileError: a file cannot be read.
-
-    Warns:
-        UserWarning: rows of the journal are lost.
+    The rows are those of the Parquet file and its journal, or of the CSV file if that holds more. Raise
+    DamagedFileError if a file cannot be read; warn if rows of the journal are lost.
     """
     name = declaration.table.name
     stored = read_stored(layout.parquet(name), layout.journal(name), declaration.arrow_schema)
@@ -80,16 +69,8 @@ def select_rows(
 ) -> pa.Table:
     """Read some columns of some batches of a table; of a complete Parquet file, only what they need.
 
-    Args:
-        layout: of the run.
-        manifest: of the run.
-        name: a table of the manifest.
-        columns: the columns to read, in this order; all if left out.
-        batches: the first and the last `batch_idx` to read, None as the last to read to the end; all if left out.
-
-    Raises:
-        MisuseError: the table has no such column.
-        DamagedFileError: a file cannot be read.
+    The arguments are those of `Run.arrow`. Raise MisuseError if the table has no such column, and DamagedFileError if a
+    file cannot be read.
     """
     declaration, path = manifest.tables[name].declaration, layout.parquet(name)
     if has_complete_parquet(layout, manifest, name):
@@ -116,11 +97,7 @@ def _known(columns: Sequence[str] | None, schema: pa.Schema, name: str) -> list[
 
 
 def has_complete_parquet(layout: RunLayout, manifest: Manifest, name: str) -> bool:
-    """Whether a table's Parquet file alone holds every row that can be read.
-
-    Raises:
-        DamagedFileError: a file cannot be read.
-    """
+    """Whether the Parquet file alone holds every row that can be read. Raise DamagedFileError if a file is damaged."""
     path, csv = layout.parquet(name), layout.csv(name)
     if not path.exists() or layout.journal(name).exists():
         return False

@@ -42,13 +42,10 @@ def findings_in(run: RunData, figure: str) -> list[Finding]:
 def finding_bands(
     findings: Iterable[Finding], axis_of: Mapping[str, str], run: str, border: str | None
 ) -> Iterator[Shape]:
-    """A band over the batches of each finding.
+    """A band over the batches of each finding of one figure, named after the run, whose button hides the bands too.
 
-    Args:
-        findings: of one figure.
-        axis_of: column -> the y axis of its subplot; the band of any other column spans the whole figure.
-        run: the run of the findings; its button hides the bands too.
-        border: the colour of that run; None if the page shows one run.
+    `axis_of` maps a column to the y axis of its subplot; the band of any other column spans the whole figure. `border`
+    is the colour of the run, or None if the page shows one run.
     """
     for finding in findings:
         axis = axis_of.get(finding.column or "")

@@ -26,19 +26,10 @@ Subplots: TypeAlias = Mapping[str, str]  # column -> plotly's name of its y axis
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """The subject of a figure.
-
-    Attributes:
-        name: the figure's id.
-        title: shown above it.
-        caption: shown below it.
-        has_subplots: whether each column has a subplot, since the columns have no unit in common.
-    """
-
     name: str
     title: str
     caption: str
-    has_subplots: bool = False
+    has_subplots: bool = False  # a subplot for each column, if the columns have no unit in common
 
 
 _NORMS = _Subject(
@@ -149,7 +140,6 @@ def _axes(subplots: Subplots, *, is_log: bool) -> dict[str, Any]:
 
 
 def _height_px(subplots: Subplots) -> int:
-    """The height of the whole figure."""
     num_subplots = len(set(subplots.values()))
     return _MARGINS_PX + _SUBPLOT_HEIGHT_PX * num_subplots if num_subplots > 1 else _HEIGHT_PX
 
@@ -183,7 +173,6 @@ def _legend(columns: Sequence[str]) -> list[LegendKey]:
 
 
 def _label(title: str, series: Sequence[Series], starts: dict[int, int]) -> str:
-    """The plot in words."""
     first, last = (int(pick([pick(column.batches) for column in series])) for pick in (np.min, np.max))
     epochs = f", {len(starts)} epochs" if starts else ""
     return f"{title}, line plot over batches {first} to {last}{epochs}. {' '.join(map(_in_words, series))}"

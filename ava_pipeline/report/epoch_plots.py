@@ -47,10 +47,7 @@ def _figure(name: str, metrics_of: dict[str, EpochMetrics], styles: dict[str, St
         caption="",
         label=f"{title}, line plot over epochs. {words}",
         traces=traces,
-        layout={
-            "height": _HEIGHT_PX,
-            "xaxis": {"title": {"text": "epoch"}, "tickformat": "d"} | _ticks(metrics_of),
-        },
+        layout={"height": _HEIGHT_PX, "xaxis": {"title": {"text": "epoch"}, "tickformat": "d"} | _ticks(metrics_of)},
         table=_table(name, metrics_of),
     )
 
@@ -67,7 +64,6 @@ def _in_words(name: str, run: str, metrics: EpochMetrics) -> str:
 
 
 def _table(name: str, metrics_of: dict[str, EpochMetrics]) -> TextTable:
-    """A row for each epoch, a column for each run."""
     columns = {run: dict(zip(metrics.epochs, metrics.values[name], strict=True)) for run, metrics in metrics_of.items()}
     epochs = sorted({epoch for column in columns.values() for epoch in column})
     rows = [[str(epoch), *(number_text(column.get(epoch)) for column in columns.values())] for epoch in epochs]

@@ -22,12 +22,7 @@ _SYMBOLS = {
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """A table of text.
-
-    Attributes:
-        header: names of the columns.
-        rows: a text for each column.
-    """
+    """A table of text."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -35,17 +30,11 @@ class TextTable:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """The style of one run or column, the same in every figure.
-
-    Attributes:
-        color: of the line and the points.
-        dash: of the line, by plotly's name.
-        symbol: of the points, by plotly's name.
-    """
+    """The style of one run or column, the same in every figure."""
 
     color: str
-    dash: str
-    symbol: str
+    dash: str  # of the line, by plotly's name
+    symbol: str  # of the points, by plotly's name
 
     @property
     def dasharray(self) -> str:
@@ -60,12 +49,7 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class LegendKey:
-    """An entry of a legend.
-
-    Attributes:
-        name: the run or the column; its traces have this name as their `legendgroup`.
-        style: of its lines and points.
-    """
+    """An entry of a legend: a run or a column, whose traces have its name as their `legendgroup`."""
 
     name: str
     style: Style
@@ -73,29 +57,17 @@ class LegendKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A figure: the plot for plotly, and the same content as text for readers who do not see it.
+    """A figure: the plot for plotly, and the same content as text for readers who do not see it."""
 
-    Attributes:
-        name: its id in the page.
-        title: shown above the plot.
-        caption: what the plot shows and how it was made.
-        label: the plot in words, for screen readers.
-        traces: plotly's traces.
-        layout: plotly's layout; the page sets the colours of text and grid.
-        table: the same values as numbers.
-        legend: its columns; empty if the page's legend or the title names the lines.
-        is_by_batch: its x axis counts batches, and zooms together with the other figures over batches.
-    """
-
-    name: str
+    name: str  # its id in the page
     title: str
     caption: str
-    label: str
+    label: str  # the plot in words, for screen readers
     traces: Sequence[Trace]
-    layout: dict[str, Any] = field(default_factory=dict)
-    table: TextTable | None = None
-    legend: Sequence[LegendKey] = ()
-    is_by_batch: bool = False
+    layout: dict[str, Any] = field(default_factory=dict)  # without the colours of text and grid, which the page sets
+    table: TextTable | None = None  # the same values as numbers
+    legend: Sequence[LegendKey] = ()  # empty if the page's legend or the title names the lines
+    is_by_batch: bool = False  # zooms together with the other figures over batches
 
 
 def style_at(index: int) -> Style:

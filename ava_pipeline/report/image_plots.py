@@ -86,7 +86,6 @@ def _predicted_against_true(predicted_of: PredictedOf, styles: Styles) -> Figure
 
 
 def _axis_range(predicted_of: PredictedOf) -> tuple[float, float]:
-    """The range of both axes: all mean scores and a small margin."""
     means = np.concatenate([side for each in predicted_of.values() for side in (each.pred_mean, each.gt_mean)])
     finite = means[np.isfinite(means)]
     return (float(finite.min()) - 0.2, float(finite.max()) + 0.2) if len(finite) else (1.0, 10.0)

@@ -27,14 +27,8 @@ Signature: TypeAlias = tuple[object, ...]
 def serve(layouts: Mapping[str, RunLayout], port: int, *, announce: Callable[[str], None]) -> None:
     """Serve a page until Ctrl-C; a run that ends, crashes or is resumed stays on it.
 
-    Args:
-        layouts: the runs by the names that the page shows.
-        port: on 127.0.0.1; 0 picks a free port.
-        announce: called with the page's address once it is served.
-
-    Raises:
-        ConfigError: the port is not available.
-        RunError: a run cannot be read.
+    `announce` is called with the page's address once it is served; port 0 picks a free port. Raise ConfigError if the
+    port is not available, and RunError if a run cannot be read.
     """
     with suppress(KeyboardInterrupt), server_of(LivePage(layouts), port) as server:
         announce(f"http://{HOST}:{server.server_port}/")
@@ -42,14 +36,7 @@ def serve(layouts: Mapping[str, RunLayout], port: int, *, announce: Callable[[st
 
 
 class LivePage:
-    """A page of runs, which are read again when a file of theirs has changed.
-
-    Args:
-        layouts: the runs by the names that the page shows.
-
-    Raises:
-        RunError: a run cannot be read.
-    """
+    """A page of runs, which are read again when a file of theirs has changed. Requests may share it."""
 
     def __init__(self, layouts: Mapping[str, RunLayout]) -> None:
         self._layouts = layouts
@@ -67,11 +54,7 @@ class LivePage:
             return render_page(self._runs, is_live=True)
 
     def contents(self) -> str:
-        """The current contents of the page.
-
-        Raises:
-            RunError: a run cannot be read at present; the next call tries again.
-        """
+        """The current contents of the page. Raise RunError if a run cannot be read at present."""
         with self._lock:
             if time.monotonic() >= self._next_read_s:
                 self._read_if_changed()
@@ -104,11 +87,7 @@ def _statuses(runs: Iterable[RunData]) -> Iterator[str]:
 
 
 def server_of(page: LivePage, port: int) -> ThreadingHTTPServer:
-    """Bind the port.
-
-    Raises:
-        ConfigError: the port is not available.
-    """
+    """Bind the port. Raise ConfigError if it is not available."""
     try:
         return ThreadingHTTPServer((HOST, port), partial(_RequestHandler, page))
     except OSError as error:

@@ -66,12 +66,7 @@ def write_report(runs: Pattern | Iterable[Pattern] | Mapping[str, RunLayout], pa
 
 
 def render_page(runs: Sequence[RunData], *, is_live: bool = False) -> str:
-    """Render the whole page, which needs no other file.
-
-    Args:
-        runs: the runs, which share the plots.
-        is_live: whether the page asks its server for new contents every few seconds.
-    """
+    """Render the whole page, which needs no other file; a live page asks its server for new contents."""
     from plotly.offline import get_plotlyjs  # noqa: PLC0415  # an optional dependency of this package
 
     scripts = [get_plotlyjs(), _page_file("page.js")]
@@ -111,7 +106,6 @@ def render_contents(runs: Sequence[RunData]) -> str:
 
 
 def _title(runs: Sequence[RunData]) -> str:
-    """The names of the runs; the number of runs if there are many."""
     names = ", ".join(run.name for run in runs)
     return names if len(runs) <= 3 else f"{len(runs)} runs"  # noqa: PLR2004  # as many as fit on a line
 

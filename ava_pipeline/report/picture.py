@@ -23,16 +23,9 @@ _FORMATS = ("png", "svg", "pdf", "jpg", "webp")
 
 
 def write_picture(run: RunData, path: Path) -> None:
-    """Write a picture of the norms of each group.
+    """Write a picture of the norms of each group, in the format of the file's ending.
 
-    Args:
-        run: the run.
-        path: of the picture; its ending decides the format.
-
-    Raises:
-        ConfigError: the ending is not that of a format.
-        NotARunError: the run has no rows of gradient norms.
-        OSError: the file cannot be written.
+    Raise ConfigError if the ending is not that of a format, and NotARunError if the run has no gradient norms yet.
     """
     if path.suffix.removeprefix(".").lower() not in _FORMATS:
         raise ConfigError(f"{path}: expected a name that ends in .{', .'.join(_FORMATS)}, got {path.suffix!r}.")
@@ -42,11 +35,7 @@ def write_picture(run: RunData, path: Path) -> None:
 
 
 def norms_figure(run: RunData) -> "Figure":
-    """The norms of each group on a logarithmic scale, with epochs, findings, and markers for 0, nan and inf.
-
-    Raises:
-        NotARunError: the run has no rows of gradient norms.
-    """
+    """The norms with epochs, findings, and markers for 0, nan and inf. Raise NotARunError if the run has no norms."""
     from matplotlib.figure import Figure  # noqa: PLC0415  # an optional dependency of this file
 
     series = columns_of(run, NORMS)

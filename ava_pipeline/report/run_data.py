@@ -26,42 +26,25 @@ VALIDATION = "val"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EpochMetrics:
-    """Validation metrics.
-
-    Attributes:
-        epochs: [epochs] 0-based.
-        values: metric -> [epochs] floats or None.
-    """
+    """Validation metrics of 0-based epochs."""
 
     epochs: list[int]
-    values: dict[str, list[float | None]]
+    values: dict[str, list[float | None]]  # metric -> [epochs]
 
 
 @dataclass(slots=True, eq=False)
 class RunData:
-    """One run as far as it can be read; the report of a damaged run names the damage and shows the rest.
-
-    Attributes:
-        name: the run's name on the page.
-        layout: its directory.
-        manifest: None if it cannot be read.
-        tables: the measured tables and the events, by name; only rows with a batch.
-        metrics: of its epochs; None if there are no metrics.
-        predictions: the file and the predictions of the last epoch.
-        diagnosis: its findings; None if the run cannot be diagnosed.
-        is_generated: whether it was trained on generated data.
-        problems: one sentence for each file that cannot be read.
-    """
+    """One run as far as it can be read; the report of a damaged run names the damage and shows the rest."""
 
     name: str
     layout: RunLayout
     manifest: Manifest | None = None
-    tables: dict[str, pa.Table] = field(default_factory=dict)
+    tables: dict[str, pa.Table] = field(default_factory=dict)  # with the events; only rows with a batch
     metrics: EpochMetrics | None = None
-    predictions: tuple[PredictionFile, Predicted] | None = None
+    predictions: tuple[PredictionFile, Predicted] | None = None  # of the last epoch
     diagnosis: Diagnosis | None = None
     is_generated: bool = False
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # a sentence for each file that cannot be read
 
     def table(self, name: str) -> pa.Table | None:
         """A table; None if it is missing or has no rows."""
@@ -78,15 +61,7 @@ class RunData:
 
 
 def read_run_data(name: str, layout: RunLayout) -> RunData:
-    """Read a running, crashed or finished run.
-
-    Args:
-        name: the run's name on the page.
-        layout: of its directory.
-
-    Raises:
-        NotARunError: the directory is not a run.
-    """
+    """Read a running, crashed or finished run. Raise NotARunError if the directory is not a run."""
     opened = open_run(layout.root)
     run = RunData(name, layout)
     run.manifest = run.try_read(lambda: opened.manifest)

@@ -19,29 +19,18 @@ Scalar = TypeVar("Scalar", np.float64, np.bool_)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Points:
-    """Points of a column, in the order of their batches.
+    """Points of a column, in the order of their batches."""
 
-    Attributes:
-        batches: [points] the batch of each.
-        values: [points]; nan where the line breaks.
-    """
-
-    batches: BatchIndices
-    values: Floats
+    batches: BatchIndices  # [points]
+    values: Floats  # [points]; nan where the line breaks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReducedLine:
-    """A column in slices of rows: three points for each slice, or a nan in all three where the line breaks.
-
-    Attributes:
-        lowest: the lowest finite value of each slice.
-        middle: the median of its finite values.
-        highest: the highest finite value of each slice.
-    """
+    """A column in slices of rows: three points for each slice, or a nan in all three where the line breaks."""
 
     lowest: Points
-    middle: Points
+    middle: Points  # medians
     highest: Points
 
     @property
@@ -52,26 +41,15 @@ class ReducedLine:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
-    """A column of a run over its batches.
-
-    Attributes:
-        run: name of the run.
-        column: name of the column or of the computed values.
-        batches: [rows].
-        epochs: [rows].
-        values: [rows]; nan also where nothing was measured.
-        is_null: [rows] whether nothing was measured.
-        breaks: [rows] whether rows are missing before this one.
-        is_log: whether the scale of the plot is logarithmic.
-    """
+    """A column of a run over its batches."""
 
     run: str
-    column: str
-    batches: BatchIndices
-    epochs: BatchIndices
-    values: Floats
-    is_null: Bools
-    breaks: Bools
+    column: str  # or the name of computed values
+    batches: BatchIndices  # [rows]
+    epochs: BatchIndices  # [rows]
+    values: Floats  # [rows]; nan also where nothing was measured
+    is_null: Bools  # [rows]
+    breaks: Bools  # [rows] whether rows are missing before this row
     is_log: bool = True
 
     def line(self, num_slices: int) -> ReducedLine:
@@ -166,11 +144,8 @@ def _breaks(batches: BatchIndices, manifest: Manifest | None) -> Bools:
 def reduced_line(batches: BatchIndices, values: Floats, breaks: Bools, num_slices: int) -> ReducedLine:
     """The lowest, the median and the highest finite value of each slice of rows, at their own batches.
 
-    Args:
-        batches: [rows] rising.
-        values: [rows]; the line breaks at values that are not finite.
-        breaks: [rows] whether the line also breaks before this row.
-        num_slices: number of slices at most; a column of up to twice as many rows is kept as it is.
+    The line breaks before the rows marked in `breaks` and at values that are not finite. A column of up to twice as
+    many rows as slices is kept as it is.
     """
     size = _slice_size(len(values), num_slices)
     is_finite = np.isfinite(values)

@@ -29,17 +29,11 @@ Facts: TypeAlias = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class ListedFinding:
-    """A finding on the page.
-
-    Attributes:
-        finding: the finding.
-        figure: the id of the figure that shows it; None if it is not about batches.
-        repeats: the later findings of the same sign in the same column.
-    """
+    """A finding on the page."""
 
     finding: Finding
-    figure: str | None
-    repeats: Sequence["ListedFinding"] = ()
+    figure: str | None  # the id of the figure that shows it; None if it is not about batches
+    repeats: Sequence["ListedFinding"] = ()  # later findings of the same sign in the same column
 
     @property
     def samples(self) -> str:
@@ -51,29 +45,17 @@ class ListedFinding:
 
 @dataclass(frozen=True, slots=True)
 class FindingsList:
-    """The findings of a run on the page.
-
-    Attributes:
-        name: the run.
-        status: its status in words.
-        is_generated: whether it was trained on generated data.
-        findings: the findings that are listed, grouped by sign and column.
-        num_findings: number of all findings.
-        num_more: number of findings that are not listed.
-        healthy: the healthy signs.
-        verdict: the verdict of `diagnose`; None if the run could not be diagnosed.
-        problems: one sentence for each file that cannot be read.
-    """
+    """The findings of a run on the page."""
 
     name: str
     status: str
     is_generated: bool
-    findings: Sequence[ListedFinding]
-    num_findings: int
-    num_more: int
+    findings: Sequence[ListedFinding]  # grouped by sign and column
+    num_findings: int  # including those that are not listed
+    num_more: int  # not listed
     healthy: Sequence[Finding]
-    verdict: Verdict | None
-    problems: Sequence[str]
+    verdict: Verdict | None  # None if the run could not be diagnosed
+    problems: Sequence[str]  # a sentence for each file that cannot be read
 
 
 def findings_list(run: RunData) -> FindingsList:

@@ -19,23 +19,12 @@ _MAX_INT32 = np.iinfo(np.int32).max
 
 
 def traces_of(
-    series: Series,
-    num_slices: int,
-    *,
-    name: str,
-    style: Style,
-    bounds: tuple[float, float],
-    axes: dict[str, str],
+    series: Series, num_slices: int, *, name: str, style: Style, bounds: tuple[float, float], axes: dict[str, str]
 ) -> Iterator[Trace]:
-    """The traces that draw a series.
+    """The traces that draw a series, reduced to `num_slices` slices if it is long.
 
-    Args:
-        series: the column to draw.
-        num_slices: number of slices that a long column is reduced to.
-        name: of the run or the column.
-        style: of the line.
-        bounds: heights below and above all values, at which 0 and values that are not finite are marked.
-        axes: plotly's names of the axes.
+    `name` is that of the run or the column; `axes` holds plotly's names of the axes. 0 and values that are not finite
+    are marked at the heights `bounds`, below and above all values.
     """
     line = series.line(num_slices)
     points = line.middle
@@ -97,7 +86,6 @@ def _segments(values: NDArray[np.float64]) -> list[slice]:
 
 
 def _range_on_hover(line: ReducedLine) -> Trace:
-    """The lowest and the highest value of a slice, shown beside its median."""
     low_high = np.column_stack([_compact(line.lowest.values), _compact(line.highest.values)])
     return {"customdata": low_high, "hovertemplate": _HOVER_OF_SLICE}
 

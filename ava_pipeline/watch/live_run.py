@@ -30,21 +30,13 @@ Columns: TypeAlias = dict[str, tuple[Floats, Bools]]
 
 @dataclass(slots=True)
 class LiveRun:
-    """A run as of its last update.
-
-    Attributes:
-        run: the run that is followed.
-        manifest: None until the run has one.
-        status: of the run; None until it has a manifest.
-        tables: the latest rows of each table, by name; the events are one of them.
-        problem: what could not be read in the last update; empty if everything was read.
-    """
+    """A run as of its last update."""
 
     run: Run
-    manifest: Manifest | None = None
+    manifest: Manifest | None = None  # None until the run has one
     status: Status | None = None
-    tables: dict[str, "LatestRows"] = field(default_factory=dict)
-    problem: str = ""
+    tables: dict[str, "LatestRows"] = field(default_factory=dict)  # by name; the events are one of them
+    problem: str = ""  # the reason if a file could not be read in the last update
     _tails: dict[str, "CsvTail | StoredTail"] = field(default_factory=dict)
 
     def update(self, now: datetime) -> None:
@@ -52,9 +44,6 @@ class LiveRun:
 
         A file that cannot be read, as while a resumed run moves its rows, sets `problem` and is read again in the next
         update.
-
-        Args:
-            now: the time of day, in UTC.
         """
         try:
             self._update(self.run.manifest, now)
@@ -90,15 +79,10 @@ def _table_signature(manifest: Manifest) -> tuple[object, ...]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewRows:
-    """Rows that were added to a table since it was last read.
+    """Rows that were added to a table since it was last read."""
 
-    Attributes:
-        rows: the new rows; of a long table that is read for the first time, the latest.
-        replace_all: whether the rows read before no longer belong to the table.
-    """
-
-    rows: pa.Table
-    replace_all: bool = False
+    rows: pa.Table  # of a long table that is read for the first time, the latest
+    replace_all: bool = False  # the rows read before no longer belong to the table
 
 
 class LatestRows:
@@ -128,12 +112,7 @@ class LatestRows:
 
 
 class CsvTail:
-    """The end of a CSV file, to which whole lines are appended; of a long file, only the last half megabyte is read.
-
-    Args:
-        run: the run of the table.
-        declaration: of the table.
-    """
+    """The end of a CSV file, to which whole lines are appended; of a long file, only the last half megabyte is read."""
 
     def __init__(self, run: Run, declaration: RunTable) -> None:
         self._path = run.layout.csv(declaration.table.name)
@@ -143,11 +122,7 @@ class CsvTail:
         self._last_bytes = b""
 
     def read_new(self) -> NewRows:
-        """Read the lines appended since the last call.
-
-        Raises:
-            DamagedFileError: a line does not match the declaration.
-        """
+        """Read the lines appended since the last call. Raise DamagedFileError for an invalid line."""
         try:
             with self._path.open("rb") as file:
                 replace_all = self._start_over_if_changed(file)
@@ -196,12 +171,7 @@ class CsvTail:
 
 
 class StoredTail:
-    """The end of a table without CSV: its Parquet file and its journal, which are read again when they change.
-
-    Args:
-        run: the run of the table.
-        declaration: of the table.
-    """
+    """The end of a table without CSV: its Parquet file and its journal, which are read again when they change."""
 
     def __init__(self, run: Run, declaration: RunTable) -> None:
         self._run = run
@@ -210,11 +180,7 @@ class StoredTail:
         self._last_batch = 0
 
     def read_new(self) -> NewRows:
-        """Read the rows added since the last call.
-
-        Raises:
-            DamagedFileError: a file cannot be read.
-        """
+        """Read the rows added since the last call. Raise DamagedFileError if a file cannot be read."""
         stamps = self._file_stamps()
         if stamps == self._stamps:
             return NewRows(self._declaration.arrow_schema.empty_table())

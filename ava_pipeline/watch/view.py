@@ -36,14 +36,7 @@ _UNITS_S = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 def view(live_run: LiveRun, now: datetime, width: int, height: int | None = None) -> RenderableType:
-    """Render status, progress, problems, the latest events, and then as many columns as fit.
-
-    Args:
-        live_run: the run.
-        now: the time of day, in UTC.
-        width: of the terminal, in characters.
-        height: of the terminal, in lines; None shows every column.
-    """
+    """Render status, progress, problems and the latest events, then as many columns as fit into `height` lines."""
     above = [_title(live_run)]
     if live_run.manifest is not None:
         above += map(Text, wrap(_progress(live_run, live_run.manifest, now), width))
@@ -65,11 +58,7 @@ def sparkline(values: Floats, is_null: Bools, width: int) -> str:
     """The greatest value of each range of rows as a bar on a logarithmic scale, the latest at the right.
 
     A range that contains nan or inf is `!`, one of zeros only is `_`, and one without measured values is a space.
-
-    Args:
-        values: [rows], oldest first.
-        is_null: [rows] whether nothing was measured.
-        width: number of characters at most.
+    `values` and `is_null` are [rows], oldest first; `width` is the greatest number of characters.
     """
     if not len(values):
         return ""
@@ -127,7 +116,6 @@ def _position(live_run: LiveRun) -> Iterator[str]:
 
 
 def _rate(rows: pa.Table, now: datetime) -> Iterator[str]:
-    """Batches a second over the last rows, and the age of the last row."""
     if "time_utc" not in rows.column_names:
         return
     late = rows.slice(max(0, rows.num_rows - _NUM_ROWS_FOR_RATE))

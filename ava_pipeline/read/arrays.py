@@ -67,6 +67,12 @@ def _differing_numbers(first: NDArray[Any], second: NDArray[Any]) -> Bools:
     return np.asarray(differ, dtype=np.bool_)
 
 
+def take_rows(rows: pa.Table, positions: NDArray[np.intp]) -> pa.Table:
+    """The rows at 0-based positions [positions]."""
+    numbers: Any = np.ascontiguousarray(positions, dtype=np.int64)
+    return rows.take(pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)]))
+
+
 def text(rows: pa.Table, name: str, position: int) -> str:
     """One value as a finding shows it; null is "null"."""
     value = rows.column(name)[position].as_py()

@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.read.arrays import differing, text
+from ava_pipeline.read.arrays import differing, take_rows, text
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, RowsByBatch, Window
 from ava_pipeline.validate.listing import MAX_LISTED, Breach, Cell, Rule
 
@@ -99,7 +99,7 @@ class ParquetComparison:
         # While rows come, the file may have grown since this reading of it began.
         here = np.flatnonzero((parquet_rows >= 0) & (parquet_rows < first + held.num_rows))
         there = parquet_rows[here]
-        rows, others = window.rows.take(here), held.take(there - first)
+        rows, others = take_rows(window.rows, here), take_rows(held, there - first)
         for name, is_different in differing(rows, others).items():
             broken = np.flatnonzero(is_different)[:MAX_LISTED]
             values = [(text(rows, name, int(at)), text(others, name, int(at))) for at in broken]

@@ -17,7 +17,7 @@ from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS, PREDICTI
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import prediction_metrics
-from ava_pipeline.read.arrays import differing, float_columns, integers, text
+from ava_pipeline.read.arrays import differing, float_columns, integers, take_rows, text
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, Window
 from ava_pipeline.validate.listing import Breach, Cell, Report, Rule, relative, without_path
 from ava_pipeline.validate.rules_files import UNREADABLE, cast_rows
@@ -175,7 +175,7 @@ def _compare_truth(window: Window, first: Window, other: str) -> Iterator[Breach
     there = np.where(null_mask(positions), -1, numpy_values(positions))
     here = np.flatnonzero(there >= 0)
     names = ["gt_mean", *GT_COLUMNS]
-    rows, others = (part.rows.select(names).take(found) for part, found in ((window, here), (first, there[here])))
+    rows, others = (take_rows(part.rows.select(names), found) for part, found in ((window, here), (first, there[here])))
     message = f"expected the true value that image {{}} has in {other}, got another one."
     for name, is_different in differing(rows, others).items():
         is_broken = np.zeros(window.rows.num_rows, dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""How well predicted score distributions fit the true ones, in float64; NumPy and SciPy only."""
+"""Metrics of predicted score distributions against the true ones, in float64; NumPy and SciPy only."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,58 +11,42 @@ from ava_pipeline.errors import PredictionsError
 
 NUM_SCORES = 10
 GOOD_ABOVE = 5.0
-HIGHER_IS_BETTER = frozenset({"srcc", "plcc", "accuracy"})  # of the others, lower
+HIGHER_IS_BETTER = frozenset({"srcc", "plcc", "accuracy"})  # for the other metrics, lower is better
 
 _Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """One set of predictions against the truth.
+    """One set of predictions against the truth; the EMDs are those of NIMA (Talebi and Milanfar 2018, eq. 1)."""
 
-    Attributes:
-        emd_r1: mean absolute difference of the cumulative distributions, averaged over images; the figure in the
-            tables of NIMA (Talebi and Milanfar 2018, eq. 1 with r = 1).
-        emd_r2: root of their mean squared difference, image by image, then averaged over images (r = 2).
-        srcc: Spearman's rank correlation of the mean scores; nan where one side is constant.
-        plcc: Pearson's correlation of the mean scores; nan where one side is constant.
-        accuracy: share of images whose predicted and true mean score lie on the same side of 5 (above, or not).
-        mae: mean absolute error of the mean scores, in score points.
-        rmse: root mean squared error of the mean scores, in score points.
-    """
-
-    emd_r1: float
-    emd_r2: float
-    srcc: float
-    plcc: float
-    accuracy: float
-    mae: float
-    rmse: float
+    emd_r1: float  # r = 1: mean absolute difference of the cumulative distributions; the figure in NIMA's tables
+    emd_r2: float  # r = 2: root of their mean squared difference, image by image, then averaged over images
+    srcc: float  # Spearman's rank correlation of the mean scores; nan if one side is constant
+    plcc: float  # Pearson's correlation of the mean scores; nan if one side is constant
+    accuracy: float  # share of images whose predicted and true mean score are on the same side of 5 (above, or not)
+    mae: float  # mean absolute error of the mean scores, in score points
+    rmse: float  # root mean squared error of the mean scores, in score points
 
     def to_json(self) -> dict[str, float | None]:
-        """The figures by name, None for those that are not defined: JSON knows no nan."""
+        """The values by name; None if a value is not finite, because JSON has no nan."""
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
 def prediction_metrics(
     pred_dist: npt.ArrayLike, gt_dist: npt.ArrayLike, pred_mean: npt.ArrayLike, gt_mean: npt.ArrayLike
 ) -> Metrics:
-    """Compare predictions with the truth.
+    """Compare predictions with the truth; raise PredictionsError if a shape is wrong or there are no images.
 
-    Args:
-        pred_dist: [images, 10] predicted shares of scores 1..10, each row summing to 1.
-        gt_dist: [images, 10] true shares.
-        pred_mean: [images] predicted mean scores.
-        gt_mean: [images] true mean scores, from integer votes: means taken from rounded shares fall on the other
-            side of 5 for some images.
-
-    Raises:
-        PredictionsError: a shape is another one, or there are no images.
+    Distributions are [images, 10] shares of the scores 1..10, each row summing to 1; means are [images]. `gt_mean` must
+    come from integer votes: means of rounded shares fall on the other side of 5 for some images.
     """
     pred, truth = _distributions("pred_dist", pred_dist), _distributions("gt_dist", gt_dist)
     pred_scores, true_scores = _means("pred_mean", pred_mean, len(pred)), _means("gt_mean", gt_mean, len(pred))
     if len(truth) != len(pred):
-        raise PredictionsError(f"pred_dist has {len(pred)} rows, gt_dist {len(truth)}; give both for the same images.")
+        raise PredictionsError(
+            f"gt_dist: expected {len(pred)} rows, as in pred_dist, got {len(truth)}; give both for the same images."
+        )
     from scipy import stats  # noqa: PLC0415  # takes a second to import, and nothing else here needs it
 
     cdf_error = np.cumsum(pred - truth, axis=1)
@@ -79,24 +63,17 @@ def prediction_metrics(
 
 
 def same_side(pred_mean: _Floats, gt_mean: _Floats) -> _Floats:
-    """Whether predicted and true mean scores lie on the same side of 5: 1, 0, or nan where one is not finite."""
+    """Whether predicted and true mean scores are on the same side of 5: 1, 0, or nan if either is not finite."""
     is_same = (pred_mean > GOOD_ABOVE) == (gt_mean > GOOD_ABOVE)
     return np.where(np.isfinite(pred_mean) & np.isfinite(gt_mean), is_same, np.nan)
 
 
 def constant_predictor(known_dist: npt.ArrayLike, gt_dist: npt.ArrayLike, gt_mean: npt.ArrayLike) -> Metrics:
-    """What predicting the mean of `known_dist` for every image reaches: the figures to beat.
+    """The metrics of predicting the mean of `known_dist` for every image: the values to beat.
 
-    Args:
-        known_dist: [known images, 10] true shares to learn the mean distribution from: the training set's.
-        gt_dist: [images, 10] true shares to be predicted.
-        gt_mean: [images] true mean scores.
-
-    Returns:
-        The metrics; `srcc` and `plcc` are nan, as for every constant.
-
-    Raises:
-        PredictionsError: a shape is another one, or there are no images.
+    `known_dist` holds the true shares [known images, 10] of the training set, `gt_dist` [images, 10] and `gt_mean`
+    [images] the truth to predict. `srcc` and `plcc` are nan, as for every constant. Raise PredictionsError if a shape
+    is wrong or there are no images.
     """
     constant = _distributions("known_dist", known_dist).mean(axis=0)
     num_images = len(np.asarray(gt_dist))
@@ -114,7 +91,7 @@ def _distributions(name: str, values: npt.ArrayLike) -> _Floats:
     dist = np.asarray(values, dtype=np.float64)
     if dist.ndim != 2 or dist.shape[1] != NUM_SCORES or not len(dist):  # noqa: PLR2004  # [images, scores].
         raise PredictionsError(
-            f"{name} has shape {list(dist.shape)}; allowed is [images, {NUM_SCORES}], 1 image or more."
+            f"{name}: expected shape [images, {NUM_SCORES}] with at least 1 image, got {list(dist.shape)}."
         )
     return dist
 
@@ -122,11 +99,11 @@ def _distributions(name: str, values: npt.ArrayLike) -> _Floats:
 def _means(name: str, values: npt.ArrayLike, num_images: int) -> _Floats:
     means = np.asarray(values, dtype=np.float64)
     if means.shape != (num_images,):
-        raise PredictionsError(f"{name} has shape {list(means.shape)}; allowed is [{num_images}], a score an image.")
+        raise PredictionsError(f"{name}: expected shape [{num_images}], one score per image, got {list(means.shape)}.")
     return means
 
 
 def _correlation(correlate: Any, pred: _Floats, truth: _Floats) -> float:
-    """SciPy's correlation; nan without its warning where it is not defined."""
+    """SciPy's correlation; nan, without SciPy's warning, if it is not defined."""
     defined = all(np.isfinite(side).all() and np.ptp(side) > 0 for side in (pred, truth))
     return float(correlate(pred, truth).statistic) if defined else math.nan

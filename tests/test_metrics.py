@@ -101,7 +101,7 @@ def test_the_constant_predictor_predicts_the_known_mean_distribution() -> None:
 
 
 def test_predictions_that_are_not_finite_give_figures_that_are_not() -> None:
-    """A diverged model is seen as such; nothing raises and nothing looks good."""
+    """The metrics of a diverged model are nan, and nothing raises."""
     pred = np.full((3, NUM_SCORES), np.nan)
     found = prediction_metrics(pred, [TRUTH] * 3, mean_scores(pred), mean_scores([TRUTH] * 3))
     assert all(math.isnan(value) for value in (found.emd_r1, found.emd_r2, found.srcc, found.plcc, found.mae))
@@ -110,11 +110,11 @@ def test_predictions_that_are_not_finite_give_figures_that_are_not() -> None:
 @pytest.mark.parametrize(
     ("pred", "truth", "pred_mean", "named"),
     [
-        ([[1.0] * 9], [TRUTH], [5.0], r"pred_dist has shape \[1, 9\]"),
-        (TRUTH, [TRUTH], [5.0], r"pred_dist has shape \[10\]"),
-        (np.empty((0, 10)), np.empty((0, 10)), [], r"1 image or more"),
+        ([[1.0] * 9], [TRUTH], [5.0], r"pred_dist: expected shape \[images, 10\] .*, got \[1, 9\]"),
+        (TRUTH, [TRUTH], [5.0], r"pred_dist: expected shape .*, got \[10\]"),
+        (np.empty((0, 10)), np.empty((0, 10)), [], r"at least 1 image, got \[0, 10\]"),
         ([TRUTH, TRUTH], [TRUTH], [5.0, 5.0], "the same images"),
-        ([TRUTH], [TRUTH], [[5.0]], r"pred_mean has shape \[1, 1\]; allowed is \[1\]"),
+        ([TRUTH], [TRUTH], [[5.0]], r"pred_mean: expected shape \[1\], one score per image, got \[1, 1\]"),
     ],
 )
 def test_wrong_shapes_are_refused(pred: object, truth: object, pred_mean: object, named: str) -> None:

@@ -100,10 +100,7 @@ def percentile(samples: Samples, percent: float) -> Estimate:
 def ratio(
     numerators: Samples, denominators: Samples, of: Callable[..., Any] = np.median, *, in_rounds: bool = True
 ) -> Estimate:
-    """Estimate the ratio of two medians, or of another statistic, which takes samples and `axis`.
-
-    With `in_rounds`, values at the same index come from the same round and are resampled together.
-    """
+    """Estimate the ratio of two medians, or of `of`; `in_rounds` resamples the values of a round together."""
 
     def statistic(above: Samples, below: Samples, axis: int = -1) -> Any:
         return of(above, axis=axis) / of(below, axis=axis)

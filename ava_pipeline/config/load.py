@@ -64,10 +64,7 @@ def dump_config(config: RunConfig) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a file that holds one YAML document.
-
-    Raise OSError if it cannot be opened, and ValueError as `parse_yaml` does, or if it is not UTF-8 or far too large.
-    """
+    """Read one YAML document; raise OSError if that fails, ValueError as `parse_yaml` or if it is too large."""
     with path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:

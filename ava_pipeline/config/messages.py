@@ -102,7 +102,6 @@ def _sentence(detail: Any, keys: Sequence[str], known: Iterable[str]) -> str | N
 
 
 def _suggestion(key: str, known: Sequence[str]) -> str:
-    """Name the known key that `key` most likely means, and list all of them."""
     close = difflib.get_close_matches(key, known, n=1)
     listed = f"nown keys: {', '.join(known)}"
     return f"did you mean {close[0]!r}? K{listed}" if close else f"k{listed}"

@@ -41,11 +41,7 @@ class BatchStep:
     costs: Costs = field(default_factory=Costs)
 
     def backward(self, images: Tensor, votes: Tensor, *, share: float) -> Tensor:
-        """Add the gradients of images [batch, 3, height, width] and votes [batch, 10], both on the device.
-
-        `share`, 1 over the number of batches in the optimizer step, weights them. Return the loss, unscaled and
-        detached, on the device.
-        """
+        """Add the gradients of images [batch, 3, H, W] and votes [batch, 10], times `share`; return the loss."""
         self.schedule.apply(self.optimizer, self.num_steps)
         with self.precision.autocast():
             logits = self.model(images)

@@ -17,15 +17,12 @@ _SHOWN_KEYS = 3
 
 
 class AvaModel(nn.Module):
-    """Maps images [batch, 3, height, width] to logits [batch, 10], with a ResNet whose `fc` is the identity.
-
-    The head is Linear, ReLU, Dropout for each hidden layer, then Linear; with one hidden layer, the layers that have
-    parameters are 0 and 3.
-    """
+    """Maps images [batch, 3, height, width] to logits [batch, 10], with a ResNet whose `fc` is the identity."""
 
     def __init__(self, backbone: nn.Module, num_features: int, *, hidden_sizes: Sequence[int], dropout: float) -> None:
         super().__init__()
         self.backbone = backbone
+        # With one hidden layer, the layers of the head that have parameters are 0 and 3.
         self.mlp_head = nn.Sequential(*_head_layers((num_features, *hidden_sizes), dropout))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -122,10 +122,7 @@ def _collated(samples: list[Sample | ImagesError]) -> Batch | ImagesError:
 
 @dataclass(frozen=True, eq=False)
 class BatchLoader:
-    """One epoch's batches, `(image_ids int64[B], images float32[B, 3, S, S], votes int64[B, 10])`.
-
-    Iterating raises ImagesError if an image has become unreadable since it was scanned.
-    """
+    """One epoch's batches, `(image_ids int64[B], images float32[B, 3, S, S], votes int64[B, 10])`."""
 
     _loader: DataLoader[Sample | ImagesError]
 
@@ -135,7 +132,7 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
             if isinstance(batch, ImagesError):
-                raise batch
+                raise batch  # an image has become unreadable since it was scanned
             yield batch
 
 

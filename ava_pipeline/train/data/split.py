@@ -25,14 +25,11 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Three sets of image ids, each int64, ascending. `test` may be empty.
-
-    Raise SplitError if two sets share ids, or `train` or `val` is empty.
-    """
+    """Three sets of image ids, each int64, ascending; raise SplitError if sets overlap or `train` or `val` is empty."""
 
     train: Int64Array
     val: Int64Array
-    test: Int64Array
+    test: Int64Array  # may be empty
 
     def __post_init__(self) -> None:
         sets = {field.name: np.unique(getattr(self, field.name)).astype(np.int64) for field in fields(self)}
@@ -64,10 +61,7 @@ class Split:
         return cls(*(frame.loc[frame["set"] == field.name, "image_id"].to_numpy() for field in fields(cls)))
 
     def check_usable(self, path: Path, usable_ids: npt.ArrayLike, reasons: Mapping[int, str]) -> None:
-        """Raise SplitError, naming the images, unless `usable_ids`, int64[N], holds all for training and validation.
-
-        `usable_ids` have labels and can be decoded; `reasons` says, for ids with labels, why an image cannot.
-        """
+        """Raise SplitError, naming images and `reasons`, unless `usable_ids` hold all for training and validation."""
         gone = np.setdiff1d(np.union1d(self.train, self.val), np.asarray(usable_ids, dtype=np.int64)).tolist()
         if gone:
             named = _shown(f"{image_id} ({reasons.get(image_id, 'no labels')})" for image_id in gone)

@@ -29,8 +29,6 @@ from ava_pipeline.train.run_dir import EpochResult, append_result
 
 if TYPE_CHECKING:
     from ava_pipeline.train.data.dataset import BatchLoader
-
-if TYPE_CHECKING:
     from ava_pipeline.train.data.prepare import TrainData
 
 

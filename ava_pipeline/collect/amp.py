@@ -20,11 +20,8 @@ class Scaling(Enum):
 class ScalerState(NamedTuple):
     """The state of a GradScaler at one step.
 
-    Attributes:
-        scale: the loss scale, a float32 scalar on the device; None if nothing is scaled, or the scale is unknown.
-        of_optimizer: id of each optimizer -> how its gradients are scaled.
-        is_given: whether the collector was given a scaler, enabled or not.
-        init_scale: the scale that the scaler was made or resumed with; None if unknown.
+    `scale` is a float32 scalar on the device; None if nothing is scaled, or the scale is unknown. `of_optimizer` is
+    keyed by the optimizers' ids. `is_given` is True for a disabled scaler too.
     """
 
     scale: Tensor | None
@@ -90,12 +87,6 @@ class AutocastProbe:
     """Checks one training forward pass for float16 autocast, from a hook that then removes itself.
 
     The hook is set by `start` and not before: `torch.jit.script` rejects a model that has one.
-
-    Args:
-        model: the model whose forward pass is checked.
-
-    Attributes:
-        found_float16: whether that pass ran under float16 autocast.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -20,10 +20,8 @@ def find_parts(model: nn.Module) -> dict[str, nn.Module]:
     with children named like `backbone` and `head`. Names say nothing about the parts of other models, such as a plain
     `nn.Sequential`, whose last layer may or may not be a head: they have none.
 
-    Returns:
-        `backbone_<last stage>` (or `backbone`, if it has no stages), `mlp_head` and `mlp_layer_<index>`, as far as they
-        exist. A head of one layer has no `mlp_layer_<index>`. Characters that a column's name cannot contain become
-        `_`.
+    The columns are `backbone_<last stage>` (or `backbone`, without stages), `mlp_head`, and `mlp_layer_<index>` if the
+    head has several layers. Characters that a column's name cannot contain become `_`.
     """
     model = unwrap(model)
     backbone = _child(model, BACKBONE_NAMES) or model

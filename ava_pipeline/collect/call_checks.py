@@ -29,11 +29,7 @@ _JSON = TypeAdapter(dict[str, JsonValue])
 
 
 def check_arguments(model: object, output_dir: object, groups: object, grad_scaler: object) -> None:
-    """Check the types of the constructor's arguments, so that a wrong one raises there and not in a later step.
-
-    Raises:
-        MisuseError: an argument has another type.
-    """
+    """Raise MisuseError if an argument of the constructor has a wrong type, rather than fail in a later step."""
     if not isinstance(model, nn.Module):
         raise MisuseError(f"model is a {type(model).__name__}: give the torch.nn.Module that is being trained.")
     path = os.fspath(output_dir) if isinstance(output_dir, str | os.PathLike) else None
@@ -54,11 +50,7 @@ def check_arguments(model: object, output_dir: object, groups: object, grad_scal
 def telemetry_config(
     config: TelemetryConfig | Mapping[str, Any] | None, overrides: Mapping[str, Any]
 ) -> TelemetryConfig:
-    """Merge single fields into a config.
-
-    Raises:
-        ConfigError: fields that are unknown or invalid; the message lists all of them.
-    """
+    """Merge single fields into a config; raise ConfigError with all fields that are unknown or invalid."""
     if config is not None and not isinstance(config, TelemetryConfig | Mapping):
         raise ConfigError(f"config is {config!r}: give a TelemetryConfig, a mapping of its fields, or None.")
     given = config.model_dump() if isinstance(config, TelemetryConfig) else dict(config or {})
@@ -70,11 +62,7 @@ def telemetry_config(
 
 
 def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """The user's facts as JSON values; bytes of a string that are not UTF-8 become question marks.
-
-    Raises:
-        MisuseError: a fact cannot be stored as JSON.
-    """
+    """The user's facts as JSON values, or a MisuseError; bytes of a string that are not UTF-8 become question marks."""
     try:
         facts = _JSON.validate_python(dict(run_info))
         text = json.dumps(facts, allow_nan=False, ensure_ascii=False)
@@ -91,12 +79,9 @@ def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
 
 
 def check_values(values: Mapping[str, Value]) -> None:
-    """Check that values map names to scalars.
+    """Raise MisuseError unless values map names to scalars.
 
     Only tensors are checked here. Another value that is not a number fails its row later, like any other bad value.
-
-    Raises:
-        MisuseError: values is not a mapping of names, or a tensor is not one real number.
     """
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise MisuseError(f"values is {values!r}: give a mapping name -> number, such as {{'loss': loss}}.")
@@ -111,16 +96,9 @@ def check_values(values: Mapping[str, Value]) -> None:
 class BatchCount:
     """Where the run is, and at which batch `step` has more to do than to count.
 
-    Args:
-        every: batches from one row to the next; infinity if nothing is collected.
-
-    Attributes:
-        epoch: of the latest `step`, 0-based.
-        batch_idx: of the latest `step`, 1-based; 0 before the first.
-        resumed_from: last batch of the checkpoint; 0 for a fresh start.
-        num_accumulating: calls in this process that only accumulated gradients.
-        next_row: the batch at which the next row is due.
-        due: the batch at which `step` does more than count: `next_row`, or -1 if a finding waits for delivery.
+    `every` is infinity if nothing is collected. `batch_idx`, 1-based and 0 before the first, and `epoch` are those of
+    the latest `step`. `due` is the batch at which `step` does more than count: `next_row`, or -1 if a finding waits for
+    delivery. `num_accumulating` counts the calls in this process that only accumulated gradients.
     """
 
     def __init__(self, every: float) -> None:
@@ -137,11 +115,7 @@ class BatchCount:
         self.due = self.next_row
 
     def follow(self, batch_idx: int) -> str | None:
-        """Take over the user's count if it rises; otherwise add one to the own count.
-
-        Returns:
-            What is wrong with the user's count, with the remedy; None if it rises.
-        """
+        """Take over the user's count; if it does not rise, add one to the own count and return what is wrong."""
         before = self.batch_idx
         if batch_idx > before:
             self._has_holes |= batch_idx != before + 1
@@ -176,14 +150,7 @@ class BatchCount:
 
 
 class CallChecks:
-    """Checks each collected step and warns once about each thing that looks wrong.
-
-    Args:
-        events: records the warnings.
-        count: the batch that a warning names.
-        targets: the optimizers' steps are counted, to compare them with the calls.
-        model: checked for float16 autocast.
-    """
+    """Checks each collected step and warns once about each thing that looks wrong."""
 
     def __init__(self, events: EventLog, count: BatchCount, targets: TrainingTargets, model: nn.Module) -> None:
         self._events = events
@@ -207,12 +174,7 @@ class CallChecks:
             )
 
     def check(self, snapshot: StepSnapshot, value_names: Sequence[str]) -> None:
-        """Check a collected step.
-
-        Args:
-            snapshot: the step's gradients, scaler and values.
-            value_names: of the first collected step.
-        """
+        """Check a collected step; `value_names` are those of the first one."""
         self._check_gradients(snapshot)
         self._check_scaling(snapshot)
         self._check_columns(snapshot, value_names)
@@ -319,10 +281,7 @@ class CallOrder:
     """Counts optimizer steps by their hooks and compares them with the calls of `TelemetryCollector.step`.
 
     In a correct loop k-1 optimizer steps come before the k-th call that does not only accumulate, or fewer if steps
-    were skipped.
-
-    Args:
-        optimizers: all of them; the one that steps least often is compared.
+    were skipped. Of several optimizers, the one that steps least often is compared.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -337,8 +296,7 @@ class CallOrder:
     def num_skipped(self, num_calls: int) -> int:
         """Optimizer steps that a GradScaler skipped since the last call; 0 if only its scale shows them.
 
-        Args:
-            num_calls: of `step` so far, the present one included; its optimizer step is still to come.
+        The optimizer step of the last of the `num_calls` is still to come.
         """
         if not self._hooks_show_skips:
             return 0
@@ -347,12 +305,7 @@ class CallOrder:
         return new
 
     def complaint(self, num_calls: int, *, may_skip: bool) -> str | None:
-        """What is wrong with the order of calls, with the remedy; None if it is right, or cannot be judged.
-
-        Args:
-            num_calls: calls so far that did not only accumulate, the present one included.
-            may_skip: a GradScaler may have skipped optimizer steps.
-        """
+        """What is wrong with the order of calls, with the remedy; None if it is right, or cannot be judged."""
         num_steps = min(count.value for count in self._counts)
         if num_steps >= num_calls:
             return (

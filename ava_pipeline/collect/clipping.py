@@ -12,14 +12,11 @@ from ava_pipeline.errors import MisuseError
 
 
 class ClipFacts(NamedTuple):
-    """What is known of clipping at a collected step.
+    """What is known of clipping at a collected step; tensors are scalars on the device.
 
-    Attributes:
-        total: scalar on the device, the L2 norm of all gradients; None before the first clip, or if unknown.
-        scale: scalar on the device, the loss scale that still multiplies `total`; None if `total` is true-scale.
-        max_norm: of the last clip, assumed to hold for this step's clip too.
-        num_shortened: scalar on the device, the clips since the last collected step that shortened the gradients.
-        num_clips: all clips since the last collected step.
+    `total`, the L2 norm of all gradients, is None before the first clip, or if unknown; `scale` is the loss scale that
+    still multiplies it. `max_norm` is that of the last clip, assumed to hold for this step's clip too. `num_shortened`
+    of `num_clips` clips since the last collected step shortened the gradients.
     """
 
     total: Tensor | None = None
@@ -35,9 +32,6 @@ class Clipping:
     If this batch's `step` measured float32 gradients tensor by tensor, and they are unchanged since, the total is
     computed from those norms by torch's own formula. Otherwise torch is called. torch's count of changes in place says
     whether gradients are unchanged; it misses changes through `.data`.
-
-    Args:
-        parameters: whose gradients are clipped.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -61,10 +55,8 @@ class Clipping:
     def share_norms(self, norms: Tensor | None, scale: Tensor | None, *, equals_torch: bool) -> ClipFacts:
         """Keep the norms of a step's pass for the clip after it, and return what is known of the clips so far.
 
-        Args:
-            norms: float32, one for each gradient; None if they have no common length.
-            scale: the loss scale that still multiplies the gradients; None if they are true-scale.
-            equals_torch: whether torch's own clipping would compute the same norms.
+        `norms` are float32, one for each gradient; None if they have no common length. `scale` is None if they are
+        true-scale. `equals_torch` says whether torch's own clipping would compute the same norms.
         """
         if self._max_norm is None:
             return ClipFacts()
@@ -77,14 +69,9 @@ class Clipping:
 
     @torch.no_grad()
     def clip(self, max_norm: float, batch_idx: int) -> Tensor:
-        """Clip the gradients as they are now.
+        """Clip the gradients as they are now, and return their L2 norm before clipping, a scalar on their device.
 
-        Args:
-            max_norm: largest L2 norm of all gradients taken as one vector.
-            batch_idx: of the latest `step`; the norms of an earlier step belong to other gradients.
-
-        Returns:
-            The norm before clipping, a scalar on the gradients' device.
+        `batch_idx` is that of the latest `step`: the norms of an earlier step belong to other gradients.
         """
         self._max_norm = float(max_norm)
         gradients = [parameter.grad for parameter in self._parameters]
@@ -112,11 +99,7 @@ class Clipping:
         }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continue from what `state_dict` returned.
-
-        Raises:
-            MisuseError: an entry is missing, or not a number.
-        """
+        """Continue from what `state_dict` returned; raise MisuseError if an entry is missing, or not a number."""
         if "clip_max_norm" not in state:
             return
         try:

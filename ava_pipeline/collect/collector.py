@@ -367,11 +367,7 @@ class TelemetryCollector:
 
 
 def _whole_number(name: str, value: object, *, least: int = 0, remedy: str = "") -> int:
-    """An int, or another integer such as NumPy's; a tensor is rejected, since reading it would wait for the device.
-
-    Raises:
-        MisuseError: the value is not an integer, below `least`, or does not fit into 64 bits.
-    """
+    """Return an integer, NumPy's too, as an int, or raise MisuseError; reading a tensor would wait for the device."""
     try:
         number = None if isinstance(value, Tensor | bool) else operator.index(value)  # type: ignore[arg-type]  # tried here
     except TypeError:
@@ -384,11 +380,7 @@ def _whole_number(name: str, value: object, *, least: int = 0, remedy: str = "")
 
 
 def _rank() -> int:
-    """This process's rank; only rank 0 writes.
-
-    Raises:
-        MisuseError: the environment variable RANK is not a number.
-    """
+    """This process's rank; only rank 0 writes. Raise MisuseError if the variable RANK is not a number."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
     given = os.environ.get("RANK", "")

@@ -19,14 +19,7 @@ MAX_PLANS = 64
 
 
 class GradientPass:
-    """Takes snapshots of the training, in the training thread, without waiting for the device.
-
-    Args:
-        targets: the parameters, whose gradients are read anew at each step (`zero_grad` replaces the tensors), and the
-            optimizers, whose gradients a scaler may have unscaled.
-        grad_scaler: scales the loss; None if nothing does.
-        clipping: shares the pass.
-    """
+    """Takes snapshots of the training, in the training thread, without waiting for the device."""
 
     def __init__(self, targets: TrainingTargets, grad_scaler: Any, clipping: Clipping) -> None:
         self._parameters = targets.parameters
@@ -38,12 +31,7 @@ class GradientPass:
         self._plans: dict[object, NormPlan] = {}
 
     def take(self, values: Mapping[str, Value], batch_idx: int) -> StepSnapshot:
-        """Take the snapshot of a step.
-
-        Args:
-            values: what the user gave to `step`.
-            batch_idx: of that step.
-        """
+        """Take the snapshot of a step, with the values that the user gave to it."""
         gradients = [parameter.grad for parameter in self._parameters]
         plan = self._plan(gradients)
         if plan.unmeasured:
@@ -84,6 +72,5 @@ _type = attrgetter("dtype", "layout", "device")
 
 
 def _num_ranks() -> int:
-    """How many processes train together."""
     is_initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if is_initialized else 1

@@ -33,8 +33,6 @@ class NormPlan:
             An index counts the gradients that are present and measured.
         by_rows: index and dtype of each gradient that is measured row by row.
         owners: int64, for each number that `measure` returns the position of its parameter.
-        is_dense: whether every gradient is a dense tensor of real numbers.
-        is_multi_device: whether the gradients are on several devices.
         equals_torch: whether torch's own clipping would compute the same numbers: float32 gradients, whole, one device.
         unmeasured: positions of gradients that are present and cannot be measured.
     """
@@ -49,12 +47,10 @@ class NormPlan:
 
     @classmethod
     def of(cls, gradients: Sequence[Tensor | None], *, whole: bool = False, are_shards: bool = False) -> Self:
-        """Plan the pass.
+        """Plan the pass over gradients of any shape, dtype, layout and memory format, on any devices.
 
-        Args:
-            gradients: of any shape, dtype, layout and memory format, on any devices; None if a parameter has none.
-            whole: measure whole tensors on a CPU too, with torch's own accuracy.
-            are_shards: each gradient is this process's part of a larger one, so none can be measured.
+        With `whole`, tensors on a CPU are measured whole too, with torch's own accuracy. With `are_shards`, each
+        gradient is this process's part of a larger one, so none can be measured.
         """
         present = {position: gradient for position, gradient in enumerate(gradients) if gradient is not None}
         unmeasured = frozenset(
@@ -87,14 +83,9 @@ class NormPlan:
 
     @torch.no_grad()
     def measure(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """Read every gradient once.
+        """Read every gradient once; at least one is present, and none at the positions of `unmeasured`. None is kept.
 
-        Args:
-            gradients: of the types that were planned for, None at the positions of `unmeasured`, at least one present.
-                They are read and never kept.
-
-        Returns:
-            A new float32 vector, on an accelerator if any gradient is on one; `owners` names each number's parameter.
+        Return a new float32 vector, on an accelerator if any gradient is on one; its numbers belong to `owners`.
         """
         present = [gradient for gradient in gradients if gradient is not None]
         numbers = present if self.is_dense else [dense(gradient) for gradient in present]
@@ -111,13 +102,10 @@ class NormPlan:
 class NormLayout:
     """What the numbers of one pass belong to.
 
-    Attributes:
-        owners: int64, for each number the position of its parameter; -1 if the number's scale is unknown.
-        present: bool, for each parameter whether it had a gradient with a known norm.
-        unknown: bool, for each parameter whether it had a gradient with an unknown norm.
-        is_scaled: bool, for each parameter whether its gradient is still multiplied by the loss scale, which then
-            follows the norms as the last number.
-        has_scale: whether a GradScaler scales the loss, even if the gradients are unscaled already.
+    `owners` (int64) is the position of each number's parameter, or -1 if the number's scale is unknown. For each
+    parameter, `present` and `unknown` (bool) say whether it had a gradient with a known or an unknown norm, and
+    `is_scaled` whether the loss scale still multiplies it, which then follows the norms as the last number. `has_scale`
+    is True even if a GradScaler's gradients are unscaled already.
     """
 
     owners: NDArray[np.int64]
@@ -143,13 +131,8 @@ def combine(
 ) -> NDArray[np.float64]:
     """The norm of every group, sqrt(Σ norm²) over its pieces, unscaled, in float64.
 
-    Args:
-        numbers: (steps, pieces), or (steps, pieces + 1) if gradients are still scaled.
-        layout: which parameter each piece belongs to.
-        groups: for each group the positions of its parameters.
-
-    Returns:
-        (steps, groups). The column of a group without gradients is 0; `layout.present` tells it from a measured 0.
+    `numbers` are (steps, pieces), or (steps, pieces + 1) if gradients are still scaled; `groups` hold the positions of
+    their parameters. The result is (steps, groups), 0 for a group without gradients as for a measured 0.
     """
     norms = numbers[:, : len(layout.owners)]
     if layout.is_scaled.any():

@@ -37,11 +37,8 @@ ImageIds: TypeAlias = Tensor | Sequence[object]
 class EpochPredictions:
     """A `with` block that collects predictions: on exit the file is complete, after an exception it does not exist.
 
-    Args:
-        path: the Parquet file.
-        is_written: called at the end of the block; False writes nothing (another rank, or a child forked in the block).
-        write: writes a table to a file.
-        report: called with the file's stem and the reason if predictions could not be written; may raise.
+    `is_written` is called at the end of the block; False writes nothing (another rank, or a child forked in the block).
+    `report` is called with the file's stem and the reason if predictions could not be written, and may raise.
     """
 
     def __init__(
@@ -108,12 +105,7 @@ class EpochPredictions:
 class PredictionFiles:
     """Writes the files of predictions; a file that the disk refused waits in memory for `write_again`.
 
-    Args:
-        layout: names the files.
-        events: records predictions that could not be written.
-        count: the batch that such an event names.
-        is_strict: raise instead, at the end of the block.
-        max_bytes: of all files that wait.
+    `is_strict` raises at the end of the block rather than record an event. `max_bytes` limits all files that wait.
     """
 
     def __init__(
@@ -134,11 +126,7 @@ class PredictionFiles:
         self._reported: set[str] = set()
 
     def block(self, epoch: int, name: str, *, is_written: Callable[[], bool]) -> EpochPredictions:
-        """The `with` block that writes one epoch's file.
-
-        Raises:
-            MisuseError: the name cannot be part of a file name.
-        """
+        """The `with` block that writes one epoch's file; raise MisuseError if the name cannot be part of its name."""
         check_column_name(name)
         if "/" in name:
             raise MisuseError(f"predictions cannot be named {name!r}: give a name without '/', such as 'val_ema'.")
@@ -148,9 +136,8 @@ class PredictionFiles:
     def write(self, path: Path, rows: pa.Table) -> None:
         """Write one file; a complete older file of the same name is copied to `superseded/` first.
 
-        Raises:
-            PredictionsError: the disk refused the file or read back other bytes, or a link leads out of the run
-                directory. The message says whether the rows wait for `write_again`.
+        Raise PredictionsError if the disk refused the file or read back other bytes, or a link leads out of the run
+        directory. The message says whether the rows wait for `write_again`.
         """
         self._waiting.pop(path, None)
         try:
@@ -177,15 +164,7 @@ class PredictionFiles:
         self._waiting.clear()
 
     def report(self, name: str, error: AvaPipelineError) -> None:
-        """Record that predictions were not written.
-
-        Args:
-            name: stem of the file.
-            error: the reason.
-
-        Raises:
-            AvaPipelineError: the error itself, if the files are strict.
-        """
+        """Record that the predictions of the file with this stem were not written; raise the error if strict."""
         if self._is_strict:
             raise error
         batch_idx = self._count.batch_idx
@@ -221,15 +200,9 @@ def _copy_older(path: Path) -> None:
 
 
 def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> pa.Table:
-    """Make the file's table.
+    """Make the file's table; raise PredictionsError if an image was added twice, or a row is not a distribution.
 
-    Args:
-        image_ids: N different integers or strings.
-        pred: (N, 10) float64, rows summing to 1 within `MAX_SUM_ERROR`; renormalised here.
-        gt: (N, 10) float64, votes or shares.
-
-    Raises:
-        PredictionsError: an image was added twice, or a row is not a distribution.
+    Rows of `pred`, (N, 10), sum to 1 within `MAX_SUM_ERROR` and are renormalised here; `gt`, (N, 10), may hold votes.
     """
     ids = _id_column(image_ids)
     _check_ids(ids.to_pylist())  # as they are stored: 1 and "1" are the same image

@@ -40,22 +40,8 @@ MAX_WAITING_FINDINGS = 256
 class Recorder:
     """Turns calls of `step` into pending rows and hands them to a worker, which the first of them starts.
 
-    Args:
-        targets: what is measured; the first collected step adds the names of the user's values.
-        config: what is collected and how it is written.
-        output_dir: the run directory.
-        count: where the run is.
-        events: records what happens.
-        gradient_pass: takes the snapshots.
-        checks: checks each step for misuse.
-        run_info: the user's own facts.
-        findings: takes every warning sign, in the background thread.
-        measures: the user's own, beside the built-in ones.
-        writers: the user's own, beside the formats of the config.
-
-    Attributes:
-        is_closed: whether `close` was called.
-        is_child: whether this process is a forked child; then nothing is recorded here.
+    `findings` takes every warning sign, in the background thread; `measures` and `writers` are the user's own. In a
+    forked child (`is_child`) nothing is recorded.
     """
 
     def __init__(  # noqa: PLR0913  # everything that a row needs meets here
@@ -99,10 +85,8 @@ class Recorder:
     def record(self, values: Mapping[str, Value], sample_ids: Sequence[object] | None) -> None:
         """Measure a step, stage the numbers and hand them over; if the channel is full, count the step as dropped.
 
-        Raises:
-            MisuseError: the recorder is closed, or a value is not a scalar.
-            WriteError: rows could not be written, and `on_error="raise"`.
-            Exception: any error of a measure under `on_error="raise"`; otherwise it costs the step.
+        Raise MisuseError after `close` or for a value that is not a scalar. Under `on_error="raise"`, raise WriteError
+        if rows could not be written, and any error of a measure, which otherwise costs the step.
         """
         if self.is_closed:
             raise MisuseError("step() was called after close(): make a new collector, or close after the last step.")
@@ -178,11 +162,7 @@ class Recorder:
         return worker
 
     def raise_first_error(self) -> None:
-        """Raise the first error of the background thread, once, under `on_error="raise"`.
-
-        Raises:
-            WriteError: rows could not be written.
-        """
+        """Raise the first WriteError of the background thread, once, under `on_error="raise"`."""
         error = self._events.first_error
         if self._is_strict and error is not None:
             self._events.first_error = None
@@ -213,15 +193,11 @@ class Recorder:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the worker has finished the files, or was never started; in a forked child nobody knows."""
+        """Whether the worker has finished the files, or was never started; False in a forked child."""
         return not self.is_child and (self._worker is None or self._worker.has_ended)
 
     def abandon(self) -> bool:
-        """Let the worker finish alone, since its collector is gone.
-
-        Returns:
-            Whether the collector should have been closed.
-        """
+        """Let the worker finish alone, since its collector is gone; True if that should have been closed."""
         self._checks.close()
         if self._worker is None or self.is_closed or self.is_child:
             return False
@@ -251,11 +227,7 @@ class Recorder:
 
 
 class FindingQueue:
-    """Holds findings until the training thread's next `step`; if too many wait, the oldest are dropped.
-
-    Args:
-        count: is told to make the next `step` deliver them.
-    """
+    """Holds findings until the training thread's next `step`; if too many wait, the oldest are dropped."""
 
     def __init__(self, count: BatchCount) -> None:
         self._count = count

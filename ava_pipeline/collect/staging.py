@@ -16,11 +16,7 @@ from ava_pipeline.write.pending import Numbers, StagedNumbers
 
 
 class Slot(ABC):
-    """Memory on the host for one step's numbers, and an event that marks the end of the copy into it.
-
-    Attributes:
-        buffer: (numbers,), float32; valid only after `wait`.
-    """
+    """Host memory for one step's float32 numbers, valid only after `wait`, and an event that ends the copy into it."""
 
     buffer: Tensor
 
@@ -34,12 +30,7 @@ class Slot(ABC):
 
 
 class PinnedSlot(Slot):
-    """Pinned memory and an event of the device.
-
-    Args:
-        device: the device that copies into the buffer.
-        num_numbers: length of the buffer.
-    """
+    """Pinned memory and an event of the device."""
 
     def __init__(self, device: torch.device, num_numbers: int) -> None:
         self._device = device
@@ -78,8 +69,6 @@ def staging_for(device: torch.device) -> Staging:
 
 
 class _HostNumbers:
-    """Numbers that are on the host already."""
-
     def __init__(self, numbers: list[Numbers]) -> None:
         self._numbers = numbers
 
@@ -107,10 +96,6 @@ class DeviceStaging(Staging):
 
     The copy and the slot's event are queued on the current stream, so the stream itself runs them after the kernels
     that compute the numbers and before any later work.
-
-    Args:
-        device: the device that holds the gradients.
-        new_slot: makes a slot of a given length for the device.
     """
 
     def __init__(self, device: torch.device, new_slot: Callable[[torch.device, int], Slot] = PinnedSlot) -> None:
@@ -149,11 +134,7 @@ class Parcel:
         self.parts: list[Tensor] = []
 
     def add(self, numbers: Tensor | Sequence[object]) -> slice | list[object]:
-        """Add a reading's tensors; scalars on the host are kept as they are.
-
-        Returns:
-            Where to find the numbers after the copy.
-        """
+        """Add a reading's tensors, and return where their numbers are after the copy; scalars on the host stay."""
         if isinstance(numbers, Tensor):
             return self._append(numbers)
         return [self._scalar(number) for number in numbers]

@@ -100,11 +100,7 @@ def rate_column(place: int) -> str:
 
 
 def optimizers_by_name(optimizer: Optimizer | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
-    """One optimizer or a mapping of them, as a mapping.
-
-    Raises:
-        GroupsError: the mapping is empty, a value is not an optimizer, or an optimizer has no parameter groups.
-    """
+    """One optimizer or a mapping of them, as a mapping; raise GroupsError if it lacks optimizers or their groups."""
     optimizers: dict[str, Optimizer] = dict(optimizer) if isinstance(optimizer, Mapping) else {"optimizer": optimizer}
     for name, value in optimizers.items():
         if not isinstance(value, Optimizer):
@@ -120,11 +116,7 @@ def optimizers_by_name(optimizer: Optimizer | Mapping[str, Optimizer]) -> dict[s
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter once, by the name it has without the wrappers of `torch.compile` and DistributedDataParallel.
-
-    Raises:
-        GroupsError: the model has no parameters.
-    """
+    """Every parameter once, by its `plain_name`; raise GroupsError if the model has no parameters."""
     parameters = {plain_name(name, model): parameter for name, parameter in model.named_parameters()}
     if not parameters:
         raise GroupsError(

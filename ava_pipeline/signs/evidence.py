@@ -23,16 +23,8 @@ NO_ROWS = pa.Table.from_batches([], schema=pa.schema([("batch_idx", pa.int64()),
 class TableValues:
     """Rows of one table as arrays, in the order of their batches.
 
-    Args:
-        rows: with `batch_idx`, `epoch` and the table's own columns.
-
-    Attributes:
-        rows: as given.
-        num_rows: their number.
-        batch_idx: int64 [rows], 1-based.
-        epoch: int64 [rows], 0-based.
-        values: column of numbers -> float64 [rows]; nan if the cell is null, and if nan was measured.
-        is_measured: column of numbers -> bool [rows]; False only if the cell is null.
+    `batch_idx` (1-based) and `epoch` (0-based) are int64 [rows]. Each column of numbers has float64 [rows] in `values`,
+    nan if the cell is null or nan was measured, and bool [rows] in `is_measured`, False only if the cell is null.
     """
 
     def __init__(self, rows: pa.Table) -> None:
@@ -51,21 +43,14 @@ class Evidence:
     """All that the signs know of a run, or of its latest rows.
 
     Args:
-        norms: rows of `gradient_norms`.
-        rates: rows of `learning_rates`.
-        steps: rows of `steps`.
-        groups: column of `gradient_norms` -> its role, its parent and its learning rates.
         first_norms: the first rows of `gradient_norms` in this run; None if `norms` begins with them.
         highest_rates: column of `learning_rates` -> its highest value before these rows.
 
     Attributes:
         columns: role -> the columns of `norms` whose groups have it.
-        overall: the column with the norm of all gradients; None if the run has none.
-        losses: the columns of `steps` that are losses, by their names.
-        is_scaled: whether a GradScaler scales the loss.
-        trained_from: column of `norms` -> position of the first row from which its group is trained; the number of
-            rows if it never is. A group that required no gradients at the first collected step counts as frozen until
-            its first gradient.
+        trained_from: column of `norms` -> position of the first row from which its group is trained; the number of rows
+            if it never is. A group that required no gradients at the first collected step counts as frozen until its
+            first gradient.
         frozen: the groups that are not trained in any of these rows.
         early_norms: finite overall norms in the run's first rows, at most 32.
         early_median: their median; 0 if none is finite.
@@ -156,13 +141,7 @@ class RowRange(NamedTuple):
 
 
 def ranges_where(holds: Mask, *, least_rows: int = 1, bridge: int = 0) -> list[RowRange]:
-    """The ranges of rows in which a condition holds.
-
-    Args:
-        holds: bool [rows].
-        least_rows: shorter ranges are left out.
-        bridge: up to this many rows between two ranges join them.
-    """
+    """Ranges of at least `least_rows` rows in which a condition holds; up to `bridge` rows between two join them."""
     positions = np.flatnonzero(holds)
     if not len(positions):
         return []
@@ -177,13 +156,9 @@ def ranges_where(holds: Mask, *, least_rows: int = 1, bridge: int = 0) -> list[R
 class LastingState:
     """A sign that something holds over many rows, and the words for it.
 
-    Attributes:
-        sign: its id.
-        message: a template of `{column}`, `{value}`, `{num_rows}` and the words given to `findings`.
-        message_if_null: the template if none of the rows has a value; empty: the same.
-        advice: what to try.
-        bridge: up to this many other rows in between do not end the state.
-        average: the value of the finding, from the values of its rows.
+    `message` is a template of `{column}`, `{value}`, `{num_rows}` and the words given to `findings`; `message_if_null`,
+    unless empty, replaces it if none of the rows has a value. Up to `bridge` other rows in between do not end the
+    state. `average` makes the finding's value from the values of its rows.
     """
 
     sign: str
@@ -203,15 +178,10 @@ class LastingState:
         least_rows: int,
         **words: object,
     ) -> Iterator[Finding]:
-        """A finding for each range of rows in which the state lasts.
+        """A finding for each range of at least `least_rows` rows in which the state lasts.
 
-        Args:
-            rows: the table.
-            column: the column concerned.
-            holds: bool [rows], the state's condition.
-            values: float64 [..., rows], averaged over the range; None if the state has no value.
-            least_rows: the condition must hold over this many rows.
-            words: what else the templates name.
+        `values`, float64 [..., rows], are averaged over the range; None if the state has none. `words` fill the
+        templates.
         """
         for lasting in ranges_where(holds, least_rows=least_rows, bridge=self.bridge):
             chosen = np.array(np.nan) if values is None else values[..., lasting.rows]

@@ -26,10 +26,7 @@ def gap_findings(
 ) -> Iterator[Finding]:
     """A finding for each event that names missing steps, and one for each attempt that lacks rows without an event.
 
-    Args:
-        events: rows of `events.csv`.
-        attempts: each with the batches whose rows it left: after the first number, up to the second.
-        batches: `batch_idx` of the rows, rising.
+    Each attempt comes with the batches whose rows it left: after the first number, up to the second. `batches` rise.
     """
     gap_events = [event for event in events if event["event"] in _GAP_EVENTS]
     for event in gap_events:

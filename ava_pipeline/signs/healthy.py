@@ -20,11 +20,7 @@ def healthy_signs(
 ) -> Iterator[Finding]:
     """Findings of severity info for what is as it should be; none if the rows are too few to judge.
 
-    Args:
-        run: all that is known of it.
-        findings: everything found in it.
-        limits: a group is judged by its last `least_rows` rows.
-        num_collected: the number of collected steps; None if it is not known.
+    A group is judged by its last `least_rows` rows. `num_collected` is None if the number of steps is not known.
     """
     if is_enough(run, limits):
         health = _RunHealth(run, findings, limits, num_collected)

@@ -43,10 +43,7 @@ MAX_LISTED = 20
 
 
 def listed_findings(run: Evidence, limits: Thresholds) -> list[Finding]:
-    """The findings of all signs, at most 20 of the same sign, column and severity.
-
-    The last one listed says how many more there are.
-    """
+    """The findings of all signs, at most 20 of one sign, column and severity; the last says how many more there are."""
     findings = all_findings(run, limits)
     total = Counter(map(_same, findings))
     num: Counter[tuple[str, str | None, str]] = Counter()

@@ -144,20 +144,12 @@ _MAX_CELLS = 2**18
 
 
 def ratios_to_median(values: Values, window: int, *, below: float = -np.inf, above: float) -> Values:
-    """Each value divided by the median of the positive values before it.
+    """Each value divided by the median of the at most `window` positive values before it, as float64 [rows].
 
-    A median costs more than a minimum, so a row gets its ratio only if it could be below or above the given bounds:
-    the median lies between the smallest and the largest value of its window.
-
-    Args:
-        values: float64 [rows].
-        window: a median is that of at most this many values; in place of those before the first row stands the first
-            positive value, as with `mode="nearest"` of `scipy.ndimage.median_filter`.
-        below: smaller ratios are computed.
-        above: larger ratios are computed.
-
-    Returns:
-        float64 [rows]; nan for other rows, for values that are not finite, and if fewer than 16 values came before.
+    A median costs more than a minimum, so a row gets its ratio only if it could be below or above the given bounds: the
+    median lies between the smallest and the largest value of its window. In place of values before the first row stands
+    the first positive value, as with `mode="nearest"` of `scipy.ndimage.median_filter`. Other rows are nan, and so are
+    values that are not finite, or have fewer than 16 values before them.
     """
     ratios = np.full(len(values), np.nan)
     positions = np.flatnonzero(np.isfinite(values) & (values > 0))
@@ -209,13 +201,10 @@ class Trend(NamedTuple):
 
 
 def trend_of(values: Values, *, least_rise: float) -> Trend | None:
-    """The trend of the finite values; None if they are fewer than 128, or hardly rise.
+    """The trend of the finite values in time; None if they are fewer than 128, or hardly rise.
 
     The medians of 32 blocks stand for the rows, so that single batches weigh little and a million rows cost little.
-
-    Args:
-        values: float64 [rows], in the order of time.
-        least_rise: half of it must lie between the medians of the first and of the last quarter.
+    Half of `least_rise` must lie between the medians of the first and of the last quarter.
     """
     finite = values[np.isfinite(values)]
     if len(finite) < _LEAST_TREND_ROWS:
@@ -231,13 +220,8 @@ def trend_of(values: Values, *, least_rise: float) -> Trend | None:
 def kendall_tau(values: Values) -> float:
     """Kendall's tau-b of values and their positions: concordant less discordant pairs, over the pairs without ties.
 
-    Source: Kendall (1945), doi:10.1093/biomet/33.3.239; the same as `scipy.stats.kendalltau`.
-
-    Args:
-        values: float64 [rows]; nothing is nan.
-
-    Returns:
-        -1..1; nan if all values are equal.
+    Source: Kendall (1945), doi:10.1093/biomet/33.3.239; the same as `scipy.stats.kendalltau`. No value may be nan; the
+    result is nan if all are equal.
     """
     first, second = np.triu_indices(len(values), k=1)
     num_rises = int((values[second] > values[first]).sum())
@@ -250,12 +234,9 @@ def kendall_tau(values: Values) -> float:
 
 
 def theil_sen_slope(values: Values) -> float:
-    """The median slope of all pairs of values, per row.
+    """The median slope of all pairs of at least two values, per row.
 
     Source: Sen (1968), doi:10.1080/01621459.1968.10480934; the same as `scipy.stats.theilslopes`.
-
-    Args:
-        values: float64 [rows], at least two.
     """
     first, second = np.triu_indices(len(values), k=1)
     return float(np.median((values[second] - values[first]) / (second - first)))

@@ -146,10 +146,8 @@ def loss_negative(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
 def non_finite_events(rows: pa.RecordBatch, *, is_scaled: bool = False) -> Iterator[Event]:
     """Report values that are not finite: one event for each range of neighbouring rows with the same such columns.
 
-    Args:
-        rows: rows of one table in batch order, with `batch_idx` and `epoch`.
-        is_scaled: a GradScaler skips such steps and lowers its scale, so only a loss that is not finite is a warning;
-            the sign reports what lasts.
+    The rows are in batch order. A GradScaler (`is_scaled`) skips such steps and lowers its scale, so only a loss that
+    is not finite is a warning then; the sign reports what lasts.
     """
     batches, epochs, numbers = number_columns(rows)
     not_finite = {}
@@ -177,16 +175,11 @@ def non_finite_events(rows: pa.RecordBatch, *, is_scaled: bool = False) -> Itera
 
 
 def scale_drop_events(rows: pa.RecordBatch, scale_before: float | None, batch_before: int) -> Iterator[Event]:
-    """Report each row whose loss scale is lower than in the row before it.
+    """Report each row whose loss scale is lower than in the row before it; the rows are in batch order.
 
     `torch.amp.GradScaler` lowers its scale only after a step whose gradients were not finite, which it skips. So the
-    skipped step is the step of the row before, or a step between the two rows. If the scale also grew there, a drop
-    can go unnoticed.
-
-    Args:
-        rows: rows of `steps` in batch order.
-        scale_before: the scale of the row before the first; None if it is not known.
-        batch_before: the batch of that row, or the first batch of the attempt.
+    skipped step is the step of the row before, or a step between the two rows. If the scale also grew there, a drop can
+    go unnoticed. `batch_before` is the batch of the row before the first, or the first batch of the attempt.
     """
     is_known = ~null_mask(rows.column("loss_scale"))
     columns = (numpy_values(rows.column(name))[is_known] for name in ("loss_scale", "batch_idx", "epoch"))

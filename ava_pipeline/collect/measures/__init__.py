@@ -16,11 +16,7 @@ BUILT_IN_MEASURES: tuple[type[Measure], ...] = (GradientNorms, LearningRates, St
 
 
 def check_measures(measures: Sequence[type[Measure]]) -> tuple[type[Measure], ...]:
-    """Check the measures of the user's own.
-
-    Raises:
-        MisuseError: not a list of concrete subclasses of `Measure`, or a table that cannot be used.
-    """
+    """Raise MisuseError unless these are concrete subclasses of `Measure`, each with a table that can be used."""
     if not isinstance(measures, list | tuple):
         raise MisuseError(f"measures: expected a list of subclasses of Measure, got {measures!r}.")
     taken = {table.name.lower() for table in (*BUILT_IN_TABLES, EPOCH_METRICS, EVENTS)}
@@ -49,15 +45,10 @@ def check_measures(measures: Sequence[type[Measure]]) -> tuple[type[Measure], ..
 def make_measures(
     own: Sequence[type[Measure]], targets: TrainingTargets, *, on_failure: Callable[[Exception, str], None]
 ) -> list[Measure]:
-    """Make the built-in measures and the user's own.
+    """Make the built-in measures and the user's own, without those of the user's that raise.
 
-    Args:
-        own: as `check_measures` returned them. One that raises is left out.
-        targets: what they measure.
-        on_failure: is given the exception of a measure that is left out, and the clause that says what failed.
-
-    Raises:
-        MisuseError: a run column has a name that cannot name a column, or the name of another column.
+    `on_failure` is given the exception of such a measure, and the clause that says what failed. Raise MisuseError if a
+    run column has a name that cannot name a column, or the name of another column.
     """
     made = [measure(targets) for measure in BUILT_IN_MEASURES]
     for measure in made:

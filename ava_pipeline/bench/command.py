@@ -51,7 +51,7 @@ def _words(value: object) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The options and the means of every part of a bench."""
+    """The options, folder and progress display that every part of a bench receives."""
 
     options: Options
     folder: Path  # for temporary files

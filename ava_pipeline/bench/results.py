@@ -47,7 +47,7 @@ def interleaved(works: Mapping[str, Work], rounds: Iterable[int], clock: Clock =
     for _ in rounds:
         for name in draw.permutation(list(works)):
             times_s[name].append(clock(works[name]))
-    return {name: np.array(values) for name, values in times_s.items()}
+    return {name: np.array(values) for name, values in times_s.items()}  # the same index is the same round
 
 
 class _DeviceClock:

@@ -35,11 +35,7 @@ def host_s(work: Work) -> float:
 
 
 def interleaved(works: Mapping[str, Work], rounds: Iterable[int], clock: Clock = host_s) -> dict[str, Samples]:
-    """Time all work once per round, in a new random order each round, so that other load affects all of it equally.
-
-    A few untimed rounds come first. Return name -> seconds per round; values at the same index come from the same
-    round.
-    """
+    """Time all work once per round in random order, so that load hits it equally; return name -> seconds per round."""
     draw = np.random.default_rng(0)
     for work in [*works.values()] * NUM_WARMUP:
         work()

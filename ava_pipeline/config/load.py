@@ -73,10 +73,9 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse a YAML document to plain dicts, lists, strings, numbers, booleans and None.
+    """Parse one YAML document to plain dicts, lists, strings, numbers, booleans and None.
 
-    Raise ValueError, naming the line, if the text is not YAML, has over `MAX_CHARS` characters, or uses a refused
-    feature.
+    Raise ValueError, naming the line, if the text is not YAML, is longer than `MAX_CHARS`, or uses a refused feature.
     """
     if len(text) > MAX_CHARS:
         raise ValueError(f"expected at most {MAX_CHARS:,} characters, got {len(text):,}; is this a config?")

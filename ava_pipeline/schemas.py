@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ava_pipeline.config.models import RunConfig
-from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, EPOCH_METRICS
+from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, EPOCH_METRICS, PREDICTIONS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest
-from ava_pipeline.contract.predictions import PREDICTIONS
 from ava_pipeline.contract.tables import SCHEMA_VERSION
 
 Schema = dict[str, Any]

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ava_pipeline import __version__, cli
-from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
+from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.metrics import mean_scores
 from tests.train.small_runs import command, config_file, run
 from tests.validate.building import RunBuilder

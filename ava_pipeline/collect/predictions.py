@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ava_pipeline.collect.call_checks import BatchCount
+from ava_pipeline.contract.builtin_tables import NUM_SCORES, SCORES, predictions_schema
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.parquet import write_checked
-from ava_pipeline.contract.predictions import NUM_SCORES, SCORES, predictions_schema
 from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import AvaPipelineError, DamagedFileError, MisuseError, PredictionsError

@@ -1,7 +1,9 @@
-"""The tables of the built-in measures and of `ava-pipeline train`, for readers that have no manifest or no torch."""
+"""The tables of the built-in measures, of `ava-pipeline train` and of predictions, also for readers without torch."""
+
+import pyarrow as pa
 
 from ava_pipeline.contract.columns import Column
-from ava_pipeline.contract.tables import KEY_COLUMNS, Table
+from ava_pipeline.contract.tables import KEY_COLUMNS, RunTable, Table
 
 GRADIENT_NORMS = Table(
     name="gradient_norms",
@@ -86,3 +88,33 @@ EPOCH_METRICS = Table(
         _metric("rmse", "Root mean squared error of the mean scores, in score points.", not_below=0),
     ),
 )
+
+NUM_SCORES = 10
+SCORES = range(1, NUM_SCORES + 1)
+PRED_COLUMNS = tuple(f"pred_dist_{score}" for score in SCORES)
+GT_COLUMNS = tuple(f"gt_dist_{score}" for score in SCORES)
+
+
+def _share(name: str, what: str) -> Column:
+    return Column(name=name, dtype="float32", description=what, not_below=0)
+
+
+PREDICTIONS = Table(
+    name="predictions",
+    description="Predicted and true score distributions, a row an image. image_id may be a string.",
+    columns=(
+        Column(name="image_id", dtype="int64", description="The image's id; int64 where every id is an integer."),
+        Column(name="pred_mean", dtype="float64", description="Mean of the predicted distribution, 1 to 10."),
+        Column(name="gt_mean", dtype="float64", description="Mean of the true votes, 1 to 10, from integer counts."),
+        *(_share(f"pred_dist_{score}", f"Predicted share of score {score}.") for score in SCORES),
+        *(_share(f"gt_dist_{score}", f"True share of score {score}.") for score in SCORES),
+    ),
+)
+
+_INTEGER_IDS = RunTable.of(PREDICTIONS).arrow_schema
+_STRING_IDS = _INTEGER_IDS.set(0, pa.field("image_id", pa.string(), nullable=False))
+
+
+def predictions_schema(*, integer_ids: bool) -> pa.Schema:
+    """The Arrow schema of a file of predictions, whose image ids are int64 or strings."""
+    return _INTEGER_IDS if integer_ids else _STRING_IDS

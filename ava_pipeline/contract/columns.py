@@ -11,7 +11,7 @@ Arrays are built from NumPy buffers and read back as NumPy buffers, because `pa.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,6 @@ _ARROW_TYPES: Mapping[Dtype, pa.DataType] = {
     "string": pa.string(),
     "timestamp": pa.timestamp("us", tz="UTC"),
 }
-STORED_TYPES: Final = frozenset(_ARROW_TYPES.values())
 _PYTHON_TYPES: Mapping[Dtype, type] = {
     "int64": int,
     "float32": float,

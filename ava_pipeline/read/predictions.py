@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from ava_pipeline.config.load import read_yaml
+from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.contract.columns import numpy_values
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.parquet import read_parquet
-from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import Metrics, prediction_metrics

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS, PREDICTIONS, SCORES
 from ava_pipeline.contract.columns import bools, null_mask, numpy_values
 from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_files
 from ava_pipeline.contract.parquet import read_parquet
-from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS, PREDICTIONS, SCORES
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import prediction_metrics

@@ -10,12 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ava_pipeline.contract.builtin_tables import EPOCH_METRICS, GRADIENT_NORMS, LEARNING_RATES, STEPS
+from ava_pipeline.contract.builtin_tables import EPOCH_METRICS, GRADIENT_NORMS, LEARNING_RATES, PREDICTIONS, STEPS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import PREDICTION_NAME, PredictionFile, RunLayout
 from ava_pipeline.contract.manifest import Manifest, utc_now
-from ava_pipeline.contract.predictions import PREDICTIONS
 from ava_pipeline.contract.tables import TABLE_KEY, RunTable, Table
 from ava_pipeline.contract.untrusted import ARROW_ERRORS
 from ava_pipeline.errors import MisuseError, NotARunError

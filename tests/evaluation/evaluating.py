@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS, predictions_schema
 from ava_pipeline.contract.parquet import write_parquet
-from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS, predictions_schema
 from ava_pipeline.metrics import mean_scores
 
 

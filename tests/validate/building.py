@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS, SCORES, predictions_schema
 from ava_pipeline.contract.columns import Column
 from ava_pipeline.contract.events import EVENTS, Event
 from ava_pipeline.contract.journal import JournalWriter
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, Group, Manifest, Status, StepCounters, TableEntry, write_manifest
 from ava_pipeline.contract.parquet import write_parquet
-from ava_pipeline.contract.predictions import GT_COLUMNS, PRED_COLUMNS, SCORES, predictions_schema
 from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.metrics import prediction_metrics
 from ava_pipeline.write.writers import CsvWriter, ParquetWriter

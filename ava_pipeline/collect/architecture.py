@@ -55,7 +55,6 @@ def _last_stage(model: nn.Module, backbone: nn.Module, head: nn.Module | None) -
 
 
 def _declared_last_stage(backbone: nn.Module) -> str | None:
-    """The last stage that the classes of torchvision and timm name."""
     if isinstance(getattr(backbone, "layer4", None), nn.Module):
         return "layer4"
     return _timm_last_stage(getattr(backbone, "feature_info", None))

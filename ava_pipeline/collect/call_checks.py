@@ -79,10 +79,7 @@ def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
 
 
 def check_values(values: Mapping[str, Value]) -> None:
-    """Raise MisuseError unless values map names to scalars.
-
-    Only tensors are checked here. Another value that is not a number fails its row later, like any other bad value.
-    """
+    """Raise MisuseError unless values map names to scalars; what is neither tensor nor number fails its row later."""
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise MisuseError(f"values is {values!r}: give a mapping name -> number, such as {{'loss': loss}}.")
     for name, value in values.items():
@@ -294,10 +291,7 @@ class CallOrder:
             self._hooks.append(optimizer.register_step_post_hook(self._counts[-1]))
 
     def num_skipped(self, num_calls: int) -> int:
-        """Optimizer steps that a GradScaler skipped since the last call; 0 if only its scale shows them.
-
-        The optimizer step of the last of the `num_calls` is still to come.
-        """
+        """Optimizer steps that a GradScaler skipped since the last call; 0 if only its scale shows them."""
         if not self._hooks_show_skips:
             return 0
         skipped = max(0, num_calls - 1 - self._counts[0].value)

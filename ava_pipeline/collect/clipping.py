@@ -69,10 +69,7 @@ class Clipping:
 
     @torch.no_grad()
     def clip(self, max_norm: float, batch_idx: int) -> Tensor:
-        """Clip the gradients as they are now, and return their L2 norm before clipping, a scalar on their device.
-
-        `batch_idx` is that of the latest `step`: the norms of an earlier step belong to other gradients.
-        """
+        """Clip the gradients, with norms of this `batch_idx` only; return the L2 norm before it, a device scalar."""
         self._max_norm = float(max_norm)
         gradients = [parameter.grad for parameter in self._parameters]
         total, self._total = self._total, None
@@ -92,11 +89,7 @@ class Clipping:
         if self._max_norm is None:
             return {}
         num_shortened = 0.0 if self._num_shortened is None else float(self._num_shortened)
-        return {
-            "clip_max_norm": self._max_norm,
-            "clip_num_shortened": num_shortened,
-            "clip_num_clips": self._num_clips,
-        }
+        return {"clip_max_norm": self._max_norm, "clip_num_shortened": num_shortened, "clip_num_clips": self._num_clips}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continue from what `state_dict` returned; raise MisuseError if an entry is missing, or not a number."""

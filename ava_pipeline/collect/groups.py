@@ -23,11 +23,10 @@ GroupChoice: TypeAlias = nn.Module | nn.Parameter | str | Sequence[str] | Iterab
 
 
 def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = None) -> dict[str, Group]:
-    """Name the groups of a model, wrapped or not, `overall` first.
+    """Name the groups of a model, wrapped or not, `overall` first; by default those of `find_parts`.
 
-    `chosen` maps a column to a module, parameters, or globs over parameter names (`"stages.3.*"`). By default the
-    groups are the head, its layers and the last stage of the backbone, as far as the model has them. Raise GroupsError
-    if a column has no parameters, MisuseError if a name cannot name a column.
+    `chosen` maps a column to a module, parameters, or globs over parameter names (`"stages.3.*"`). Raise GroupsError if
+    a column has no parameters, MisuseError if a name cannot name a column.
     """
     parameters = named_parameters(model)
     names = {id(parameter): name for name, parameter in parameters.items()}

@@ -129,7 +129,6 @@ class _RunHealth:
         return any(finding.id in signs and column in {None, finding.column} for finding in self._findings)
 
     def _warns(self, *signs: str) -> bool:
-        """Whether any of these signs was found with severity warning or error."""
         return any(finding.id in signs and finding.severity != "info" for finding in self._findings)
 
     def _learns(self, column: str) -> bool:

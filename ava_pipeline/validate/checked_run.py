@@ -28,17 +28,10 @@ class Keys(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Consecutive rows of one file, with the columns and types of its declaration.
+    """Consecutive rows of one file after its first `start` rows, with the columns and types of its declaration.
 
-    Attributes:
-        file: path below the run directory; the rows of a journal count as its Parquet file's.
-        declaration: of the table.
-        rows: in file order.
-        start: how many rows of the file stand before them.
-        has_key_columns: whether the table has `batch_idx` and `epoch`.
-        batches: the `batch_idx` of every row [rows], 0 if it is null; empty if the table has no keys.
-        epochs: the `epoch` of every row [rows], likewise.
-        before: the keys of the row before the first one.
+    `file` is a path below the run directory; the rows of a journal count as its Parquet file's. `batches` and `epochs`
+    [rows] are 0 for a null, and empty if the table has no key columns. `before` holds the keys of the row before.
     """
 
     file: str
@@ -51,7 +44,7 @@ class Window:
     before: Keys
 
     def breaches(self, rule: Rule, is_broken: Bools, explain: Callable[[int], Cell]) -> Iterator[Breach]:
-        """The rows [rows] that break a rule, if any; `explain` is called with a 0-based position in this window."""
+        """The rows for which `is_broken` [rows], if any; `explain` is called with a 0-based position in this window."""
         positions = np.flatnonzero(is_broken)
         if len(positions):
             rows = positions + self.start + 1
@@ -59,17 +52,10 @@ class Window:
 
 
 class CheckedFile:
-    """One file that is read to its end.
+    """One file that is read to its end; `file` is its path below the run directory.
 
-    Args:
-        file: path below the run directory; the rows of a journal count as its Parquet file's.
-        declaration: of the table.
-
-    Attributes:
-        num_rows: how many rows were read.
-        has_keys: whether every row has a `batch_idx` and an `epoch`.
-        batches: the `batch_idx` of the rows, if it has keys.
-        name: the file's name without its folder, by which the manifest counts rows.
+    `has_keys` says whether every row has a `batch_idx` and an `epoch`; if not, `batches` is incomplete. The manifest
+    counts rows by `name`, which has no folder.
     """
 
     def __init__(self, file: str, declaration: RunTable) -> None:
@@ -82,7 +68,7 @@ class CheckedFile:
         self._last = Keys()
 
     def append(self, rows: pa.Table) -> Window:
-        """Add the next rows of the file, and return them as a window for the rules of rows."""
+        """Add the next rows, and return them as a window for the rules of rows."""
         has_columns = set(KEYS) <= set(rows.column_names)
         keys = numpy_columns(rows.select(KEYS)) if has_columns else {}
         batches, epochs = (keys[key] if keys else np.empty(0, np.int64) for key in KEYS)
@@ -106,8 +92,7 @@ class CheckedFile:
 class CheckedTable:
     """The readable files of one table: its CSV file, and its Parquet file with the journal behind it.
 
-    Attributes:
-        is_same: whether both hold the same values, row by row.
+    `is_same` says whether both hold the same values, row by row.
     """
 
     csv: CheckedFile | None = None
@@ -122,17 +107,10 @@ class CheckedTable:
 
 @dataclass(frozen=True, slots=True)
 class CheckedRun:
-    """One run directory, read for validation.
+    """One run directory, read for validation; `manifest` and `metrics` are None if missing or unusable.
 
-    Attributes:
-        layout: of the run.
-        manifest: None if it is missing or invalid.
-        is_open: whether rows may still come, or the process that wrote them was killed.
-        tables: the measures' tables by name.
-        events: the events' table.
-        metrics: the rows of metrics.csv; None if the file is missing or unusable.
-        explained: the batches whose rows may be missing, according to events.
-        now: the time that heartbeats are compared with.
+    `is_open` says that rows may still come, or that the process that wrote them was killed. `now` is the time that
+    heartbeats are compared with.
     """
 
     layout: RunLayout
@@ -153,10 +131,7 @@ class CheckedRun:
 class BatchNumbers:
     """The `batch_idx` of every row of a file, in file order; evenly spaced rows take next to no memory.
 
-    Attributes:
-        is_rising: whether each number is above the one before.
-        lowest: None without rows.
-        highest: 0 without rows.
+    Without rows, `lowest` is None and `highest` 0.
     """
 
     def __init__(self) -> None:
@@ -188,8 +163,6 @@ class BatchNumbers:
 
 
 class _EvenlySpaced(NamedTuple):
-    """Batches at equal distances."""
-
     first: int
     step: int
     num: int
@@ -205,11 +178,7 @@ def _compact(batches: BatchIndices) -> _EvenlySpaced | BatchIndices:
 
 
 class RowsByBatch:
-    """Finds the row of a batch.
-
-    Args:
-        batches: of the rows; of a batch with two rows, the first row is found.
-    """
+    """Finds the row of a batch; of a batch with two rows, the first."""
 
     def __init__(self, batches: BatchNumbers) -> None:
         self._sorted = batches.to_numpy()

@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The findings in one run directory or file.
-
-    Attributes:
-        path: as it was given.
-        findings: in the order in which they are printed.
-        strict: whether warnings count as problems.
-    """
+    """The findings in one run directory or file; `strict` counts warnings as problems."""
 
     path: str
     findings: "Sequence[Finding]"

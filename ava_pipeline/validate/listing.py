@@ -29,12 +29,9 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Something that holds for every valid run.
+    """Something that holds for every valid run, as its sentence says; an info never fails a validation.
 
-    Attributes:
-        id: family and name, e.g. `norms.head-sum`; its meaning never changes.
-        sentence: what is true of a valid run.
-        severity: of a place that breaks the rule; an info never fails a validation.
+    The id is a family and a name, e.g. `norms.head-sum`; its meaning never changes.
     """
 
     id: str
@@ -49,13 +46,10 @@ class Rule:
         return Breach(self, file, [row], lambda _: cell, 1)
 
     def broken_rows(self, file: str, rows: Rows, explain: Callable[[int], Cell], *, num: int | None = None) -> "Breach":
-        """The rule is broken in several rows.
+        """The rule is broken in several rows of a file, which is a path below the run directory.
 
-        Args:
-            file: path below the run directory.
-            rows: 1-based and ascending; the first `MAX_LISTED` are enough.
-            explain: makes the sentence of `rows[index]`; called for the rows that are listed.
-            num: how many rows there are, if not all of them are in `rows`.
+        The rows are 1-based and ascending; the first `MAX_LISTED` are enough if `num` counts all of them.
+        `explain(index)` makes the sentence of `rows[index]`, and is called for the rows that are listed.
         """
         return Breach(self, file, rows, explain, len(rows) if num is None else num)
 
@@ -83,11 +77,7 @@ class _Places:
 
 
 class Listing:
-    """Breaches by rule and file, the `MAX_LISTED` lowest rows of each, in whatever order a file is read.
-
-    Args:
-        ignore: ids of rules to leave out, or families such as `norms`.
-    """
+    """Breaches by rule and file: the lowest rows of each, in whatever order they come; `ignore` has ids or families."""
 
     def __init__(self, ignore: Iterable[str] = ()) -> None:
         self._ignore = frozenset(ignore)

@@ -79,11 +79,7 @@ def _unknown_predictions(layout: RunLayout) -> Iterator[Breach]:
 
 
 def check_columns(found: pa.Schema, declaration: RunTable, file: str, report: Report) -> bool:
-    """Compare the columns and types of a Parquet file with its declaration.
-
-    Returns:
-        Whether the names are right, so that the rows may be cast to the declared types.
-    """
+    """Compare the columns of a Parquet file with its declaration; if the names are right, rows may be cast to it."""
     declared = declaration.arrow_schema
     if found.names != declared.names:
         message = f"expected the columns {','.join(declared.names)}, got {','.join(found.names)}."
@@ -118,7 +114,6 @@ _DTYPES: dict[pa.DataType, Dtype] = {
 
 
 def _dtype_name(arrow_type: pa.DataType) -> str:
-    """A type as tables declare it; Arrow's own name for a type that no table has."""
     return _DTYPES.get(arrow_type, str(arrow_type))
 
 
@@ -128,14 +123,8 @@ Strings: TypeAlias = "pa.Array[Any]"
 def check_lines(data: bytes, file: str, declaration: RunTable, *, start: int = 0) -> tuple[list[Breach], int]:
     """Find the lines of a CSV file with too many or too few fields, and the fields that are not of their type.
 
-    Args:
-        data: the header, which is right, and whole lines.
-        file: path below the run directory.
-        declaration: the columns.
-        start: how many rows of the file stand between the header and the lines.
-
-    Returns:
-        The breaches, and how many rows the lines are; none and 0 if the lines are not text.
+    `data` is the header, which is right, and whole lines, with `start` rows of the file between them. Return the
+    breaches and how many rows the lines are; none and 0 if the lines are not text.
     """
     wrong_lines: list[csv.InvalidRow] = []
     options = parse_options(declaration)
@@ -171,8 +160,6 @@ def _value_breaches(text: pa.Table, file: str, declaration: RunTable, rows: NDAr
 
 
 class _ExplainValue:
-    """The sentence about a field that is not of its column's type."""
-
     def __init__(self, column: Column, values: Strings, broken: NDArray[np.intp]) -> None:
         self._column = column
         self._values = values

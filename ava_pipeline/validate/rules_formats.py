@@ -43,13 +43,9 @@ def _only_in(run: CheckedRun, file: CheckedFile, other: CheckedFile) -> Iterator
 class ParquetComparison:
     """Compares the rows of a CSV file, window by window, with those of the table's Parquet file.
 
-    Args:
-        read: yields the Parquet rows, in order; each call starts over.
-        schema: of the Parquet rows.
-        checked: reads the whole Parquet file, or returns None if it cannot be used; called at the first difference.
-
-    Attributes:
-        is_same: whether all rows compared so far are equal, row by row.
+    Each call of `read` yields the Parquet rows, with `schema`, from the first one on. `checked` reads the whole Parquet
+    file, or returns None if it cannot be used; it is called at the first difference. `is_same` holds while all rows
+    compared are equal.
     """
 
     def __init__(
@@ -74,7 +70,7 @@ class ParquetComparison:
             yield from self._different_values(window, parquet.name, parquet_rows)
 
     def has_rows_after(self, num_rows: int) -> bool:
-        """Whether the Parquet file continues after so many rows, even if they cannot be read."""
+        """Whether the Parquet file has more than `num_rows` rows, even if they cannot be read."""
         try:
             return self._rows.rows(num_rows, 1).num_rows > 0
         except DamagedFileError:
@@ -118,12 +114,7 @@ class ParquetComparison:
 
 
 class RowCursor:
-    """Rows by their position; asking for ever later rows reads the file once.
-
-    Args:
-        read: yields every row, several at a time; each call starts over.
-        schema: of the rows.
-    """
+    """Rows by their position; asking for ever later rows reads the file once. Each call of `read` starts over."""
 
     def __init__(self, read: Callable[[], Iterator[pa.Table]], schema: pa.Schema) -> None:
         self._read = read
@@ -133,11 +124,7 @@ class RowCursor:
         self._held = self._empty
 
     def rows(self, start: int, num: int) -> pa.Table:
-        """`num` rows from the 0-based row `start` on, or fewer at the end of the file.
-
-        Raises:
-            DamagedFileError: the Parquet file cannot be read.
-        """
+        """`num` rows from the 0-based row `start` on, or fewer at the end; raise DamagedFileError if unreadable."""
         if start < self._start:
             self._start, self._tables, self._held = 0, self._read(), self._empty
         while self._start + self._held.num_rows < start + num:

@@ -63,7 +63,7 @@ def check_run(run: CheckedRun) -> Iterator[Breach]:
 
 
 def read_predictions(layout: RunLayout, file: PredictionFile, report: Report) -> Window | None:
-    """Read a file of predictions; None if it cannot be used, with the reason reported."""
+    """Read a file of predictions; None if it cannot be used, which is reported."""
     name = relative(layout, file.path)
     try:
         rows = read_parquet(file.path)
@@ -123,7 +123,6 @@ def _repeated_images(window: Window) -> Iterator[Breach]:
 
 
 def _image_cell(window: Window, row: int, message: str, column: str = "image_id") -> Cell:
-    """A sentence about the image of a row."""
     return Cell(message.format(text(window.rows, "image_id", row)), column, text(window.rows, column, row))
 
 

@@ -86,8 +86,6 @@ def _superseded_up_to(run: CheckedRun, file: CheckedFile) -> int:
 
 
 class _ExplainMissing:
-    """The sentence about a batch without a row."""
-
     def __init__(self, batches: BatchIndices) -> None:
         self._batches = batches
 

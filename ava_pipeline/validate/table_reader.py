@@ -50,12 +50,8 @@ def read_files(
 ) -> CheckedTable:
     """Read the files of a run's table, and check their rows; the rows of two equal files are checked once.
 
-    Args:
-        layout: of the run.
-        declaration: of the table.
-        checks: the rules of rows.
-        listing: receives the breaches; of a file that cannot be used, only the reason.
-        is_open: whether rows may still come, so that the last line may be unfinished.
+    The listing receives the breaches; of a file that cannot be used, only the reason. If the run is open, the last
+    line may be unfinished.
     """
     path = layout.csv(declaration.table.name)
     parquet, journal = path.with_suffix(".parquet"), path.with_suffix(".journal")
@@ -78,17 +74,9 @@ def read_files(
 def read_through(
     checked: CheckedFile, path: Path, tables: Iterable[pa.Table], checks: Sequence[Check], listing: Listing
 ) -> CheckedFile | None:
-    """Read a file to its end, and check its rows.
+    """Add the rows of a file to `checked`, which has none yet, and check them.
 
-    Args:
-        checked: the file, without rows yet.
-        path: of the file.
-        tables: its rows, in order.
-        checks: the rules of rows.
-        listing: receives the breaches.
-
-    Returns:
-        The file with all rows; None if it cannot be used, of which only the reason is listed.
+    Return `checked`; of a file that cannot be used, list only the reason, and return None.
     """
     found: Listing | None = None
     try:
@@ -109,11 +97,9 @@ def read_through(
 
 
 class StoredFile:
-    """A Parquet file and the journal beside it, one of which may be missing; a finding names the Parquet file.
+    """A Parquet file and the journal beside it, one of which may be missing; findings name the Parquet file.
 
-    Attributes:
-        file: the Parquet file's path below the run directory.
-        schema: of the rows, which have the declared types and may be null.
+    The rows have `schema`: the declared types, and any value may be null.
     """
 
     def __init__(self, file: str, path: Path, declaration: RunTable, stored: RowStream) -> None:
@@ -128,7 +114,7 @@ class StoredFile:
     def open(
         cls, file: str, parquet: Path, journal: Path, declaration: RunTable, listing: Listing
     ) -> "StoredFile | None":
-        """Open the files; None if they cannot be used, with the reason in the listing."""
+        """Open the files; None if they cannot be used, which is listed."""
         try:
             stored = _stored_rows(file, parquet, journal, declaration, listing)
         except (DamagedFileError, pa.ArrowException) as error:
@@ -139,11 +125,7 @@ class StoredFile:
         return cls(file, parquet, declaration, stored)
 
     def tables(self) -> Iterator[pa.Table]:
-        """Every row in the order of writing, about `WINDOW_ROWS` at a time; each call starts over.
-
-        Raises:
-            DamagedFileError: the file cannot be read.
-        """
+        """Every row in the order of writing, about `WINDOW_ROWS` at a time; raise DamagedFileError if unreadable."""
         waiting: list[pa.RecordBatch] = []
         num_waiting = 0
         for batch in self._stored.read():
@@ -173,8 +155,7 @@ class StoredFile:
 def _stored_rows(file: str, parquet: Path, journal: Path, declaration: RunTable, listing: Listing) -> RowStream:
     """The rows of both files, with a journal's damage in the listing.
 
-    Raises:
-        DamagedFileError: the Parquet file cannot be read, or its columns and the journal's exclude each other.
+    Raise DamagedFileError if the Parquet file cannot be read, or if its columns and the journal's exclude each other.
     """
     # The journal first: if it becomes Parquet meanwhile, its rows are found there, and not read twice.
     journal_schema = None
@@ -206,14 +187,9 @@ def _new_rows(journal: Path, declaration: RunTable, num_stored: int) -> Iterator
 
 
 class CsvFile:
-    """A CSV file of a table.
+    """A CSV file of a table; the listing receives the line numbers of its rows and the findings about its lines.
 
-    Args:
-        file: path below the run directory.
-        path: of the file.
-        declaration: of the table.
-        listing: receives what is wrong with lines, and the line numbers of the rows.
-        is_open: whether rows may still come, so that the last line may be unfinished.
+    If the run is open, the last line may be unfinished.
     """
 
     def __init__(self, file: str, path: Path, declaration: RunTable, listing: Listing, *, is_open: bool) -> None:
@@ -233,9 +209,7 @@ class CsvFile:
     def tables(self) -> Iterator[pa.Table]:
         """The rows of each block of lines; of a damaged file those before the first damaged block.
 
-        Raises:
-            OSError: the file cannot be opened.
-            UnusableFileError: the file cannot be used, raised after all of its lines were checked.
+        Raise UnusableFileError if the file cannot be used; for a damaged one, after all of its lines were checked.
         """
         try:
             yield from self._tables()

@@ -98,7 +98,6 @@ def validate_run(
 
 
 def _read_run(layout: RunLayout, listing: Listing, now: datetime) -> CheckedRun:
-    """Read every table, checking its rows."""
     manifest = rules_manifest.load_manifest(layout, listing.add)
     is_open = manifest is not None and manifest.status == "running"
     check_values = partial(rules_values.check_rows, manifest=manifest)
@@ -261,11 +260,7 @@ def _read_file(path: Path, declaration: RunTable, manifest: Manifest | None, lis
 
 
 def _checked_ids(ignore: Sequence[str]) -> Sequence[str]:
-    """Refuse an id that names no rule and no family.
-
-    Raises:
-        MisuseError: with the most similar id.
-    """
+    """Refuse an id that names no rule and no family, and suggest the most similar one."""
     known = {*_RULES_BY_ID, *(rule.partition(".")[0] for rule in _RULES_BY_ID)}
     for name in ignore:
         if name not in known:

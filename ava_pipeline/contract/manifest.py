@@ -1,6 +1,9 @@
 """telemetry/manifest.json: the tables of a run, the attempts that wrote them, and the rows they collected and wrote."""
 
+import os
+import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -155,6 +158,30 @@ def _refusal(path: Path, error: ValidationError) -> DamagedFileError:
         f"{path} is not a manifest of schema version {SCHEMA_VERSION}: {place}: {first['msg']}. "
         f"{remedy}; the tables beside it can be read with pandas as they are."
     )
+
+
+def status_now(manifest: Manifest, now: datetime) -> Status:
+    """The run's status; `killed` if the manifest says `running` and the process is gone.
+
+    A process on this host is looked up by its number. For a process on another host, or one whose number another
+    process may have by now, the heartbeat decides, which may be two minutes old.
+    """
+    if manifest.status != "running":
+        return manifest.status
+    is_gone = bool(manifest.attempts) and _is_gone(manifest.attempt)
+    return "killed" if is_gone or now - manifest.heartbeat_utc > STALE_AFTER else "running"
+
+
+def _is_gone(attempt: Attempt) -> bool:
+    """Whether no process on this host has the attempt's number."""
+    if not attempt.pid or attempt.host != platform.node():
+        return False
+    with suppress(PermissionError):  # a process of another user: it exists
+        try:
+            os.kill(attempt.pid, 0)
+        except ProcessLookupError:
+            return True
+    return False
 
 
 def parameters_by_group(groups: Mapping[str, Group]) -> dict[str, frozenset[str]]:

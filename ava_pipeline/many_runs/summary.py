@@ -14,6 +14,7 @@ from ava_pipeline.config.load import read_yaml
 from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import RunLayout, prediction_files
+from ava_pipeline.contract.manifest import status_now
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.diagnose.diagnose import Verdict, diagnose_run
@@ -22,7 +23,6 @@ from ava_pipeline.metrics import HIGHER_IS_BETTER, Metrics
 from ava_pipeline.read.csv import read_csv
 from ava_pipeline.read.predictions import read_predicted
 from ava_pipeline.read.run import Run, open_run
-from ava_pipeline.read.status import status_now
 
 UNREADABLE = "unreadable"
 UNKNOWN = "unknown"

@@ -11,9 +11,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import utc_now
+from ava_pipeline.contract.manifest import status_now, utc_now
 from ava_pipeline.errors import ConfigError, RunError
-from ava_pipeline.read.status import status_now
 from ava_pipeline.report.page import render_contents, render_page
 from ava_pipeline.report.run_data import RunData, read_run_data
 

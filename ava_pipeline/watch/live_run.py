@@ -11,14 +11,13 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ava_pipeline.contract.events import EVENTS
-from ava_pipeline.contract.manifest import Manifest, Status
+from ava_pipeline.contract.manifest import Manifest, Status, status_now
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import MAX_LINE_BYTES, read_line
 from ava_pipeline.errors import DamagedFileError, RunError
 from ava_pipeline.read.arrays import Bools, Floats, floats, integers, nulls
 from ava_pipeline.read.csv import convert_options, parse_options
 from ava_pipeline.read.run import Run
-from ava_pipeline.read.status import status_now
 
 EVENTS_TABLE = EVENTS.name
 MAX_ROWS = 1024

@@ -22,9 +22,9 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import utc_now
 from ava_pipeline.diagnose.diagnose import diagnose_run
 from ava_pipeline.errors import MisuseError
+from ava_pipeline.many_runs.command import show_runs
 from ava_pipeline.many_runs.selection import parse_where
 from ava_pipeline.many_runs.summary import summary_of
-from ava_pipeline.many_runs.table import show_runs
 from ava_pipeline.read.run import open_run
 from tests.evaluation.evaluating import predictions_file
 from tests.validate.building import NOW, Row, RunBuilder

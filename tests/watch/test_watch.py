@@ -23,10 +23,9 @@ from rich.console import Console
 
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import read_manifest, utc_now, write_manifest
+from ava_pipeline.contract.manifest import read_manifest, status_now, utc_now, write_manifest
 from ava_pipeline.read.arrays import integers
 from ava_pipeline.read.run import open_run
-from ava_pipeline.read.status import status_now
 from ava_pipeline.watch.live_run import MAX_ROWS, LiveRun
 from ava_pipeline.watch.view import BARS, sparkline, view
 from tests.report.reported import crashed, every_batch, faulty

@@ -143,7 +143,7 @@ def test_the_other_files_are_evaluated_if_one_cannot_be_read(tmp_path: Path) -> 
     printed = json.loads(found.stdout)
     assert [(file["set"], file["epoch"]) for file in printed["files"]] == [("val", 0), ("val", 1000)]
     assert list(printed["problems"]) == [str(torn), str(empty)]
-    assert "no image" in printed["problems"][str(empty)]
+    assert "no rows" in printed["problems"][str(empty)]
     assert found.exit_code == 1
     listed = CliRunner().invoke(cli.app, ["runs", str(tmp_path / "run"), "--json"])
     (run,) = json.loads(listed.stdout)["runs"]

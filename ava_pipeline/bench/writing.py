@@ -26,10 +26,9 @@ from ava_pipeline.errors import WriteError
 from ava_pipeline.signs.thresholds import Thresholds
 from ava_pipeline.signs.values import non_finite_events
 from ava_pipeline.write.attempts import RunFacts
-from ava_pipeline.write.channel import Channel, TelemetryStats
+from ava_pipeline.write.channel import Channel, Numbers, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.online_signs import OnlineSigns
-from ava_pipeline.write.pending import Numbers, PendingStep
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
 

@@ -24,10 +24,9 @@ from ava_pipeline.contract.manifest import Status
 from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError, MisuseError
 from ava_pipeline.write.attempts import RunFacts
-from ava_pipeline.write.channel import Channel, TelemetryStats
+from ava_pipeline.write.channel import Channel, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.online_signs import OnlineSigns
-from ava_pipeline.write.pending import PendingStep
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
 from ava_pipeline.write.writers import Writer

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ava_pipeline.collect.measures.measure import Reading
-from ava_pipeline.write.pending import Numbers, StagedNumbers
+from ava_pipeline.write.channel import Numbers, StagedNumbers
 
 
 class Slot(ABC):

@@ -1,17 +1,59 @@
-"""The bounded channel between the training thread and the worker: what it accepts, drops and counts."""
+"""From the training thread to the worker: a collected step, and the bounded channel that accepts, drops and counts."""
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError
 
 Item = TypeVar("Item")
+Numbers: TypeAlias = NDArray[np.floating] | list[object]
 
 MAX_ROWS_PER_WAKE = 128
 FULL = "they came faster than the files took them"
 CLOSED = "the channel was closed"
+
+
+class StagedNumbers(Protocol):
+    """One step's numbers while they are copied from the device to the host."""
+
+    def read(self) -> list[Numbers]:
+        """Wait for the copy and return the numbers of each measure. The worker calls it once."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStep:
+    """One collected step.
+
+    Attributes:
+        batch_idx: 1-based count of the run's batches.
+        epoch: 0-based.
+        layouts: what each measure returned with its numbers; a `FailedReading` if it raised.
+        is_deferred: collected later than due, as after batches that only accumulated gradients.
+        sample_ids: the samples of the batch, as the user gave them.
+    """
+
+    batch_idx: int
+    epoch: int
+    staged: StagedNumbers
+    layouts: tuple[object, ...]
+    is_deferred: bool = False
+    sample_ids: Sequence[object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedReading:
+    """The layout of a measure that raised in the training thread, so that its table has no row of the step.
+
+    The reason is the exception in words; the exception itself would keep tensors alive.
+    """
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,7 @@ from ava_pipeline.contract.events import EVENTS, Event, name_samples
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import WriteError, in_words
-from ava_pipeline.write.channel import Gap
-from ava_pipeline.write.pending import PendingStep
+from ava_pipeline.write.channel import Gap, PendingStep
 from ava_pipeline.write.writers import CsvWriter, TableFiles
 
 MAX_ARRIVING = 10_000

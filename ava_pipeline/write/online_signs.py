@@ -16,8 +16,8 @@ from ava_pipeline.contract.manifest import Group
 from ava_pipeline.signs.evidence import NO_ROWS, NUM_FIRST_ROWS, Evidence, TableValues, is_loss
 from ava_pipeline.signs.registry import SIGNS_WITH_SAMPLES, SINGLE_BATCH_SIGNS, all_findings
 from ava_pipeline.signs.thresholds import Thresholds
+from ava_pipeline.write.channel import PendingStep
 from ava_pipeline.write.event_log import EventLog, id_list, with_samples
-from ava_pipeline.write.pending import PendingStep
 
 _log = logging.getLogger("ava_pipeline")
 

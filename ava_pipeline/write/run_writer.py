@@ -18,13 +18,12 @@ from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import WriteError, in_words
 from ava_pipeline.write.attempts import RunFacts, begin_attempt
-from ava_pipeline.write.channel import TelemetryStats
+from ava_pipeline.write.channel import Numbers, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import EventLog, moved_event, unread_step_event, unsynced_event
 from ava_pipeline.write.lock import RunLock
 from ava_pipeline.write.older_rows import supersede_file
 from ava_pipeline.write.online_signs import OnlineSigns
-from ava_pipeline.write.pending import PendingStep, RowSource, read_steps
-from ava_pipeline.write.table_writer import TableWriter
+from ava_pipeline.write.table_writer import RowSource, TableWriter
 from ava_pipeline.write.writers import CsvWriter, ParquetWriter, TableFiles, Writer
 
 RETRY_S = 5.0
@@ -127,7 +126,7 @@ class RunWriter:
             How many of the steps failed: a measure, a rule or a writer refused a row, or the disk refused to sync.
         """
         self.doing = "writing rows, and the disk or the device may be stuck"
-        read, numbers, unread = read_steps(steps)
+        read, numbers, unread = _read_steps(steps)
         for step, error in unread:
             self._log.add(unread_step_event(step, error))
         failed = {step.batch_idx for step, _ in unread}
@@ -247,6 +246,22 @@ class RunWriter:
     def _num_rows(self) -> dict[str, int]:
         rows = {name: count for table in self._tables for name, count in table.num_rows.items()}
         return rows | self._log.num_rows
+
+
+def _read_steps(
+    steps: Sequence[PendingStep],
+) -> tuple[list[PendingStep], list[list[Numbers]], list[tuple[PendingStep, Exception]]]:
+    """Wait for the numbers; return the steps whose numbers arrived, these numbers, and the other steps with errors."""
+    read: list[PendingStep] = []
+    numbers: list[list[Numbers]] = []
+    refused: list[tuple[PendingStep, Exception]] = []
+    for step in steps:
+        try:
+            numbers.append(step.staged.read())
+            read.append(step)
+        except Exception as error:  # noqa: BLE001  # a device can fail in any way: it costs this step only
+            refused.append((step, error))
+    return read, numbers, refused
 
 
 class _UnopenedWriter(Writer):

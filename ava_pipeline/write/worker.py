@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import in_words
-from ava_pipeline.write.channel import MAX_ROWS_PER_WAKE, Channel, TelemetryStats
+from ava_pipeline.write.channel import MAX_ROWS_PER_WAKE, Channel, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import EventLog, gap_event, lost_event
-from ava_pipeline.write.pending import PendingStep
 from ava_pipeline.write.run_writer import RunWriter
 
 _log = logging.getLogger("ava_pipeline")

@@ -22,7 +22,6 @@ from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError, MisuseError
 
-_SEARCHED_BYTES = 2**20
 _ROWS = csv.WriteOptions(include_header=False, quoting_style="needed")
 _QUOTED_CHARACTERS = frozenset(',"\r\n')
 _SUFFIX = re.compile(r"[A-Za-z0-9_]+")
@@ -336,30 +335,3 @@ def check_writers(writers: Sequence[type[Writer]]) -> tuple[type[Writer], ...]:
             raise MisuseError(f"writers: the suffix {suffix!r} of {writer.__name__} is taken: give it another one.")
         taken.add(suffix.lower())
     return tuple(writers)
-
-
-def cut_torn_line(path: Path) -> bytes:
-    """Cut an unfinished last line, so that the next row does not continue it.
-
-    Returns:
-        The bytes cut; empty if the file ends with a whole line.
-    """
-    torn = torn_line(path)
-    if torn:
-        os.truncate(path, path.stat().st_size - len(torn))
-    return torn
-
-
-def torn_line(path: Path) -> bytes:
-    """The last line of a file if it is unfinished, else nothing."""
-    with path.open("rb", buffering=0) as file:
-        start = file.seek(0, os.SEEK_END)
-        blocks: list[bytes] = []
-        whole = -1
-        while start and whole < 0:
-            end, start = start, max(0, start - _SEARCHED_BYTES)
-            file.seek(start)
-            block = file.read(end - start)
-            whole = block.rfind(b"\n")
-            blocks.append(block[whole + 1 :])
-    return b"".join(reversed(blocks))

@@ -10,7 +10,7 @@ from torch import nn
 from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.staging import DeviceStaging
-from ava_pipeline.write.pending import StagedNumbers
+from ava_pipeline.write.channel import StagedNumbers
 from tests.collect.clipped import INFINITE, NOT_A_NUMBER, assert_clips_to_torchs_bits
 from tests.collect.models import ava_resnet18
 

@@ -11,7 +11,7 @@ import torch
 
 from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.staging import SPARE_NUMBERS, DeviceStaging, Slot
-from ava_pipeline.write.pending import StagedNumbers
+from ava_pipeline.write.channel import StagedNumbers
 from tests.collect.late import LateDevice, late_device
 
 LENGTH = 10

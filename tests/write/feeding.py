@@ -15,9 +15,8 @@ from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import KEY_COLUMNS, RunTable, Table
 from ava_pipeline.signs.values import non_finite_events
 from ava_pipeline.write.attempts import RunFacts
-from ava_pipeline.write.channel import Channel, TelemetryStats
+from ava_pipeline.write.channel import Channel, Numbers, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
-from ava_pipeline.write.pending import Numbers, PendingStep
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
 

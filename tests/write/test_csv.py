@@ -10,7 +10,7 @@ from pyarrow import csv
 from ava_pipeline.contract.columns import Column
 from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.write.writers import CsvWriter, cut_torn_line, torn_line
+from ava_pipeline.write.writers import CsvWriter
 from tests.write.feeding import batch_of
 
 _BATCH = Column(name="batch_idx", dtype="int64", description="Batch.")
@@ -80,32 +80,3 @@ def test_whole_lines_are_in_the_file_before_the_file_is_closed(tmp_path: Path) -
     writer.write(batch_of(SCHEMA, [{"batch_idx": 1, "overall": 0.5, "value": 0.5}]))
     assert path.read_text().endswith("\n1,0.5,0.5\n")
     writer.close()
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "torn"),
-    [
-        (b"a,b\n1,2\n", b"a,b\n1,2\n", b""),
-        (b"a,b\n1,2\n3,", b"a,b\n1,2\n", b"3,"),
-        (b"a,", b"", b"a,"),
-        (b"", b"", b""),
-        (b"a,b\n" + bytes(3 * 2**20), b"a,b\n", bytes(3 * 2**20)),
-    ],
-    ids=["whole", "torn row", "torn header", "empty", "zeros after a power loss"],
-)
-def test_a_torn_last_line_is_cut_and_returned(before: bytes, after: bytes, torn: bytes, tmp_path: Path) -> None:
-    """The next row is never joined to an incomplete one, and the bytes that were cut are returned."""
-    path = tmp_path / "norms.csv"
-    path.write_bytes(before)
-    assert cut_torn_line(path) == torn
-    assert path.read_bytes() == after
-
-
-def test_a_long_torn_line_is_read_once(tmp_path: Path) -> None:
-    """Reading zeros left by a power loss takes linear time, not quadratic."""
-    path = tmp_path / "norms.csv"
-    path.write_bytes(b"a,b\n" + bytes(12 * 2**20))
-    counts = Path("/proc/self/io")
-    before = int(counts.read_text().split()[1])
-    assert len(torn_line(path)) == 12 * 2**20
-    assert int(counts.read_text().split()[1]) - before < 16 * 2**20

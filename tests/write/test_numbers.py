@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from ava_pipeline.read.run import open_run
-from ava_pipeline.write.pending import PendingStep
+from ava_pipeline.write.channel import PendingStep
 from tests.write.feeding import NO_STEPS, PlainMeasure, Room, Staged
 
 pytestmark = pytest.mark.timeout(60)

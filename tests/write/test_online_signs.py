@@ -13,9 +13,9 @@ from ava_pipeline.contract.finding import Finding
 from ava_pipeline.signs import registry
 from ava_pipeline.signs.evidence import Evidence
 from ava_pipeline.signs.thresholds import Thresholds
+from ava_pipeline.write.channel import PendingStep
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.online_signs import MAX_NEW_ROWS, WINDOW_ROWS, OnlineSigns
-from ava_pipeline.write.pending import PendingStep
 from tests.signs.rows import EVERY, GROUPS, Columns, columns, evidence
 
 NORMS = ("overall", "trunk", "top", "first", "second")

@@ -11,8 +11,7 @@ import pytest
 
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.errors import WriteError
-from ava_pipeline.write.channel import TelemetryStats
-from ava_pipeline.write.pending import PendingStep
+from ava_pipeline.write.channel import PendingStep, TelemetryStats
 from tests.disk_calls import recorded
 from tests.write.feeding import NO_STEPS, Room, Staged, csv_batches, csv_rows, event_rows, parquet_batches, step, steps
 from tests.write.test_lock import held_elsewhere

@@ -16,7 +16,7 @@ from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS
 from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.signs.values import non_finite_events
-from ava_pipeline.write.pending import Numbers
+from ava_pipeline.write.channel import Numbers
 
 
 class GradientNorms(Measure):

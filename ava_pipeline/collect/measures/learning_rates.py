@@ -6,7 +6,7 @@ from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
 from ava_pipeline.collect.targets import TrainingTargets, rate_column
 from ava_pipeline.contract.builtin_tables import LEARNING_RATES
 from ava_pipeline.contract.columns import Values
-from ava_pipeline.write.pending import Numbers
+from ava_pipeline.write.channel import Numbers
 
 
 class LearningRates(Measure):

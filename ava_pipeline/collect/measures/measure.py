@@ -19,7 +19,7 @@ from ava_pipeline.contract.lockless_cached_property import lockless_cached_prope
 from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.errors import in_words
 from ava_pipeline.signs.values import non_finite_events
-from ava_pipeline.write.pending import FailedReading, Numbers
+from ava_pipeline.write.channel import FailedReading, Numbers
 
 Value: TypeAlias = Tensor | float | None
 

@@ -15,7 +15,7 @@ from ava_pipeline.contract.builtin_tables import STEPS
 from ava_pipeline.contract.columns import Values, null_mask, numpy_values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.signs.values import non_finite_events, scale_drop_events
-from ava_pipeline.write.pending import Numbers
+from ava_pipeline.write.channel import Numbers
 
 
 class Steps(Measure):

@@ -32,13 +32,8 @@ _log = logging.getLogger("ava_pipeline")
 class RunFacts:
     """Facts about the run that the training thread gives.
 
-    Attributes:
-        groups: column -> the parameters behind it.
-        collect_every_n: spacing of the rows, in batches.
-        resumed_from: the last batch of the checkpoint; 0 for a fresh start.
-        run_info: the user's own facts.
-        device: name of the device that holds the gradients.
-        thresholds: limits of signs that differ from the defaults.
+    `resumed_from` is the last batch of the checkpoint, 0 for a fresh start; `device` holds the gradients; `thresholds`
+    are the limits of signs that differ from the defaults.
     """
 
     groups: Mapping[str, Group]
@@ -50,21 +45,13 @@ class RunFacts:
 
 
 def begin_attempt(
-    layout: RunLayout,
-    tables: Sequence[RunTable],
-    facts: RunFacts,
-    formats: Sequence[Literal["csv", "parquet"]],
+    layout: RunLayout, tables: Sequence[RunTable], facts: RunFacts, formats: Sequence[Literal["csv", "parquet"]]
 ) -> tuple[Manifest, list[Event]]:
     """Repair older files, move the rows that this attempt supersedes to `superseded/`, and draft the manifest.
 
-    If it is interrupted, it can be called again: nothing is overwritten, and the manifest follows from the files.
-
-    Returns:
-        The manifest, whose last attempt is this one, and the events that report what was lost or changed.
-
-    Raises:
-        OSError: the disk refused.
-        DamagedFileError: an older file cannot be read.
+    If it is interrupted, it can be called again: nothing is overwritten, and the manifest follows from the files. Its
+    last attempt is this one; the events report what was lost or changed. Raise DamagedFileError if an older file
+    cannot be read.
     """
     names = table_names(layout, tables)
     damage = repair_files(layout, names)
@@ -98,14 +85,9 @@ def begin_attempt(
 
 
 def rows_of_last(attempts: Sequence[Attempt], counts: Mapping[str, int]) -> dict[str, int]:
-    """Rows that the last attempt wrote, if it was killed before it could count them all.
+    """Rows that the last attempt wrote, if it was killed before it could count them all, by file name.
 
-    Args:
-        attempts: every attempt so far.
-        counts: rows in each file now.
-
-    Returns:
-        By file name; never fewer than the attempt counted itself.
+    `counts` are the rows in each file now. The result is never less than the attempt counted itself.
     """
     *before, last = attempts
     superseded = {name: sum(one.set_aside.get(name, 0) for one in attempts) for name in counts}
@@ -115,15 +97,7 @@ def rows_of_last(attempts: Sequence[Attempt], counts: Mapping[str, int]) -> dict
 
 
 def missing_rows(attempts: Sequence[Attempt], counts: Mapping[str, int]) -> dict[str, int]:
-    """Rows that attempts wrote and the files no longer hold.
-
-    Args:
-        attempts: every attempt so far.
-        counts: rows in each file now.
-
-    Returns:
-        By file name; only files that lack rows.
-    """
+    """Rows that the attempts wrote and that the files, which hold `counts` now, lack; by name of the file."""
     expected: dict[str, int] = {}
     for attempt in attempts:
         for name in {**attempt.rows, **attempt.set_aside}:

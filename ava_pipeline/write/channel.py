@@ -28,14 +28,10 @@ class StagedNumbers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PendingStep:
-    """One collected step.
+    """One collected step, of a 1-based batch of the run and a 0-based epoch.
 
-    Attributes:
-        batch_idx: 1-based count of the run's batches.
-        epoch: 0-based.
-        layouts: what each measure returned with its numbers; a `FailedReading` if it raised.
-        is_deferred: collected later than due, as after batches that only accumulated gradients.
-        sample_ids: the samples of the batch, as the user gave them.
+    The layouts are what each measure returned with its numbers; a `FailedReading` if it raised. A deferred step was
+    collected later than due, as after batches that only accumulated gradients.
     """
 
     batch_idx: int
@@ -93,12 +89,8 @@ class Channel(Generic[Item]):
     """A bounded queue that drops or blocks when it is full, and counts the outcome of every item.
 
     An item is pending until `settle` reports it as written or failed. So the bound covers every item in memory, not
-    only those waiting to be taken.
-
-    Args:
-        max_pending: the largest number of pending items.
-        on_full: "drop" refuses a new item at once, "block" first waits for free space.
-        block_timeout_s: how long "block" waits.
+    only those waiting to be taken. "drop" refuses a new item at once, "block" first waits `block_timeout_s` for free
+    space.
     """
 
     def __init__(
@@ -131,13 +123,11 @@ class Channel(Generic[Item]):
     def reserve(self, batch_idx: int, epoch: int) -> None:
         """Check that there is space for the item of this batch, before any work is spent on it.
 
-        Raises:
-            ChannelFullError: the channel is full; the step is counted as dropped.
-            ChannelClosedError: the channel is closed; the step is counted as dropped.
+        Raise ChannelFullError or ChannelClosedError if it cannot be accepted; the step is then counted as dropped.
         """
         with self._changed:
             if self._wait_s:
-                self._changed.wait_for(self._has_space_or_is_closed, self._wait_s)
+                self._changed.wait_for(lambda: self._closed or self._has_space(), self._wait_s)
             if not self._closed and self._has_space():
                 return
             self._drop(batch_idx, epoch, CLOSED if self._closed else FULL)
@@ -149,12 +139,7 @@ class Channel(Generic[Item]):
         )
 
     def offer(self, item: Item, batch_idx: int, epoch: int) -> None:
-        """Hand an item over.
-
-        Raises:
-            ChannelFullError: the channel is full; the step is counted as dropped.
-            ChannelClosedError: the channel is closed; the step is counted as dropped.
-        """
+        """Hand an item over; raise as `reserve` does."""
         with self._changed:  # held from the check to the append, so that no other producer takes the space
             self.reserve(batch_idx, epoch)
             self._items.append(item)
@@ -163,22 +148,15 @@ class Channel(Generic[Item]):
                 self._changed.notify_all()
 
     def drop(self, batch_idx: int, epoch: int, *, reason: str = "they could not be measured") -> None:
-        """Count a step that failed before it could be handed over.
-
-        Args:
-            batch_idx: 1-based batch of the run.
-            epoch: 0-based.
-            reason: one of a few fixed texts; dropped steps are grouped by it.
-        """
+        """Count a step that failed before it could be handed over; dropped steps are grouped by the reason's text."""
         with self._changed:
             self._drop(batch_idx, epoch, reason)
 
     def take(self, timeout_s: float) -> tuple[list[Item], list[Gap]]:
         """Wait until many items are waiting, a flush is requested, the channel is closed or the time is up.
 
-        Returns:
-            All waiting items, oldest first, and the steps dropped since the last call, one gap per reason. The items
-            stay pending.
+        Return all waiting items, oldest first, which stay pending, and the steps dropped since the last call, one gap
+        per reason.
         """
         with self._changed:
             self._changed.wait_for(self._is_worth_waking, timeout_s)
@@ -209,11 +187,7 @@ class Channel(Generic[Item]):
             self._changed.notify_all()
 
     def give_up(self) -> list[Item]:
-        """Close the channel and count every pending item as failed, because the worker is gone.
-
-        Returns:
-            The items that were never taken.
-        """
+        """Close the channel, count every pending item as failed, and return the items that were never taken."""
         with self._changed:
             items = list(self._items)
             self._items.clear()
@@ -236,9 +210,6 @@ class Channel(Generic[Item]):
 
     def _has_space(self) -> bool:
         return self._num_pending < self._max_pending
-
-    def _has_space_or_is_closed(self) -> bool:
-        return self._closed or self._has_space()
 
     def _is_worth_waking(self) -> bool:
         return self._closed or len(self._items) >= self._wake_at or self._num_settled < self._flush_up_to

@@ -1,8 +1,4 @@
-"""events.csv: every event of a run, the warning logged with it, and the sentences that say which steps are missing.
-
-Events can be added from any thread and at any time. The worker brings them to the file, an `EventQueue` in between
-keeps them few.
-"""
+"""events.csv: every event of a run, the warning logged with it, and the sentences that say which steps are missing."""
 
 import logging
 import time
@@ -31,14 +27,9 @@ _log = logging.getLogger("ava_pipeline")
 class EventLog:
     """Writes events to `events.csv` and logs the first of each type as a warning.
 
-    Events can be added from any thread and before the file is open, without a lock that a fork could leave held. If
-    the disk does not take them, they wait in an `EventQueue`.
-
-    Args:
-        root: the run directory, for messages.
-
-    Attributes:
-        first_error: the first error, with its remedy; None if nothing went wrong.
+    Events can be added from any thread and before the file is open, without a lock that a fork could leave held. The
+    worker brings them to the file; until then, and while the disk does not take them, they wait in an `EventQueue`.
+    `first_error` has a remedy; it is None if nothing went wrong.
     """
 
     def __init__(self, root: Path) -> None:
@@ -51,12 +42,7 @@ class EventLog:
         self.first_error: WriteError | None = None
 
     def open(self, path: Path) -> None:
-        """Open the file; events are written to it from now on.
-
-        Raises:
-            OSError: the file cannot be opened.
-            DamagedFileError: the file has other columns.
-        """
+        """Open the file; raise OSError if the disk refuses, DamagedFileError if the file has other columns."""
         table = RunTable.of(EVENTS)
         self.abandon()
         self._files = TableFiles(table, [CsvWriter(path, table.arrow_schema)])
@@ -82,12 +68,7 @@ class EventLog:
         _log.warning("telemetry of %s: batch %d: %s", self._root, event.batch_idx, event.message)
 
     def fail(self, error: BaseException, what: str) -> None:
-        """Log an error once per `what` and type, and keep the first for `on_error="raise"`.
-
-        Args:
-            error: the exception.
-            what: the clause that says what failed, such as "manifest.json could not be written".
-        """
+        """Log an error once per type and `what`, such as "manifest.json could not be written", and keep the first."""
         message = f"{what}: {in_words(error)}"
         self._warn_once(f"{what} {type(error).__name__}", f"{message} Training continues without it.")
         self._remember(message)
@@ -143,7 +124,7 @@ EventKey = tuple[str, str, str | None]
 
 @dataclass(slots=True)
 class WaitingEvent:
-    """An event to be written, and how many events it stands for."""
+    """An event to be written, and the number of events that it stands for."""
 
     key: EventKey
     event: Event
@@ -163,7 +144,7 @@ class WaitingEvent:
 
     @property
     def merged_event(self) -> Event:
-        """The event, its message extended by how many others it stands for."""
+        """The event, with a message that says how many others it stands for."""
         if self.num_merged == 1:
             return self.event
         more = f"And {self.num_merged - 1} more of this kind, up to batch {self.event.batch_idx_end}."
@@ -176,10 +157,7 @@ class EventQueue:
     A problem that lasts for days must fill neither memory nor the disk. So the first `MAX_EXACT` events of a key (name,
     severity and column) are written one by one; after that, a key is written once per `MERGED_EVERY_S`, as one event
     over all batches concerned. Missing steps that wait at the same time are merged from the start: while nothing can
-    be written, they are one range of batches.
-
-    Args:
-        clock: a monotonic clock, in seconds.
+    be written, they are one range of batches. The clock is monotonic, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -232,13 +210,7 @@ def gap_event(gap: Gap) -> Event:
 
 
 def lost_event(steps: Sequence[PendingStep], reason: object, *, file: str | None = None) -> Event:
-    """Steps that one file, or all files, did not take.
-
-    Args:
-        steps: at least one, in order.
-        reason: the cause, as a sentence.
-        file: the file that lacks them; None if all files do.
-    """
+    """Steps, at least one and in order, that a file did not take; None stands for all files."""
     return Event(
         event="failed_write",
         severity="error",
@@ -252,13 +224,7 @@ def lost_event(steps: Sequence[PendingStep], reason: object, *, file: str | None
 
 
 def unsynced_event(steps: Sequence[PendingStep], reason: object, *, file: str) -> Event:
-    """Steps that a file took and the disk did not sync.
-
-    Args:
-        steps: at least one, in order.
-        reason: the cause, as a sentence.
-        file: the file that holds them.
-    """
+    """Steps, at least one and in order, that a file took and the disk did not sync."""
     message = f"{file} took {len(steps)} collected steps that could not be synced, so a power loss may take them:"
     return replace(lost_event(steps, reason, file=file), event="failed_sync", message=f"{message} {reason}")
 
@@ -318,12 +284,7 @@ def moved_event(root: Path, last_batch_idx: int) -> Event:
 
 
 def with_samples(event: Event, steps: Mapping[int, PendingStep]) -> Event:
-    """Name the samples of the event's first batch, if the user gave their ids.
-
-    Args:
-        event: of one or more batches.
-        steps: by batch_idx.
-    """
+    """Name the samples of the event's first batch, if the user gave their ids; `steps` are by batch_idx."""
     ids = steps[event.batch_idx].sample_ids if event.batch_idx in steps else None
     if ids is None:
         return event

@@ -49,17 +49,11 @@ class RunLock:
     behind; and a host that was cut off from the disk for more than a minute, which does not notice on its return that
     another host has taken over.
 
-    Args:
-        path: the lock file. It is created if missing and never removed, so that two processes cannot lock two files of
-            the same name.
-        manifest: its heartbeat shows whether a holder on another host is alive; by default the manifest beside the
-            lock file.
+    The lock file is created if missing and never removed, so that two processes cannot lock two files of the same name.
+    The manifest is by default the one beside it.
 
-    Raises:
-        WriteError: another process holds the lock; the message names it.
-        BlockingIOError: another collector of this process holds the lock.
-        DamagedFileError: the lock file is a link.
-        OSError: the file cannot be opened, or its file system does not support locks.
+    Raise WriteError, which names the holder, if another process holds the lock, BlockingIOError if another collector of
+    this process does, DamagedFileError if the lock file is a link, and OSError if it cannot be opened or locked.
     """
 
     def __init__(self, path: Path, manifest: Path | None = None) -> None:
@@ -105,17 +99,7 @@ class RunLock:
 
 
 def check_unlocked(path: Path) -> None:
-    """Refuse a run that is being written. Nothing is changed, not even in the lock file.
-
-    Args:
-        path: the lock file; if it is missing, the run is not being written.
-
-    Raises:
-        WriteError: another process holds the lock; the message names it.
-        BlockingIOError: a collector of this process holds the lock.
-        DamagedFileError: the lock file is a link.
-        OSError: the file cannot be opened, or its file system does not support locks.
-    """
+    """Raise as `RunLock` does if the run is being written. Nothing is changed, not even in the lock file."""
     if not path.exists():
         return
     descriptor, file = _open(path, os.O_RDONLY)
@@ -148,7 +132,6 @@ def _open(path: Path, flags: int) -> tuple[int, tuple[int, int, int]]:
 
 
 def _close(descriptor: int, file: tuple[int, int, int]) -> None:
-    """Close the file, which releases the lock. Calling it again has no effect."""
     with _guard:
         if file in _held:
             _held.remove(file)
@@ -203,14 +186,6 @@ def live_remote_holder(descriptor: int, manifest: Path, *, wait: Callable[[float
     A holder whose last heartbeat is a minute old is dead. Until then it is watched, since the scheduler of a host that
     died may restart the run elsewhere within seconds: a heartbeat or a proper end shows that it was alive. It is
     watched for at most a minute, however far ahead its clock is.
-
-    Args:
-        descriptor: the open lock file.
-        manifest: of the run; its heartbeat counts.
-        wait: sleeps for a number of seconds.
-
-    Returns:
-        The holder; None if there is no live holder on another host.
     """
     holder = _read_holder(descriptor)
     if holder is None or holder.host == platform.node():
@@ -242,7 +217,6 @@ def _read_holder(descriptor: int) -> Holder | None:
 
 
 def _write_holder(descriptor: int, holder: Holder | None) -> None:
-    """Name the holder in the lock file; None empties it."""
     os.ftruncate(descriptor, 0)
     if holder is not None:
         os.pwrite(descriptor, json.dumps(holder._asdict()).encode(), 0)

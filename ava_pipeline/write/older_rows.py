@@ -30,13 +30,9 @@ _BLOCK_BYTES = 2**20
 
 
 def table_names(layout: RunLayout, tables: Sequence[RunTable] = ()) -> frozenset[str]:
-    """Names of the run's tables: those of every attempt so far, the events, and those of the new attempt.
+    """Names of the run's tables: those of every attempt so far, the events, and the new attempt's `tables`.
 
     If the manifest is lost, these are the built-in tables, and every table that has a journal.
-
-    Args:
-        layout: of the run.
-        tables: of the new attempt.
     """
     return frozenset({EVENTS.name, *(one.table.name for one in tables), *_older_names(layout)})
 
@@ -57,15 +53,7 @@ def _older_names(layout: RunLayout) -> Collection[str]:
 def repair_files(layout: RunLayout, names: Collection[str]) -> list[Finding]:
     """Remove torn and damaged CSV lines and turn journals into Parquet, so that every file holds whole rows.
 
-    Args:
-        layout: of the run.
-        names: of its tables.
-
-    Returns:
-        What was lost. Severity info is the end of a file that a killed process was writing, anything else is an error.
-
-    Raises:
-        OSError: the disk refused.
+    Return the losses: of severity info for the end of a file that a killed process was writing, else error.
     """
     damage: list[Finding] = []
     schemas = declared_schemas(layout)
@@ -102,23 +90,15 @@ def inspect_parquet(path: Path) -> tuple[int, list[Finding]]:
 
 
 def inspect_csv(path: Path) -> tuple[int, list[Finding]]:
-    """Count the rows of a CSV file and find the lines that are not rows.
-
-    Returns:
-        The number of rows that `repair_csv` keeps, and a finding for damaged lines and one for an incomplete last line.
-    """
+    """Count the rows that `repair_csv` keeps, and find damaged lines and an incomplete last line."""
     num_rows, damage, _ = _read_csv(path)
     return num_rows, damage
 
 
 def repair_csv(path: Path) -> list[Finding]:
-    """Keep a copy of a damaged file in `damaged/`, and leave only the lines that are rows.
+    """Keep a copy of a damaged file in `damaged/`, and leave only the lines that are rows; return the damage.
 
-    Returns:
-        What was found; empty if the file needs no repair.
-
-    Raises:
-        OSError: the disk refused; the file is as it was.
+    Raise OSError if the disk refuses; the file is then as it was.
     """
     _, damage, end = _read_csv(path)
     ids = {finding.id for finding in damage}
@@ -210,14 +190,10 @@ def count_rows(layout: RunLayout, names: Collection[str]) -> dict[str, int]:
 
 
 def supersede_rows(layout: RunLayout, names: Collection[str], *, after_batch: int, attempt: int) -> bool:
-    """Move the named tables' rows behind `after_batch` to the attempt's folder under `superseded/`.
+    """Move the named tables' rows behind `after_batch` to the attempt's folder under `superseded/`, if there are any.
 
-    Returns:
-        Whether any row was moved.
-
-    Raises:
-        OSError: the disk refused; every row is still in one of the two places.
-        DamagedFileError: a file cannot be read, which `repair_files` prevents.
+    Return whether a row was moved. Raise OSError if the disk refuses: every row is still in one of the two places; and
+    DamagedFileError if a file cannot be read, which `repair_files` prevents.
     """
     folder = layout.superseded(attempt)
     paths = [layout.telemetry / name for name, rows in sorted(count_rows(layout, names).items()) if rows]

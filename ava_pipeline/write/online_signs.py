@@ -37,14 +37,8 @@ class OnlineSigns:
     """Checks a run's latest rows for signs while they are written: the last 1,024, and all that are new.
 
     A state such as `vanishing` is reported when it appears and when it ends, a sign of single batches such as `spike`
-    once. An error in here ends the checks and is logged; it costs no row.
-
-    Args:
-        groups: column of `gradient_norms` -> its role, its parent and its learning rates.
-        limits: the thresholds of the signs.
-        log: gets an event for what appears and ends.
-        report: is called with every new finding of severity warning or error.
-        clock: seconds that only rise.
+    once: as an event in the log. What appears also goes to `report`, as a finding of severity warning or error. An
+    error in here ends the checks and is logged; it costs no row. The clock gives seconds that only rise.
     """
 
     def __init__(

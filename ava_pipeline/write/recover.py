@@ -154,12 +154,7 @@ def recover_run(path: str | PathLike[str], *, dry_run: bool = False) -> Recovery
 
 @contextmanager
 def _locked(layout: RunLayout, *, is_dry: bool) -> Iterator[None]:
-    """Exclude writers; a dry run only checks that the run is not being written now.
-
-    Raises:
-        MisuseError: a process writes the run.
-        WriteError: the disk refused.
-    """
+    """Exclude writers; a dry run only checks that the run is not being written now."""
     try:
         if is_dry:
             check_unlocked(layout.lock)

@@ -17,10 +17,9 @@ from ava_pipeline.write.older_rows import supersede_table
 class ResumedTable:
     """A table and how it continues.
 
-    Attributes:
-        table: the older columns, then the new ones; a row leaves empty what its attempt did not measure.
-        change: how the columns differ from those of the older rows; empty if they are the same.
-        is_superseded: older rows cannot stand in one table with the new ones, so the table starts over.
+    Its columns are the older ones, then the new ones; a row leaves empty what its attempt did not measure. `change`
+    says how they differ from those of the older rows, if they do. If it `is_superseded`, older rows cannot stand in
+    one table with the new ones, so the table starts over.
     """
 
     table: RunTable
@@ -29,25 +28,12 @@ class ResumedTable:
 
 
 def resume_tables(
-    layout: RunLayout,
-    tables: Sequence[RunTable],
-    groups: Mapping[str, Group],
-    older: Manifest | None,
-    *,
-    attempt: int,
+    layout: RunLayout, tables: Sequence[RunTable], groups: Mapping[str, Group], older: Manifest | None, *, attempt: int
 ) -> list[ResumedTable]:
-    """Add new columns to older files, and supersede the files that new rows cannot continue.
+    """Add new columns to older files, which were repaired, and supersede the files that new rows cannot continue.
 
-    Args:
-        layout: of the run, its files repaired.
-        tables: as this attempt fills them.
-        groups: the parameters behind this attempt's columns.
-        older: the manifest of the earlier attempts; None if there are none, or all of their rows are superseded.
-        attempt: number of this attempt.
-
-    Raises:
-        OSError: the disk refused; calling it again continues where it stopped.
-        DamagedFileError: an older file cannot be read.
+    The older manifest is None if there are no earlier attempts, or all of their rows are superseded. If the disk
+    refuses, calling it again continues where it stopped. Raise DamagedFileError if an older file cannot be read.
     """
     resumed = []
     for table in tables:
@@ -92,7 +78,6 @@ def change_events(layout: RunLayout, resumed: Sequence[ResumedTable], *, up_to: 
 
 
 def _compare(table: RunTable, older: Manifest, groups: Mapping[str, Group]) -> ResumedTable:
-    """Compare a table with what the manifest says about its older rows."""
     entry = older.tables.get(table.table.name)
     if entry is None:
         return ResumedTable(table)
@@ -138,16 +123,10 @@ def redefined_groups(older: Mapping[str, Group], groups: Mapping[str, Group]) ->
 
 
 def add_columns(layout: RunLayout, table: RunTable) -> bool:
-    """Give the table's files all of its columns, if they hold the first of them.
+    """Give the table's files all of its columns, if they hold the first of them; if not, touch no file, return False.
 
-    If it is interrupted, calling it again continues where it stopped.
-
-    Returns:
-        Whether every file now has the table's columns; if not, no file was touched.
-
-    Raises:
-        OSError: the disk refused; each file is the older or the new one.
-        DamagedFileError: a Parquet file cannot be read.
+    If it is interrupted, each file is the older or the new one, and calling it again continues where it stopped. Raise
+    DamagedFileError if a Parquet file cannot be read.
     """
     name = table.table.name
     paths = [path for path in (layout.csv(name), layout.parquet(name)) if path.exists()]

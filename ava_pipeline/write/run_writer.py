@@ -39,19 +39,9 @@ class RunWriter:
     `open` touches the first file. Trouble while writing goes to the event log and to the manifest's counters; it is
     never raised.
 
-    Args:
-        root: the run directory.
-        sources: the measures, one per table.
-        facts: what the manifest says about the run.
-        log: takes the events.
-        formats: file formats of the tables; events are always CSV.
-        writers: classes of the user's own, which write each table in one more format.
-        fsync: sync every file after each write.
-        retry_s: after an opening that failed, how long to wait before the next one.
-        watch: searches the rows for warning signs; None searches for none.
-
-    Attributes:
-        doing: what the thread is busy with, in words, for the case that it hangs.
+    The sources are the measures, one per table. Events are always CSV, whatever the formats of the tables. `writers`
+    are classes of the user's own, which write each table in one more format. With `fsync`, every file is synced after
+    each write. `doing` says in words what the thread is busy with, for the case that it hangs.
     """
 
     def __init__(  # noqa: PLR0913  # what is written, and how, each with its name
@@ -94,16 +84,12 @@ class RunWriter:
         """Start an attempt, unless one is running: lock the run, take care of older rows, open every file.
 
         If the run directory was moved, removed or taken over during an attempt, a new attempt starts in its place.
-        After a failure the next call tries again once `retry_s` have passed; never, if another process writes the
-        run: this process would move that one's rows away as soon as it ends.
+        Steps that `stats` counts as settled before do not count as the new attempt's own. After a failure the next call
+        tries again once `retry_s` have passed; never, if another process writes the run: this process would move that
+        one's rows away as soon as it ends.
 
-        Args:
-            stats: the counters; steps that were settled before this attempt do not count as its own.
-
-        Raises:
-            OSError: the disk refused.
-            WriteError: another process writes this run, or it is too early to try again.
-            DamagedFileError: an older file cannot be read.
+        Raise WriteError if another process writes the run or it is too early to try again, OSError if the disk refuses,
+        and DamagedFileError if an older file cannot be read.
         """
         self._leave_if_moved(stats)
         if self.is_open:
@@ -120,10 +106,9 @@ class RunWriter:
             raise
 
     def write(self, steps: Sequence[PendingStep]) -> int:
-        """Write the rows of collected steps to every table.
+        """Write the rows of collected steps to every table, and return the number of steps that failed.
 
-        Returns:
-            How many of the steps failed: a measure, a rule or a writer refused a row, or the disk refused to sync.
+        A step failed if a measure, a rule or a writer refused a row, or the disk refused to sync.
         """
         self.doing = "writing rows, and the disk or the device may be stuck"
         read, numbers, unread = _read_steps(steps)
@@ -233,7 +218,7 @@ class RunWriter:
             self._lock = None
 
     def _is_synced(self, steps: Sequence[PendingStep]) -> bool:
-        """Sync every file, then the folder that names them. Returns whether the steps are safe now."""
+        """Sync every file, then the folder that names them; return whether the steps are safe now."""
         are_safe = [table.sync(steps) for table in self._tables]
         self._log.sync()
         try:
@@ -286,17 +271,8 @@ class _UnopenedWriter(Writer):
 class ManifestWriter:
     """Rewrites the manifest every `HEARTBEAT_S` and at the end, not more often: each time it syncs the disk.
 
-    Args:
-        path: the manifest's file.
-        manifest: its last attempt is the running one.
-        log: takes trouble.
-        before: steps that this process settled in earlier attempts.
-
-    Attributes:
-        attempt: the running attempt.
-
-    Raises:
-        OSError: the manifest cannot be written. Without it the rows would belong to no attempt.
+    Its last attempt is the running one; `before` counts the steps that this process settled in earlier attempts. Raise
+    OSError if it cannot be written at first: without a manifest the rows would belong to no attempt.
     """
 
     def __init__(self, path: Path, manifest: Manifest, log: EventLog, *, before: TelemetryStats) -> None:

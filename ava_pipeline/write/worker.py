@@ -18,12 +18,8 @@ _log = logging.getLogger("ava_pipeline")
 class Worker:
     """Writes the steps of a channel, in a daemon thread that a normal exit of the interpreter waits for.
 
-    Args:
-        channel: the source of the steps.
-        files: the files of the run.
-        log: receives events and errors.
-        flush_interval_s: steps are written at most this long after they were handed over.
-        exit_timeout_s: how long a normal exit without `close` waits for the last steps.
+    Steps are written at most `flush_interval_s` after they were handed over. A normal exit without `close` waits for
+    the last steps for `exit_timeout_s`.
     """
 
     def __init__(
@@ -58,13 +54,8 @@ class Worker:
     def close(self, timeout_s: float | None, status: Status, error: str | None = None) -> TelemetryStats:
         """Write the waiting steps, finish the files and end the thread. Called again, it waits until `has_ended`.
 
-        Args:
-            timeout_s: how long to wait; None waits for ever.
-            status: how the run ended, for the manifest; the first call decides.
-            error: type of the exception that ended it.
-
-        Returns:
-            The counters; steps that could not be written in time are still pending.
+        The manifest gets the status and the type of the error given by the first call. A timeout of None waits for
+        ever. In the counters, steps that could not be written in time are still pending.
         """
         self._ending = self._ending or (status, error)
         self._channel.close()

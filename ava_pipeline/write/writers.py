@@ -109,13 +109,10 @@ class Writer(ABC):
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of new rows.
+    """The outcome of new rows: those that keep the table's rules, and values that break a rule.
 
-    Attributes:
-        kept: the rows that keep the table's rules, in Arrow.
-        findings: values that break a rule; `row` is the row's 1-based position among the new ones.
-        failed: 0-based positions of the rows that a rule or a writer refused.
-        errors: exceptions of writers, by file name.
+    A finding's `row` is 1-based among the new rows. `failed` are 0-based positions of the rows that a rule or a writer
+    refused. `errors` are exceptions of writers, by file name.
     """
 
     kept: pa.RecordBatch
@@ -125,17 +122,10 @@ class Outcome:
 
 
 class TableFiles:
-    """The files of one table.
+    """The files of one table, each with its writer; `num_rows` counts the rows written so far, by file name.
 
     If one writer refuses a batch, the others still get it: a row on the disk is not taken back because another file
     lacks it. Its step counts as failed, and the event names the file and the batches that it lacks.
-
-    Args:
-        run_table: the table with this run's columns.
-        writers: one per file.
-
-    Attributes:
-        num_rows: rows written so far, by file name.
     """
 
     def __init__(self, run_table: RunTable, writers: Sequence[Writer]) -> None:
@@ -144,12 +134,7 @@ class TableFiles:
         self.num_rows: Counter[str] = Counter(dict.fromkeys(self._writers, 0))
 
     def write(self, columns: Mapping[str, Values], num_rows: int) -> Outcome:
-        """Write the rows that keep the table's rules.
-
-        Args:
-            columns: as `RunTable.check` takes them.
-            num_rows: how many rows there are.
-        """
+        """Write the rows that keep the table's rules; the columns are as `RunTable.check` takes them."""
         kept, findings = self._run_table.check(columns, num_rows)
         outcome = Outcome(kept, findings, failed={finding.row - 1 for finding in findings if finding.row})
         if kept.num_rows:
@@ -160,19 +145,11 @@ class TableFiles:
         return outcome
 
     def sync(self) -> dict[str, Exception]:
-        """Wait until every row written survives a power loss.
-
-        Returns:
-            Exceptions of writers, by file name.
-        """
+        """Wait until every row written survives a power loss; return exceptions of writers, by file name."""
         return self._for_each(lambda writer: writer.sync())
 
     def close(self) -> dict[str, Exception]:
-        """Finish every file, even if another could not be finished.
-
-        Returns:
-            Exceptions of writers, by file name.
-        """
+        """Finish every file, even if another could not be finished; return exceptions, by file name."""
         return self._for_each(lambda writer: writer.close())
 
     def abandon(self) -> None:
@@ -192,13 +169,7 @@ class TableFiles:
 class CsvWriter(Writer):
     """Appends a table's rows to a CSV file; a new file begins with the header.
 
-    Args:
-        path: the file; an older file must have the same header and end with a whole line.
-        schema: the table's Arrow schema.
-
-    Raises:
-        OSError: the file cannot be opened.
-        DamagedFileError: the file has other columns.
+    An older file must end with a whole line; raise DamagedFileError if it has other columns.
     """
 
     suffix = "csv"
@@ -275,15 +246,8 @@ class ParquetWriter(Writer):
     """Appends a table's rows to a journal beside its Parquet file, and turns both into one Parquet file on close.
 
     A Parquet file that was not finished cannot be read, so rows wait in the journal, of which every whole batch can.
-
-    Args:
-        path: the Parquet file; an older file keeps its rows. The journal beside it must not exist; `store_journal`
-            empties an older one.
-        schema: the table's Arrow schema.
-
-    Raises:
-        OSError: the journal cannot be made.
-        DamagedFileError: the Parquet file cannot be read.
+    An older Parquet file keeps its rows; raise DamagedFileError if it cannot be read. The journal beside it must not
+    exist; `store_journal` empties an older one.
     """
 
     suffix = "parquet"
@@ -314,11 +278,7 @@ class ParquetWriter(Writer):
 
 
 def check_writers(writers: Sequence[type[Writer]]) -> tuple[type[Writer], ...]:
-    """Check the writers of the user's own.
-
-    Raises:
-        MisuseError: not a list of concrete subclasses of `Writer`, or a suffix that cannot be used.
-    """
+    """Raise MisuseError unless it is a list of concrete subclasses of `Writer` with suffixes that can be used."""
     if not isinstance(writers, list | tuple):
         raise MisuseError(f"writers: expected a list of subclasses of Writer, got {writers!r}.")
     taken = set(_TAKEN_SUFFIXES)

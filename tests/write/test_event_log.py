@@ -69,7 +69,7 @@ def test_an_event_that_breaks_a_rule_is_logged_and_does_not_delay_the_others(
     log.add(event(2))
     log.close()
     assert batches(tmp_path / "events.csv") == [2]
-    assert any("batch_idx was -1" in message for message in caplog.messages)
+    assert any("batch_idx: expected 0 or more, got -1" in message for message in caplog.messages)
 
 
 def test_a_message_is_one_line(tmp_path: Path) -> None:

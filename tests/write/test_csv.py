@@ -67,7 +67,7 @@ def test_a_file_with_other_columns_is_refused_and_untouched(tmp_path: Path) -> N
     """Rows never end up under another table's header."""
     path = tmp_path / "norms.csv"
     path.write_text("batch_idx,other\n1,2\n")
-    with pytest.raises(DamagedFileError, match="Move it away"):
+    with pytest.raises(DamagedFileError, match="Move the file away"):
         CsvWriter(path, SCHEMA)
     assert path.read_text() == "batch_idx,other\n1,2\n"
 

@@ -8,8 +8,7 @@ Arrays are built from NumPy buffers and read back as NumPy buffers, because `pa.
 `RecordBatch.from_pylist` import pandas, which takes 0.4 s in the middle of a training.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
@@ -30,24 +29,25 @@ ArrowColumn: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"
 # The rules of values, by the ids that `ava-pipeline validate` prints.
 NULL, DTYPE, RANGE, CHOICE = "values.null", "values.dtype", "values.range", "values.choice"
 
-_ARROW_TYPES: Mapping[Dtype, pa.DataType] = {
-    "int64": pa.int64(),
-    "float32": pa.float32(),
-    "float64": pa.float64(),
-    "string": pa.string(),
-    "timestamp": pa.timestamp("us", tz="UTC"),
-}
-_PYTHON_TYPES: Mapping[Dtype, type] = {
-    "int64": int,
-    "float32": float,
-    "float64": float,
-    "string": str,
-    "timestamp": datetime,
+
+class _Type(NamedTuple):
+    arrow: pa.DataType
+    python: type
+    numpy_kind: str  # of the NumPy vectors that need no check of each value
+
+
+_TYPES: Mapping[Dtype, _Type] = {
+    "int64": _Type(pa.int64(), int, "i"),
+    "float32": _Type(pa.float32(), float, "f"),
+    "float64": _Type(pa.float64(), float, "f"),
+    "string": _Type(pa.string(), str, ""),
+    "timestamp": _Type(pa.timestamp("us", tz="UTC"), datetime, "M"),
 }
 _COUNTING_NAMES = frozenset({"batch_idx", "batch_idx_end", "epoch"})
 _LARGEST_INTEGERS: Mapping[Dtype, int] = {"float32": 2**24, "float64": 2**53}  # up to here each integer has a float
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 _MAX_SHOWN = 200
+MAX_TEXT_BYTES = 2**31 - 1  # of one Arrow array
 
 
 class Declaration(BaseModel):
@@ -94,12 +94,12 @@ class Column(Declaration):
     @property
     def arrow_field(self) -> "pa.Field[Any]":
         """The column in an Arrow schema."""
-        return pa.field(self.name, _ARROW_TYPES[self.dtype], nullable=self.nullable)
+        return pa.field(self.name, _TYPES[self.dtype].arrow, nullable=self.nullable)
 
     @property
     def annotation(self) -> Any:
         """The column's values as pydantic checks them and as JSON Schema describes them."""
-        value: Any = Literal[self.one_of] if self.one_of else _PYTHON_TYPES[self.dtype]
+        value: Any = Literal[self.one_of] if self.one_of else _TYPES[self.dtype].python
         if self.not_below is not None:  # not `ge`, which refuses nan
             value = Annotated[value, Field(json_schema_extra={"minimum": self.not_below})]
         return Annotated[value | None if self.nullable else value, BeforeValidator(self.checked)]
@@ -118,7 +118,7 @@ class Column(Declaration):
                 raise _error(NULL, "expected a value in every row, got null.")
             return None
         try:
-            exact: Any = _EXACT[self.dtype](_python_value(value))
+            exact: Any = _exact(self.dtype, value)
         except (TypeError, ValueError, OverflowError) as error:
             reason = f", {error}" if isinstance(error, OverflowError) else ""
             raise _error(DTYPE, f"expected {self.dtype}, got {shown(value)}{reason}.") from error
@@ -147,45 +147,25 @@ def _error(rule: str, message: str) -> PydanticCustomError:
     return PydanticCustomError(rule, "{message}", {"message": message})
 
 
-def _python_value(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
+def _exact(dtype: Dtype, value: Any) -> Any:
+    """One value as an exact `int`, `float`, `str` or `datetime`.
 
-
-def _exact_int(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    Raise TypeError, ValueError or OverflowError if a column of this dtype cannot hold it.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    python: Any = _TYPES[dtype].python
+    accepted: Any = int | float if python is float else python
+    if isinstance(value, bool) or not isinstance(value, accepted):
         raise TypeError
-    if not -(2**63) <= value < 2**63:
+    if dtype == "string":
+        return value.encode().decode()  # also of a subclass; UnicodeEncodeError, a ValueError, for a lone surrogate
+    if dtype == "timestamp":
+        return _EPOCH + _microseconds(value) * _MICROSECOND
+    if dtype == "int64" and not -(2**63) <= value < 2**63:
         raise OverflowError("which needs more than 64 bits")
-    return int(value)
-
-
-def _exact_float(value: object, largest: int) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError
-    if isinstance(value, int) and abs(value) > largest:
+    if python is float and isinstance(value, int) and abs(value) > _LARGEST_INTEGERS[dtype]:
         raise OverflowError("an integer that it may not hold exactly")
-    return float(value)
-
-
-def _exact_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value.encode().decode()  # also of a subclass; UnicodeEncodeError, a ValueError, for a lone surrogate
-
-
-def _exact_time(value: object) -> datetime:
-    if not isinstance(value, datetime):
-        raise TypeError
-    return _EPOCH + _microseconds(value) * _MICROSECOND
-
-
-_EXACT: Mapping[Dtype, Callable[[object], object]] = {
-    "int64": _exact_int,
-    "float32": lambda value: _exact_float(value, _LARGEST_INTEGERS["float32"]),
-    "float64": lambda value: _exact_float(value, _LARGEST_INTEGERS["float64"]),
-    "string": _exact_text,
-    "timestamp": _exact_time,
-}
+    return python(value)
 
 
 def _microseconds(time: datetime) -> int:
@@ -193,61 +173,33 @@ def _microseconds(time: datetime) -> int:
     return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
 
 
-@dataclass(frozen=True, slots=True)
-class ArrowValues:
-    """A column's values in Arrow.
+def to_arrow(column: Column, values: Values) -> "tuple[pa.Array[Any], Bools | None]":
+    """Make an Arrow array of a column's values, and find the rows [rows] that break a rule: None if every row is good.
 
-    Attributes:
-        array: of the column's Arrow type; null at rows whose value has another type.
-        is_broken: [rows] where a value breaks a rule; None if every value is good.
+    Values are Python values with None for null, or a NumPy vector of the column's type (floats, integers, or
+    `datetime64`, whose NaT is null). The array is null at rows whose value has another type.
     """
-
-    array: "pa.Array[Any]"
-    is_broken: Bools | None
-
-
-def to_arrow(columns: Sequence[Column], values: Mapping[str, Values], num_rows: int) -> list[ArrowValues]:
-    """Make Arrow arrays of the values of some columns, and find the values that break a rule.
-
-    Args:
-        columns: what the values are.
-        values: by column, one per row: Python values with None for null, or a NumPy vector of the column's type
-            (floats, integers, or `datetime64`, whose NaT is null). A column that is missing is null in every row.
-        num_rows: how many rows there are.
-    """
-    return [_to_arrow(column, values.get(column.name, [None] * num_rows)) for column in columns]
-
-
-def _to_arrow(column: Column, values: Values) -> ArrowValues:
-    is_wrong = None
-    if not _is_plain(column.dtype, values):
-        values, is_wrong = _without_wrong(column, values)
+    broken = []
     try:
-        stored = _STORED[column.dtype](values)
-    except (OverflowError, UnicodeEncodeError):  # plain types, and a value among them that Arrow cannot hold
-        values, is_wrong = _without_wrong(column, values)
-        stored = _stored_or_refused(column, values, is_wrong)
-    broken = [mask for _, mask in _broken(column, stored.array, stored.numbers, stored.is_null)]
-    broken += [is_wrong] if is_wrong is not None and is_wrong.any() else []
-    return ArrowValues(stored.array, np.logical_or.reduce(broken) if broken else None)
+        stored = _stored(column.dtype, values) if _is_plain(column.dtype, values) else None
+    except (OverflowError, UnicodeEncodeError):  # a value that Arrow cannot hold
+        stored = None
+    if stored is None:
+        exact, is_wrong = _without_wrong(column.dtype, values)
+        try:
+            stored = _stored(column.dtype, exact)
+        except OverflowError:  # each value can be stored, all of them together are too large for one array
+            is_wrong[:] = True
+            stored = _stored(column.dtype, [None] * len(values))
+        broken = [is_wrong] if is_wrong.any() else []
+    broken += [is_broken for _, is_broken in _broken(column, *stored)]
+    return stored.array, np.logical_or.reduce(broken) if broken else None
 
 
-def broken_values(columns: Sequence[Column], rows: pa.Table) -> Iterator[tuple[Column, str, Bools]]:
-    """Find the stored values that break a rule of their column.
-
-    Args:
-        columns: the declarations.
-        rows: a table with these columns, in their Arrow types.
-
-    Yields:
-        The column, the id of a rule, and the rows [rows] that break it, at least one.
-    """
-    for column in columns:
-        values = rows.column(column.name)
-        is_null = null_mask(values) if values.null_count else None
-        numbers = None if column.not_below is None else numpy_values(values)
-        for rule, is_broken in _broken(column, values, numbers, is_null):
-            yield column, rule, is_broken
+def broken_values(column: Column, values: ArrowColumn) -> Iterator[tuple[str, Bools]]:
+    """Yield the id of each rule of the column that a value breaks, and the rows [rows] that break it."""
+    numbers = None if column.not_below is None else numpy_values(values)
+    return _broken(column, values, numbers, null_mask(values) if values.null_count else None)
 
 
 def _broken(
@@ -255,126 +207,74 @@ def _broken(
 ) -> Iterator[tuple[str, Bools]]:
     if is_null is not None and not column.nullable:
         yield NULL, is_null
+    broken = []
     if column.not_below is not None and numbers is not None:
-        is_below = numbers < column.not_below  # False at nan
-        if is_null is not None:
-            is_below &= ~is_null
-        if is_below.any():
-            yield RANGE, is_below
+        broken.append((RANGE, numbers < column.not_below))  # False at nan
     if column.one_of is not None:
-        is_other = ~bools(pc.is_in(values, _texts(column.one_of).array))
-        if is_null is not None:
-            is_other &= ~is_null
-        if is_other.any():
-            yield CHOICE, is_other
-
-
-_PLAIN: Mapping[Dtype, frozenset[type]] = {
-    "int64": frozenset({int, type(None)}),
-    "float32": frozenset({float, type(None)}),
-    "float64": frozenset({float, type(None)}),
-    "string": frozenset({str, type(None)}),
-    "timestamp": frozenset({datetime, type(None)}),
-}
-_PLAIN_KINDS: Mapping[Dtype, str] = {"int64": "i", "float32": "f", "float64": "f", "string": "", "timestamp": "M"}
+        broken.append((CHOICE, ~bools(pc.is_in(values, _stored("string", column.one_of).array))))
+    for rule, is_outside in broken:
+        is_broken = is_outside if is_null is None else is_outside & ~is_null
+        if is_broken.any():
+            yield rule, is_broken
 
 
 def _is_plain(dtype: Dtype, values: Values) -> bool:
     """Whether every value has the exact type of its column, so that NumPy may convert them all at once."""
     if isinstance(values, np.ndarray):
-        return type(values) is np.ndarray and values.dtype.kind in _PLAIN_KINDS[dtype]
-    return _PLAIN[dtype].issuperset(map(type, values))
+        return type(values) is np.ndarray and values.dtype.kind in _TYPES[dtype].numpy_kind
+    return {_TYPES[dtype].python, type(None)}.issuperset(map(type, values))
 
 
-def _without_wrong(column: Column, values: Values) -> tuple[list[object], Bools]:
+def _without_wrong(dtype: Dtype, values: Values) -> tuple[list[object], Bools]:
     """The values with their exact types, None in place of those that have another type, and where those are."""
     exact: list[object] = values.tolist() if isinstance(values, np.ndarray) else list(values)
     is_wrong = np.zeros(len(exact), dtype=np.bool_)
-    convert = _EXACT[column.dtype]
     for row, value in enumerate(exact):
-        if value is not None:
-            try:
-                exact[row] = convert(_python_value(value))
-            except (TypeError, ValueError, OverflowError):
-                exact[row], is_wrong[row] = None, True
+        try:
+            exact[row] = None if value is None else _exact(dtype, value)
+        except (TypeError, ValueError, OverflowError):
+            exact[row], is_wrong[row] = None, True
     return exact, is_wrong
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
+class _Stored(NamedTuple):
     array: "pa.Array[Any]"
-    numbers: "NDArray[Any] | None" = None  # before they are rounded to float32
-    is_null: Bools | None = None
+    numbers: "NDArray[Any] | None"  # before they are rounded to float32; None of texts
+    is_null: Bools | None
 
 
-def _stored_or_refused(column: Column, values: list[object], is_wrong: Bools) -> _Stored:
-    """Each value can be stored; should all of them together be too large for one array, every row is refused."""
-    try:
-        return _STORED[column.dtype](values)
-    except OverflowError:
-        is_wrong[:] = True
-        return _STORED[column.dtype]([None] * len(values))
-
-
-def _nulls(values: Values) -> Bools | None:
-    if isinstance(values, np.ndarray) or None not in values:
-        return None
-    return np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
-
-
-def _floats(values: Values, dtype: Dtype) -> _Stored:
-    numbers = np.array(values, dtype=np.float64)  # None becomes nan
-    is_null = _nulls(values) if np.isnan(numbers).any() else None
-    with np.errstate(over="ignore"):  # beyond float32 is infinite
-        stored = numbers.astype(np.float32) if dtype == "float32" else numbers
-    return _Stored(_array(_ARROW_TYPES[dtype], stored, is_null), numbers, is_null)
-
-
-def _integers(values: Values) -> _Stored:
-    is_null = _nulls(values)
-    known = values if is_null is None else [0 if value is None else value for value in values]
-    numbers = np.array(known, dtype=np.int64)
-    return _Stored(_array(pa.int64(), numbers, is_null), numbers, is_null)
-
-
-def _times(values: Values) -> _Stored:
-    if isinstance(values, np.ndarray):
-        is_null: Bools | None = np.isnat(values)
-        microseconds = values.astype("datetime64[us]").view(np.int64)
-    else:
-        is_null = _nulls(values)
-        times = (_EPOCH if value is None else value for value in values)
-        microseconds = np.array([_microseconds(time) for time in times if isinstance(time, datetime)], dtype=np.int64)
-    is_null = is_null if is_null is not None and is_null.any() else None
-    return _Stored(_array(_ARROW_TYPES["timestamp"], microseconds, is_null), None, is_null)
-
-
-def _texts(values: Values) -> _Stored:
-    is_null = _nulls(values)
-    encoded = [value.encode() if isinstance(value, str) else b"" for value in values]
-    offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-    np.cumsum([len(text) for text in encoded], out=offsets[1:])
-    if offsets[-1] > MAX_TEXT_BYTES:
-        raise OverflowError("more text than one Arrow array holds")
-    array = _array(pa.string(), offsets.astype(np.int32), is_null, b"".join(encoded))
-    return _Stored(array, None, is_null)
-
-
-MAX_TEXT_BYTES = 2**31 - 1
-
-_STORED: Mapping[Dtype, Callable[[Values], _Stored]] = {
-    "int64": _integers,
-    "float32": lambda values: _floats(values, "float32"),
-    "float64": lambda values: _floats(values, "float64"),
-    "string": _texts,
-    "timestamp": _times,
-}
+def _stored(dtype: Dtype, values: Any) -> _Stored:
+    """Values of the exact types of a column in Arrow."""
+    is_vector = isinstance(values, np.ndarray)
+    is_null = None
+    if is_vector and dtype == "timestamp":
+        is_null = np.isnat(values) if np.isnat(values).any() else None
+        values = values.astype("datetime64[us]").view(np.int64)
+    elif not is_vector and None in values:
+        is_null = np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
+    if dtype == "string":
+        encoded = [b"" if value is None else value.encode() for value in values]
+        offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        if offsets[-1] > MAX_TEXT_BYTES:
+            raise OverflowError("more text than one Arrow array holds")
+        return _Stored(_array(pa.string(), offsets.astype(np.int32), is_null, b"".join(encoded)), None, is_null)
+    if dtype in _LARGEST_INTEGERS:
+        numbers = np.array(values, dtype=np.float64)  # None becomes nan
+        with np.errstate(over="ignore"):  # beyond float32 is infinite
+            rounded = numbers.astype(np.float32) if dtype == "float32" else numbers
+        return _Stored(_array(_TYPES[dtype].arrow, rounded, is_null), numbers, is_null)
+    if dtype == "timestamp" and not is_vector:
+        values = [0 if value is None else _microseconds(value) for value in values]
+    elif is_null is not None:
+        values = [0 if value is None else value for value in values]
+    numbers = np.array(values, dtype=np.int64)
+    return _Stored(_array(_TYPES[dtype].arrow, numbers, is_null), numbers, is_null)
 
 
 def _array(arrow_type: Any, values: "NDArray[Any]", is_null: Bools | None, *more: bytes) -> "pa.Array[Any]":
     """An Arrow array of NumPy's numbers; of texts, `values` are their offsets and `more` is their bytes."""
-    data: Any = np.ascontiguousarray(values)
-    buffers = [None if is_null is None else _bits(~is_null), pa.py_buffer(data), *map(pa.py_buffer, more)]
+    data: Any = values
+    buffers = [None if is_null is None else _bits(~is_null), *map(pa.py_buffer, (data, *more))]
     return pa.Array.from_buffers(arrow_type, len(values) - len(more), buffers)
 
 
@@ -389,12 +289,9 @@ def _bits(mask: Bools) -> pa.Buffer:
 
 
 class NumberColumns(NamedTuple):
-    """The keys and the float columns of some rows, as NumPy vectors.
+    """The keys and the float columns of some rows, as NumPy vectors [rows].
 
-    Attributes:
-        batch_idx: int64 [rows].
-        epoch: int64 [rows].
-        floats: by name, the numbers [rows], nan at a null, and the null mask [rows] of a column that has nulls.
+    `floats` holds by name the numbers, nan at a null, and the null mask of a column that has nulls.
     """
 
     batch_idx: NDArray[np.int64]
@@ -403,12 +300,9 @@ class NumberColumns(NamedTuple):
 
 
 def number_columns(rows: pa.RecordBatch | pa.Table) -> NumberColumns:
-    """The keys and the float columns of some rows."""
     names = [field.name for field in rows.schema if pa.types.is_floating(field.type)]
-    floats = {
-        name: (numpy_values(column), null_mask(column) if column.null_count else None)
-        for name, column in ((name, rows.column(name)) for name in names)
-    }
+    columns = [(name, rows.column(name)) for name in names]
+    floats = {name: (numpy_values(one), null_mask(one) if one.null_count else None) for name, one in columns}
     return NumberColumns(numpy_values(rows.column("batch_idx")), numpy_values(rows.column("epoch")), floats)
 
 

@@ -190,9 +190,10 @@ class RunTable(Declaration):
             num_rows: how many rows there are.
 
         """
-        made = to_arrow(self.columns, values, num_rows)
-        batch = pa.RecordBatch.from_arrays([column.array for column in made], schema=self.arrow_schema)
-        broken = [column.is_broken for column in made if column.is_broken is not None]
+        nulls = [None] * num_rows
+        made = [to_arrow(column, values.get(column.name, nulls)) for column in self.columns]
+        batch = pa.RecordBatch.from_arrays([array for array, _ in made], schema=self.arrow_schema)
+        broken = [is_broken for _, is_broken in made if is_broken is not None]
         if not broken:
             return CheckedRows(batch, [])
         is_broken = np.logical_or.reduce(broken)

@@ -49,8 +49,9 @@ def check_rows(window: Window, manifest: Manifest | None) -> Iterator[Breach]:
 
 def check_columns(window: Window) -> Iterator[Breach]:
     """Values that break a rule of their column."""
-    for column, rule, is_broken in broken_values(window.declaration.columns, window.rows):
-        yield from window.breaches(_COLUMN_RULES[rule], is_broken, _ExplainValue(column, window.rows))
+    for column in window.declaration.columns:
+        for rule, is_broken in broken_values(column, window.rows.column(column.name)):
+            yield from window.breaches(_COLUMN_RULES[rule], is_broken, _ExplainValue(column, window.rows))
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,14 +89,14 @@ def test_numpy_vectors_are_taken_and_come_back(dtype: Dtype) -> None:
     """A measure may return vectors, also those that are slices of a matrix."""
     column = Column(name="x", dtype=dtype, description="", not_below=1)
     matrix = np.arange(6).reshape(3, 2).astype(dtype)
-    (made,) = to_arrow([column], {"x": matrix[:, 1]}, 3)
+    array, is_broken = to_arrow(column, matrix[:, 1])
     matrix[:] = 0
-    assert numpy_values(made.array).tolist() == [1, 3, 5]
-    assert made.is_broken is None
+    assert numpy_values(array).tolist() == [1, 3, 5]
+    assert is_broken is None
 
 
 def test_a_vector_of_times_may_hold_no_time() -> None:
     """NaT is null."""
     column = Column(name="x", dtype="timestamp", description="", nullable=True)
-    (made,) = to_arrow([column], {"x": np.array(["2026-01-02", "NaT"], dtype="datetime64[s]")}, 2)
-    assert made.array.to_pylist() == [datetime(2026, 1, 2, tzinfo=UTC), None]
+    array, _ = to_arrow(column, np.array(["2026-01-02", "NaT"], dtype="datetime64[s]"))
+    assert array.to_pylist() == [datetime(2026, 1, 2, tzinfo=UTC), None]

@@ -300,6 +300,7 @@ class NumberColumns(NamedTuple):
 
 
 def number_columns(rows: pa.RecordBatch | pa.Table) -> NumberColumns:
+    """The keys and the float columns of some rows."""
     names = [field.name for field in rows.schema if pa.types.is_floating(field.type)]
     columns = [(name, rows.column(name)) for name in names]
     floats = {name: (numpy_values(one), null_mask(one) if one.null_count else None) for name, one in columns}

@@ -64,14 +64,7 @@ EVENTS = Table(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One row of `events.csv`.
-
-    Attributes:
-        batch_idx: first batch concerned, 1-based; 0 before the first.
-        batch_idx_end: last batch concerned.
-        epoch: 0-based epoch of the first batch.
-        column: the column concerned, if it is a single one.
-        value: the number that shows it, if a single one does.
+    """One row of `events.csv`, about the batches from `batch_idx`, 0 before the first, to `batch_idx_end`.
 
     Example:
         >>> Event(event="gap", severity="warning", message="Lost.", batch_idx=10, batch_idx_end=20, epoch=0).event

@@ -15,11 +15,7 @@ from ava_pipeline.contract.layout import PARTIAL_SUFFIX
 def written_aside(path: Path) -> Iterator[BinaryIO]:
     """Open a file that appears under `path` when the block ends, and not at all if the block raises.
 
-    Args:
-        path: the final name. Its folder is created if needed, and a file of that name is replaced.
-
-    Raises:
-        OSError: the file cannot be written; an older file at `path` is unchanged.
+    Its folder is created if needed. An older file at `path` is replaced, or unchanged if the block raises.
 
     Example:
         >>> with written_aside(Path("outputs/report.html")) as file:  # doctest: +SKIP
@@ -52,18 +48,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def append_whole(descriptor: int, data: bytes, end: int) -> int:
-    """Append `data` to a file in full or not at all.
+    """Append `data` to a file that ends at byte `end`, in full or not at all, and return the new end.
 
-    Args:
-        descriptor: the open file.
-        data: the bytes to append.
-        end: where the file ends, in bytes.
-
-    Returns:
-        The new end of the file, in bytes.
-
-    Raises:
-        OSError: the disk refused the bytes; the file ends at `end` again.
+    If the disk refuses the bytes, the file ends at `end` again and the OSError is raised.
     """
     try:
         if os.lseek(descriptor, 0, os.SEEK_END) > end:  # half of an earlier write, which the disk refused to cut off
@@ -78,11 +65,7 @@ def append_whole(descriptor: int, data: bytes, end: int) -> int:
 
 
 def keep_damaged(path: Path) -> Path:
-    """Move a file that cannot be read in full into the folder `damaged/` beside it.
-
-    Returns:
-        Its new path.
-    """
+    """Move a file that cannot be read in full into the folder `damaged/` beside it, and return its new path."""
     place = free_place(path)
     place.parent.mkdir(exist_ok=True)
     return path.rename(place)

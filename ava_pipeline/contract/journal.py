@@ -33,17 +33,7 @@ _BLOCK_BYTES = 2**20
 class JournalWriter:
     """Appends batches to a new journal, each in one unbuffered write.
 
-    Args:
-        path: the journal; must not exist.
-        schema: the Arrow schema of the rows.
-        rows_before: rows that the table's Parquet file already holds.
-
-    Raises:
-        OSError: the journal cannot be created.
-
-    Example:
-        >>> writer = JournalWriter(layout.journal("steps"), batch.schema)  # doctest: +SKIP
-        >>> writer.write(batch)  # doctest: +SKIP
+    `rows_before` counts the rows that the table's Parquet file already holds. Raise OSError if `path` exists.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, rows_before: int = 0) -> None:
@@ -58,10 +48,9 @@ class JournalWriter:
             raise
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append one batch; a write that fails leaves the journal as it was.
+        """Append one batch.
 
-        Raises:
-            OSError: the disk refused the bytes, or the batch is larger than a frame may be.
+        Raise OSError, and leave the journal as it was, if the disk refuses the bytes or they are too many for a frame.
         """
         self._append(_ROWS_MAGIC, batch.serialize(), batch.num_rows)
         self._num_rows += batch.num_rows
@@ -85,19 +74,13 @@ class JournalWriter:
 class JournalReader:
     """Reads every whole frame of a journal, also while it is written and after it was damaged.
 
-    Args:
-        path: the journal.
-        schema: used if the journal's own schema is damaged.
+    `schema` is used if the journal's own is damaged.
 
     Attributes:
         schema: of the rows; None if it is damaged and none was given. Known from the first batch on.
         rows_before: rows that the Parquet file held when the journal began. Known from the first batch on.
         damage: a finding for each range of bytes that could not be read, in order. A last frame that is incomplete,
             because it is still being written or a kill cut it off, is an info; all others are errors.
-
-    Example:
-        >>> reader = JournalReader(layout.journal("steps"))  # doctest: +SKIP
-        >>> num_rows = sum(batch.num_rows for _, batch in reader.batches())  # doctest: +SKIP
     """
 
     def __init__(self, path: Path, schema: pa.Schema | None = None) -> None:
@@ -106,11 +89,7 @@ class JournalReader:
         self._start_over()
 
     def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Every batch that can be read, in order, with the number of rows before it; each call starts over.
-
-        Raises:
-            OSError: the file cannot be opened.
-        """
+        """Every batch that can be read, in order, with the number of rows before it; each call starts over."""
         self._start_over()
         with self._path.open("rb") as file:
             for frame in self._frames(file):
@@ -119,14 +98,7 @@ class JournalReader:
                     yield frame.rows_before, batch
 
     def new_batches(self, num_stored: int) -> Iterator[pa.RecordBatch]:
-        """The rows that the Parquet file does not hold yet; each call starts over.
-
-        Args:
-            num_stored: rows in the Parquet file.
-
-        Raises:
-            OSError: the file cannot be opened.
-        """
+        """The rows that a Parquet file of `num_stored` rows does not hold yet; each call starts over."""
         # Counted in rows that can be read: only those of a damaged journal went into the Parquet file.
         num_read = 0
         for _, batch in self.batches():

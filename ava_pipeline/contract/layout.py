@@ -13,9 +13,6 @@ PREDICTION_NAME = re.compile(r"(?P<name>.+)_epoch_(?P<epoch>\d{3,})\.parquet")
 class RunLayout:
     """The paths of one run's files.
 
-    Attributes:
-        root: the run directory, e.g. `outputs/ava/my_run`.
-
     Example:
         >>> RunLayout(Path("outputs/ava/my_run")).csv("steps").as_posix()
         'outputs/ava/my_run/telemetry/steps.csv'
@@ -95,13 +92,7 @@ class RunLayout:
 
 
 class PredictionFile(NamedTuple):
-    """One epoch's predictions of one set.
-
-    Attributes:
-        name: the set, e.g. `val`.
-        epoch: 0-based.
-        path: the Parquet file.
-    """
+    """One epoch's predictions of the set `name`; epochs are 0-based."""
 
     name: str
     epoch: int

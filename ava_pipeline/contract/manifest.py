@@ -111,11 +111,7 @@ class Manifest(_Entry):
 
     @property
     def attempt(self) -> Attempt:
-        """The latest attempt.
-
-        Raises:
-            DamagedFileError: the manifest lists no attempt, which telemetry never writes.
-        """
+        """The latest attempt; raise DamagedFileError if there is none, which telemetry never writes."""
         if not self.attempts:
             raise DamagedFileError("telemetry/manifest.json lists no attempt. Restore it from a backup.")
         return self.attempts[-1]
@@ -127,22 +123,13 @@ def utc_now() -> datetime:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest at `path`.
-
-    Raises:
-        OSError: the file cannot be written; the older manifest is unchanged.
-    """
+    """Replace the manifest at `path`; if that raises OSError, the older manifest is unchanged."""
     with written_aside(path) as file:
         file.write(manifest.model_dump_json(indent=1).encode() + b"\n")
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        DamagedFileError: it is not a manifest of schema version 1.
-    """
+    """Read a manifest; raise DamagedFileError if it is not one of schema version 1."""
     try:
         return Manifest.model_validate_json(read_small_file(path, MAX_MANIFEST_BYTES))
     except ValidationError as error:
@@ -190,10 +177,9 @@ def parameters_by_group(groups: Mapping[str, Group]) -> dict[str, frozenset[str]
 
 
 def partitions(groups: Mapping[str, Group]) -> dict[str, tuple[str, ...]]:
-    """Find the groups whose children partition them: each parameter is in one child, and only in one.
+    """Parent -> children of the groups whose children partition them, so that `parent² = Σ child²` holds for norms.
 
-    Returns:
-        Parent -> its children. For norms, `parent² = Σ child²`.
+    Each parameter of such a parent is in one child, and only in one.
     """
     parameters = parameters_by_group(groups)
     partitioned = {}

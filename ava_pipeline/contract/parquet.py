@@ -30,11 +30,7 @@ _FLOAT32_BITS = 32
 
 @dataclass(frozen=True, slots=True)
 class RowStream:
-    """The rows of a table, read when they are needed.
-
-    Attributes:
-        schema: of every batch.
-        read: yields the batches in order; each call starts over.
+    """The rows of a table, read when they are needed; each call of `read` starts over.
 
     Example:
         >>> rows = RowStream.of(pa.table({"batch_idx": [1, 2]}))
@@ -71,18 +67,13 @@ class RowStream:
         return pa.Table.from_batches(batches, self.schema).combine_chunks()
 
     def matching(self, rule: Callable[[pa.RecordBatch], "pa.Array[pa.BooleanScalar]"]) -> "RowStream":
-        """The rows for which a rule is true.
-
-        Args:
-            rule: batch [rows] -> booleans [rows].
-        """
+        """The rows for which a rule is true: batch [rows] -> booleans [rows]."""
         return RowStream(self.schema, lambda: (batch.filter(rule(batch)) for batch in self.read()))
 
     def as_columns(self, schema: pa.Schema) -> "RowStream":
         """The rows with the columns of another schema; columns that they lack are null.
 
-        Raises, while being read:
-            ArrowException: a column cannot be cast to its new type.
+        Reading raises ArrowException if a column cannot be cast to its new type.
         """
         return RowStream(schema, lambda: (_as_columns(batch, schema) for batch in self.read()))
 
@@ -100,8 +91,7 @@ def _as_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 def concat_rows(*streams: RowStream) -> RowStream:
     """The rows of several streams, one after the other, with all their columns; columns that a stream lacks are null.
 
-    Raises, also while being read:
-        ArrowException: a column has types that contradict each other.
+    Raise ArrowException, also while being read, if a column has types that contradict each other.
     """
     unified = pa.unify_schemas([stream.schema for stream in streams], promote_options="permissive")
     lacking = {field.name for field in unified if any(field.name not in one.schema.names for one in streams)}
@@ -132,30 +122,16 @@ def _bits(column: "pa.ChunkedArray[Any]") -> "pa.ChunkedArray[Any]":
 
 
 def write_parquet(path: Path, rows: pa.Table | RowStream) -> None:
-    """Write a Parquet file that appears complete or not at all, and is read back before it appears.
-
-    Args:
-        path: the file; an older file of that name is replaced.
-        rows: a stream is read twice, with one row group in memory at a time.
-
-    Raises:
-        OSError: the file cannot be written.
-        DamagedFileError: the file reads back with other values, or the rows cannot be read.
-    """
+    """Write a Parquet file, replacing an older one, that appears complete or not at all; see `write_checked`."""
     with written_aside(path) as file:
         write_checked(file, rows)
 
 
 def write_checked(file: BinaryIO, rows: pa.Table | RowStream) -> None:
-    """Write Parquet into an open file, and read it back.
+    """Write Parquet into an empty file that is open under a name, and read it back.
 
-    Args:
-        file: empty, and open under a name.
-        rows: as of `write_parquet`.
-
-    Raises:
-        OSError: the file cannot be written.
-        DamagedFileError: the file reads back with other values, or the rows cannot be read.
+    A stream is read twice, with one row group in memory at a time. Raise DamagedFileError if the file reads back with
+    other values, or if the rows cannot be read.
     """
     stream = rows if isinstance(rows, RowStream) else RowStream.of(rows)
     with pq.ParquetWriter(file, stream.schema, **_WRITE_OPTIONS) as writer:
@@ -182,16 +158,11 @@ def _groups(stream: RowStream) -> Iterator[pa.Table]:
 def read_parquet(
     path: Path, columns: Sequence[str] | None = None, batches: tuple[int, int | None] | None = None
 ) -> pa.Table:
-    """Read a Parquet file into memory.
+    """Read these columns, in this order, or all columns of a Parquet file into memory.
 
-    Args:
-        path: the file.
-        columns: the columns to read, in this order; all if left out.
-        batches: skip row groups without a `batch_idx` from the first to the last of these, None as the last for all
-            later ones; an integer column `batch_idx` must exist.
-
-    Raises:
-        DamagedFileError: the file cannot be read, or would take more memory than a file of its size can need.
+    With `batches`, row groups without a `batch_idx` from the first to the last of them are skipped; None as the last
+    means all later ones, and an integer column `batch_idx` must exist. Raise DamagedFileError if the file cannot be
+    read, or would take more memory than a file of its size can need.
     """
     schema = parquet_schema(path)
     found = _batches(path, ROWS_PER_GROUP, columns=columns, batches=batches)
@@ -203,38 +174,25 @@ def read_parquet(
 
 
 def parquet_rows(path: Path, rows_per_batch: int = ROWS_PER_BLOCK) -> RowStream:
-    """The rows of a Parquet file, with at most `rows_per_batch` of them in memory at a time.
+    """The rows of a Parquet file, at most `rows_per_batch` of them in memory at a time.
 
-    Raises, also while being read:
-        DamagedFileError: the file cannot be read, or would take more memory than a file of its size can need.
+    Raise DamagedFileError as `read_parquet` does, also while being read.
     """
     return RowStream(parquet_schema(path), lambda: _batches(path, rows_per_batch))
 
 
 def parquet_schema(path: Path) -> pa.Schema:
-    """The columns of a Parquet file.
-
-    Raises:
-        DamagedFileError: the file cannot be read.
-    """
+    """The columns of a Parquet file; raise DamagedFileError if it cannot be read."""
     return parquet_metadata(path).schema.to_arrow_schema()
 
 
 def num_parquet_rows(path: Path) -> int:
-    """The number of rows that a Parquet file declares.
-
-    Raises:
-        DamagedFileError: the file cannot be read.
-    """
+    """The number of rows that a Parquet file declares; raise DamagedFileError if it cannot be read."""
     return int(parquet_metadata(path).num_rows)
 
 
 def parquet_metadata(path: Path) -> pq.FileMetaData:
-    """The footer of a Parquet file.
-
-    Raises:
-        DamagedFileError: the file cannot be read, or would take more memory than a file of its size can need.
-    """
+    """The footer of a Parquet file; raise DamagedFileError as `read_parquet` does."""
     try:
         with path.open("rb") as file:
             metadata = pq.read_metadata(file)
@@ -246,13 +204,9 @@ def parquet_metadata(path: Path) -> pq.FileMetaData:
 
 
 def check_parquet(path: Path) -> int:
-    """Read a whole Parquet file of a table, and keep none of it in memory.
+    """Read a whole Parquet file of a table, keep none of it in memory, and return the number of rows.
 
-    Returns:
-        The number of rows.
-
-    Raises:
-        DamagedFileError: the file cannot be read, or a row has no batch_idx.
+    Raise DamagedFileError if the file cannot be read, or a row has no batch_idx.
     """
     schema = parquet_schema(path)
     try:

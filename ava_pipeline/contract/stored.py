@@ -26,12 +26,7 @@ _SCHEMA_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedErro
 
 @dataclass(frozen=True, slots=True)
 class StoredTable:
-    """Every row of a table that can be read.
-
-    Attributes:
-        rows: in the order they were written.
-        damage: a finding for each range of the journal's bytes that could not be read; see `JournalReader`.
-    """
+    """Every row of a table that can be read, in the order written, and the `JournalReader.damage` of its journal."""
 
     rows: pa.Table
     damage: tuple[Finding, ...] = ()
@@ -40,18 +35,9 @@ class StoredTable:
 def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> StoredTable | None:
     """Read a table from its Parquet file and its journal into memory, without changing either.
 
-    A row is never read twice, also if a kill left a journal whose rows are already in the Parquet file.
-
-    Args:
-        parquet: may be missing.
-        journal: may be missing.
-        schema: of the table, used if the journal's own is damaged.
-
-    Returns:
-        None if neither file exists.
-
-    Raises:
-        DamagedFileError: the Parquet file cannot be read, or its columns contradict the journal's.
+    A row is never read twice, also if a kill left a journal whose rows are already in the Parquet file. Either file may
+    be missing; None if both are. `schema` is used if the journal's own is damaged. Raise DamagedFileError if the
+    Parquet file cannot be read, or its columns contradict the journal's.
     """
     # The journal first: one that becomes Parquet meanwhile is then found there as well, and its rows are skipped.
     reader = JournalReader(journal, schema)
@@ -81,12 +67,8 @@ def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None)
     """Move the journal's rows into the Parquet file: afterwards it holds every row, and the journal is gone.
 
     Only a row group is in memory at a time. A damaged journal is kept in the folder `damaged/` beside it, and so is a
-    journal whose rows do not fit those of the Parquet file.
-
-    Args:
-        parquet: may be missing.
-        journal: if it is missing, nothing is done.
-        schema: of the table, used if the journal's own is damaged.
+    journal whose rows do not fit those of the Parquet file. Either file may be missing. `schema` is used if the
+    journal's own is damaged.
 
     Returns:
         A finding for each range of the journal's bytes whose rows are lost.
@@ -116,13 +98,9 @@ def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None)
 
 
 def find_misfit(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> Finding | None:
-    """Find out, without writing, whether `store_journal` could put the journal's rows behind those of the Parquet file.
+    """A finding about the whole journal if `store_journal` could not put its rows behind those of the Parquet file.
 
-    Returns:
-        A finding about the whole journal if it could not.
-
-    Raises:
-        DamagedFileError: the Parquet file cannot be read.
+    Nothing is written. Raise DamagedFileError if the Parquet file cannot be read.
     """
     new, is_more = _new_rows(JournalReader(journal, schema), parquet)
     if new is None or not is_more:

@@ -121,12 +121,7 @@ class Table(Declaration):
 
 
 class CheckedRows(NamedTuple):
-    """New rows after the check.
-
-    Attributes:
-        kept: the rows that keep every rule, in their order.
-        findings: the values that break a rule; `row` is the row's 1-based position among all of them.
-    """
+    """The rows that keep every rule, and the values that break one; a finding's `row` is 1-based among all rows."""
 
     kept: pa.RecordBatch
     findings: list[Finding]
@@ -140,11 +135,7 @@ class RunTable(Declaration):
 
     @classmethod
     def of(cls, table: Table, run_column_names: Sequence[str] = ()) -> Self:
-        """Give `table` its run columns.
-
-        Raises:
-            MisuseError: a name cannot name a column, or is given twice.
-        """
+        """Give `table` its run columns; raise MisuseError if a name cannot name a column, or is given twice."""
         fixed = [column.name for column in table.columns]
         for name in run_column_names:
             check_column_name(name)
@@ -184,11 +175,8 @@ class RunTable(Declaration):
     def check(self, values: Mapping[str, Values], num_rows: int) -> CheckedRows:
         """Make an Arrow batch of new rows, without those that break a rule.
 
-        Args:
-            values: the table's columns, each with `num_rows` values as `to_arrow` takes them; a column that is
-                missing is null in every row, and names that are not the table's are ignored.
-            num_rows: how many rows there are.
-
+        `values` holds by column `num_rows` values each, as `to_arrow` takes them; a column that is missing is null in
+        every row, and names that are not the table's are ignored.
         """
         nulls = [None] * num_rows
         made = [to_arrow(column, values.get(column.name, nulls)) for column in self.columns]
@@ -200,11 +188,9 @@ class RunTable(Declaration):
         return CheckedRows(batch.filter(bool_array(~is_broken)), list(self._explained(values, is_broken)))
 
     def problems(self, rows: Sequence[Mapping[str, object]]) -> list[Finding]:
-        """Check rows against the pydantic model, all in one call; an empty list means that all of them are good.
+        """Check rows against the pydantic model, all in one call.
 
-        Returns:
-            A finding for each value that breaks a rule, with the rule's id, its 1-based `row` among the rows given,
-            its `column`, and its `value` as text.
+        Each value that breaks a rule gives a finding with its 1-based `row`, its `column`, and its `value` as text.
         """
         try:
             self._rows_adapter.validate_python(rows)
@@ -243,11 +229,7 @@ def _too_large(table: str, row: Mapping[str, object]) -> Finding:
 
 
 def check_column_name(name: str) -> None:
-    """Refuse a name that would not survive CSV, a shell or a spreadsheet.
-
-    Raises:
-        MisuseError: the name is not letters, digits, `_ . - /`, beginning with a letter or `_`.
-    """
+    """Raise MisuseError for a name that would not survive CSV, a shell or a spreadsheet."""
     if not _COLUMN_NAME.fullmatch(name):
         raise MisuseError(
             f"{name!r} cannot name a column: use letters, digits and _ . - / beginning with a letter or _, "
@@ -256,11 +238,7 @@ def check_column_name(name: str) -> None:
 
 
 def check_has_batches(schema: pa.Schema) -> None:
-    """Refuse columns without a `batch_idx` that says which batch each row belongs to.
-
-    Raises:
-        DamagedFileError: the column batch_idx is missing or not int64, or two columns have one name.
-    """
+    """Raise DamagedFileError if batch_idx is missing or not int64, or if two columns have one name."""
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise DamagedFileError(f"it has more than one column {', '.join(map(repr, twice))}")
@@ -271,11 +249,7 @@ def check_has_batches(schema: pa.Schema) -> None:
 
 
 def check_batches(rows: pa.RecordBatch) -> None:
-    """Refuse rows that lack a value which every row needs.
-
-    Raises:
-        DamagedFileError: batch_idx is null, or a column that the schema declares as never null.
-    """
+    """Raise DamagedFileError if batch_idx is null, or a column that the schema declares as never null."""
     for field, column in zip(rows.schema, rows.columns, strict=True):
         if column.null_count and (field.name == BATCH or not field.nullable):
             raise DamagedFileError(f"{column.null_count} of its rows have no {field.name}")

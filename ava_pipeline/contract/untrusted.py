@@ -62,11 +62,9 @@ _TEXT_BYTES = 8  # of a text in memory, at least
 def check_inside(layout: RunLayout) -> None:
     """Refuse a run in which a name that telemetry reads or writes leads elsewhere or has the wrong type.
 
-    The run directory itself may be a link, and its names may be links to other places inside it.
-
-    Raises:
-        DamagedFileError: a link leads out of the run directory, in a circle or to nothing; or a folder, a pipe or a
-            device stands in place of a file, or a file in place of a folder.
+    The run directory itself may be a link, and its names may be links to other places inside it. Raise DamagedFileError
+    if a link leads out of the run directory, in a circle or to nothing; or if a folder, a pipe or a device stands in
+    place of a file, or a file in place of a folder.
     """
     root, folders = layout.root.resolve(), layout.folders
     for folder in folders:
@@ -79,11 +77,7 @@ def check_inside(layout: RunLayout) -> None:
 
 
 def check_name(layout: RunLayout, path: Path) -> None:
-    """Refuse one name in a run directory, as `check_inside` refuses those of telemetry.
-
-    Raises:
-        DamagedFileError: as of `check_inside`.
-    """
+    """Refuse one name in a run directory, as `check_inside` refuses those of telemetry."""
     _check(path, layout.root.resolve())
 
 
@@ -106,12 +100,7 @@ def _check(path: Path, root: Path) -> None:
 
 
 def read_small_file(path: Path, max_bytes: int) -> bytes:
-    """Read a file that is small in every run.
-
-    Raises:
-        OSError: the file cannot be read.
-        DamagedFileError: it is larger than `max_bytes`.
-    """
+    """Read a file that is small in every run; raise DamagedFileError if it is larger than `max_bytes`."""
     size = path.stat().st_size
     if size > max_bytes:
         raise DamagedFileError(f"{path}: expected at most {max_bytes} bytes, got {size}. Restore it from a backup.")
@@ -119,12 +108,7 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
 
 
 def check_csv_size(path: Path) -> None:
-    """Refuse a CSV file that is too large to be read into memory.
-
-    Raises:
-        OSError: the file does not exist.
-        DamagedFileError: it is larger than `MAX_TABLE_BYTES`.
-    """
+    """Raise DamagedFileError if a CSV file is too large to be read into memory."""
     size = path.stat().st_size
     if size > MAX_TABLE_BYTES:
         raise DamagedFileError(
@@ -136,8 +120,7 @@ def check_csv_size(path: Path) -> None:
 def read_line(file: BinaryIO) -> bytes:
     """Read the next line with its line feed, if it has one; empty at the end of the file.
 
-    Raises:
-        DamagedFileError: the line is longer than `MAX_LINE_BYTES`.
+    Raise DamagedFileError if the line is longer than `MAX_LINE_BYTES`.
     """
     line = file.readline(MAX_LINE_BYTES + 1)
     if len(line) > MAX_LINE_BYTES:
@@ -146,24 +129,15 @@ def read_line(file: BinaryIO) -> bytes:
 
 
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Read every line from here on.
-
-    Raises:
-        DamagedFileError: a line is longer than `MAX_LINE_BYTES`.
-    """
+    """Read every line from here on, as `read_line` does."""
     yield from iter(lambda: read_line(file), b"")
 
 
 def check_parquet_size(metadata: pq.FileMetaData, file_bytes: int) -> None:
     """Refuse a Parquet file that declares more rows or bytes than a file of its size can hold.
 
-    Args:
-        metadata: the file's footer.
-        file_bytes: the size of the file.
-
-    Raises:
-        DamagedFileError: it would take more than 64 MiB and 10,000 times its size in memory, or more than 8 GiB; or
-            its counts of rows contradict each other.
+    Raise DamagedFileError if it would take more than 64 MiB and 10,000 times its size in memory, or more than 8 GiB; or
+    if its counts of rows contradict each other.
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     rows = [group.num_rows for group in groups]
@@ -184,9 +158,5 @@ def _value_bytes(dtype: pa.DataType) -> int:
 
 
 def check_values(batch: pa.RecordBatch) -> None:
-    """Refuse values that Arrow cannot safely read.
-
-    Raises:
-        ArrowInvalid: an offset or an index points outside its buffer, or a text is not UTF-8.
-    """
+    """Raise ArrowInvalid if an offset or an index points outside its buffer, or a text is not UTF-8."""
     batch.validate(full=True)

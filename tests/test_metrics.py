@@ -1,4 +1,4 @@
-"""The figures are the ones the field publishes, under names that cannot be mistaken."""
+"""The metrics are those the field publishes, under names that cannot be confused."""
 
 import json
 import math
@@ -30,7 +30,7 @@ votes = arrays(np.int64, (4, NUM_SCORES), elements=st.integers(0, 300)).filter(
 
 @needs_ava
 def test_real_predictions_give_the_published_way_of_figures() -> None:
-    """25,548 real predictions reproduce the reference figures."""
+    """25,548 real predictions reproduce the reference values."""
     frame = pd.read_parquet(AVA / "real_val_predictions.parquet")
     expected = json.loads((AVA / "expected_metrics.json").read_text())["real_val_predictions.parquet"]
     assert len(frame) == expected.pop("rows")
@@ -48,7 +48,7 @@ def test_emd_r2_of_one_image(predicted: list[float], emd: float) -> None:
 
 
 def test_emd_r2_takes_the_root_image_by_image() -> None:
-    """Not the root of the whole set's mean, 0.604979, the well-known wrong form."""
+    """Not the root of the mean over the set, 0.604979, which is a well-known error."""
     predicted, truth = [NEAR, FAR, SPREAD], [TRUTH] * 3
     found = prediction_metrics(predicted, truth, mean_scores(predicted), mean_scores(truth))
     assert found.emd_r2 == pytest.approx(0.569473, abs=1e-6)
@@ -57,7 +57,7 @@ def test_emd_r2_takes_the_root_image_by_image() -> None:
 @settings(max_examples=50, deadline=None)
 @given(votes, votes)
 def test_emd_r1_is_scipys_distance_a_score(predicted: np.ndarray, truth: np.ndarray) -> None:
-    """Ten scores one apart: SciPy's Wasserstein distance divided by ten."""
+    """For ten scores with a distance of 1: SciPy's Wasserstein distance divided by ten."""
     pred, true = (counts / counts.sum(axis=1, keepdims=True) for counts in (predicted, truth))
     found = prediction_metrics(pred, true, mean_scores(pred), mean_scores(true))
     scores = np.arange(1, NUM_SCORES + 1)
@@ -66,21 +66,21 @@ def test_emd_r1_is_scipys_distance_a_score(predicted: np.ndarray, truth: np.ndar
 
 
 def test_accuracy_counts_a_mean_of_exactly_five_as_not_good() -> None:
-    """AVA's line is "above 5": 178 of its images lie exactly on it."""
+    """AVA counts "above 5" as good: 178 of its images have a mean of exactly 5."""
     flat = np.full((4, NUM_SCORES), 0.1)
     found = prediction_metrics(flat, flat, [5.0, 5.1, 5.1, 4.9], [5.0, 5.0, 5.2, 4.8])
     assert found.accuracy == 0.75
 
 
 def test_errors_of_the_means_are_in_score_points() -> None:
-    """Mae and rmse of errors 1 and -3."""
+    """Mae and rmse of the errors 1 and -3."""
     flat = np.full((2, NUM_SCORES), 0.1)
     found = prediction_metrics(flat, flat, [5.0, 3.0], [4.0, 6.0])
     assert [found.mae, found.rmse] == pytest.approx([2.0, math.sqrt(5)])
 
 
 def test_float32_predictions_are_summed_in_float64() -> None:
-    """A file's float32 distributions give the same figures as the float64 copies of them."""
+    """Float32 distributions of a file give the same metrics as float64 copies of them."""
     rng = np.random.default_rng(0)
     pred, truth = rng.dirichlet(np.ones(NUM_SCORES), (2, 500)).astype(np.float32)
     means = mean_scores(pred), mean_scores(truth)
@@ -89,7 +89,7 @@ def test_float32_predictions_are_summed_in_float64() -> None:
 
 
 def test_the_constant_predictor_predicts_the_known_mean_distribution() -> None:
-    """It sees the known images only, and ranks nothing: correlations are undefined, without a warning."""
+    """It knows only the given images and ranks none: correlations are undefined, without a warning."""
     known, truth = [NEAR, SPREAD], [TRUTH, FAR]
     constant = np.mean(known, axis=0)
     found = constant_predictor(known, truth, mean_scores(truth))
@@ -101,7 +101,7 @@ def test_the_constant_predictor_predicts_the_known_mean_distribution() -> None:
 
 
 def test_predictions_that_are_not_finite_give_figures_that_are_not() -> None:
-    """The metrics of a diverged model are nan, and nothing raises."""
+    """The metrics of a diverged model are nan, and no error is raised."""
     pred = np.full((3, NUM_SCORES), np.nan)
     found = prediction_metrics(pred, [TRUTH] * 3, mean_scores(pred), mean_scores([TRUTH] * 3))
     assert all(math.isnan(value) for value in (found.emd_r1, found.emd_r2, found.srcc, found.plcc, found.mae))

@@ -1,4 +1,4 @@
-"""Which code ran: asked of git in a way that no other process can hold up."""
+"""The commit of the running code, read from git so that other processes cannot delay it."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
 
 
 def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
-    """As git tells it."""
+    """As git reports it."""
     subprocess.run([*GIT, "init", "-q", str(tmp_path)], check=True)  # fixed words and a folder
     assert ask_git(tmp_path, "rev-parse", "HEAD") is None
     subprocess.run([*GIT, "-C", str(tmp_path), "commit", "-q", "--allow-empty", "-m", "x"], check=True)
@@ -22,7 +22,7 @@ def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
 
 
 def test_no_checkout_no_git_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is unknown rather than an error."""
+    """Each case is unknown rather than an error."""
     assert ask_git(tmp_path, "rev-parse", "HEAD") is None
     slow = tmp_path / "git"
     slow.write_text("#!/bin/sh\nexec sleep 1000\n")
@@ -34,7 +34,7 @@ def test_no_checkout_no_git_no_answer(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_child_forked_meanwhile_does_not_hold_the_answer_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has the pipe open for as long as it lives."""
+    """The child keeps the pipe open as long as it lives."""
     pipe, held = os.pipe, []
 
     def inherited() -> tuple[int, int]:
@@ -53,5 +53,5 @@ def test_a_child_forked_meanwhile_does_not_hold_the_answer_up(monkeypatch: pytes
 
 
 def test_versions_name_what_is_installed() -> None:
-    """And leave out what is not."""
+    """Packages that are not installed are left out."""
     assert set(versions(["torch", "no-such-distribution"])) == {"python", "torch"}

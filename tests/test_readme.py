@@ -1,4 +1,4 @@
-"""Every Python and shell snippet of the README runs, and so does what `make demo` does."""
+"""Every Python and shell snippet of the README runs, and so do the commands of `make demo`."""
 
 import os
 import re
@@ -28,17 +28,17 @@ BATCHES = 4
 
 
 def snippets(language: str) -> list[str]:
-    """The README's code blocks of one language."""
+    """The code blocks of the README in one language."""
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 def shell_lines() -> list[str]:
-    """The README's commands, without their comments."""
+    """The commands of the README, without their comments."""
     return [line.split(" #")[0].strip() for block in snippets("sh") for line in block.splitlines() if line.strip()]
 
 
 def run(command: str, folder: Path) -> str:
-    """Run one command of the README as a shell would find it; returns what it printed."""
+    """Run one command of the README in a shell and return its output."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "TORCH_HOME": str(folder / "torch_home"),
@@ -52,7 +52,7 @@ def run(command: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a user has it: configs, AVA, ImageNet's weights, and the run of the demo."""
+    """A folder as a user has it: configs, AVA, the ImageNet weights, and the run of the demo."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "configs").symlink_to(ROOT / "configs")
     write_sample_data(folder / "data" / "ava", num_images=40, seed=1)
@@ -65,7 +65,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loop_names() -> dict[str, Any]:
-    """What the README's loops take for granted: a model, an optimizer, loaders, a loss."""
+    """The names that the loops of the README use: a model, an optimizer, loaders and a loss."""
     model = TinyNet()
     votes = torch.randint(1, 50, (3, 10))
     return {
@@ -83,7 +83,7 @@ def loop_names() -> dict[str, Any]:
 
 @pytest.mark.parametrize("snippet", snippets("python"))
 def test_python_snippets(snippet: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They run as printed, in a folder where the demo has run."""
+    """They run as printed, in a folder in which the demo has run."""
     mpl.use("Agg")
     monkeypatch.chdir(home)
     names = loop_names()
@@ -97,7 +97,7 @@ def test_python_snippets(snippet: str, home: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("command", shell_lines())
 def test_shell_snippets(command: str, home: Path) -> None:
-    """They exit with 0; make's targets are looked up, and training is made small."""
+    """They exit with 0; targets of make are only checked, and training is made small."""
     if command.startswith("make "):
         subprocess.run(["make", "--dry-run", *command.split()[1:]], cwd=ROOT, check=True, capture_output=True)  # noqa: S607  # the user's make
         return
@@ -106,7 +106,7 @@ def test_shell_snippets(command: str, home: Path) -> None:
 
 
 def test_the_demo_can_be_run_again(home: Path) -> None:
-    """Its commands, as make gives them, twice: the second time sets the first one's run aside. Then the report."""
+    """The commands of make run twice: the second time moves the first run to superseded/. Then the report."""
     told = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # noqa: S607  # the user's make
     train, report = re.findall(r"^\.venv/bin/(ava-pipeline .*)$", told, re.MULTILINE)
     small = [*SMALL, "data.sample.num_images=40", "output_dir=outputs/ava/again"]
@@ -119,7 +119,7 @@ def test_the_demo_can_be_run_again(home: Path) -> None:
 
 
 def test_yaml_snippets() -> None:
-    """The blocks that users know are the config's own."""
+    """The known blocks are part of the config."""
     whole = load_config(ROOT / "configs" / "demo.yaml").model_dump(mode="json")
     for snippet in snippets("yaml"):
         given: dict[str, Any] = yaml.safe_load(snippet)
@@ -127,7 +127,7 @@ def test_yaml_snippets() -> None:
 
 
 def test_the_demo_is_healthy(home: Path, tmp_path: Path) -> None:
-    """Real training with the demo's own settings, some epochs of it: `diagnose` says so, and what is well."""
+    """Real training with the settings of the demo, for several epochs: `diagnose` reports healthy signs only."""
     shorter = ["train.epochs=2", "train.batch_size=4", "data.image_size=32", "data.sample.num_images=64"]
     places = [f"output_dir={tmp_path / 'run'}", f"data.labels={tmp_path}/AVA.txt", f"data.images={tmp_path}/images"]
     run(f"ava-pipeline train configs/demo.yaml --set {' --set '.join([*shorter, *places])}", home)

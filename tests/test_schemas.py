@@ -1,4 +1,4 @@
-"""The exported JSON Schemas: as the models are, and true of what a run holds."""
+"""The exported JSON Schemas equal the models, and the files of a run conform to them."""
 
 import json
 from dataclasses import fields
@@ -24,13 +24,13 @@ SCHEMAS = Path(__file__).parents[1] / "schemas"
 
 
 def validator(name: str) -> Draft202012Validator:
-    """Checks against the file that is in the repository."""
+    """A validator with the schema file in the repository."""
     schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
     return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
 def as_json(rows: pa.Table) -> list[dict[str, Any]]:
-    """Rows as other programs see them: text for times."""
+    """Rows as other programs read them, with times as text."""
     return [
         {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()}
         for row in rows.to_pylist()
@@ -38,14 +38,14 @@ def as_json(rows: pa.Table) -> list[dict[str, Any]]:
 
 
 def test_the_files_are_what_the_models_say() -> None:
-    """A changed model changes a contract: `make schemas` writes it down, and the diff shows it to reviewers."""
+    """A changed model changes a contract: `make schemas` writes it, and the diff shows it to reviewers."""
     found = {path.name: path.read_text() for path in SCHEMAS.glob("*.json")}
     expected = {f"{name}.schema.json": schemas.as_text(schema) for name, schema in schemas.schemas().items()}
     assert found == expected
 
 
 def test_export_writes_every_file_and_removes_old_ones(tmp_path: Path) -> None:
-    """What a contract was called before is not left behind."""
+    """Schemas under earlier names are removed."""
     (tmp_path / "gone.schema.json").touch()
     (tmp_path / "README.md").touch()
     schemas.main([str(tmp_path)])
@@ -55,7 +55,7 @@ def test_export_writes_every_file_and_removes_old_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.name.partition(".")[0] for path in SCHEMAS.glob("*.json")))
 def test_each_schema_is_one_and_says_whose(name: str) -> None:
-    """Programs find a schema by its `$id`, which carries the version."""
+    """Programs find a schema by its `$id`, which contains the version."""
     schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
     Draft202012Validator.check_schema(schema)
     assert schema["$id"] == f"urn:ava_pipeline:{name}:v1"
@@ -64,7 +64,7 @@ def test_each_schema_is_one_and_says_whose(name: str) -> None:
 
 
 def test_a_real_run_keeps_every_schema(tmp_path: Path) -> None:
-    """Manifest, tables and predictions that the collector wrote validate row by row."""
+    """Manifest, tables and predictions that the collector wrote conform row by row."""
     root = record(tmp_path / "run")
     validator("manifest").validate(json.loads((root / "telemetry/manifest.json").read_text()))
     for table in ("gradient_norms", "learning_rates", "steps"):
@@ -77,7 +77,7 @@ def test_a_real_run_keeps_every_schema(tmp_path: Path) -> None:
 
 
 def test_metrics_and_text_ids_keep_their_schemas(tmp_path: Path) -> None:
-    """metrics.csv has a schema too, and images may be named by text."""
+    """metrics.csv has a schema too, and image ids may be strings."""
     root = RunBuilder(root=tmp_path / "run").write()
     for row in as_json(read_csv(root / "metrics.csv", RunTable.of(EPOCH_METRICS))):
         validator("metrics").validate(row)
@@ -98,7 +98,7 @@ def test_metrics_and_text_ids_keep_their_schemas(tmp_path: Path) -> None:
     ],
 )
 def test_a_schema_refuses_what_breaks_it(name: str, row: dict[str, Any]) -> None:
-    """A schema that takes anything would be no contract."""
+    """A schema that accepts every value would not be a contract."""
     assert not validator(name).is_valid(row)
 
 
@@ -117,13 +117,13 @@ def test_events_are_a_closed_set() -> None:
 
 
 def test_configs_keep_the_config_schema() -> None:
-    """Editors check run configs against it."""
+    """Editors check run configs with it."""
     minimal = {"output_dir": "outputs/ava/x", "data": {"labels": "AVA.txt", "images": "images"}}
     assert validator("config").is_valid(RunConfig.model_validate(minimal).model_dump(mode="json"))
     assert not validator("config").is_valid({**minimal, "telemetry": {"collect_every_m": 10}})
 
 
 def test_the_columns_of_metrics_csv_are_the_metrics() -> None:
-    """What is computed is what the declaration names, in the same order."""
+    """The columns declared are the metrics computed, in the same order."""
     names = ("epoch", "train_loss", *(field.name for field in fields(Metrics)))
     assert RunTable.of(EPOCH_METRICS).column_names == names

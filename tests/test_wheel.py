@@ -1,4 +1,4 @@
-"""The wheel works elsewhere, without torch."""
+"""The wheel works in another environment, without torch."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ print(len(run.gradient_norms()), "torch" in sys.modules)
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command elsewhere and keep what it prints."""
+    """Run a command in another directory and capture its output."""
     return subprocess.run(
         [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=240, check=False
     )
@@ -27,7 +27,7 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment that has the wheel and no torch."""
+    """The bin folder of an environment with the wheel and without torch."""
     folder = tmp_path_factory.mktemp("wheel")
     tools = [sys.executable, "-m", "uv"]
     built = run(*tools, "build", "--wheel", "--out-dir", folder, ROOT, cwd=folder)
@@ -42,7 +42,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run written here, with torch."""
+    """A run recorded here, with torch."""
     folder = tmp_path_factory.mktemp("run")
     model, optimizer = tiny()
     with TelemetryCollector(model, optimizer, folder, collect_every_n=1) as telemetry:
@@ -51,7 +51,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_and_validate(installed: Path, recorded: Path, tmp_path: Path) -> None:
-    """The command line works where there is no torch, in another directory."""
+    """The command line works without torch, in another directory."""
     assert run(installed / "python", "-c", "import torch", cwd=tmp_path).returncode != 0
     told = run(installed / "ava-pipeline", "--help", cwd=tmp_path)
     assert told.returncode == 0
@@ -61,13 +61,13 @@ def test_help_and_validate(installed: Path, recorded: Path, tmp_path: Path) -> N
 
 
 def test_import_and_read(installed: Path, recorded: Path, tmp_path: Path) -> None:
-    """A run is read without torch."""
+    """A run can be read without torch."""
     read = run(installed / "python", "-c", READS_WITHOUT_TORCH, recorded, cwd=tmp_path)
     assert read.stdout.split() == ["3", "False"], read.stderr
 
 
 def test_training_says_what_is_missing(installed: Path, tmp_path: Path) -> None:
-    """`train` without torch names the extra to install."""
+    """Without torch, `train` names the extra to install."""
     told = run(installed / "ava-pipeline", "train", ROOT / "configs" / "demo.yaml", cwd=tmp_path)
     assert told.returncode == 2
     assert "ava-pipeline[train]" in told.stderr

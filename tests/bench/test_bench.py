@@ -1,4 +1,4 @@
-"""The bench command and every benchmark run at tiny size; timings are not checked here."""
+"""The bench command and every benchmark run at a tiny size; timings are not checked here."""
 
 import json
 import os
@@ -27,9 +27,9 @@ TINY_WORDS = ["--image-size", "32", "--batch-size", "2", "--steps", "4", "--rows
 
 
 def run(*arguments: str | Path) -> str:
-    """Run a module of Python at tiny size; returns what it printed.
+    """Run a Python module at a tiny size and return its output.
 
-    Without the variables of pytest-xdist, under which pytest-benchmark would not measure.
+    The variables of pytest-xdist are removed, because pytest-benchmark does not measure under it.
     """
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run(
@@ -124,7 +124,7 @@ def test_a_peer_that_is_installed_is_measured(peer: type[Peer], tmp_path: Path) 
 
 
 def test_the_writer_is_fed_rows_as_a_run_has_them(tmp_path: Path) -> None:
-    """Every measure's table with all its columns, none of them empty, and nothing that validate would refuse."""
+    """The table of every measure with all of its columns, no column empty, and rows that validation accepts."""
     with WrittenRun(tmp_path) as writer:
         writer.offer(range(1, 301))
     assert [one.table for one in TABLES] == [measure.table for measure in BUILT_IN_MEASURES]
@@ -136,7 +136,7 @@ def test_the_writer_is_fed_rows_as_a_run_has_them(tmp_path: Path) -> None:
 
 
 def test_spacings_are_given_in_one_go_or_one_by_one() -> None:
-    """And a number that stands for nothing is refused."""
+    """Other values are refused."""
     refused = subprocess.run(
         [sys.executable, "-m", "ava_pipeline.bench", "5"], capture_output=True, text=True, check=False, cwd=ROOT
     )
@@ -145,7 +145,7 @@ def test_spacings_are_given_in_one_go_or_one_by_one() -> None:
 
 
 def test_a_target_is_a_most_or_a_least() -> None:
-    """And a figure without one is informational."""
+    """A figure without a target is informational."""
     assert Target(2.0).is_reached(2.0)
     assert not Target(2.0).is_reached(2.1)
     assert not Target(2.0, at_least=True).is_reached(1.9)
@@ -153,7 +153,7 @@ def test_a_target_is_a_most_or_a_least() -> None:
 
 
 def test_intervals_hold_the_truth() -> None:
-    """Of samples whose median and ratio are known."""
+    """For samples whose median and ratio are known."""
     drawn = np.random.default_rng(0).normal(10.0, 1.0, 400)
     assert median(drawn).low < 10.0 < median(drawn).high
     assert ratio(3 * drawn, drawn) == pytest.approx((3.0, 3.0, 3.0))
@@ -162,7 +162,7 @@ def test_intervals_hold_the_truth() -> None:
 
 @pytest.mark.parametrize(("every", "percent"), [(1, 5.0), (10, 0.59)])
 def test_the_share_of_step_is_of_medians(every: int, percent: float) -> None:
-    """(collected + (n - 1) × not collected) / (n × training step), whatever a few calls took that something held up."""
+    """(collected + (n - 1) × not collected) / (n × training step); single slow calls do not change it."""
     spread = np.random.default_rng(0).normal(1.0, 0.01, 100)
     spread[:5] = 1000.0
     found = share(5.0 * spread[:40], 0.1 * spread[: 60 if every > 1 else 0], 100.0 * spread, every=every).times(100)
@@ -172,13 +172,13 @@ def test_the_share_of_step_is_of_medians(every: int, percent: float) -> None:
 
 
 def test_one_collected_call_has_a_share_too() -> None:
-    """A short bench with few collected steps tells what it saw."""
+    """A short bench with few collected steps still reports a share."""
     found = share(np.array([5.0]), np.array([0.1, 0.1]), np.array([100.0, 110.0, 90.0]), every=10)
     assert found.value == pytest.approx(5.9 / 1000)
 
 
 def test_a_peer_that_was_measured_by_itself_is_drawn_by_itself() -> None:
-    """Nothing of its rounds belongs to ours: the ratio of the very same samples is known to some percent."""
+    """Its rounds are resampled apart from ours: the ratio of equal samples is known to some percent only."""
     drawn = np.random.default_rng(0).normal(10.0, 1.0, 400)
     times_ours = _compared(Absent, drawn, drawn).times_ours
     assert times_ours is not None
@@ -189,5 +189,5 @@ def test_a_peer_that_was_measured_by_itself_is_drawn_by_itself() -> None:
 
 
 def test_json_of_a_peer_that_was_not_measured_is_whole() -> None:
-    """Null where there is nothing."""
+    """Its missing figures are null."""
     assert Compared(title="x", has_same_columns=False, missing="m").to_json()["record_ms"] is None

@@ -15,7 +15,7 @@ from ava_pipeline.metrics import mean_scores
 def predictions_file(
     path: Path, image_ids: Sequence[int] | Sequence[str], *, noise: float = 0.3, seed: int = 0, ties: bool = False
 ) -> Path:
-    """Write predictions that are the truth with noise.
+    """Write predictions that are the true distributions with noise.
 
     Args:
         path: of the Parquet file.

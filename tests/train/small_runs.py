@@ -1,4 +1,4 @@
-"""Runs of a few seconds, and ways to end them at an exact batch."""
+"""Training runs of a few seconds, and ways to end them at an exact batch."""
 
 import os
 import subprocess
@@ -38,19 +38,19 @@ BATCHES_PER_EPOCH = 5
 
 
 def config_file(folder: Path) -> Path:
-    """Write the small run's config."""
+    """Write the config of the small run."""
     path = folder / "small.yaml"
     path.write_text(SMALL.format(folder=folder))
     return path
 
 
 def small_config(folder: Path, *overrides: str) -> RunConfig:
-    """The small run's config, with some settings changed."""
+    """The config of the small run, with overrides."""
     return load_config(config_file(folder), overrides)
 
 
 def run(folder: Path, *overrides: str, resume: bool = False, restart: bool = False) -> Outcome:
-    """Train in this process, silently, on one thread: more only wait for each other on images this small."""
+    """Train in this process, without output, on one thread: images this small gain nothing from more threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -60,7 +60,7 @@ def run(folder: Path, *overrides: str, resume: bool = False, restart: bool = Fal
 
 
 def at_batch(monkeypatch: pytest.MonkeyPatch, batch: int, act: Callable[[], object]) -> None:
-    """Do something in the middle of the process's n-th training batch (from 1)."""
+    """Call `act` in the middle of the process's n-th training batch, counted from 1."""
     observe, seen = BatchStep.observe, [0]
 
     def counting(step: BatchStep, loss: torch.Tensor, **options: Any) -> None:
@@ -73,14 +73,14 @@ def at_batch(monkeypatch: pytest.MonkeyPatch, batch: int, act: Callable[[], obje
 
 
 def ask(signum: int) -> Callable[[], None]:
-    """Send this process a signal, as a scheduler or a terminal would."""
+    """A function that sends this process a signal, as a scheduler or a terminal does."""
     return lambda: os.kill(os.getpid(), signum)
 
 
 def command(
     folder: Path, *options: str, signum: int | None = None, batch: int = 0, times: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    """Train from the command line in a process of its own, which may send itself a signal in its n-th batch."""
+    """Train from the command line in another process, which can send itself a signal in its n-th batch."""
     script = (
         "import os, sys, torch\n"
         "torch.set_num_threads(1)\n"
@@ -100,7 +100,7 @@ def command(
 
 
 def same_runs(one: Path, other: Path) -> Sequence[str]:
-    """What differs between two run directories, in everything but the times: empty where the runs are the same."""
+    """The files in which two run directories differ, apart from times; empty if the runs are the same."""
     differences = [
         name for name in ("metrics.csv", "split.csv") if (one / name).read_bytes() != (other / name).read_bytes()
     ]

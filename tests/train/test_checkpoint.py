@@ -1,4 +1,4 @@
-"""A checkpoint is whole or refused, and reading one runs no code."""
+"""A checkpoint is loaded whole or refused, and loading it runs no code."""
 
 import math
 import os
@@ -21,7 +21,7 @@ from ava_pipeline.train.checkpoint import (
 
 
 def checkpoint(batch: int = 3) -> Checkpoint:
-    """A small one."""
+    """A small checkpoint."""
     return Checkpoint(
         fingerprint={"seed": 0},
         model={"weight": torch.arange(10_000.0)},
@@ -38,7 +38,7 @@ def checkpoint(batch: int = 3) -> Checkpoint:
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
-    """Counts, tensors in their own dtype, nan, and random states that torch and Python take."""
+    """Counts, tensors with their dtype, nan, and random states that torch and Python accept."""
     path = tmp_path / "checkpoints" / "last.pt"
     seed_all(5)
     saved = checkpoint()
@@ -59,7 +59,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_last_checkpoint_survives_a_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk costs the new one only, and leaves nothing half written behind."""
+    """On a full disk only the new checkpoint is lost, and no partial file is left."""
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint(batch=3))
 
@@ -74,7 +74,7 @@ def test_the_last_checkpoint_survives_a_save_that_fails(tmp_path: Path, monkeypa
 
 
 def damaged(path: Path, *, kind: str) -> None:
-    """Do to a file what disks, crashes and people do."""
+    """Damage a file as disks, crashes and users do."""
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle] ^= 0xFF
@@ -85,7 +85,7 @@ def damaged(path: Path, *, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["torn", "empty", "flipped", "text"])
 def test_a_damaged_file_is_refused(tmp_path: Path, kind: str) -> None:
-    """The message names the file and the way on."""
+    """The message names the file and what to do."""
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint())
     damaged(path, kind=kind)
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 class _Bomb:
-    """Runs code when unpickled."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("owned",)
@@ -114,7 +114,7 @@ class _Bomb:
 def test_foreign_files_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, sentence: str
 ) -> None:
-    """None of them runs code."""
+    """No code in them runs."""
     monkeypatch.chdir(tmp_path)
     torch.save(content, tmp_path / "last.pt")
     with pytest.raises(CheckpointError, match=sentence):
@@ -123,7 +123,7 @@ def test_foreign_files_are_refused(
 
 
 def test_other_settings_are_named_with_both_values() -> None:
-    """Equal ones pass."""
+    """Equal settings pass."""
     check_fits(Path("last.pt"), {"seed": 0, "sizes": [1]}, {"seed": 0, "sizes": [1]})
     with pytest.raises(CheckpointError, match=r"train.batch_size was 32, is 64\. Restore them"):
         check_fits(Path("last.pt"), {"seed": 0, "train.batch_size": 32}, {"seed": 0, "train.batch_size": 64})

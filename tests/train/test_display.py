@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on and at its end."""
+"""The output of a run during training and at its end."""
 
 from io import StringIO
 from pathlib import Path
@@ -21,12 +21,12 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def lines_with(said: list[str], *words: str) -> list[str]:
-    """The lines that hold each of the words."""
+    """The lines that contain all of the words."""
     return [line for line in said if all(word in line for word in words)]
 
 
 def test_figures_of_generated_data_are_called_so(said: list[str]) -> None:
-    """Beside each line of figures, and above each table."""
+    """Each line of metrics and each table says that the data are generated."""
     for words in (["epoch", "train loss", "SRCC"], ["Validation metrics"], ["Last gradient norms"]):
         found = [line for line in lines_with(said, *words) if "emd_r1  " not in line]
         assert found
@@ -34,7 +34,7 @@ def test_figures_of_generated_data_are_called_so(said: list[str]) -> None:
 
 
 def test_epochs_count_from_0_as_in_the_files(said: list[str]) -> None:
-    """In both tables, and in the lines before them; beside it, how many of how many are done."""
+    """In both tables and in the lines above them; each line also says how many epochs of how many are done."""
     headers = [line.split() for line in said]
     epochs, norms = (
         next(row for row, names in enumerate(headers) if names[:2] == wanted)
@@ -47,7 +47,7 @@ def test_epochs_count_from_0_as_in_the_files(said: list[str]) -> None:
 
 
 def test_files_are_those_that_are_there(said: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A run shorter than collect_every_n has no telemetry: the list leaves it out, and a warning says why."""
+    """A run shorter than collect_every_n has no telemetry: the list omits it, and a warning gives the reason."""
     assert "(metrics.csv, telemetry/, predictions/, checkpoints/last.pt)" in "".join(lines_with(said, "Files: "))
     console = Console(width=200, record=True, file=StringIO())
     options = ("train.epochs=1", "telemetry.collect_every_n=10", "save_val_predictions=false")
@@ -58,7 +58,7 @@ def test_files_are_those_that_are_there(said: list[str], tmp_path: Path, caplog:
 
 
 def test_figures_of_real_data_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Generated once, then read as anybody's data."""
+    """The data are generated once, and then read like a user's own data."""
     train(small_config(tmp_path, "train.epochs=1"), Display(Console(quiet=True)))
     console = Console(width=200)
     config = small_config(tmp_path, "data.sample=null", "train.epochs=1", f"output_dir={tmp_path}/real")

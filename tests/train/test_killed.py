@@ -1,4 +1,4 @@
-"""Whole trainings that are killed in the middle of writing telemetry, again and again, and resumed."""
+"""Training that is repeatedly killed while it writes telemetry, and resumed."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ for last_batch in (2, BATCHES + 2, 0):
 
 
 def test_trainings_killed_while_they_write_leave_whole_tables_when_resumed(tmp_path: Path) -> None:
-    """Before the first checkpoint and behind it; the last one ends, and the run validates clean."""
+    """Kills before and after the first checkpoint; the last attempt finishes, and the run validates clean."""
     run_script(TRAININGS.replace("BATCHES", str(BATCHES_PER_EPOCH)), config_file(tmp_path), deadline_s=200)
     root = tmp_path / "run"
     assert [str(one) for one in validate_run(root)] == []

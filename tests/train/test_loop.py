@@ -1,4 +1,4 @@
-"""What a run trains, records and says."""
+"""What a run trains, records and prints."""
 
 import csv
 import math
@@ -23,38 +23,38 @@ from tests.train.small_runs import BATCHES_PER_EPOCH, ask, at_batch, run
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """The model's weights at the end of a run."""
+    """The weights of the model at the end of a run."""
     found: dict[str, Tensor] = torch.load(folder / "run/checkpoints/last.pt", weights_only=True)["model"]
     return found
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Bit for bit."""
+    """Whether they are equal bit for bit."""
     ours, theirs = weights(one), weights(other)
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def steps(folder: Path) -> list[dict[str, str]]:
-    """Rows of steps.csv."""
+    """The rows of steps.csv."""
     with (folder / "run/telemetry/steps.csv").open() as file:
         return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run."""
+    """A small finished run."""
     folder = tmp_path_factory.mktemp("finished")
     run(folder)
     return folder
 
 
 def test_a_run_keeps_its_own_contract(finished: Path) -> None:
-    """`ava-pipeline validate` finds nothing, warnings included."""
+    """`ava-pipeline validate` finds nothing, not even a warning."""
     assert validate_run(finished / "run") == []
 
 
 def test_a_run_holds_what_was_promised(finished: Path) -> None:
-    """The resolved config loads again; the split and the excluded images are there."""
+    """The resolved config can be loaded; the split and the excluded images are saved."""
     root = finished / "run"
     assert load_config(root / "config.yaml").train.epochs == 2
     assert len(pd.read_csv(root / "split.csv")) == 28
@@ -63,7 +63,7 @@ def test_a_run_holds_what_was_promised(finished: Path) -> None:
 
 
 def test_evaluate_finds_the_figures_of_metrics_csv(finished: Path) -> None:
-    """Both take them from the same shares; only the order of sums may differ."""
+    """Both compute them from the same distributions; only the order of the sums may differ."""
     with (finished / "run/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row, found in zip(rows, map(evaluate, prediction_paths(finished / "run")), strict=True):
@@ -72,7 +72,7 @@ def test_evaluate_finds_the_figures_of_metrics_csv(finished: Path) -> None:
 
 
 def test_train_loss_is_the_mean_of_the_epochs_batches(finished: Path, tmp_path: Path) -> None:
-    """Those that only accumulate count too: with one batch a step they are all in steps.csv."""
+    """Batches that only accumulate count too: with one batch a step all of them are in steps.csv."""
     run(tmp_path, "train.accumulate=1", "train.epochs=1")
     losses = [float(row["loss"]) for row in steps(tmp_path)]
     recorded = pd.read_csv(tmp_path / "run/metrics.csv")["train_loss"][0]
@@ -81,14 +81,14 @@ def test_train_loss_is_the_mean_of_the_epochs_batches(finished: Path, tmp_path: 
 
 
 def test_telemetry_changes_no_weight(finished: Path, tmp_path: Path) -> None:
-    """On, off and without predictions: the same bits."""
+    """With telemetry, without it, and without predictions the weights have the same bits."""
     run(tmp_path, "telemetry.enabled=false", "save_val_predictions=false")
     assert same_weights(finished, tmp_path)
     assert not (tmp_path / "run/predictions").exists()
 
 
 def test_images_read_by_workers_change_no_weight(finished: Path, tmp_path: Path) -> None:
-    """Order and augmentation follow from the seed alone, and no forked worker touches the telemetry."""
+    """Order and augmentation depend on the seed only, and a forked worker does not touch the telemetry."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads.
         run(tmp_path, "data.num_workers=2")
@@ -97,13 +97,13 @@ def test_images_read_by_workers_change_no_weight(finished: Path, tmp_path: Path)
 
 
 def test_another_seed_trains_another_model(finished: Path, tmp_path: Path) -> None:
-    """So that the tests above compare something."""
+    """Otherwise the tests above would compare nothing."""
     run(tmp_path, "seed=1")
     assert not same_weights(finished, tmp_path)
 
 
 def test_every_accumulation_weighs_as_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three batches, then the two that are left of the epoch, each of them a step."""
+    """A step of three batches, then a step of the two that remain of the epoch."""
     shares: list[float] = []
     backward = BatchStep.backward
 
@@ -120,7 +120,7 @@ def test_every_accumulation_weighs_as_one_batch(tmp_path: Path, monkeypatch: pyt
 def test_the_model_trains_in_train_mode_and_predicts_in_eval_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In every epoch, not only in the first."""
+    """In every epoch, not only in the first one."""
     modes: list[tuple[bool, bool]] = []
     forward = AvaModel.forward
 
@@ -138,7 +138,7 @@ def test_the_model_trains_in_train_mode_and_predicts_in_eval_mode(
 def test_a_validation_that_fails_leaves_the_model_in_train_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever catches the error and trains on, trains."""
+    """A caller who catches the error can continue to train."""
     models: list[AvaModel] = []
 
     def failing(self: AvaModel, _images: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def test_a_validation_that_fails_leaves_the_model_in_train_mode(
 def test_clipping_bounds_what_the_optimizer_sees_and_not_what_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Telemetry looks before the clip."""
+    """Telemetry measures the gradients before clipping."""
     seen: list[float] = []
     step = torch.optim.SGD.step
 
@@ -175,7 +175,7 @@ def test_clipping_bounds_what_the_optimizer_sees_and_not_what_is_recorded(
 
 
 def test_bf16_trains_on_the_cpu(tmp_path: Path) -> None:
-    """And fp16 says what to set instead, before anything is written."""
+    """fp16 is refused before anything is written, with the setting to use instead."""
     outcome = run(tmp_path, "train.amp=bf16", "train.epochs=1")
     assert math.isfinite(outcome.results[0].train_loss)
     with pytest.raises(ConfigError, match="fp16 needs CUDA"):
@@ -196,7 +196,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
 
 
 def test_a_loss_of_nan_stops_the_run_and_names_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The row is recorded, the checkpoint is that of before, and the remedy is named."""
+    """The row is recorded, the earlier checkpoint stays, and the message says what to do."""
     spoil(monkeypatch, BATCHES_PER_EPOCH + 3)
     with pytest.raises(NonFiniteLossError, match=r"epoch 1, batch 3 is nan \(images \d+, .*last\.pt.*clip_norm"):
         run(tmp_path)
@@ -208,7 +208,7 @@ def test_a_loss_of_nan_stops_the_run_and_names_the_batch(tmp_path: Path, monkeyp
 def test_a_loss_of_nan_may_be_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its gradients are dropped, it is named, and the mean loss leaves it out."""
+    """Its gradients are dropped, the batch is reported, and the mean loss omits it."""
     spoil(monkeypatch, 2)
     outcome = run(tmp_path, "train.on_nonfinite_loss=continue")
     assert "epoch 0, batch 2 is nan" in caplog.text
@@ -228,7 +228,7 @@ def test_a_loss_of_nan_may_be_passed_over(
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     tmp_path: Path, override: str, sentence: str
 ) -> None:
-    """One sentence, and no half begun run directory in the way of the next try."""
+    """The message is one sentence, and no partial run directory blocks the next try."""
     with pytest.raises(AvaPipelineError, match=sentence):
         run(tmp_path, override)
     assert not (tmp_path / "run").exists()
@@ -238,7 +238,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 def test_an_output_directory_that_cannot_be_used_is_named(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file in its place, or below one; told before labels and images are looked at."""
+    """The path is a file, or lies below a file; this is reported before labels and images are read."""
     monkeypatch.setattr("ava_pipeline.train.job.prepare_data", lambda *_, **__: pytest.fail("looked at the data"))
     (tmp_path / "file").write_text("")
     place = tmp_path / "file" if kind == "file" else tmp_path / "file" / "run"
@@ -247,7 +247,7 @@ def test_an_output_directory_that_cannot_be_used_is_named(
 
 
 def test_signals_mean_what_they_meant_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a run, ended or not, Ctrl-C is the program's own again."""
+    """After a run, finished or not, the program's own handler of Ctrl-C is back."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     at_batch(monkeypatch, 2, ask(signal.SIGINT))
     assert run(tmp_path).stopped_by == signal.SIGINT
@@ -255,7 +255,7 @@ def test_signals_mean_what_they_meant_before(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_stop_is_asked_for_and_not_brought() -> None:
-    """Nothing happens until somebody looks."""
+    """Nothing happens until the loop checks for it."""
     with StopSignals() as stop:
         stop.check()
         signal.raise_signal(signal.SIGUSR1)
@@ -265,14 +265,14 @@ def test_a_stop_is_asked_for_and_not_brought() -> None:
 
 
 def test_the_manifest_calls_an_ended_run_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not failed, and not finished."""
+    """Neither failed nor finished."""
     at_batch(monkeypatch, 3, ask(signal.SIGTERM))
     run(tmp_path)
     assert '"interrupted"' in RunLayout(tmp_path / "run").manifest.read_text()
 
 
 def test_only_listed_images_need_to_be_there(tmp_path: Path) -> None:
-    """Who has downloaded some of AVA lists those; the others are no missing images, before and after a resume."""
+    """A user with a part of AVA lists its ids; other images do not count as missing, also after a resume."""
     run(tmp_path, "train.epochs=1")
     split = pd.read_csv(tmp_path / "run/split.csv")["image_id"]
     for name, image_ids in (("train", split[:16]), ("val", split[16:20])):

@@ -1,4 +1,4 @@
-"""The loss is the squared EMD of the NIMA paper, in float32 whatever surrounds it."""
+"""The loss is the squared EMD of the NIMA paper, computed in float32 also under autocast."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ def logits_of(dist: list[float]) -> torch.Tensor:
 
 
 def test_the_worked_example() -> None:
-    """Its EMD is 0.752994; the loss is the square, and takes vote counts as they are."""
+    """Its EMD is 0.752994; the loss is the square, and accepts vote counts."""
     loss = squared_emd(logits_of(FAR), torch.tensor([TRUTH]))
     assert loss.item() == pytest.approx(0.752994**2, abs=1e-6)
 
 
 def test_a_batch_is_the_mean_of_its_images() -> None:
-    """However many votes each image has."""
+    """The number of votes of an image does not matter."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 10, generator=generator)
     votes = torch.randint(0, 200, (5, 10), generator=generator)
@@ -32,7 +32,7 @@ def test_a_batch_is_the_mean_of_its_images() -> None:
 
 
 def test_a_perfect_prediction_has_loss_and_gradient_zero() -> None:
-    """The EMD itself would have an infinite gradient there."""
+    """The gradient of the EMD itself would be infinite there."""
     logits = torch.zeros(1, 10, requires_grad=True)
     loss = squared_emd(logits, torch.full((1, 10), 7))
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it out
@@ -42,7 +42,7 @@ def test_a_perfect_prediction_has_loss_and_gradient_zero() -> None:
 
 
 def test_half_precision_logits_are_summed_in_float32() -> None:
-    """Under autocast too, where sums would otherwise lose the small differences."""
+    """Also under autocast; sums in half precision would lose small differences."""
     logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0)).bfloat16()
     votes = torch.ones(4, 10, dtype=torch.int64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -53,7 +53,7 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_gradients_are_dropped_or_kept_whole(keep: bool) -> None:  # noqa: FBT001  # what is parametrized.
-    """Dropped ones are zero, also where they were nan."""
+    """Dropped gradients are zero, even if they were nan."""
     gradients = [torch.tensor([1.0, torch.nan]), torch.tensor(2.0)]
     drop_unless(torch.tensor(keep), gradients)
     assert gradients[1].item() == (2.0 if keep else 0.0)

@@ -1,4 +1,4 @@
-"""The model has the parts whose norms telemetry names, and takes weights only where they fit."""
+"""The model has the parts whose norms telemetry names, and loads weights only if they fit."""
 
 import pickle
 from pathlib import Path
@@ -26,13 +26,13 @@ def test_the_heads_layers_stand_where_the_columns_say() -> None:
 
 @pytest.mark.parametrize(("hidden", "num_layers"), [((), 1), ((8, 4), 7)])
 def test_the_head_has_as_many_layers_as_asked_for(hidden: tuple[int, ...], num_layers: int) -> None:
-    """None at all is one linear layer."""
+    """Without hidden layers it is one linear layer."""
     model = build_model(SMALL.model_copy(update={"hidden_sizes": hidden}))
     assert len(model.mlp_head) == num_layers
 
 
 def test_resnet50_gives_its_wider_features_to_the_head() -> None:
-    """2048 of them instead of 512."""
+    """2048 features instead of 512."""
     model = build_model(SMALL.model_copy(update={"backbone": "resnet50"}))
     first = model.mlp_head[0]
     assert isinstance(first, nn.Linear)
@@ -41,7 +41,7 @@ def test_resnet50_gives_its_wider_features_to_the_head() -> None:
 
 @pytest.mark.parametrize("form", ["torchvision", "ours"])
 def test_weights_come_from_a_state_dict(tmp_path: Path, form: str) -> None:
-    """Of a torchvision ResNet, whose classifier is left behind, or of a model of ours."""
+    """Of a torchvision ResNet, whose classifier is dropped, or of a model of this package."""
     source = torchvision.models.resnet18() if form == "torchvision" else build_model(SMALL)
     torch.save(source.state_dict(), tmp_path / "weights.pt")
     model = build_model(SMALL.model_copy(update={"weights": str(tmp_path / "weights.pt")}))
@@ -50,7 +50,7 @@ def test_weights_come_from_a_state_dict(tmp_path: Path, form: str) -> None:
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    """The first differences are named."""
+    """The message names the first differences."""
     path = tmp_path / "weights.pt"
     torch.save(torchvision.models.resnet34().state_dict(), path)
     with pytest.raises(ConfigError, match=r"does not fit model.backbone in \d+ places: layer1\.2\..* is unknown"):
@@ -68,7 +68,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     ids=["text", "empty", "pickle", "missing"],
 )
 def test_files_that_are_no_weights_are_refused(tmp_path: Path, content: bytes | None, sentence: str) -> None:
-    """Other pickles are not run."""
+    """The code in other pickles does not run."""
     path = tmp_path / "weights.pt"
     if content is not None:
         path.write_bytes(content)
@@ -77,14 +77,14 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, content: bytes | 
 
 
 def test_a_list_of_tensors_is_no_state_dict(tmp_path: Path) -> None:
-    """It says what the file holds instead."""
+    """The message says what the file contains instead."""
     torch.save([torch.zeros(1)], tmp_path / "weights.pt")
     with pytest.raises(ConfigError, match="holds a list"):
         build_model(SMALL.model_copy(update={"weights": str(tmp_path / "weights.pt")}))
 
 
 def test_without_a_network_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights given as a file, or none."""
+    """Give the weights as a file, or train without them."""
 
     def offline(*_args: object, **_options: object) -> None:
         raise URLError("no route to host")

@@ -1,4 +1,4 @@
-"""Two groups, whose rates keep their ratio through warm-up and cosine."""
+"""Two parameter groups, whose learning rates keep their ratio through warm-up and cosine."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from ava_pipeline.train.optim import Schedule, build_optimizer
 
 @pytest.fixture(scope="module")
 def model() -> AvaModel:
-    """A small one."""
+    """A small model."""
     return build_model(ModelConfig(backbone="resnet18", weights="none", hidden_sizes=(8,)))
 
 
@@ -20,7 +20,7 @@ def schedule(config: OptimConfig, *, epochs: int = 2) -> Schedule:
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_group_0_is_the_backbone_and_group_1_the_head(model: AvaModel, name: str) -> None:
-    """Every parameter is in one of the two, norms and biases too."""
+    """Every parameter is in one of the two, including normalization layers and biases."""
     optimizer = build_optimizer(model, OptimConfig.model_validate({"name": name, "base_lr": 1e-3, "head_lr_mult": 5}))
     backbone, head = optimizer.param_groups
     assert backbone["params"] == list(model.backbone.parameters())
@@ -29,7 +29,7 @@ def test_group_0_is_the_backbone_and_group_1_the_head(model: AvaModel, name: str
 
 
 def test_both_groups_follow_the_schedule(model: AvaModel) -> None:
-    """The head stays head_lr_mult times the backbone."""
+    """The head's rate stays head_lr_mult times the backbone's."""
     config = OptimConfig(base_lr=1e-3, head_lr_mult=10.0, warmup_batches=40)
     optimizer = build_optimizer(model, config)
     schedule(config).apply(optimizer, 4)
@@ -39,14 +39,14 @@ def test_both_groups_follow_the_schedule(model: AvaModel) -> None:
 
 
 def test_warm_up_is_counted_in_batches_or_epochs() -> None:
-    """40 batches at 4 a step are 10 steps, as are 0.4 epochs; the rate is whole at the last of them."""
+    """40 batches, 4 a step, are 10 steps, as are 0.4 epochs; the last of them has the full rate."""
     by_batches = schedule(OptimConfig(warmup_batches=40))
     assert by_batches == schedule(OptimConfig(warmup_epochs=0.4))
     assert [by_batches.factor(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
 
 
 def test_the_cosine_falls_to_min_lr_and_stays() -> None:
-    """Half way it is in the middle, and a run that is prolonged goes on from there."""
+    """The rate is in the middle half way; a prolonged run continues from min_lr."""
     cosine = schedule(OptimConfig(base_lr=1.0, min_lr=0.1))
     assert [cosine.factor(step) for step in (0, 25, 50, 60)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
 

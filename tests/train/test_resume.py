@@ -1,4 +1,4 @@
-"""A run that was ended and went on is the run that was never ended, to the last bit."""
+"""A run that was ended and resumed equals a run that was never ended, to the last bit."""
 
 import logging
 import shutil
@@ -17,7 +17,7 @@ from tests.write.test_lock import held_elsewhere
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing ended."""
+    """The run that was not ended."""
     folder = tmp_path_factory.mktemp("whole")
     outcome = run(folder)
     assert outcome.stopped_by is None
@@ -28,7 +28,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_ended_after_any_batch_goes_on_as_if_it_had_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, batch: int
 ) -> None:
-    """In the middle of an accumulation, at its end, at an epoch's last batch and behind it."""
+    """Within and at the end of an accumulation, at an epoch's last batch and after it."""
     with monkeypatch.context() as patch:
         at_batch(patch, batch, ask(signal.SIGTERM))
         assert run(tmp_path).stopped_by == signal.SIGTERM
@@ -39,7 +39,7 @@ def test_a_run_ended_after_any_batch_goes_on_as_if_it_had_not(
 def test_a_run_ended_in_validation_validates_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
-    """No half file of predictions is left behind, and no batch is trained on twice."""
+    """No partial file of predictions is left, and no batch is trained twice."""
     add = EpochPredictions.add
 
     def asking(self: EpochPredictions, *arguments: object) -> None:
@@ -56,7 +56,7 @@ def test_a_run_ended_in_validation_validates_again(
 
 
 def test_a_second_ctrl_c_ends_at_once_and_costs_the_batches_since_the_checkpoint(tmp_path: Path, whole: Path) -> None:
-    """Killed by the signal as any program is; those batches are trained on again, to the same rows."""
+    """The signal kills the process as it kills any program; the lost batches are trained again, to the same rows."""
     ended = command(tmp_path, signum=signal.SIGINT, batch=8, times=2)
     assert ended.returncode == -signal.SIGINT
     outcome = run(tmp_path, resume=True)
@@ -65,7 +65,7 @@ def test_a_second_ctrl_c_ends_at_once_and_costs_the_batches_since_the_checkpoint
 
 
 def test_checkpoints_within_an_epoch_lose_fewer_batches(tmp_path: Path, whole: Path) -> None:
-    """SIGKILL; a checkpoint due after 2 batches was saved at the next optimizer step, batch 3 of the second epoch."""
+    """SIGKILL; a checkpoint due after 2 batches is saved at the next step, batch 3 of the second epoch."""
     killed = command(tmp_path, "--set", "checkpoint.every_n_batches=2", signum=signal.SIGKILL, batch=10)
     assert killed.returncode == -signal.SIGKILL
     outcome = run(tmp_path, resume=True)
@@ -80,7 +80,7 @@ def _run_out_of_memory() -> None:
 def test_resume_begins_where_there_is_no_checkpoint_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
-    """A scheduler requeues one unchanged command, also after a crash in the first epoch."""
+    """A scheduler requeues the unchanged command, also after a crash in the first epoch."""
     with monkeypatch.context() as patch:
         at_batch(patch, 2, _run_out_of_memory)
         with pytest.raises(MemoryError):
@@ -90,7 +90,7 @@ def test_resume_begins_where_there_is_no_checkpoint_yet(
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Which is said, and is left as it is."""
+    """The command reports this and changes nothing."""
     run(tmp_path, "train.epochs=1")
     before = (tmp_path / "run/telemetry/manifest.json").read_bytes()
     with caplog.at_level(logging.INFO):
@@ -102,7 +102,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_more_epochs_and_another_rate_may_be_asked_for_on_the_way(tmp_path: Path) -> None:
-    """The rate of the config is the rate used, and the settings of before are set aside."""
+    """The rate of the new config is used, and the old config is moved to superseded/."""
     run(tmp_path, "train.epochs=1")
     outcome = run(tmp_path, "train.epochs=2", "optim.base_lr=5e-4", "optim.schedule=constant", resume=True)
     assert [result.epoch for result in outcome.results] == [0, 1]
@@ -113,7 +113,7 @@ def test_more_epochs_and_another_rate_may_be_asked_for_on_the_way(tmp_path: Path
 
 
 def test_rows_past_the_checkpoint_are_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
-    """Of an older checkpoint that was put back."""
+    """An older checkpoint was restored, so later rows move to superseded/."""
     last, older = tmp_path / "run/checkpoints/last.pt", tmp_path / "older.pt"
     with monkeypatch.context() as patch:
         at_batch(patch, BATCHES_PER_EPOCH + 1, lambda: shutil.copy(last, older))
@@ -126,7 +126,7 @@ def test_rows_past_the_checkpoint_are_set_aside(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_full_disk_costs_no_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoint is written before metrics.csv, which a resume writes anew from it."""
+    """The checkpoint is written before metrics.csv, which a resume rewrites from the checkpoint."""
     metrics = tmp_path / "run/metrics.csv"
     off = ("telemetry.enabled=false", "save_val_predictions=false")
     with monkeypatch.context() as patch:
@@ -140,7 +140,7 @@ def test_a_full_disk_costs_no_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["split.csv", "excluded_images.csv", "metrics.csv"])
 def test_a_file_that_the_disk_refuses_is_named(tmp_path: Path, name: str) -> None:
-    """Where training begins or goes on; a folder in its way is refused to every user."""
+    """At the start or during training; a folder in place of the file fails for every user, even root."""
     run(tmp_path, "train.epochs=1")
     (tmp_path / "run" / name).unlink()
     (tmp_path / "run" / f"{name}.partial").mkdir()
@@ -151,7 +151,7 @@ def test_a_file_that_the_disk_refuses_is_named(tmp_path: Path, name: str) -> Non
 def test_a_torn_metrics_file_is_mended_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
-    """What was torn is kept aside."""
+    """The torn file is kept in superseded/."""
     with monkeypatch.context() as patch:
         at_batch(patch, 6, ask(signal.SIGTERM))
         run(tmp_path)
@@ -180,14 +180,14 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, whole: Path, 
 
 
 def test_a_used_directory_is_refused_and_the_ways_on_are_named(whole: Path) -> None:
-    """Also one that never got as far as a checkpoint."""
+    """Also if the run never saved a checkpoint."""
     with pytest.raises(RunExistsError, match=r"already holds a run .*--resume.*--output-dir DIR.*--restart"):
         run(whole.parent)
 
 
 @pytest.mark.parametrize("name", ["train.lock", "telemetry/writer.lock"])
 def test_a_directory_that_another_process_writes_is_refused_by_its_name(tmp_path: Path, whole: Path, name: str) -> None:
-    """Whatever was asked for, and whatever the other one is doing; nothing in the directory changes."""
+    """Whatever the options are, and whatever the other process is doing; nothing in the directory changes."""
     before = (whole / "config.yaml").stat().st_mtime_ns
     with held_elsewhere(whole / name) as holder:
         for options in ({"resume": True}, {"restart": True}):
@@ -197,7 +197,7 @@ def test_a_directory_that_another_process_writes_is_refused_by_its_name(tmp_path
 
 
 def test_restart_sets_everything_aside(tmp_path: Path, whole: Path) -> None:
-    """The new attempt is a whole run, which validates clean; the old files are all there."""
+    """The new attempt is a whole run, which validates clean; all old files are in superseded/."""
     run(tmp_path, "train.epochs=1", "seed=3")
     old = (tmp_path / "run/metrics.csv").read_bytes()
     run(tmp_path, restart=True)
@@ -215,7 +215,7 @@ def test_restart_sets_everything_aside(tmp_path: Path, whole: Path) -> None:
 
 
 def test_an_image_that_is_gone_is_named_before_anything_is_written(tmp_path: Path) -> None:
-    """The saved split still holds it: to restore it goes on, and a restart leaves it out."""
+    """The saved split still has the image: restoring it allows a resume, and a restart excludes it."""
     options = ("data.max_bad_fraction=0.1", "data.sample=null", "train.epochs=1")
     run(tmp_path, "train.epochs=1")
     split = pd.read_csv(tmp_path / "run/split.csv")

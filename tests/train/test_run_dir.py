@@ -1,4 +1,4 @@
-"""The run directory of a training: nothing outside of it is moved or written."""
+"""Training moves and writes files inside its run directory only."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ava_pipeline.train.run_dir import rewind
 
 
 def test_a_resume_moves_no_file_that_a_link_leads_to(tmp_path: Path) -> None:
-    """Predictions of later epochs are set aside, but not those of another directory."""
+    """Predictions of later epochs move to superseded/, but not those of another directory."""
     outside, layout = tmp_path / "outside", RunLayout(tmp_path / "run")
     outside.mkdir()
     (outside / "val_epoch_003.parquet").touch()

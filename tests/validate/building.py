@@ -1,4 +1,4 @@
-"""Run directories made without training: the real writers, fed with rows that are right by construction."""
+"""Run directories made without training: the real writers, given rows that are valid by construction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,14 +75,14 @@ GROUPS = {
 
 @dataclass(kw_only=True)
 class RunBuilder:
-    """A run of three epochs, right in every file; tests change what they are about before `write`.
+    """A run of three epochs, valid in every file; a test changes what it is about before `write`.
 
     Attributes:
-        batches: of the rows; those of one attempt, if `attempts` says nothing else.
+        batches: of the rows; the rows of one attempt, unless `attempts` is given.
         formats: of the tables.
         status: a running run keeps its journals and has no metrics yet.
         lost: table -> batches that have no row in it.
-        norms: batch -> columns to overwrite in the norms' row.
+        norms: batch -> columns to overwrite in the row of the norms.
         events: rows of events.csv.
         image_ids: of every epoch's predictions.
     """
@@ -100,7 +100,7 @@ class RunBuilder:
 
     @property
     def layout(self) -> RunLayout:
-        """The names of its files."""
+        """The paths of the run's files."""
         return RunLayout(self.root)
 
     def write(self) -> Path:
@@ -115,7 +115,7 @@ class RunBuilder:
         return self.root
 
     def write_manifest(self) -> None:
-        """Write the manifest, its last attempt counting every row."""
+        """Write the manifest, whose last attempt counts every row."""
         last = self.attempts[-1]
         last.status = self.status
         if not last.rows:
@@ -127,7 +127,7 @@ class RunBuilder:
         write_manifest(self.layout.manifest, manifest)
 
     def write_predictions(self, num_epochs: int = 3) -> None:
-        """Write each epoch's predictions, and the metrics they give."""
+        """Write each epoch's predictions, and the metrics computed from them."""
         lines = ["epoch,train_loss,emd_r1,emd_r2,srcc,plcc,accuracy,mae,rmse"]
         for epoch in range(num_epochs):
             rows = prediction_rows(self.image_ids, seed=epoch)
@@ -156,7 +156,7 @@ class RunBuilder:
             self._append(self._parquet_writer(table), _batch(table, rows))
 
     def _parquet_writer(self, table: RunTable) -> ParquetWriter | JournalWriter:
-        """A process that was killed, or still runs, leaves its journal behind."""
+        """A process that is still running, or was killed, leaves its journal behind."""
         name = table.table.name
         if self.status == "running":
             return JournalWriter(self.layout.journal(name), table.arrow_schema)
@@ -180,7 +180,7 @@ class RunBuilder:
 
 
 def norms_of(batch: int) -> Row:
-    """Norms whose squares add up."""
+    """Norms of groups; the squares of the children add up to their parent's."""
     rng = np.random.default_rng(batch)
     first, last, backbone, other = (float(norm) for norm in rng.lognormal(size=4))
     head = (first**2 + last**2) ** 0.5
@@ -195,7 +195,7 @@ def norms_of(batch: int) -> Row:
 
 
 def prediction_rows(image_ids: Sequence[int] | Sequence[str], *, seed: int) -> pa.Table:
-    """An epoch's predictions: the truth is the same whatever the seed."""
+    """Predictions of one epoch; the true votes do not depend on the seed."""
     num_images = len(image_ids)
     votes = np.random.default_rng(1000).integers(1, 40, size=(num_images, 10))
     truth = votes / votes.sum(axis=1, keepdims=True)
@@ -212,7 +212,7 @@ def prediction_rows(image_ids: Sequence[int] | Sequence[str], *, seed: int) -> p
 
 
 def metrics_of(rows: pa.Table) -> str:
-    """The figures of metrics.csv, in file order."""
+    """The metrics of these predictions, in the order of the columns of metrics.csv."""
     pred, truth = (np.column_stack([rows.column(name) for name in names]) for names in (PRED_COLUMNS, GT_COLUMNS))
     found = prediction_metrics(pred, truth, rows.column("pred_mean").to_numpy(), rows.column("gt_mean").to_numpy())
     names = ("emd_r1", "emd_r2", "srcc", "plcc", "accuracy", "mae", "rmse")

@@ -12,7 +12,7 @@ Json = Any
 
 
 def edit_lines(path: Path, edit: Callable[[list[str]], Sequence[str]]) -> None:
-    """Change the lines of a text file; the first one is the header."""
+    """Change the lines of a text file; the first line is the header."""
     lines = edit(path.read_text().splitlines())
     path.write_text("\n".join(lines) + "\n")
 
@@ -49,12 +49,12 @@ def edit_parquet(path: Path, edit: Callable[[pa.Table], pa.Table]) -> None:
 
 
 def cut(path: Path, num_bytes: int) -> None:
-    """Cut the end of a file off."""
+    """Cut bytes off the end of a file."""
     path.write_bytes(path.read_bytes()[:-num_bytes])
 
 
 def edit_manifest(root: Path, edit: Callable[[Json], object]) -> None:
-    """Change the manifest's JSON in place."""
+    """Change the JSON of the manifest in place."""
     path = root / "telemetry" / "manifest.json"
     found = json.loads(path.read_text())
     edit(found)

@@ -13,7 +13,7 @@ BATCHES_PER_EPOCH = 8
 
 
 class SmallModel(nn.Module):
-    """A backbone and a head, named as in AVA training."""
+    """A backbone and a head, with the names that the training job uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class SmallModel(nn.Module):
 
 
 def record(root: Path, **settings: Any) -> Path:
-    """Train for three epochs with telemetry on; every setting of the collector can be given."""
+    """Train for three epochs with telemetry on; `settings` are passed to the collector."""
     torch.manual_seed(0)
     model = SmallModel()
     optimizer = torch.optim.SGD(

@@ -1,4 +1,4 @@
-"""Each kind of damage to a run directory is found, and located to rule, file, row and column."""
+"""Every type of damage to a run directory is found, and located by rule, file, row and column."""
 
 import shutil
 from collections.abc import Callable
@@ -25,7 +25,7 @@ UNEQUAL = "files.csv-parquet"
 
 @dataclass(frozen=True)
 class Damage:
-    """One kind of damage, where it is to be found, and which other rules it breaks."""
+    """One type of damage, where the finding must be, and which other rules it breaks."""
 
     name: str
     do: Callable[[Path], object]
@@ -37,14 +37,14 @@ class Damage:
 
 
 def field(file: str, row: int, column: str, value: str, rule: str, *, also: set[str] | None = None) -> Damage:
-    """A field of a CSV file is overwritten."""
+    """Overwrite a field of a CSV file."""
     others = frozenset({UNEQUAL} if also is None else also) - {rule}
     name = f"{file.rpartition('/')[2]} {column}={value}"
     return Damage(name, lambda run: set_field(run / file, row, column, value), rule, file, row, column, others)
 
 
 def both(table: str, row: int, column: str, value: float | None, rule: str, *, at: str | None = None) -> Damage:
-    """A number is overwritten in CSV and Parquet alike; `at` is the column told, where it is another one."""
+    """Overwrite a number in CSV and Parquet; `at` is the column of the finding, if it is another column."""
 
     def do(run: Path) -> None:
         set_field(run / f"{table}.csv", row, column, "" if value is None else str(value))
@@ -56,7 +56,7 @@ def both(table: str, row: int, column: str, value: float | None, rule: str, *, a
 def cell(
     where: tuple[int, int, str], value: object, rule: str, *, at: str | None = None, also: set[str] | None = None
 ) -> Damage:
-    """A value of a file of predictions, by epoch, row and column, is overwritten."""
+    """Overwrite a value in a file of predictions, by epoch, row and column."""
     epoch, row, column = where
     file = f"{VAL}{epoch}.parquet"
     do = lambda run: set_cell(run / file, row, column, value)  # noqa: E731  # one line, used once
@@ -65,7 +65,7 @@ def cell(
 
 
 def manifest(place: str, value: object, rule: str, *, also: set[str] | None = None) -> Damage:
-    """A value of the manifest is overwritten."""
+    """Overwrite a value of the manifest."""
 
     def edit(found: object) -> None:
         *parents, last = place.split(".") if "rows" not in place else place.split(".", 3)
@@ -253,7 +253,7 @@ DAMAGES = [
 
 
 def is_well_said(found: Finding, run: Path) -> bool:
-    """The path is said once, below the run; a sentence ends once; and it is ours."""
+    """The message names no path above the run directory, ends with one period, and is not an error of a library."""
     ends = found.message.endswith(".") and not found.message.endswith("..") and ".. " not in found.message
     return ends and str(run) not in found.message and "Value error" not in found.message
 
@@ -271,7 +271,7 @@ def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
 def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: Path) -> None:
-    """One violation names the rule, the file, the row and the column; no unrelated rule speaks up."""
+    """One finding names the rule, the file, the row and the column; unrelated rules report nothing."""
     run = shutil.copytree(sound_run, tmp_path / "run")
     damage.do(run)
     violations = validate_run(run)
@@ -282,7 +282,7 @@ def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: 
 
 
 def test_every_rule_is_shown_to_find_something() -> None:
-    """No rule stands in the list without a kind of damage that it finds."""
+    """Each rule in the list has a type of damage that it finds."""
     of_training = {"config.missing", "metrics.missing", "telemetry.no-row", "files.checkpoint", "files.line-end"}
     found_elsewhere = {"run.killed", "files.journal", "norms.partition", *of_training}
     assert {rule.id for rule in RULES} == {damage.rule for damage in DAMAGES} | found_elsewhere

@@ -1,4 +1,4 @@
-"""What a run of `ava-pipeline train` promises by its config, and damage to it."""
+"""Files that the config of a run of `ava-pipeline train` promises, and damage to them."""
 
 import shutil
 import zipfile
@@ -34,12 +34,12 @@ def remove(run: Path, *names: str) -> None:
 
 
 def with_crlf(path: Path) -> None:
-    """Turn a file's line ends into those of Windows."""
+    """Turn the line ends of a file into CRLF."""
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
 
 
 def train_run(root: Path, **changes: object) -> Path:
-    """A run with everything that training writes."""
+    """A run with every file that training writes."""
     RunBuilder(root=root, **changes).write()  # type: ignore[arg-type]  # a test's own changes
     edit_manifest(root, lambda manifest: manifest.update(run_info={"job": "ava-pipeline train"}))
     (root / "config.yaml").write_text(CONFIG)
@@ -52,13 +52,13 @@ def train_run(root: Path, **changes: object) -> Path:
 
 
 def too_short_for_a_row(run: Path) -> None:
-    """Collect none of three epochs of 40 batches."""
+    """Three epochs of 40 batches, of which no row is collected."""
     remove(run, "telemetry")
     (run / "config.yaml").write_text(CONFIG.replace("collect_every_n: 10", "collect_every_n: 121"))
 
 
 def crlf(file: str, row: int | None = None) -> Damage:
-    """A CSV file with Windows' line ends."""
+    """A CSV file with CRLF line ends."""
     return Damage(f"{file} with CRLF", lambda run: with_crlf(run / file), "files.line-end", file, row)
 
 
@@ -118,7 +118,7 @@ DAMAGES = [
 
 @pytest.fixture(scope="module")
 def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of training, which validates clean."""
+    """A training run, which validates clean."""
     root = train_run(tmp_path_factory.mktemp("sound") / "run")
     assert validate_run(root) == []
     return root
@@ -126,7 +126,7 @@ def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
 def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: Path) -> None:
-    """One violation names the rule, the file, the row and the column; no unrelated rule speaks up."""
+    """One finding names the rule, the file, the row and the column; unrelated rules report nothing."""
     run = shutil.copytree(sound_run, tmp_path / "run")
     damage.do(run)
     violations = validate_run(run)
@@ -145,7 +145,7 @@ def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: 
     ids=["predictions", "telemetry"],
 )
 def test_what_the_config_does_not_promise_may_be_missing(line: str, gone: str, sound_run: Path, tmp_path: Path) -> None:
-    """Who turned it off misses nothing."""
+    """If the config turns a file off, its absence is not a finding."""
     run = shutil.copytree(sound_run, tmp_path / "run")
     text = CONFIG.replace("telemetry: {collect_every_n: 10}\n", "") if line.startswith("telemetry") else CONFIG
     (run / "config.yaml").write_text(f"{text}{line}\n")
@@ -154,12 +154,12 @@ def test_what_the_config_does_not_promise_may_be_missing(line: str, gone: str, s
 
 
 def test_a_running_run_has_not_kept_its_promises_yet(tmp_path: Path) -> None:
-    """Before its first epoch ends there are no metrics."""
+    """Before the first epoch ends, metrics.csv does not exist."""
     assert validate_run(train_run(tmp_path / "run", status="running"), now=NOW) == []
 
 
 def test_a_foreign_loop_promises_nothing(sound_run: Path, tmp_path: Path) -> None:
-    """Its telemetry, its own metrics.csv and a checkpoint of another format: no config, no violation."""
+    """Telemetry, metrics.csv and a checkpoint of another format without a config give no finding."""
     run = shutil.copytree(sound_run, tmp_path / "run")
     (run / "config.yaml").unlink()
     (run / "split.csv").unlink()
@@ -169,7 +169,7 @@ def test_a_foreign_loop_promises_nothing(sound_run: Path, tmp_path: Path) -> Non
 
 
 def test_text_may_hold_any_line_end(tmp_path: Path) -> None:
-    """An event's message is quoted as it came."""
+    """The message of an event is quoted as it is, with its line ends."""
     run = RunBuilder(root=tmp_path / "run").write()
     header = "batch_idx,batch_idx_end,epoch,time_utc,event,severity,column,value,message\n"
     (run / EVENTS).write_bytes(

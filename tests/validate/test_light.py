@@ -1,4 +1,4 @@
-"""Validating loads Arrow and NumPy, but neither pandas nor, without predictions, SciPy."""
+"""Validation loads Arrow and NumPy, but not pandas, and SciPy only if there are metrics to recompute."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ print(*sorted({"pandas", "scipy", "torch", "matplotlib"} & {name.partition(".")[
 
 
 def loaded_by_validating(root: Path) -> tuple[list[str], list[str]]:
-    """The findings, and the heavy packages that a fresh interpreter has loaded afterwards."""
+    """The findings, and the heavy packages that a fresh interpreter has loaded after validation."""
     done = subprocess.run([sys.executable, "-c", _SCRIPT, str(root)], capture_output=True, text=True, check=True)
     *findings, loaded = done.stdout.splitlines()
     return [finding for finding in findings if finding], loaded.split()
@@ -27,12 +27,12 @@ def loaded_by_validating(root: Path) -> tuple[list[str], list[str]]:
 
 @pytest.mark.parametrize("formats", [("csv", "parquet"), ("csv",), ("parquet",)], ids=str)
 def test_a_real_run_is_validated_without_pandas_and_scipy(formats: tuple[str, ...], tmp_path: Path) -> None:
-    """Tables and predictions; there is no metrics.csv to compute the figures of."""
+    """The run has tables and predictions, but no metrics.csv to recompute."""
     assert loaded_by_validating(record(tmp_path / "run", formats=formats)) == ([], [])
 
 
 def test_only_the_metrics_of_predictions_need_scipy(tmp_path: Path) -> None:
-    """A run with metrics.csv and a damaged row still needs no pandas."""
+    """A run with metrics.csv and a damaged row does not need pandas either."""
     root = RunBuilder(root=tmp_path / "run").write()
     set_field(root / "telemetry/steps.csv", 3, "loss", "x")
     findings, loaded = loaded_by_validating(root)

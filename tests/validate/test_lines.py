@@ -18,7 +18,7 @@ RATES = "telemetry/learning_rates.csv"
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of twelve rows, with six events."""
+    """A run of twelve rows with six events."""
     events = [
         Event(event="non_finite", severity="warning", message="a, b", batch_idx=batch, batch_idx_end=batch, epoch=0)
         for batch in range(10, 70, 10)
@@ -32,13 +32,13 @@ def places(path: Path) -> set[tuple[str, int | None, int | None]]:
 
 
 def text_of(path: Path, line: int | None) -> str:
-    """The line of a file that an editor shows under this number."""
+    """The text of a file's line, by the line number that an editor shows."""
     assert line is not None
     return path.read_text().split("\n")[line - 1]
 
 
 def test_the_header_is_line_one(run: Path) -> None:
-    """Row 5 is line 6, and the printed place is the line; a wrong header has a line and no row."""
+    """Row 5 is line 6, and the finding prints the line; a wrong header has a line and no row."""
     set_field(run / RATES, 5, "lr_group_0", "x")
     (finding,) = validate_run(run)
     assert (finding.row, finding.line) == (5, 6)
@@ -48,7 +48,7 @@ def test_the_header_is_line_one(run: Path) -> None:
 
 
 def test_a_parquet_file_has_rows_only(run: Path) -> None:
-    """The printed place is the row."""
+    """The finding prints the row."""
     path = run / "telemetry/learning_rates.parquet"
     set_cell(path, 5, "lr_group_0", -1.0)
     (finding,) = validate_file(path)
@@ -57,7 +57,7 @@ def test_a_parquet_file_has_rows_only(run: Path) -> None:
 
 
 def test_quoted_line_feeds_and_blank_lines_are_counted(run: Path) -> None:
-    """A message of three lines before the bad row, and a blank line before that."""
+    """A message of three lines and a blank line stand before the invalid row."""
     path = run / EVENTS
     lines = path.read_text().splitlines()
     lines[2] = lines[2].replace('"a, b"', '"a,\n""b""\n"')
@@ -68,14 +68,14 @@ def test_quoted_line_feeds_and_blank_lines_are_counted(run: Path) -> None:
 
 
 def set_text(path: Path, old: str, new: str) -> None:
-    """Replace a text that a file holds."""
+    """Replace a text in a file."""
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
 
 
 @pytest.mark.parametrize("block_bytes", [1, 90, 200, 4 * 2**20])
 def test_lines_are_counted_across_blocks(block_bytes: int, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In blocks with blank lines and without, damaged and not, for rules of rows and of the run."""
+    """In damaged and intact blocks, with and without blank lines, for rules of rows and of the whole run."""
     monkeypatch.setattr(table_reader, "BLOCK_BYTES", block_bytes)
     edit_lines(run / RATES, lambda lines: [*lines[:2], "", *lines[2:8], "", "", *lines[8:]])
     set_text(run / RATES, "\n100,", "\n95,")
@@ -97,13 +97,13 @@ def test_lines_are_counted_across_blocks(block_bytes: int, run: Path, monkeypatc
     ids=["torn", "crlf"],
 )
 def test_damaged_lines_have_their_number(damage: Callable[[Path], object], line: int, run: Path) -> None:
-    """A torn last line, and a line that ends in CRLF after a blank one."""
+    """A torn last line, and a CRLF line after a blank line."""
     damage(run / RATES)
     assert {finding.line for finding in validate_file(run / RATES)} == {line}
 
 
 def test_a_missing_row_names_the_line_before_which_it_belongs(run: Path) -> None:
-    """Which is the line after the last one for the last row."""
+    """For a missing last row, that is the line after the end."""
     path = run / "telemetry/gradient_norms.csv"
     delete_line(path, 5)
     delete_line(path, 11)
@@ -112,7 +112,7 @@ def test_a_missing_row_names_the_line_before_which_it_belongs(run: Path) -> None
 
 
 def test_line_numbers_agree_with_a_count_by_hand() -> None:
-    """Quotes inside of quoted text, empty fields, and rows of several lines beside rows of one."""
+    """With quotes inside quoted text, empty fields, and rows of one and of several lines."""
     blocks = [b"1,a\n2,b\n", b'\n3,"x\n""y"", z\n"\n4,\n', b'5,"\n"\n6,"q"\n\r\n7,\n', b"8,h\n"]
     lines = LineNumbers()
     for block, num_rows in zip(blocks, (2, 2, 3, 1), strict=True):

@@ -1,4 +1,4 @@
-"""Runs that the collector really recorded: clean, whatever happened to them."""
+"""Runs that the collector recorded validate clean, whatever happened to them."""
 
 import multiprocessing
 import os
@@ -16,14 +16,14 @@ from tests.validate.real_run import SmallModel, record
 
 @pytest.mark.parametrize("formats", [("csv", "parquet"), ("csv",), ("parquet",)], ids=str)
 def test_three_epochs_validate_clean(formats: tuple[str, ...], tmp_path: Path) -> None:
-    """What the collector writes keeps every rule, and reads back with every row."""
+    """The files of the collector keep every rule, and every row can be read back."""
     root = record(tmp_path / "run", formats=formats)
     assert validate_run(root) == []
     assert open_run(root).gradient_norms()["batch_idx"].tolist() == list(range(2, 25, 2))
 
 
 def steps(telemetry: TelemetryCollector, model: SmallModel, num: int, *, accumulate: int = 1) -> None:
-    """Batches of a foreign loop; the optimizer's part does not matter here."""
+    """Batches of the user's own loop; the optimizer does not matter here."""
     for batch in range(1, num + 1):
         model(torch.ones(2, 6)).square().mean().backward()
         telemetry.step(0, accumulating=batch % accumulate != 0)
@@ -32,13 +32,13 @@ def steps(telemetry: TelemetryCollector, model: SmallModel, num: int, *, accumul
 
 
 def collector(root: Path, model: SmallModel, every: int = 5) -> TelemetryCollector:
-    """A collector that flushes at once."""
+    """A collector that flushes after every row."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return TelemetryCollector(model, optimizer, root, collect_every_n=every, flush_interval_s=0.01)
 
 
 def test_accumulation_validates_clean(tmp_path: Path) -> None:
-    """Rows that were due at a batch that only accumulated come later, and are counted as such."""
+    """A row due at a batch that only accumulates is deferred to a later batch, and counted as deferred."""
     model = SmallModel()
     with collector(tmp_path, model) as telemetry:
         steps(telemetry, model, 40, accumulate=4)
@@ -47,7 +47,7 @@ def test_accumulation_validates_clean(tmp_path: Path) -> None:
 
 
 def test_a_frozen_head_layer_validates_clean(tmp_path: Path) -> None:
-    """A layer without gradients is null, and adds nothing to its parent."""
+    """A layer without gradients is null, and adds nothing to its parent's norm."""
     model = SmallModel()
     model.mlp_head[0].requires_grad_(requires_grad=False)
     with collector(tmp_path, model) as telemetry:
@@ -57,7 +57,7 @@ def test_a_frozen_head_layer_validates_clean(tmp_path: Path) -> None:
 
 
 def test_resumed_and_restarted_runs_validate_clean(tmp_path: Path) -> None:
-    """Rows past the checkpoint are set aside; another spacing holds from there on; a restart sets all aside."""
+    """A resume moves rows past the checkpoint to superseded/ and may change the spacing; a restart moves all."""
     model = SmallModel()
     with collector(tmp_path, model) as telemetry:
         steps(telemetry, model, 12)
@@ -75,7 +75,7 @@ def test_resumed_and_restarted_runs_validate_clean(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_being_written_validates_clean(tmp_path: Path) -> None:
-    """At any moment: before the first row, between rows, after the last."""
+    """Before the first row, between rows, and after the last row."""
     model = SmallModel()
     with collector(tmp_path, model, every=1) as telemetry:
         steps(telemetry, model, 1)
@@ -86,7 +86,7 @@ def test_a_run_that_is_being_written_validates_clean(tmp_path: Path) -> None:
 
 
 def be_killed(root: Path) -> None:
-    """Record, and end as a process does that the system kills for its memory."""
+    """Record, then end without any clean-up, as a process killed for its memory does."""
     model = SmallModel()
     telemetry = collector(root, model, every=1)
     steps(telemetry, model, 20)
@@ -96,7 +96,7 @@ def be_killed(root: Path) -> None:
 
 
 def test_a_killed_run_opens_and_validates_clean(tmp_path: Path) -> None:
-    """After a kill every flushed row is there; the next attempt goes on behind it, and that is clean too."""
+    """After a kill every flushed row is there; the next attempt appends to them, and the run stays clean."""
     process = multiprocessing.get_context("spawn").Process(target=be_killed, args=[tmp_path])
     process.start()
     process.join()

@@ -1,4 +1,4 @@
-"""What is right validates clean: runs that defer, lose, resume and grow, in every format."""
+"""Valid runs validate clean: runs that defer, lose rows, resume and grow, in every format."""
 
 import shutil
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def attempt(number: int = 1, *, every: int = 10, **facts: object) -> Attempt:
 
 
 def told(name: EventName, first: int, last: int) -> Event:
-    """An event about some batches."""
+    """A warning event about a range of batches."""
     return Event(event=name, severity="warning", message="told", batch_idx=first, batch_idx_end=last, epoch=0)
 
 
@@ -43,13 +43,13 @@ def test_a_run_in_any_format_is_clean(formats: tuple[Format, ...], tmp_path: Pat
 
 
 def test_string_ids_are_clean(tmp_path: Path) -> None:
-    """Images may be named by text."""
+    """Image ids may be strings."""
     names = [f"holiday-{number}" for number in range(30)]
     assert validate_run(RunBuilder(root=tmp_path / "run", image_ids=names).write()) == []
 
 
 def test_nan_inf_and_null_are_clean(tmp_path: Path) -> None:
-    """Measured and not finite, and not measured, are both values of a norm."""
+    """A norm may be measured and not finite, or null because it was not measured."""
     norms: dict[int, Row] = {
         20: {"overall": float("nan"), "mlp_head": float("nan"), "mlp_layer_0": float("nan")},
         30: {"overall": float("inf"), "backbone_layer4": float("inf")},
@@ -64,7 +64,7 @@ def test_nan_inf_and_null_are_clean(tmp_path: Path) -> None:
 
 
 def test_counted_deferrals_are_clean_and_others_are_not(tmp_path: Path) -> None:
-    """With accumulation over 4 batches, what is due at 10 is collected at 12: the manifest counts such steps."""
+    """With accumulation over 4 batches, the row due at 10 is collected at 12, and the manifest counts it."""
     batches = (12, 20, 32, 40, 52, 60)
     clean = RunBuilder(root=tmp_path / "run", batches=batches, attempts=[attempt(deferred=3)]).write()
     assert validate_run(clean) == []
@@ -73,14 +73,14 @@ def test_counted_deferrals_are_clean_and_others_are_not(tmp_path: Path) -> None:
 
 
 def test_a_row_between_two_due_ones_is_never_clean(tmp_path: Path) -> None:
-    """No deferral makes a row come early."""
+    """A deferred row is late, never early."""
     run = RunBuilder(root=tmp_path / "run", batches=(10, 15, 20), attempts=[attempt(deferred=3)]).write()
     early = [found for found in validate_run(run) if str(found.file).endswith("norms.csv")]
     assert [(found.id, found.row, found.value) for found in early] == [("rows.spacing", 2, "15")]
 
 
 def test_missing_rows_are_clean_where_a_gap_tells_them(tmp_path: Path) -> None:
-    """Dropped steps have no rows; the event that says so is what tells them from lost ones."""
+    """Dropped steps have no rows; the gap event distinguishes them from lost rows."""
     batches = (10, 20, 50, 60)
     told_of = RunBuilder(root=tmp_path / "told", batches=batches, events=[told("gap", 30, 40)]).write()
     assert validate_run(told_of) == []
@@ -88,7 +88,7 @@ def test_missing_rows_are_clean_where_a_gap_tells_them(tmp_path: Path) -> None:
 
 
 def test_a_failed_row_of_one_table_is_clean(tmp_path: Path) -> None:
-    """A row that broke a rule is missing in its own table only, and an event names it."""
+    """A row that broke a rule is missing in its own table only, and an event records it."""
     lost = {"gradient_norms": [30]}
     events = [told("failed_row", 30, 30)]
     assert validate_run(RunBuilder(root=tmp_path / "told", lost=lost, events=events).write()) == []
@@ -97,7 +97,7 @@ def test_a_failed_row_of_one_table_is_clean(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_with_another_spacing_is_clean(tmp_path: Path) -> None:
-    """Each attempt has its own n; rows that a later attempt set aside are not counted."""
+    """Each attempt has its own collect_every_n; rows moved to superseded/ by a later attempt are not counted."""
     rows = {
         f"{table}.{kind}": 5 for table in ("gradient_norms", "learning_rates", "steps") for kind in ("csv", "parquet")
     }
@@ -117,7 +117,7 @@ def test_a_resumed_run_with_another_spacing_is_clean(tmp_path: Path) -> None:
 
 
 def test_the_open_tail_of_a_running_run_is_clean(tmp_path: Path) -> None:
-    """Journals, a torn line, counters behind and tables of different lengths are how a run looks while it grows."""
+    """A growing run has journals, a torn line, late counters and tables of different lengths."""
     builder = RunBuilder(root=tmp_path / "run", status="running")
     builder.attempts[0].rows = {"gradient_norms.csv": 7, "gradient_norms.parquet": 7}
     run = builder.write()
@@ -128,21 +128,21 @@ def test_the_open_tail_of_a_running_run_is_clean(tmp_path: Path) -> None:
 
 
 def test_damage_before_the_open_tail_is_found(tmp_path: Path) -> None:
-    """That a run is being written excuses its tail alone."""
+    """A running run excuses only the end of its files."""
     run = RunBuilder(root=tmp_path / "run", status="running").write()
     set_field(run / "telemetry/learning_rates.csv", 2, "lr_group_0", "0.5")
     assert [(found.id, found.row) for found in validate_run(run, now=NOW)] == [("files.csv-parquet", 2)]
 
 
 def test_a_killed_run_gets_an_info_and_nothing_else(tmp_path: Path) -> None:
-    """A running run without a sign of life was killed, which is worth a word, and no failure."""
+    """A run with the status running and an old heartbeat was killed: an info, which does not fail."""
     run = RunBuilder(root=tmp_path / "run", status="running").write()
     violations = validate_run(run, now=NOW + timedelta(hours=3))
     assert [(found.id, found.severity) for found in violations] == [("run.killed", "info")]
 
 
 def test_a_damaged_journal_is_found(tmp_path: Path) -> None:
-    """A flipped byte costs the rows of its frame, and the violation says so."""
+    """A flipped byte loses the rows of its frame, and the finding reports it."""
     run = RunBuilder(root=tmp_path / "run", status="running", formats=("parquet",)).write()
     journal = run / "telemetry/gradient_norms.journal"
     data = bytearray(journal.read_bytes())
@@ -154,7 +154,7 @@ def test_a_damaged_journal_is_found(tmp_path: Path) -> None:
 
 
 def test_a_journal_beside_a_finished_run_is_a_warning(tmp_path: Path) -> None:
-    """Rows that never reached Parquet are still read, and recover turns them into it."""
+    """Rows that never reached Parquet are still read; `recover` moves them into it."""
     run = RunBuilder(root=tmp_path / "run", status="running").write()
     edit_manifest(
         run, lambda manifest: [manifest.update(status="failed"), manifest["attempts"][0].update(status="failed")]
@@ -164,7 +164,7 @@ def test_a_journal_beside_a_finished_run_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_a_partition_other_than_the_head_is_checked(tmp_path: Path) -> None:
-    """Wherever children share out all parameters of their parent, their squares add up."""
+    """If children share all parameters of their parent, their squares add up to its square."""
     run = RunBuilder(root=tmp_path / "run").write()
     both = [*GROUPS["backbone_layer4"].parameters, *GROUPS["mlp_head"].parameters]
     edit_manifest(run, lambda manifest: manifest["groups"]["overall"].update(parameters=both))
@@ -173,7 +173,7 @@ def test_a_partition_other_than_the_head_is_checked(tmp_path: Path) -> None:
 
 
 def test_at_most_twenty_violations_a_rule_and_file_are_listed(tmp_path: Path) -> None:
-    """The rest is counted, so that one broken column does not bury everything else."""
+    """The others are counted, so that one broken column does not hide other findings."""
     run = RunBuilder(root=tmp_path / "run", batches=tuple(range(10, 1001, 10)), formats=("csv",)).write()
     spoil = lambda lines: [lines[0], *(f"{line.rpartition(',')[0]},-1" for line in lines[1:])]  # noqa: E731  # used once
     edit_lines(run / "telemetry/learning_rates.csv", spoil)
@@ -185,7 +185,7 @@ def test_at_most_twenty_violations_a_rule_and_file_are_listed(tmp_path: Path) ->
 
 @pytest.mark.parametrize("ignore", [["files.csv-parquet"], ["files"]], ids=str)
 def test_ignored_rules_may_be_broken(ignore: Sequence[str], tmp_path: Path) -> None:
-    """A rule is ignored by its id, or with its family."""
+    """A rule is ignored by its id or by its family."""
     run = RunBuilder(root=tmp_path / "run").write()
     set_field(run / "telemetry/steps.csv", 2, "loss", "0.5")
     assert validate_run(run)
@@ -193,20 +193,20 @@ def test_ignored_rules_may_be_broken(ignore: Sequence[str], tmp_path: Path) -> N
 
 
 def test_ignoring_an_unknown_rule_names_the_nearest(tmp_path: Path) -> None:
-    """A mistyped id would otherwise ignore nothing, silently."""
+    """Otherwise a mistyped id would silently ignore nothing."""
     run = RunBuilder(root=tmp_path / "run").write()
     with pytest.raises(MisuseError, match=r"norms\.head-sum"):
         validate_run(run, ignore=["norms.headsum"])
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    """An empty directory is a wrong path, not a run with violations."""
+    """An empty directory is a wrong path, not a run with findings."""
     with pytest.raises(NotARunError, match=r"manifest\.json"):
         validate_run(tmp_path)
 
 
 def test_predictions_alone_are_a_run(tmp_path: Path) -> None:
-    """A loop with telemetry switched off still writes predictions, of whatever sets."""
+    """A loop without telemetry still writes predictions, of sets with any name."""
     layout = RunLayout(tmp_path)
     for name in ("val", "val_ema", "test"):
         write_parquet(layout.epoch_predictions(0, name), prediction_rows([1, 2, 3], seed=1))
@@ -214,7 +214,7 @@ def test_predictions_alone_are_a_run(tmp_path: Path) -> None:
 
 
 def test_real_predictions_are_clean(tmp_path: Path) -> None:
-    """25,548 real images keep the rules, means from integer votes included."""
+    """25,548 real images keep the rules, including means computed from integer votes."""
     source = AVA / "real_val_predictions.parquet"
     if not source.exists():
         pytest.skip(f"{AVA} is not here: real AVA predictions are not redistributed")
@@ -233,7 +233,7 @@ def test_rule_ids_are_unique_families_and_names() -> None:
 
 
 def test_validating_changes_nothing(tmp_path: Path) -> None:
-    """Validation only reads: a run that another process writes is not disturbed."""
+    """Validation only reads, so it does not disturb a run that another process writes."""
     run = RunBuilder(root=tmp_path / "run", status="running").write()
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
     validate_run(run)
@@ -241,7 +241,7 @@ def test_validating_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_each_event_that_explains_missing_rows_is_needed(tmp_path: Path) -> None:
-    """Without one of them, rows that the collector reported as lost would count as errors."""
+    """Without any one of these events, rows that the collector reported as lost would be errors."""
     names: tuple[EventName, ...] = ("gap", "failed_row", "failed_write", "damaged_file")
     assert set(names) == set(EXPLAIN_MISSING_ROWS)
     for name in names:

@@ -1,4 +1,4 @@
-"""`ava-pipeline validate`: what it prints, and its exit status."""
+"""The output and the exit status of `ava-pipeline validate`."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def validate(*arguments: str | Path) -> Result:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run that is clean."""
+    """A clean run."""
     return RunBuilder(root=tmp_path / "run").write()
 
 
@@ -34,13 +34,13 @@ def broken_run(run: Path) -> Path:
 
 
 def test_a_clean_run_says_so(run: Path) -> None:
-    """Exit status 0, and one line."""
+    """The exit status is 0, and the output is one line."""
     result = validate(run)
     assert (result.exit_code, result.stdout) == (0, f"{run}: clean.\n")
 
 
 def test_each_violation_is_a_line(broken_run: Path) -> None:
-    """`file:line column: severity: message [rule]`, then a summary, and exit status 1."""
+    """`file:line column: severity: message [rule]`, then a summary, with exit status 1."""
     result = validate(broken_run)
     finding, summary = result.stdout.splitlines()
     assert finding == (
@@ -52,7 +52,7 @@ def test_each_violation_is_a_line(broken_run: Path) -> None:
 
 
 def test_json_is_for_programs(broken_run: Path) -> None:
-    """By path; each field of a finding under its own name."""
+    """Results are listed by path; each field of a finding has its own key."""
     result = validate(broken_run, "--json")
     validation = json.loads(result.stdout)[str(broken_run)]
     assert (validation["clean"], result.exit_code) == (False, 1)
@@ -70,7 +70,7 @@ def test_json_is_for_programs(broken_run: Path) -> None:
 
 
 def test_many_runs_and_files_in_one_call(broken_run: Path, tmp_path: Path) -> None:
-    """Each is told under its path; one that is not clean fails them all."""
+    """Each result stands under its path; a single one that is not clean fails the call."""
     clean = RunBuilder(root=tmp_path / "clean").write()
     file = clean / "telemetry/steps.csv"
     result = validate(clean, broken_run, file, "--json")
@@ -85,7 +85,7 @@ def test_many_runs_and_files_in_one_call(broken_run: Path, tmp_path: Path) -> No
 
 
 def test_one_that_is_no_run_costs_the_others_nothing(broken_run: Path, tmp_path: Path) -> None:
-    """As `outputs/ava/*` finds a note or an empty folder: it is told, and the worst status is that of the call."""
+    """`outputs/ava/*` may match a note or an empty folder: it is reported, and the worst status counts."""
     (tmp_path / "empty").mkdir()
     clean = RunBuilder(root=tmp_path / "clean").write()
     result = validate(clean, tmp_path / "empty", broken_run, "--json")
@@ -98,7 +98,7 @@ def test_one_that_is_no_run_costs_the_others_nothing(broken_run: Path, tmp_path:
 
 
 def test_what_a_file_holds_moves_no_cursor(run: Path) -> None:
-    """A violation stays a line, and nothing in it is acted upon by a terminal."""
+    """A finding stays one line, and control characters in it do not reach the terminal."""
     set_field(run / "telemetry/steps.csv", 3, "loss", "\x1b[31mred")
     result = validate(run)
     assert "\x1b" not in result.stdout
@@ -106,14 +106,14 @@ def test_what_a_file_holds_moves_no_cursor(run: Path) -> None:
 
 
 def test_a_table_is_named_for_a_single_file_only(run: Path) -> None:
-    """Rather than ignored."""
+    """For a run directory `--table` is refused, not ignored."""
     result = validate(run, "--table", "steps")
     assert result.exit_code == 2
     assert "leave --table out" in result.stderr
 
 
 def test_a_file_of_no_table_asks_for_its_name(tmp_path: Path) -> None:
-    """Wrong usage, with what to say and the names there are."""
+    """Wrong usage; the message names the option and the known tables."""
     path = tmp_path / "x.csv"
     path.write_text("batch_idx,epoch,a\n1,0,2.5\n")
     result = validate(path)
@@ -124,20 +124,20 @@ def test_a_file_of_no_table_asks_for_its_name(tmp_path: Path) -> None:
 
 
 def test_ignored_rules_may_be_broken(broken_run: Path) -> None:
-    """`--ignore` can stand several times."""
+    """`--ignore` may be repeated."""
     assert validate(broken_run, "--ignore", "files.csv-parquet", "--ignore", "rows").exit_code == 0
 
 
 @pytest.mark.parametrize(("options", "status"), [([], 0), (["--strict"], 1)], ids=str)
 def test_warnings_count_under_strict_alone(options: Sequence[str], status: int, run: Path) -> None:
-    """A leftover is worth a line, and fails nothing unless it is asked to."""
+    """A leftover file is a warning, which fails the call only with `--strict`."""
     (run / "telemetry/old.csv.partial").touch()
     result = validate(run, *options)
     assert (result.exit_code, "files.leftover" in result.stdout) == (status, True)
 
 
 def test_an_unknown_rule_is_wrong_usage(run: Path) -> None:
-    """A mistyped id is told with the nearest one."""
+    """The message suggests the most similar id."""
     result = validate(run, "--ignore", "norms.headsum")
     assert result.exit_code == 2
     assert "norms.head-sum" in result.stderr
@@ -145,7 +145,7 @@ def test_an_unknown_rule_is_wrong_usage(run: Path) -> None:
 
 @pytest.mark.parametrize("name", ["foo", "normal", "all"])
 def test_a_rule_like_no_other_gets_no_guess(name: str, run: Path) -> None:
-    """A hint that is far off misleads."""
+    """A suggestion that is far off would mislead."""
     result = validate(run, "--ignore", name)
     assert result.exit_code == 2
     assert "did you mean" not in result.stderr
@@ -153,14 +153,14 @@ def test_a_rule_like_no_other_gets_no_guess(name: str, run: Path) -> None:
 
 
 def test_the_rules_are_listed_without_a_run() -> None:
-    """Every id, with what a run that keeps it is like."""
+    """Every id, with the sentence that a valid run fulfils."""
     lines = validate("--rules").stdout.splitlines()
     assert [line.split()[0] for line in lines] == [rule.id for rule in RULES]
     assert all(rule.sentence in line for rule, line in zip(RULES, lines, strict=True))
 
 
 def test_no_run_is_wrong_usage_in_one_sentence(tmp_path: Path) -> None:
-    """Exit status 2, what was given, what a run looks like, and no traceback."""
+    """The exit status is 2; the message names the path and what a run holds, without a traceback."""
     command = [sys.executable, "-m", "ava_pipeline", "validate", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""A single file validates by itself: its table is told, its rows are checked, and nothing else is looked at."""
+"""A single file is validated alone: its table is recognized, its rows are checked, and no other file is read."""
 
 import shutil
 from collections.abc import Callable
@@ -23,7 +23,7 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a file of every kind."""
+    """A run with a file of every format and table."""
     event = Event(event="gap", severity="warning", message="a, b", batch_idx=20, batch_idx_end=20, epoch=0)
     return RunBuilder(root=tmp_path_factory.mktemp("sound") / "run", events=[event]).write()
 
@@ -42,7 +42,7 @@ def test_every_file_of_a_run_is_clean(name: str, sound_run: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FILES if "steps" not in name])
 def test_a_file_without_its_run_is_told_by_its_columns(name: str, sound_run: Path, tmp_path: Path) -> None:
-    """Copied away under a name that says nothing."""
+    """The file is copied to a name that matches no table."""
     path = Path(shutil.copy(sound_run / name, tmp_path / f"copy{Path(name).suffix}"))
     assert validate_file(path) == []
     shutil.copy(path, path.with_name(f"other{path.suffix}"))
@@ -70,7 +70,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str, int | None]] = [
 def test_damage_in_a_file_is_found(
     name: str, damage: Callable[[Path], object], rule: str, row: int | None, run: Path
 ) -> None:
-    """By the rules of its own rows, of which the file's name and no folder is told."""
+    """By the rules for its rows; the finding names the file without a folder."""
     path = run / name
     damage(path)
     found = {(one.id, one.file, one.row) for one in validate_file(path)}
@@ -78,20 +78,20 @@ def test_damage_in_a_file_is_found(
 
 
 def test_other_files_are_not_looked_at(run: Path) -> None:
-    """A file is right or wrong by itself: what its twin holds is the run's concern."""
+    """Whether the other format holds the same rows is checked for a run only."""
     set_field(run / "telemetry/steps.csv", 3, "loss", "0.5")
     assert validate_file(run / "telemetry/steps.csv") == []
 
 
 def test_a_wrong_column_name_is_a_violation(tmp_path: Path) -> None:
-    """Where nothing declares the columns, they must at least be names of columns."""
+    """If no manifest declares the columns, they must still be valid column names."""
     path = tmp_path / "gradient_norms.csv"
     path.write_text("batch_idx,epoch,=overall\n1,0,2.5\n")
     assert [one.id for one in validate_file(path)] == ["files.columns"]
 
 
 def test_what_is_no_table_file_is_wrong_usage(tmp_path: Path) -> None:
-    """A journal is read with its run, and what is not there not at all."""
+    """A journal is read with its run, and a missing file not at all."""
     (tmp_path / "steps.journal").touch()
     with pytest.raises(MisuseError, match="its run"):
         validate_file(tmp_path / "steps.journal")

@@ -1,4 +1,4 @@
-"""However small the windows that validation reads tables in, it finds what it finds in one look."""
+"""Validation in windows of any size finds the same as validation in one window."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ SIZES = [(1, 1), (3, 200)]
 
 
 def in_windows(run: Path, num_rows: int, num_bytes: int) -> list[Finding]:
-    """What validation finds with windows of so many rows, and blocks of so many bytes."""
+    """The findings with windows of `num_rows` rows and blocks of `num_bytes` bytes."""
     with pytest.MonkeyPatch.context() as small:
         small.setattr(table_reader, "WINDOW_ROWS", num_rows)
         small.setattr(table_reader, "BLOCK_BYTES", num_bytes)
@@ -38,7 +38,7 @@ def in_windows(run: Path, num_rows: int, num_bytes: int) -> list[Finding]:
 
 
 def validated(run: Path) -> list[Finding]:
-    """What validation finds, which is the same in windows of whatever size."""
+    """The findings, which must be the same for windows of every size."""
     whole = validate_run(run, now=NOW)
     for num_rows, num_bytes in SIZES:
         assert in_windows(run, num_rows, num_bytes) == whole
@@ -46,7 +46,7 @@ def validated(run: Path) -> list[Finding]:
 
 
 def test_of_many_violations_those_of_the_first_rows_are_listed(tmp_path: Path) -> None:
-    """Also where two columns have more of them than are listed, and take turns."""
+    """Also if two columns in turn have more findings than are listed."""
     batches = tuple(range(10, 610, 10))
     norms: dict[int, dict[str, object]] = {
         batch: {("overall", "mlp_layer_0")[batch // 10 % 2]: -1.0} for batch in batches
@@ -58,13 +58,13 @@ def test_of_many_violations_those_of_the_first_rows_are_listed(tmp_path: Path) -
 
 
 def told(name: EventName, first: int, last: int) -> Event:
-    """An event about some batches, with quotes in its text."""
+    """A warning event about a range of batches, with quotes in its text."""
     return Event(event=name, severity="warning", message='a, "b"', batch_idx=first, batch_idx_end=last, epoch=0)
 
 
 @pytest.fixture(scope="module")
 def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of twelve rows with events, text with line feeds among them; predictions are no concern here."""
+    """A run of twelve rows with events whose text holds line feeds, and without predictions."""
     events = [told("non_finite", batch, batch) for batch in range(10, 70, 10)]
     root = RunBuilder(root=tmp_path_factory.mktemp("sound") / "run", events=events).write()
     (root / EVENTS).write_text((root / EVENTS).read_text().replace('a, ""b""', 'a,\n""b""\n'))
@@ -84,7 +84,7 @@ def test_known_damage_is_found_in_windows(damage: Damage, sound_run: Path, tmp_p
 
 
 def of_row(row: int) -> list[tuple[str, Callable[[Path], object], str]]:
-    """Damage at one row of a table, and the rule that tells it."""
+    """Damage to one row of a table, and the rule that finds it."""
     norms, rates, steps = (f"{table}.csv" for table in (NORMS, RATES, STEPS))
     swapped = lambda lines: [*lines[:row], lines[row + 1], lines[row], *lines[row + 2 :]]  # noqa: E731  # used once
     doubled = lambda lines: [*lines[: row + 1], *lines[row:]]  # noqa: E731  # used once
@@ -104,7 +104,7 @@ def of_row(row: int) -> list[tuple[str, Callable[[Path], object], str]]:
 
 
 def without(row: int) -> Callable[[pa.Table], pa.Table]:
-    """Takes a 1-based row out."""
+    """Remove a 1-based row."""
     return lambda rows: pa.concat_tables([rows.slice(0, row - 1), rows.slice(row)])
 
 
@@ -126,20 +126,20 @@ def both_doubled(run: Path) -> None:
 
 
 def null_and_more(run: Path) -> None:
-    """A row without a batch, and others that fall or differ before and behind it."""
+    """A row without a batch, with falling or differing rows before and after it."""
     for row, column, value in ((6, "batch_idx", ""), (9, "loss", "0.5"), (3, "loss", "0.5"), (11, "batch_idx", "20")):
         set_field(run / f"{STEPS}.csv", row, column, value)
 
 
 def torn_events(run: Path) -> None:
-    """Behind text with line feeds, a field that is no number, and a line that was never finished."""
+    """After text with line feeds follow a field that is not a number, and an unfinished line."""
     path = run / EVENTS
     lines = path.read_text().replace("\n60,60,", "\n60,x,")
     path.write_text(f"{lines}70,70,0,20")
 
 
 def short_beside_damaged(run: Path) -> None:
-    """The CSV file ends where the Parquet file's damage begins."""
+    """The CSV file ends where the damage of the Parquet file begins."""
     edit_lines(run / f"{STEPS}.csv", lambda lines: lines[:5])
     path = run / f"{STEPS}.parquet"
     pq.write_table(pq.read_table(path), path, row_group_size=4, write_page_checksum=True)
@@ -150,12 +150,12 @@ def short_beside_damaged(run: Path) -> None:
 
 
 def blank_lines(run: Path) -> None:
-    """Lines without anything count as no rows."""
+    """Blank lines do not count as rows."""
     edit_lines(run / f"{RATES}.csv", lambda lines: [*lines[:3], "", "", *lines[3:10], f"{lines[10]},7", *lines[11:]])
 
 
 def blank_line_and_crlf(run: Path) -> None:
-    """Behind a line without anything, one with Windows' line end."""
+    """A line that ends in CRLF after a blank line."""
     edit_lines(run / f"{RATES}.csv", lambda lines: [*lines[:3], "", *lines[3:9], f"{lines[9]}\r", *lines[10:]])
 
 
@@ -174,14 +174,14 @@ def blank_line_and_crlf(run: Path) -> None:
 def test_damage_in_two_places(
     damage: Callable[[Path], None], rule: str, row: int | None, sound_run: Path, tmp_path: Path
 ) -> None:
-    """What one window finds depends on no other window, and rows count as rows."""
+    """The findings of one window do not depend on other windows, and rows are numbered over the whole file."""
     run = shutil.copytree(sound_run, tmp_path / "run")
     damage(run)
     assert (rule, row) in {(one.id, one.row) for one in validated(run)}
 
 
 def test_events_of_a_damaged_file_explain_nothing(tmp_path: Path) -> None:
-    """Neither those behind the damage nor those before it."""
+    """Neither the events before the damage nor those after it."""
     events = [told("gap", 30, 40), *(told("non_finite", batch, batch) for batch in (50, 60, 70, 80))]
     run = RunBuilder(root=tmp_path / "run", batches=(10, 20, 50, 60, 70, 80), events=events).write()
     assert validated(run) == []
@@ -190,7 +190,7 @@ def test_events_of_a_damaged_file_explain_nothing(tmp_path: Path) -> None:
 
 
 def resumed() -> dict[str, object]:
-    """A killed attempt whose last rows the next one set aside, with another spacing."""
+    """A killed attempt whose last rows the next attempt, with another spacing, moved to superseded/."""
     names = [f"{table.table.name}.{kind}" for table in TABLES for kind in ("csv", "parquet")]
     counters = [StepCounters(collected=number, written=number).model_dump() for number in (5, 3)]
     first = attempt(status="killed", rows=dict.fromkeys(names, 5), counters=counters[0])
@@ -216,13 +216,13 @@ CLEAN = ("deferred", "a gap", "a failed row", "resumed", "null and nan", "runnin
 
 @pytest.mark.parametrize("name", SOUND)
 def test_runs_are_judged_alike_in_windows(name: str, tmp_path: Path) -> None:
-    """Whatever is clean in one look stays so, and what is not does not become it."""
+    """A run that is clean in one window is clean in many, and a run that is not stays so."""
     run = RunBuilder(root=tmp_path / "run", **SOUND[name]).write()  # type: ignore[arg-type]  # a table's own facts
     assert (validated(run) == []) == (name in CLEAN)
 
 
 def test_the_open_tail_of_a_running_run(tmp_path: Path) -> None:
-    """A torn line, a journal cut short and a table behind the others are how a run looks while it grows."""
+    """A growing run may have a torn line, a cut journal and a table behind the others."""
     run = RunBuilder(root=tmp_path / "run", status="running").write()
     edit_manifest(run, lambda manifest: manifest["attempts"][0].update(rows={}))
     cut(run / f"{RATES}.csv", 90)
@@ -237,7 +237,7 @@ WINDOWS = st.lists(st.lists(st.integers(1, 30), max_size=6), max_size=6)
 
 
 def numbers(windows: Sequence[Sequence[int]]) -> BatchNumbers:
-    """Those of some windows."""
+    """The batch numbers of several windows."""
     found = BatchNumbers()
     for window in windows:
         found.append(np.asarray(window, dtype=np.int64))
@@ -247,7 +247,7 @@ def numbers(windows: Sequence[Sequence[int]]) -> BatchNumbers:
 @settings(max_examples=150, deadline=None)
 @given(windows=WINDOWS | WINDOWS.map(lambda windows: [sorted(set(window)) for window in windows]), others=WINDOWS)
 def test_batch_numbers_are_a_list(windows: list[list[int]], others: list[list[int]]) -> None:
-    """Held compactly or not, they are those that were given; of a batch that stands twice, the first row is found."""
+    """Stored compactly or not, they equal the numbers given; of a batch with two rows the first row is found."""
     found, rows = numbers(windows), list(chain(*windows))
     assert found.to_numpy().tolist() == rows
     assert np.concatenate([np.empty(0, np.int64), *found.arrays()]).tolist() == rows
@@ -267,7 +267,7 @@ def test_batch_numbers_are_a_list(windows: list[list[int]], others: list[list[in
     asked=st.lists(st.tuples(st.integers(0, 25), st.integers(0, 9)), max_size=8),
 )
 def test_a_row_cursor_is_a_slice(sizes: list[int], asked: list[tuple[int, int]]) -> None:
-    """Wherever rows are asked for, forwards or back, in whatever parts they come."""
+    """Whether rows are read forwards or backwards, and in whatever parts they are stored."""
     schema = pa.schema([("row", pa.int64())])
     starts = np.cumsum([0, *sizes]).tolist()
     parts = [

@@ -1,4 +1,4 @@
-"""The dataset and its batches: right tensors, and the same ones whatever the workers, order or resume."""
+"""The dataset and its batches: correct tensors that do not depend on workers, order or resume."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ Sets = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of sample data, which no test changes."""
+    """Return a folder of sample data, which tests do not change."""
     folder = tmp_path_factory.mktemp("sample") / "data"
     write_sample_data(folder, num_images=NUM_IMAGES, seed=0, image_size=48)
     return folder
@@ -32,12 +32,12 @@ def labels(folder: Path) -> pd.DataFrame:
 
 
 def dataset(folder: Path, labels: pd.DataFrame, *, augment: bool = True, seed: int = 0) -> AvaDataset:
-    """Return all of the sample data at 32 pixels."""
+    """Return the whole sample data at 32 pixels."""
     return AvaDataset(folder / "images", labels, labels["image_id"], image_size=32, augment=augment, seed=seed)
 
 
 def loader(items: AvaDataset, *, epoch: int = 0, num_workers: int = 0, start_batch: int = 0) -> BatchLoader:
-    """Return shuffled batches of four."""
+    """Return a loader of shuffled batches of four."""
     return make_loader(
         items, batch_size=4, shuffle=True, seed=0, epoch=epoch, num_workers=num_workers, start_batch=start_batch
     )
@@ -49,7 +49,7 @@ def same(one: Sets, other: Sets) -> bool:
 
 
 def test_items_hold_the_image_and_votes_of_their_id(folder: Path, labels: pd.DataFrame) -> None:
-    """Ids in any order: the votes are looked up by id, not by place."""
+    """Votes are looked up by id, whatever the order of the ids."""
     ids = labels["image_id"].to_numpy()[[5, 2, 9]]
     items = AvaDataset(folder / "images", labels, ids, image_size=48, augment=False, seed=0)
     image_id, image, votes = items[1]
@@ -66,7 +66,7 @@ def test_items_hold_the_image_and_votes_of_their_id(folder: Path, labels: pd.Dat
 
 
 def test_validation_sees_the_whole_image(tmp_path: Path) -> None:
-    """A wide image is resized, not cropped: its red left and blue right edges are both there, in every epoch."""
+    """A wide image is resized, not cropped: its red left and blue right edges are there in every epoch."""
     image = Image.new("RGB", (200, 50), (255, 0, 0))
     image.paste((0, 0, 255), (100, 0, 200, 50))
     image.save(tmp_path / "7.jpg", quality=95)
@@ -81,7 +81,7 @@ def test_validation_sees_the_whole_image(tmp_path: Path) -> None:
 
 
 def test_augmentation_depends_on_seed_epoch_and_id_alone(folder: Path, labels: pd.DataFrame) -> None:
-    """Each of them changes the image; asking twice, among other images, or after torch was seeded, does not."""
+    """Each of them changes the image; a second call, other images beside it, or seeding torch do not."""
     items = dataset(folder, labels)
     first = items[3][1]
     torch.manual_seed(1)
@@ -94,7 +94,7 @@ def test_augmentation_depends_on_seed_epoch_and_id_alone(folder: Path, labels: p
 
 
 def test_each_image_is_augmented_by_itself(folder: Path, labels: pd.DataFrame, tmp_path: Path) -> None:
-    """The same picture under every id comes out differently under nearly every id."""
+    """The same picture differs under nearly every id."""
     picture = next((folder / "images").iterdir()).read_bytes()
     for image_id in labels["image_id"]:
         (tmp_path / f"{image_id}.jpg").write_bytes(picture)
@@ -103,7 +103,7 @@ def test_each_image_is_augmented_by_itself(folder: Path, labels: pd.DataFrame, t
 
 
 def test_augmentation_keeps_the_composition(tmp_path: Path) -> None:
-    """Over many epochs the subject keeps its place, but for its side, which changes about half the time."""
+    """Over many epochs the subject stays in place, but is mirrored about half the time."""
     image = Image.new("RGB", (100, 100))
     image.paste((255, 255, 255), (15, 40, 35, 60))
     image.save(tmp_path / "7.jpg", quality=95)
@@ -122,7 +122,7 @@ def test_augmentation_keeps_the_composition(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_nothing(folder: Path, labels: pd.DataFrame, num_workers: int) -> None:
-    """The same batches, to the bit, as loaded in this process; in a later epoch, which the workers must know of."""
+    """Batches equal those loaded in this process, to the bit; also in a later epoch, which workers must know of."""
     items = dataset(folder, labels)
     here = list(loader(items, epoch=2))
     there = list(loader(items, epoch=2, num_workers=num_workers))
@@ -131,7 +131,7 @@ def test_workers_change_nothing(folder: Path, labels: pd.DataFrame, num_workers:
 
 
 def test_epochs_differ_in_order_and_cover_every_image(folder: Path, labels: pd.DataFrame) -> None:
-    """Each epoch shows each image once."""
+    """Each epoch has each image once."""
     items = dataset(folder, labels)
     orders = [torch.cat([ids for ids, _, _ in loader(items, epoch=epoch)]) for epoch in (0, 1)]
     assert not torch.equal(*orders)
@@ -139,7 +139,7 @@ def test_epochs_differ_in_order_and_cover_every_image(folder: Path, labels: pd.D
 
 
 def test_a_loader_keeps_its_epoch(folder: Path, labels: pd.DataFrame) -> None:
-    """Setting another epoch on the dataset, or making the next epoch's loader first, does not reach into it."""
+    """Setting another epoch on the dataset, or making the next epoch's loader, does not change it."""
     items = dataset(folder, labels)
     batches = loader(items, epoch=1)
     expected = list(loader(items, epoch=1))
@@ -150,7 +150,7 @@ def test_a_loader_keeps_its_epoch(folder: Path, labels: pd.DataFrame) -> None:
 def test_an_epoch_continues_in_the_middle_without_decoding_what_went_before(
     folder: Path, labels: pd.DataFrame, tmp_path: Path
 ) -> None:
-    """The skipped images are not even there; what follows is the same to the bit."""
+    """The skipped images do not even exist; the rest is the same to the bit."""
     whole = list(loader(dataset(folder, labels), epoch=1))
     (tmp_path / "images").mkdir()
     for image_id in torch.cat([ids for ids, _, _ in whole[4:]]).tolist():
@@ -163,7 +163,7 @@ def test_an_epoch_continues_in_the_middle_without_decoding_what_went_before(
 
 
 def test_torch_random_numbers_are_left_alone(folder: Path, labels: pd.DataFrame) -> None:
-    """Else dropout after a resume in mid-epoch would differ from an uninterrupted run's."""
+    """Otherwise dropout after a resume within an epoch would differ from an uninterrupted run."""
     state = torch.get_rng_state()
     list(loader(dataset(folder, labels)))
     list(loader(dataset(folder, labels), num_workers=1))
@@ -171,7 +171,7 @@ def test_torch_random_numbers_are_left_alone(folder: Path, labels: pd.DataFrame)
 
 
 def test_validation_keeps_the_order_and_the_last_batch(folder: Path, labels: pd.DataFrame) -> None:
-    """Unshuffled, 22 images in batches of 8 are 8, 8 and 6; with `drop_last` the 6 are left out."""
+    """Unshuffled, 22 images in batches of 8 give 8, 8 and 6; `drop_last` drops the 6."""
     items = dataset(folder, labels, augment=False)
     batches = make_loader(items, batch_size=8, shuffle=False, seed=0, epoch=3, num_workers=0, drop_last=False)
     ids = [ids.tolist() for ids, _, _ in batches]
@@ -181,7 +181,7 @@ def test_validation_keeps_the_order_and_the_last_batch(folder: Path, labels: pd.
 
 
 def test_batches_are_typed_and_shaped_as_promised(folder: Path, labels: pd.DataFrame) -> None:
-    """Ids and votes int64, images float32."""
+    """Ids and votes are int64, images float32."""
     ids, images, votes = next(iter(loader(dataset(folder, labels))))
     assert (ids.dtype, images.dtype, votes.dtype) == (torch.int64, torch.float32, torch.int64)
     assert (ids.shape, images.shape, votes.shape) == ((4,), (4, 3, 32, 32), (4, 10))
@@ -191,7 +191,7 @@ def test_batches_are_typed_and_shaped_as_promised(folder: Path, labels: pd.DataF
 def test_an_image_lost_since_the_scan_is_named(
     folder: Path, labels: pd.DataFrame, tmp_path: Path, num_workers: int
 ) -> None:
-    """One sentence, without the worker's traceback; no image takes its place."""
+    """One sentence without the worker's traceback; no other image replaces it."""
     with pytest.raises(ImagesError) as caught:
         list(loader(dataset(tmp_path, labels), num_workers=num_workers))
     assert "missing. Restore the file" in str(caught.value)
@@ -199,13 +199,13 @@ def test_an_image_lost_since_the_scan_is_named(
 
 
 def test_ids_without_labels_are_refused(folder: Path, labels: pd.DataFrame) -> None:
-    """Before the first batch, with the first of them named."""
+    """Before the first batch; the message names the first of them."""
     with pytest.raises(LabelsError, match="2 image ids have no labels, such as -1, -2"):
         AvaDataset(folder, labels, np.array([*labels["image_id"], -1, -2]), image_size=32, augment=False, seed=0)
 
 
 def test_a_batch_larger_than_the_set_says_what_to_give(folder: Path, labels: pd.DataFrame) -> None:
-    """Where only full batches count there would be none; elsewhere one small batch is all right."""
+    """With `drop_last` no batch would remain; without it, one small batch is valid."""
     items = dataset(folder, labels)
     with pytest.raises(ConfigError, match="batch of 23 is larger than the set of 22 images"):
         make_loader(items, batch_size=23, shuffle=True, seed=0, epoch=0, num_workers=0, drop_last=True)

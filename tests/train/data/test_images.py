@@ -1,4 +1,4 @@
-"""Scanning and opening images: real files of every kind, good and bad."""
+"""Scanning and opening images: real files of every format, valid and invalid."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ ORIENTATION = 0x0112
 
 
 def quarters(size: int = 64) -> Image.Image:
-    """Return an image whose corners are, clockwise, red, green, blue, white: no two turns of it look alike."""
+    """Return an image whose corners are, clockwise, red, green, blue and white, so that each rotation differs."""
     image = Image.new("RGB", (size, size), RED)
     image.paste(GREEN, (size // 2, 0, size, size // 2))
     image.paste(BLUE, (size // 2, size // 2, size, size))
@@ -30,14 +30,14 @@ def quarters(size: int = 64) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
-    """Return the image as a file's bytes."""
+    """Return the image as the bytes of a file."""
     buffer = BytesIO()
     image.save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}), **options)
     return buffer.getvalue()
 
 
 def corners(image: Image.Image) -> list[tuple[int, ...]]:
-    """Return the corners' colours, clockwise from the top left, each channel rounded to 0 or 255."""
+    """Return the colours of the corners, clockwise from the top left, each channel rounded to 0 or 255."""
     pixels = np.where(np.asarray(image) > 127, 255, 0)
     size = len(pixels)
     low, high = size // 4, size - size // 4
@@ -45,7 +45,7 @@ def corners(image: Image.Image) -> list[tuple[int, ...]]:
 
 
 def exif(orientation: int) -> bytes:
-    """Return an EXIF block that says how the stored image must be turned."""
+    """Return an EXIF block with the orientation of the stored image."""
     block = Image.Exif()
     block[ORIENTATION] = orientation
     return block.tobytes()
@@ -78,14 +78,14 @@ KINDS: dict[str, Callable[[], bytes]] = {
 
 
 def stored(orientation: int) -> bytes:
-    """Return a JPEG that a camera held that way would write."""
+    """Return a JPEG as a camera held that way writes it."""
     turn = STORED_AS[orientation]
     return encoded(quarters() if turn is None else quarters().transpose(turn), exif=exif(orientation))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_opens_upright_in_its_colours(tmp_path: Path, kind: str) -> None:
-    """Whatever the encoding, the corners come out where and what they were."""
+    """In every encoding the corners keep their place and colour."""
     path = tmp_path / "1.jpg"
     path.write_bytes(KINDS[kind]())
     image = open_rgb(path)
@@ -104,7 +104,7 @@ def test_greyscale_becomes_rgb_of_the_same_brightness(tmp_path: Path, mode: str)
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
-    """What was invisible does not come back as the colour that happened to be stored beneath."""
+    """Transparent pixels do not show the colour that is stored below."""
     hidden = quarters().convert("RGBA")
     hidden.putalpha(Image.new("L", hidden.size, 0))
     palette = quarters().convert("P")
@@ -136,7 +136,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_files_are_left_out_with_their_reason(tmp_path: Path, kind: str) -> None:
-    """Nothing takes their place: they stand in the list, and opening one says which and why."""
+    """No image replaces them: the list has them, and opening one raises an error with its path and the reason."""
     data, reason = BAD[kind]
     write(tmp_path, {1: encoded(quarters()), 2: data})
     found = scan(tmp_path, [1, 2], max_bad_fraction=0.5)
@@ -149,7 +149,7 @@ def test_bad_files_are_left_out_with_their_reason(tmp_path: Path, kind: str) -> 
 
 @pytest.mark.parametrize("limit", [2000, 4000])
 def test_decompression_bombs_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    """Where Pillow warns as well as where it refuses: 4096 pixels against limits of 2000 and 4000."""
+    """Pillow warns or refuses: 4096 pixels against limits of 2000 and 4000."""
     write(tmp_path, {1: encoded(quarters(8)), 2: encoded(quarters(64))})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     found = scan(tmp_path, [1, 2], max_bad_fraction=0.5)
@@ -158,7 +158,7 @@ def test_decompression_bombs_are_left_out(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_missing_images_and_unreadable_names_are_left_out(tmp_path: Path) -> None:
-    """A folder by that name is no image either."""
+    """A folder with the name of an image is not an image either."""
     write(tmp_path, {1: encoded(quarters())})
     (tmp_path / "3.jpg").mkdir()
     found = scan(tmp_path, [1, 2, 3], max_bad_fraction=1.0)
@@ -177,7 +177,7 @@ def scan(folder: Path, ids: list[int], **options: Any) -> ImageScan:
 
 
 def test_good_ids_keep_their_order_and_progress_ends_at_all(tmp_path: Path) -> None:
-    """The order given is the order returned, whatever thread was first; progress rises to the total."""
+    """Ids are returned in the order given, whichever thread ends first; progress rises to the total."""
     ids = [*range(300, 100, -3), 1]
     write(tmp_path, {image_id: encoded(quarters(8)) for image_id in ids if image_id != 102})
     seen: list[tuple[int, int]] = []
@@ -189,7 +189,7 @@ def test_good_ids_keep_their_order_and_progress_ends_at_all(tmp_path: Path) -> N
 
 
 def test_more_bad_images_than_allowed_stop_with_counts_and_examples(tmp_path: Path) -> None:
-    """Exactly the fraction passes; one more does not."""
+    """Exactly the allowed fraction passes; one more image does not."""
     write(tmp_path, {1: encoded(quarters(8)), 2: b"", 3: encoded(quarters(8)), 4: encoded(quarters(8))})
     assert len(scan(tmp_path, [1, 2, 3, 4], max_bad_fraction=0.25).excluded) == 1
     with pytest.raises(ImagesError) as caught:
@@ -201,13 +201,13 @@ def test_more_bad_images_than_allowed_stop_with_counts_and_examples(tmp_path: Pa
 
 
 def test_a_missing_folder_says_what_to_give(tmp_path: Path) -> None:
-    """Not one complaint an image."""
+    """One error instead of one for each image."""
     with pytest.raises(ConfigError, match=r"does not exist\. Give the folder that holds AVA's <image id>\.jpg files"):
         scan_images(tmp_path / "none", [1], cache_path=tmp_path / "cache")
 
 
 def test_padding_of_truncated_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that told Pillow to invent the missing half must not decide what is trained on."""
+    """A library that makes Pillow fill in the missing part must not change the training data."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ImagesError, match="LOAD_TRUNCATED_IMAGES"):
         scan(tmp_path, [1])
@@ -215,7 +215,7 @@ def test_padding_of_truncated_images_is_refused(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Return a list that fills with what the scan decodes."""
+    """Return a list to which the scan's decoded images are added."""
     calls: list[bytes] = []
     decode = images.decode_rgb
 
@@ -228,7 +228,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def test_a_second_scan_decodes_only_what_changed(tmp_path: Path, decoded: list[bytes]) -> None:
-    """Size or modification time, each alone, tells of a change; missing files are looked for every time."""
+    """A new size or modification time alone is a change; missing files are checked again every time."""
     write(tmp_path, {1: encoded(quarters(8)), 2: b"text", 3: encoded(quarters(16))})
     first = scan(tmp_path, [1, 2, 3, 4], max_bad_fraction=1.0)
     assert len(decoded) == 3
@@ -246,7 +246,7 @@ def test_a_second_scan_decodes_only_what_changed(tmp_path: Path, decoded: list[b
 
 
 def test_images_of_another_scan_stay_in_the_cache(tmp_path: Path, decoded: list[bytes]) -> None:
-    """A look at a part does not cost the rest its outcomes."""
+    """A scan of a part keeps the outcomes of the other images."""
     write(tmp_path, {1: encoded(quarters(8)), 2: encoded(quarters(8))})
     scan(tmp_path, [1, 2])
     os.utime(tmp_path / "1.jpg", ns=(1, 1))
@@ -256,7 +256,7 @@ def test_images_of_another_scan_stay_in_the_cache(tmp_path: Path, decoded: list[
 
 
 def test_an_interrupted_scan_keeps_what_it_decoded(tmp_path: Path, decoded: list[bytes]) -> None:
-    """Ctrl-C after some thousand images does not cost them."""
+    """Ctrl-C after thousands of images does not lose their outcomes."""
     ids = list(range(64))
     write(tmp_path, {image_id: encoded(quarters(8)) for image_id in ids})
 
@@ -271,7 +271,7 @@ def test_an_interrupted_scan_keeps_what_it_decoded(tmp_path: Path, decoded: list
 
 
 def test_a_damaged_cache_is_rebuilt_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Wherever a byte flipped or the file was cut, the outcome is right and the next scan finds a whole cache."""
+    """After any flipped byte or cut the outcome is correct, and the next scan finds a whole cache."""
     write(tmp_path, {1: encoded(quarters(8)), 2: b"text"})
     cache = tmp_path / "scan.parquet"
     scan(tmp_path, [1, 2], max_bad_fraction=0.5)
@@ -292,7 +292,7 @@ def test_a_damaged_cache_is_rebuilt_with_a_warning(tmp_path: Path, caplog: pytes
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The scan's outcome does not depend on it."""
+    """The outcome of the scan does not depend on it."""
     write(tmp_path, {1: encoded(quarters(8))})
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
@@ -302,7 +302,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, caplog: 
 
 
 def test_excluded_images_are_written_as_csv(tmp_path: Path) -> None:
-    """Id, file and reason, as pandas reads them back."""
+    """Id, file and reason, which pandas reads back."""
     write(tmp_path, {1: encoded(quarters(8)), 2: b""})
     target = tmp_path / "run" / "excluded_images.csv"
     write_excluded(target, scan(tmp_path, [1, 2, 3], max_bad_fraction=1.0))

@@ -1,4 +1,4 @@
-"""read_ava_labels: what it returns, and what each kind of fault says."""
+"""read_ava_labels: the frame it returns, and its message for each type of error."""
 
 import logging
 import subprocess
@@ -29,25 +29,25 @@ def row(
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return where the labels file goes."""
+    """Return the path of the labels file."""
     return tmp_path / "AVA.txt"
 
 
 def read(path: Path, text: str | bytes) -> pd.DataFrame:
-    """Write the text as it is and read it as labels."""
+    """Write the text unchanged and read it as labels."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_ava_labels(path)
 
 
 def complaint(path: Path, text: str | bytes) -> str:
-    """Return what reading the text as labels complains about."""
+    """Return the error message of reading the text as labels."""
     with pytest.raises(LabelsError) as caught:
         read(path, text)
     return str(caught.value)
 
 
 def test_columns_and_types_are_those_promised(path: Path) -> None:
-    """Names, order, dtypes and the mean of a row worked out by hand."""
+    """Names, order, dtypes and the mean of a row computed by hand."""
     frame = read(path, f"{GOOD}\n{OTHER}\n")
     assert list(frame) == ["image_id", *VOTE_COLUMNS, "tag_1", "tag_2", "challenge", "gt_mean"]
     assert {str(dtype) for dtype in frame.drop(columns="gt_mean").dtypes} == {"int64"}
@@ -56,7 +56,7 @@ def test_columns_and_types_are_those_promised(path: Path) -> None:
 
 
 def test_mean_of_exactly_five_is_exactly_five(path: Path) -> None:
-    """The "> 5" line must not flip by rounding: these votes, normalised first, give 5.000000000000001."""
+    """Rounding must not cross the line at 5: normalized first, these votes give 5.000000000000001."""
     assert read(path, row(votes="5 9 10 10 8 10 8 10 4 1")).loc[0, "gt_mean"] == 5.0
 
 
@@ -102,7 +102,7 @@ def test_harmless_variations_read_alike(path: Path, text: str) -> None:
     ],
 )
 def test_a_bad_row_is_named_with_line_and_reason(path: Path, bad: str, reason: str) -> None:
-    """Lines are counted from 1 as an editor shows them, blank ones too; the file is named; the remedy stands there."""
+    """The message has the file, the line as an editor counts it, blank lines included, and what to do."""
     message = complaint(path, f"{OTHER}\r\n\r\n{bad}\r\n")
     assert f"line 3: {reason}" in message
     assert str(path) in message
@@ -110,7 +110,7 @@ def test_a_bad_row_is_named_with_line_and_reason(path: Path, bad: str, reason: s
 
 
 def test_two_rows_run_together_or_apart_are_not_mistaken_for_rows(path: Path) -> None:
-    """14 and 16 values make 30 together: counting over the whole file would let them pass."""
+    """14 and 16 values make 30 together: a count over the whole file would accept them."""
     first, _, last = GOOD.rpartition(" ")
     message = complaint(path, f"{first}\n{last} {OTHER}\n")
     assert "line 1: 14 values" in message
@@ -119,13 +119,13 @@ def test_two_rows_run_together_or_apart_are_not_mistaken_for_rows(path: Path) ->
 
 @pytest.mark.parametrize("num_values", [12, 14, 16])
 def test_a_file_that_is_wrong_throughout_is_refused(path: Path, num_values: int) -> None:
-    """Rows that agree with each other are not yet AVA's."""
+    """Rows that agree with each other may still have another format than AVA."""
     line = " ".join(["1"] * num_values)
     assert f"line 2: {num_values} values instead of 15" in complaint(path, f"{line}\n{line}\n")
 
 
 def test_twenty_bad_lines_are_listed_and_the_rest_counted(path: Path) -> None:
-    """Bad lines of every kind come in one message, which stays readable."""
+    """One message lists invalid lines of every type, and stays readable."""
     message = complaint(path, "\n".join([OTHER, *["1 2 3"] * 24, row(votes="0 0 0 0 0 0 0 0 0 0")]))
     assert message.count("  line ") == 20
     assert "25 of 26 lines" in message
@@ -143,24 +143,24 @@ def test_twenty_bad_lines_are_listed_and_the_rest_counted(path: Path) -> None:
     ],
 )
 def test_files_without_rows_say_so(path: Path, data: bytes, reason: str) -> None:
-    """Empty, blank, binary and twice converted files each get a sentence, not a parser's error."""
+    """Empty, blank, binary and twice converted files each get a sentence, not the error of a parser."""
     assert reason in complaint(path, data)
 
 
 def test_text_in_another_encoding_is_located(path: Path) -> None:
-    """Bytes that are not UTF-8 end in the error of their line."""
+    """Bytes that are not UTF-8 are an error of their line."""
     assert "line 2: 1 values" in complaint(path, GOOD.encode() + b"\n\xe9\xff\n")
 
 
 def test_missing_file_and_folder_say_what_to_give(tmp_path: Path) -> None:
-    """A wrong path is a wrong setting."""
+    """The message names the setting of the path."""
     for path in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(ConfigError, match=r"cannot be read: .*\. Give the path of AVA's own AVA\.txt"):
             read_ava_labels(path)
 
 
 def test_identical_duplicates_are_dropped_with_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The first row stays, the order too, and both lines are named."""
+    """The first row and the order stay, and the warning names both lines."""
     with caplog.at_level(logging.WARNING):
         frame = read(path, f"{OTHER}\n{GOOD}\n\n{OTHER}\n")
     assert frame["image_id"].to_list() == [953958, 953619]
@@ -169,7 +169,7 @@ def test_identical_duplicates_are_dropped_with_a_warning(path: Path, caplog: pyt
 
 
 def test_duplicates_with_other_tags_are_dropped_and_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """They are not identical; training uses the votes alone."""
+    """The rows are not identical, but training uses the votes only."""
     with caplog.at_level(logging.WARNING):
         frame = read(path, "\n".join([row(7, tags="1 2"), row(8), row(7, tags="3 2"), row(8)]))
     assert frame["tag_1"].to_list()[0] == 1
@@ -177,14 +177,14 @@ def test_duplicates_with_other_tags_are_dropped_and_told(path: Path, caplog: pyt
 
 
 def test_conflicting_duplicates_are_an_error_that_names_both_lines(path: Path) -> None:
-    """Identical repeats beside them are not what is wrong."""
+    """Identical repetitions in the same file are not part of the error."""
     message = complaint(path, f"{OTHER}\n\n{row(7)}\n{OTHER}\n{row(7, votes='1 1 5 17 38 36 15 6 5 1')}\n")
     assert "lines 3 and 5: image 7" in message
     assert "953958" not in message
 
 
 def test_unknown_tags_only_warn(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """0 to 66 are AVA's; others are kept, and named once."""
+    """AVA's tags are 0 to 66; others are kept, and reported once."""
     with caplog.at_level(logging.WARNING):
         frame = read(path, "\n".join(row(i, tags=tags) for i, tags in enumerate(["0 66", "67 1", "3 -1", "67 67"])))
     assert frame["tag_1"].to_list() == [0, 67, 3, 67]
@@ -192,14 +192,14 @@ def test_unknown_tags_only_warn(path: Path, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_labels_are_read_without_torch() -> None:
-    """A laptop that only looks at labels needs none of what training needs."""
+    """Reading labels does not need the packages of training."""
     code = "import sys; from ava_pipeline import read_ava_labels; print({'torch', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
 def test_a_clean_file_warns_of_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Silence is the sign that nothing was dropped."""
+    """No warning means that no row was dropped."""
     read(path, f"{GOOD}\n{OTHER}\n")
     assert not caplog.records
 
@@ -222,7 +222,7 @@ FILES = st.builds(
 
 @given(FILES)
 def test_the_quick_reading_agrees_with_the_one_that_explains(data: bytes) -> None:
-    """Where the vectorised reading gives an answer, line by line gives the same: it lets nothing bad through."""
+    """If the vectorized reader returns a result, the reader by lines returns the same: no invalid row passes."""
     quick = labels._parse_vectorised(data)
     if quick is not None:
         np.testing.assert_array_equal(quick, labels._parse_line_by_line(Path("AVA.txt"), data))
@@ -230,7 +230,7 @@ def test_the_quick_reading_agrees_with_the_one_that_explains(data: bytes) -> Non
 
 @given(st.lists(st.lists(st.integers(0, 300), min_size=15, max_size=15), min_size=1, max_size=8))
 def test_plain_files_take_the_quick_reading(rows: list[list[int]]) -> None:
-    """A file without fault is not read line by line, which would be ten times slower."""
+    """A valid file is not read by lines, which would be ten times slower."""
     plain = [[*row[:2], row[2] + 1, *row[3:]] for row in rows]
     quick = labels._parse_vectorised("\n".join(" ".join(map(str, row)) for row in plain).encode())
     assert quick is not None
@@ -238,7 +238,7 @@ def test_plain_files_take_the_quick_reading(rows: list[list[int]]) -> None:
 
 
 def test_ten_thousand_real_rows_parse_in_silence(caplog: pytest.LogCaptureFixture) -> None:
-    """AVA's own rows: none lost, means as published, counts within AVA's bounds."""
+    """Rows of AVA: none lost, means as published, and counts within AVA's bounds."""
     if not REAL_ROWS.exists():
         pytest.skip(f"{REAL_ROWS} is absent: AVA's rows are not redistributed with the project")
     frame = read_ava_labels(REAL_ROWS)

@@ -1,4 +1,4 @@
-"""Sample data: the format, the likeness of its votes to AVA's, and that its images explain its scores."""
+"""Sample data: its format, the similarity of its votes to AVA's, and images that explain their scores."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,19 +21,19 @@ FloatArray = npt.NDArray[np.float64]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of sample data, as many as the demo has or thereabouts."""
+    """Return a folder of sample data, about as much as the demo has."""
     folder = tmp_path_factory.mktemp("sample") / "data"
     write_sample_data(folder, num_images=NUM_IMAGES, seed=0)
     return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file's bytes by its name in the folder."""
+    """Return the bytes of every file by its name in the folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_it_is_read_by_the_loaders_of_the_real_data(data: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Fifteen integers a row, an image for every id, ids that are not the running index, no warning."""
+    """Fifteen integers a row, an image for every id, ids that differ from the running index, no warning."""
     labels = read_ava_labels(data / "AVA.txt")
     scan = scan_images(data / "images", labels["image_id"], cache_path=data.parent / "cache", max_bad_fraction=0)
     assert len(scan.good_ids) == NUM_IMAGES
@@ -43,12 +43,12 @@ def test_it_is_read_by_the_loaders_of_the_real_data(data: Path, caplog: pytest.L
 
 
 def test_it_says_that_it_is_not_ava(data: Path) -> None:
-    """Whoever finds the folder must not take its figures for AVA's."""
+    """A user who finds the folder must not take its metrics for AVA's."""
     assert (data / "README.txt").read_text().startswith("Generated, not AVA.")
 
 
 def vote_figures(labels: pd.DataFrame) -> dict[str, FloatArray]:
-    """Return what is compared to AVA: arrays of figures by name."""
+    """Return the arrays that are compared with AVA's, by name."""
     votes = labels[list(VOTE_COLUMNS)].to_numpy()
     num, scores = votes.sum(axis=1), np.arange(1, 11)
     spread = np.sqrt(votes @ scores**2 / num - (votes @ scores / num) ** 2)
@@ -89,7 +89,7 @@ def test_the_figures_compared_to_are_those_of_real_rows() -> None:
 
 
 def measured(path: Path) -> list[float]:
-    """Measure in the pixels what each attribute shows as: sharpness, contrast, saturation, cleanness, placement."""
+    """Measure in the pixels the trace of each attribute: sharpness, contrast, saturation, cleanness, placement."""
     with Image.open(path) as image:
         grey, pixels = image.convert("L"), np.asarray(image) / 255
     light, fine, coarse = (
@@ -108,7 +108,7 @@ def measured(path: Path) -> list[float]:
 
 
 def test_every_attribute_shows_in_the_pixels_and_counts_in_the_score(data: Path) -> None:
-    """A linear regression on five measurements of the JPEGs explains the scores; none of the five can be left out."""
+    """A linear regression on five measurements of the JPEGs explains the scores, and needs each of the five."""
     labels = read_ava_labels(data / "AVA.txt")
     figures = np.array([measured(data / "images" / f"{image_id}.jpg") for image_id in labels["image_id"]])
     figures = (figures - figures.mean(axis=0)) / figures.std(axis=0)
@@ -124,7 +124,7 @@ def test_every_attribute_shows_in_the_pixels_and_counts_in_the_score(data: Path)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(tmp_path: Path) -> None:
-    """Every file, labels and images alike."""
+    """In every file, labels and images alike."""
     for name, seed in {"a": 1, "b": 1, "c": 2}.items():
         write_sample_data(tmp_path / name, num_images=5, seed=seed, image_size=32)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(tmp_path: Pat
 
 
 def test_image_size_and_number_are_those_asked_for(tmp_path: Path) -> None:
-    """And progress counts up to the number, once an image."""
+    """Progress counts every image up to the number."""
     steps: list[tuple[int, int]] = []
     write_sample_data(tmp_path, num_images=3, seed=0, image_size=40, on_progress=lambda *step: steps.append(step))
     sizes = [open_rgb(path).size for path in jpegs(tmp_path / "images")]
@@ -141,12 +141,12 @@ def test_image_size_and_number_are_those_asked_for(tmp_path: Path) -> None:
 
 
 def jpegs(folder: Path) -> Iterator[Path]:
-    """Return the folder's JPEGs."""
+    """Return the JPEGs of the folder."""
     return folder.glob("*.jpg")
 
 
 def test_a_whole_folder_is_reused(tmp_path: Path) -> None:
-    """A second call with the same settings touches nothing."""
+    """A second call with the same settings changes nothing."""
     write_sample_data(tmp_path / "data", num_images=3, seed=0)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     write_sample_data(tmp_path / "data", num_images=3, seed=0)
@@ -155,7 +155,7 @@ def test_a_whole_folder_is_reused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["settings", "image", "labels", "foreign", "file"])
 def test_other_content_is_refused_and_left_alone(tmp_path: Path, change: str) -> None:
-    """Other settings, a missing image or AVA.txt, somebody's own folder, a file: an error with the remedy."""
+    """Other settings, a missing image or AVA.txt, a user's own folder, a file: an error that says what to do."""
     folder = tmp_path / "data"
     if change == "foreign":
         folder.mkdir()
@@ -175,7 +175,7 @@ def test_other_content_is_refused_and_left_alone(tmp_path: Path, change: str) ->
 
 
 def test_an_interruption_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Half a data set under the final name would be trained on."""
+    """A partial data set under the final name would be used for training."""
 
     def interrupt(done: int, total: int) -> None:
         if done == 2:

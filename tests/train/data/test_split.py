@@ -1,4 +1,4 @@
-"""Splits: stable, disjoint, never empty, and the same when read back."""
+"""Splits: stable, disjoint, never empty, and the same when they are read back."""
 
 import logging
 from pathlib import Path
@@ -24,7 +24,7 @@ def sets(split: Split) -> dict[int, str]:
 
 
 def test_the_hash_is_the_same_everywhere() -> None:
-    """Worked out by hand with Python integers: a run resumed on another machine must not train on its test set."""
+    """Computed by hand with Python integers: a run resumed on another machine must not train on its test set."""
     mask = 2**64 - 1
 
     def mix(state: int) -> int:
@@ -48,7 +48,7 @@ def test_fractions_come_out() -> None:
 
 @given(st.sets(st.integers(0, 10**6), min_size=60, max_size=200), st.integers())
 def test_neither_order_nor_more_images_move_an_image(ids: set[int], seed: int) -> None:
-    """Each image keeps its set whatever stands beside it."""
+    """The set of an image does not depend on the other images."""
     more = np.concatenate([np.array(list(ids)), np.arange(2 * 10**6, 2 * 10**6 + 100)])
     small = sets(split_by_hash(sorted(ids), fractions=(0.5, 0.5, 0.0), seed=seed))
     large = sets(split_by_hash(more[::-1], fractions=(0.5, 0.5, 0.0), seed=seed))
@@ -56,27 +56,27 @@ def test_neither_order_nor_more_images_move_an_image(ids: set[int], seed: int) -
 
 
 def test_another_seed_is_another_split() -> None:
-    """Independent: of one seed's validation images, a tenth are in the next one's, also for neighbouring ids."""
+    """Splits are independent: a tenth of one seed's validation images are in another's, also for adjacent ids."""
     one, other = (split_by_hash(IDS, fractions=TENTHS, seed=seed) for seed in (0, 1))
     assert len(np.intersect1d(one.val, other.val)) == pytest.approx(50, abs=30)
 
 
 @pytest.mark.parametrize("fractions", [(0.8, 0.1), (0.8, 0.1, 0.2), (1.1, -0.1, 0.0), (float("nan"), 0.5, 0.5)])
 def test_fractions_that_are_no_shares_are_refused(fractions: tuple[float, ...]) -> None:
-    """Three, none negative, summing to 1."""
+    """Expected are three, none negative, that sum to 1."""
     with pytest.raises(SplitError, match="expected three fractions for train, val and test"):
         split_by_hash(IDS, fractions=fractions, seed=0)
 
 
 @pytest.mark.parametrize(("fractions", "empty"), [((0.0, 0.5, 0.5), "train"), ((1.0, 0.0, 0.0), "val")])
 def test_an_empty_set_is_refused_with_a_remedy(fractions: tuple[float, ...], empty: str) -> None:
-    """Naming the set and what to do."""
+    """The message names the set and what to do."""
     with pytest.raises(SplitError, match=rf"No images for {empty} .* Give more images or a larger fraction"):
         split_by_hash(IDS, fractions=fractions, seed=0)
 
 
 def test_an_empty_test_set_is_fine() -> None:
-    """Many runs have none."""
+    """Many runs have no test set."""
     assert len(split_by_hash(IDS, fractions=(0.9, 0.1, 0.0), seed=0).test) == 0
 
 
@@ -89,14 +89,14 @@ def lists(folder: Path, **texts: str) -> dict[str, Path]:
 
 
 def test_lists_take_suffixes_comments_and_any_line_end(tmp_path: Path) -> None:
-    """What the field's id lists look like; a repeated id counts once."""
+    """As id lists in the field have them; a repeated id counts once."""
     paths = lists(tmp_path, train="\ufeff# ids\r\n3.jpg\r\n\r\n1 # good\r\n2.JPG\r\n3", val="5\n4\n")
     split = split_from_files(paths, [1, 2, 3, 4, 5])
     assert [split.train.tolist(), split.val.tolist(), split.test.tolist()] == [[1, 2, 3], [4, 5], []]
 
 
 def test_ids_without_labels_are_reported_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One warning a file with count and the first few; the known ones are not touched."""
+    """One warning a file with the number and the first few; the other ids stay."""
     unknown = "\n".join(str(n) for n in range(100, 130))
     with caplog.at_level(logging.WARNING):
         split = split_from_files(lists(tmp_path, train=f"1\n2\n{unknown}", val="3"), [1, 2, 3])
@@ -108,7 +108,7 @@ def test_ids_without_labels_are_reported_and_left_out(tmp_path: Path, caplog: py
 
 
 def test_sets_that_share_images_are_refused(tmp_path: Path) -> None:
-    """The shared ids are named, also those without labels: the lists are wrong all the same."""
+    """The message names the shared ids, also those without labels: the lists are wrong all the same."""
     with pytest.raises(SplitError, match=r"2 images are in both train and test: 2, 9\. Remove them from one"):
         split_from_files(lists(tmp_path, train="1\n2\n9", val="3", test="9\n2"), [1, 2, 3])
 
@@ -121,7 +121,7 @@ def test_lines_that_are_no_ids_are_named(tmp_path: Path, line: str) -> None:
 
 
 def test_lists_that_cannot_be_used_say_why(tmp_path: Path) -> None:
-    """A missing file, a set of another name, a set left out, a set whose images all lack labels."""
+    """A missing file, an unknown set, a missing set, a set whose images all lack labels."""
     paths = lists(tmp_path, train="1", val="2")
     with pytest.raises(ConfigError, match=r"none\.txt cannot be read"):
         split_from_files({**paths, "test": tmp_path / "none.txt"}, [1, 2])
@@ -134,13 +134,13 @@ def test_lists_that_cannot_be_used_say_why(tmp_path: Path) -> None:
 
 
 def test_a_split_built_by_hand_is_checked_too() -> None:
-    """Whoever makes it, its sets are disjoint."""
+    """The sets of every split are disjoint, however it was made."""
     with pytest.raises(SplitError, match="both train and val: 2"):
         Split(np.array([1, 2]), np.array([2]), np.array([], np.int64))
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    """The same ids in the same sets, from a file that pandas reads."""
+    """The same ids in the same sets, from a file that pandas can read."""
     split = split_by_hash(IDS, fractions=TENTHS, seed=3)
     path = tmp_path / "run" / "split.csv"
     split.save(path)
@@ -150,7 +150,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [None, "", "a,b\n", "image_id,set\n1,train\n2,valid\n", "image_id,set\nx,train\n"])
 def test_a_damaged_split_is_refused(tmp_path: Path, text: str | None) -> None:
-    """Missing, empty, another file, an unknown set, an id that is none."""
+    """Missing, empty, another file, an unknown set, an invalid id."""
     path = tmp_path / "split.csv"
     if text is not None:
         path.write_text(text)
@@ -159,7 +159,7 @@ def test_a_damaged_split_is_refused(tmp_path: Path, text: str | None) -> None:
 
 
 def test_the_official_test_list_works_on_real_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """AVA's list has 20,000 ids, most of them not among 10,000 rows: reported, not fatal."""
+    """AVA's list has 20,000 ids, most of them not among 10,000 rows: a warning, not an error."""
     if not AVA.exists():
         pytest.skip(f"{AVA} is absent: AVA's lists are not redistributed with the project")
     ids = read_ava_labels(AVA / "AVA_10000_rows.txt")["image_id"].to_numpy()

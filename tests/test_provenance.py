@@ -16,9 +16,9 @@ def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
     subprocess.run([*GIT, "init", "-q", str(tmp_path)], check=True)  # fixed words and a folder
     assert ask_git(tmp_path, "rev-parse", "HEAD") is None
     subprocess.run([*GIT, "-C", str(tmp_path), "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    told = ask_git(tmp_path, "rev-parse", "HEAD")
-    assert told is not None
-    assert len(told) == 40
+    answer = ask_git(tmp_path, "rev-parse", "HEAD")
+    assert answer is not None
+    assert len(answer) == 40
 
 
 def test_no_checkout_no_git_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,9 +43,9 @@ def test_a_child_forked_meanwhile_does_not_hold_the_answer_up(monkeypatch: pytes
         return reading, writing
 
     monkeypatch.setattr(os, "pipe", inherited)
-    told = ask_git(Path(__file__).parent, "--version")
-    assert told is not None
-    assert told.startswith("git version")
+    answer = ask_git(Path(__file__).parent, "--version")
+    assert answer is not None
+    assert answer.startswith("git version")
     assert ask_git(Path(__file__).parent, "no-such-command") is None
     assert len(held) == 2
     for descriptor in held:

@@ -107,8 +107,8 @@ def test_shell_snippets(command: str, home: Path) -> None:
 
 def test_the_demo_can_be_run_again(home: Path) -> None:
     """The commands of make run twice: the second time moves the first run to superseded/. Then the report."""
-    told = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # noqa: S607  # the user's make
-    train, report = re.findall(r"^\.venv/bin/(ava-pipeline .*)$", told, re.MULTILINE)
+    steps = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, check=True, capture_output=True, text=True).stdout  # noqa: S607  # the user's make
+    train, report = re.findall(r"^\.venv/bin/(ava-pipeline .*)$", steps, re.MULTILINE)
     small = [*SMALL, "data.sample.num_images=40", "output_dir=outputs/ava/again"]
     for _ in range(2):
         run(f"{train} --set {' --set '.join(small)}", home)
@@ -127,12 +127,12 @@ def test_yaml_snippets() -> None:
 
 
 def test_the_demo_is_healthy(home: Path, tmp_path: Path) -> None:
-    """Real training with the settings of the demo, for several epochs: `diagnose` reports healthy signs only."""
+    """Real training with the settings of the demo, for two epochs: `diagnose` finds it healthy."""
     shorter = ["train.epochs=2", "train.batch_size=4", "data.image_size=32", "data.sample.num_images=64"]
     places = [f"output_dir={tmp_path / 'run'}", f"data.labels={tmp_path}/AVA.txt", f"data.images={tmp_path}/images"]
     run(f"ava-pipeline train configs/demo.yaml --set {' --set '.join([*shorter, *places])}", home)
-    told = run(f"ava-pipeline diagnose {tmp_path / 'run'}", home)
-    assert told.endswith(f"{tmp_path / 'run'}: healthy.\n")
+    output = run(f"ava-pipeline diagnose {tmp_path / 'run'}", home)
+    assert output.endswith(f"{tmp_path / 'run'}: healthy.\n")
     for sign in ("all-finite", "backbone-learning", "head-learning", "rates-in-order", "rows-complete"):
-        assert f"[{sign}]" in told
-    assert "all 24 of 24 collected steps are there." in told
+        assert f"[{sign}]" in output
+    assert "all 24 of 24 collected steps are there." in output

@@ -53,9 +53,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_and_validate(installed: Path, recorded: Path, tmp_path: Path) -> None:
     """The command line works without torch, in another directory."""
     assert run(installed / "python", "-c", "import torch", cwd=tmp_path).returncode != 0
-    told = run(installed / "ava-pipeline", "--help", cwd=tmp_path)
-    assert told.returncode == 0
-    assert "validate" in told.stdout
+    result = run(installed / "ava-pipeline", "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "validate" in result.stdout
     checked = run(installed / "ava-pipeline", "validate", recorded, cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -68,7 +68,7 @@ def test_import_and_read(installed: Path, recorded: Path, tmp_path: Path) -> Non
 
 def test_training_says_what_is_missing(installed: Path, tmp_path: Path) -> None:
     """Without torch, `train` names the extra to install."""
-    told = run(installed / "ava-pipeline", "train", ROOT / "configs" / "demo.yaml", cwd=tmp_path)
-    assert told.returncode == 2
-    assert "ava-pipeline[train]" in told.stderr
-    assert "Traceback" not in told.stderr
+    result = run(installed / "ava-pipeline", "train", ROOT / "configs" / "demo.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "ava-pipeline[train]" in result.stderr
+    assert "Traceback" not in result.stderr

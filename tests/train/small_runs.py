@@ -61,18 +61,18 @@ def run(folder: Path, *overrides: str, resume: bool = False, restart: bool = Fal
 
 def at_batch(monkeypatch: pytest.MonkeyPatch, batch: int, act: Callable[[], object]) -> None:
     """Call `act` in the middle of the process's n-th training batch, counted from 1."""
-    observe, seen = BatchStep.observe, [0]
+    observe, count = BatchStep.observe, [0]
 
     def counting(step: BatchStep, loss: torch.Tensor, **options: Any) -> None:
         observe(step, loss, **options)
-        seen[0] += 1
-        if seen[0] == batch:
+        count[0] += 1
+        if count[0] == batch:
             act()
 
     monkeypatch.setattr(BatchStep, "observe", counting)
 
 
-def ask(signum: int) -> Callable[[], None]:
+def send_signal(signum: int) -> Callable[[], None]:
     """A function that sends this process a signal, as a scheduler or a terminal does."""
     return lambda: os.kill(os.getpid(), signum)
 
@@ -86,11 +86,11 @@ def command(
         "torch.set_num_threads(1)\n"
         "from ava_pipeline.train.batch_step import BatchStep\n"
         "from ava_pipeline.cli import main\n"
-        "observe, seen = BatchStep.observe, [0]\n"
+        "observe, count = BatchStep.observe, [0]\n"
         "def counting(step, loss, **options):\n"
         "    observe(step, loss, **options)\n"
-        "    seen[0] += 1\n"
-        f"    if seen[0] == {batch}:\n"
+        "    count[0] += 1\n"
+        f"    if count[0] == {batch}:\n"
         f"        for _ in range({times}): os.kill(os.getpid(), {signum})\n"
         "BatchStep.observe = counting\n"
         "main()\n"
@@ -99,7 +99,7 @@ def command(
     return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
 
 
-def same_runs(one: Path, other: Path) -> Sequence[str]:
+def differing_files(one: Path, other: Path) -> Sequence[str]:
     """The files in which two run directories differ, apart from times; empty if the runs are the same."""
     differences = [
         name for name in ("metrics.csv", "split.csv") if (one / name).read_bytes() != (other / name).read_bytes()

@@ -73,22 +73,22 @@ def test_the_last_checkpoint_survives_a_save_that_fails(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def damaged(path: Path, *, kind: str) -> None:
+def damaged(path: Path, *, damage: str) -> None:
     """Damage a file as disks, crashes and users do."""
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle] ^= 0xFF
     text = b"epoch,train_loss\n0,0.5\n"
     damages: dict[str, bytes] = {"torn": bytes(content[:middle]), "empty": b"", "flipped": bytes(content), "text": text}
-    path.write_bytes(damages[kind])
+    path.write_bytes(damages[damage])
 
 
-@pytest.mark.parametrize("kind", ["torn", "empty", "flipped", "text"])
-def test_a_damaged_file_is_refused(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("damage", ["torn", "empty", "flipped", "text"])
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     """The message names the file and what to do."""
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint())
-    damaged(path, kind=kind)
+    damaged(path, damage=damage)
     with pytest.raises(CheckpointError, match=r"last\.pt: .*--restart"):
         load_checkpoint(path)
 

@@ -13,42 +13,42 @@ from tests.train.small_runs import small_config
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Every line that a small run on generated data prints."""
     console = Console(width=200, record=True, file=StringIO())
     show_summary(train(small_config(tmp_path_factory.mktemp("run")), Display(console)), console)
     return console.export_text().splitlines()
 
 
-def lines_with(said: list[str], *words: str) -> list[str]:
+def lines_with(printed: list[str], *words: str) -> list[str]:
     """The lines that contain all of the words."""
-    return [line for line in said if all(word in line for word in words)]
+    return [line for line in printed if all(word in line for word in words)]
 
 
-def test_figures_of_generated_data_are_called_so(said: list[str]) -> None:
+def test_figures_of_generated_data_are_called_so(printed: list[str]) -> None:
     """Each line of metrics and each table says that the data are generated."""
     for words in (["epoch", "train loss", "SRCC"], ["Validation metrics"], ["Last gradient norms"]):
-        found = [line for line in lines_with(said, *words) if "emd_r1  " not in line]
+        found = [line for line in lines_with(printed, *words) if "emd_r1  " not in line]
         assert found
         assert all("generated, not AVA" in line for line in found), found
 
 
-def test_epochs_count_from_0_as_in_the_files(said: list[str]) -> None:
+def test_epochs_count_from_0_as_in_the_files(printed: list[str]) -> None:
     """In both tables and in the lines above them; each line also says how many epochs of how many are done."""
-    headers = [line.split() for line in said]
+    headers = [line.split() for line in printed]
     epochs, norms = (
         next(row for row, names in enumerate(headers) if names[:2] == wanted)
         for wanted in (["epoch", "train"], ["batch_idx", "epoch"])
     )
-    assert [line.split()[0] for line in said[epochs + 1 : epochs + 3]] == ["0", "1"]
-    assert said[norms + 1].split()[1] == "1"
-    assert lines_with(said, "epoch 0, 1 of 2", "train loss")
-    assert lines_with(said, "epoch 1, 2 of 2", "train loss")
+    assert [line.split()[0] for line in printed[epochs + 1 : epochs + 3]] == ["0", "1"]
+    assert printed[norms + 1].split()[1] == "1"
+    assert lines_with(printed, "epoch 0, 1 of 2", "train loss")
+    assert lines_with(printed, "epoch 1, 2 of 2", "train loss")
 
 
-def test_files_are_those_that_are_there(said: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_are_those_that_are_there(printed: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A run shorter than collect_every_n has no telemetry: the list omits it, and a warning gives the reason."""
-    assert "(metrics.csv, telemetry/, predictions/, checkpoints/last.pt)" in "".join(lines_with(said, "Files: "))
+    assert "(metrics.csv, telemetry/, predictions/, checkpoints/last.pt)" in "".join(lines_with(printed, "Files: "))
     console = Console(width=200, record=True, file=StringIO())
     options = ("train.epochs=1", "telemetry.collect_every_n=10", "save_val_predictions=false")
     show_summary(train(small_config(tmp_path, *options), Display(console)), console)
@@ -63,6 +63,6 @@ def test_figures_of_real_data_are_not(capsys: pytest.CaptureFixture[str], tmp_pa
     console = Console(width=200)
     config = small_config(tmp_path, "data.sample=null", "train.epochs=1", f"output_dir={tmp_path}/real")
     show_summary(train(config, Display(console)), console)
-    told = capsys.readouterr().out
-    assert "Last gradient norms" in told
-    assert "generated" not in told
+    output = capsys.readouterr().out
+    assert "Last gradient norms" in output
+    assert "generated" not in output

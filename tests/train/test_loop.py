@@ -19,7 +19,7 @@ from ava_pipeline.train.batch_step import BatchStep
 from ava_pipeline.train.loop import StopRequested, StopSignals
 from ava_pipeline.train.models import AvaModel
 from ava_pipeline.validate.validate import validate_run
-from tests.train.small_runs import BATCHES_PER_EPOCH, ask, at_batch, run
+from tests.train.small_runs import BATCHES_PER_EPOCH, at_batch, run, send_signal
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -159,18 +159,18 @@ def test_clipping_bounds_what_the_optimizer_sees_and_not_what_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Telemetry measures the gradients before clipping."""
-    seen: list[float] = []
+    norms: list[float] = []
     step = torch.optim.SGD.step
 
     def noting(self: torch.optim.SGD, closure: None = None) -> None:
         gradients = [p.grad for group in self.param_groups for p in group["params"]]
-        seen.append(float(nn.utils.get_total_norm(gradients)))
+        norms.append(float(nn.utils.get_total_norm(gradients)))
         step(self, closure)
 
     monkeypatch.setattr(torch.optim.SGD, "step", noting)
     run(tmp_path, "train.epochs=1", "train.clip_norm=0.001")
     recorded = pd.read_csv(tmp_path / "run/telemetry/gradient_norms.csv")["overall"]
-    assert max(seen) <= 0.001 * (1 + 1e-4)
+    assert max(norms) <= 0.001 * (1 + 1e-4)
     assert recorded.min() > 0.001
 
 
@@ -185,12 +185,12 @@ def test_bf16_trains_on_the_cpu(tmp_path: Path) -> None:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     """Make the loss of the n-th training batch nan."""
-    seen = [0]
+    count = [0]
     forward = AvaModel.forward
 
     def spoiling(self: AvaModel, images: Tensor) -> Tensor:
-        seen[0] += self.training
-        return forward(self, images) * (math.nan if self.training and seen[0] == batch else 1)
+        count[0] += self.training
+        return forward(self, images) * (math.nan if self.training and count[0] == batch else 1)
 
     monkeypatch.setattr(AvaModel, "forward", spoiling)
 
@@ -249,7 +249,7 @@ def test_an_output_directory_that_cannot_be_used_is_named(
 def test_signals_mean_what_they_meant_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a run, finished or not, the program's own handler of Ctrl-C is back."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
-    at_batch(monkeypatch, 2, ask(signal.SIGINT))
+    at_batch(monkeypatch, 2, send_signal(signal.SIGINT))
     assert run(tmp_path).stopped_by == signal.SIGINT
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
@@ -266,7 +266,7 @@ def test_a_stop_is_asked_for_and_not_brought() -> None:
 
 def test_the_manifest_calls_an_ended_run_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither failed nor finished."""
-    at_batch(monkeypatch, 3, ask(signal.SIGTERM))
+    at_batch(monkeypatch, 3, send_signal(signal.SIGTERM))
     run(tmp_path)
     assert '"interrupted"' in RunLayout(tmp_path / "run").manifest.read_text()
 

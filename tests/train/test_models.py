@@ -84,7 +84,7 @@ def test_a_list_of_tensors_is_no_state_dict(tmp_path: Path) -> None:
 
 
 def test_without_a_network_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the weights as a file, or train without them."""
+    """The message suggests training without pretrained weights."""
 
     def offline(*_args: object, **_options: object) -> None:
         raise URLError("no route to host")

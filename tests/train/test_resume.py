@@ -11,7 +11,7 @@ import torch
 
 from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.errors import CheckpointError, RunExistsError, RunInUseError, SplitError, TrainingError
-from tests.train.small_runs import BATCHES_PER_EPOCH, ask, at_batch, command, run, same_runs
+from tests.train.small_runs import BATCHES_PER_EPOCH, at_batch, command, differing_files, run, send_signal
 from tests.write.test_lock import held_elsewhere
 
 
@@ -30,10 +30,10 @@ def test_a_run_ended_after_any_batch_goes_on_as_if_it_had_not(
 ) -> None:
     """Within and at the end of an accumulation, at an epoch's last batch and after it."""
     with monkeypatch.context() as patch:
-        at_batch(patch, batch, ask(signal.SIGTERM))
+        at_batch(patch, batch, send_signal(signal.SIGTERM))
         assert run(tmp_path).stopped_by == signal.SIGTERM
     assert run(tmp_path, resume=True).stopped_by is None
-    assert same_runs(whole, tmp_path / "run") == []
+    assert differing_files(whole, tmp_path / "run") == []
 
 
 def test_a_run_ended_in_validation_validates_again(
@@ -44,7 +44,7 @@ def test_a_run_ended_in_validation_validates_again(
 
     def asking(self: EpochPredictions, *arguments: object) -> None:
         add(self, *arguments)  # type: ignore[arg-type]  # handed through
-        ask(signal.SIGUSR1)()
+        send_signal(signal.SIGUSR1)()
 
     with monkeypatch.context() as patch:
         patch.setattr(EpochPredictions, "add", asking)
@@ -52,7 +52,7 @@ def test_a_run_ended_in_validation_validates_again(
     assert (outcome.stopped_by, outcome.results) == (signal.SIGUSR1, [])
     assert not (tmp_path / "run/predictions").exists()
     run(tmp_path, resume=True)
-    assert same_runs(whole, tmp_path / "run") == []
+    assert differing_files(whole, tmp_path / "run") == []
 
 
 def test_a_second_ctrl_c_ends_at_once_and_costs_the_batches_since_the_checkpoint(tmp_path: Path, whole: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_second_ctrl_c_ends_at_once_and_costs_the_batches_since_the_checkpoint
     assert ended.returncode == -signal.SIGINT
     outcome = run(tmp_path, resume=True)
     assert outcome.costs.num_batches == BATCHES_PER_EPOCH
-    assert same_runs(whole, tmp_path / "run") == []
+    assert differing_files(whole, tmp_path / "run") == []
 
 
 def test_checkpoints_within_an_epoch_lose_fewer_batches(tmp_path: Path, whole: Path) -> None:
@@ -70,7 +70,7 @@ def test_checkpoints_within_an_epoch_lose_fewer_batches(tmp_path: Path, whole: P
     assert killed.returncode == -signal.SIGKILL
     outcome = run(tmp_path, resume=True)
     assert outcome.costs.num_batches == 2
-    assert same_runs(whole, tmp_path / "run") == []
+    assert differing_files(whole, tmp_path / "run") == []
 
 
 def _run_out_of_memory() -> None:
@@ -86,7 +86,7 @@ def test_resume_begins_where_there_is_no_checkpoint_yet(
         with pytest.raises(MemoryError):
             run(tmp_path, resume=True)
     assert run(tmp_path, resume=True).stopped_by is None
-    assert same_runs(whole, tmp_path / "run") == []
+    assert differing_files(whole, tmp_path / "run") == []
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,7 +122,7 @@ def test_rows_past_the_checkpoint_are_set_aside(tmp_path: Path, monkeypatch: pyt
     lost = (tmp_path / "run/metrics.csv").read_bytes()
     run(tmp_path, resume=True)
     assert (tmp_path / "run/superseded/attempt-1/metrics.csv").read_bytes() == lost
-    assert same_runs(whole, tmp_path / "run") == []
+    assert differing_files(whole, tmp_path / "run") == []
 
 
 def test_a_full_disk_costs_no_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,13 +153,13 @@ def test_a_torn_metrics_file_is_mended_from_the_checkpoint(
 ) -> None:
     """The torn file is kept in superseded/."""
     with monkeypatch.context() as patch:
-        at_batch(patch, 6, ask(signal.SIGTERM))
+        at_batch(patch, 6, send_signal(signal.SIGTERM))
         run(tmp_path)
     with (tmp_path / "run/metrics.csv").open("a") as file:
         file.write("1,0.0")
     run(tmp_path, resume=True)
     assert (tmp_path / "run/superseded/attempt-1/metrics.csv").read_text().endswith("\n1,0.0")
-    assert same_runs(whole, tmp_path / "run") == []
+    assert differing_files(whole, tmp_path / "run") == []
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_restart_sets_everything_aside(tmp_path: Path, whole: Path) -> None:
         "split.csv",
         "excluded_images.csv",
     }
-    assert same_runs(whole, tmp_path / "run") == []
+    assert differing_files(whole, tmp_path / "run") == []
 
 
 def test_an_image_that_is_gone_is_named_before_anything_is_written(tmp_path: Path) -> None:

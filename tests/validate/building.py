@@ -142,7 +142,7 @@ class RunBuilder:
         last.counters = StepCounters(collected=num_steps, written=num_steps - num_failed, failed=num_failed)
         for table in TABLES:
             count = num_steps - len(self.lost.get(table.table.name, ()))
-            last.rows |= {f"{table.table.name}.{kind}": count for kind in self.formats}
+            last.rows |= {f"{table.table.name}.{suffix}": count for suffix in self.formats}
         if self.events:
             last.rows["events.csv"] = len(self.events)
 

@@ -116,7 +116,7 @@ DAMAGES = [
         frozenset({UNEQUAL, "rows.spacing", "counters.rows"}),
     ),
     Damage(
-        "a row is deleted from one CSV, told by the Parquet file's row",
+        "a row is deleted from one CSV, found by the Parquet file's row",
         lambda run: delete_line(run / f"{NORMS}.csv", 5),
         UNEQUAL,
         f"{NORMS}.parquet",
@@ -228,7 +228,7 @@ DAMAGES = [
         frozenset({"predictions.epoch"}),
     ),
     Damage(
-        "an epoch's predictions are gone, told by the set",
+        "an epoch's predictions are gone, found by the set",
         lambda run: (run / f"{VAL}1.parquet").unlink(),
         "predictions.epoch",
         f"{VAL}1.parquet",
@@ -252,14 +252,14 @@ DAMAGES = [
 ]
 
 
-def is_well_said(found: Finding, run: Path) -> bool:
+def is_plain_message(found: Finding, run: Path) -> bool:
     """The message names no path above the run directory, ends with one period, and is not an error of a library."""
     ends = found.message.endswith(".") and not found.message.endswith("..") and ".. " not in found.message
     return ends and str(run) not in found.message and "Value error" not in found.message
 
 
 @pytest.fixture(scope="module")
-def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def valid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three epochs with an event, which validates clean."""
     event = Event(
         event="non_finite", severity="warning", message="a, b", batch_idx=20, batch_idx_end=20, epoch=0, column="loss"
@@ -270,15 +270,15 @@ def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
-def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: Path) -> None:
+def test_damage_is_found_and_located(damage: Damage, valid_run: Path, tmp_path: Path) -> None:
     """One finding names the rule, the file, the row and the column; unrelated rules report nothing."""
-    run = shutil.copytree(sound_run, tmp_path / "run")
+    run = shutil.copytree(valid_run, tmp_path / "run")
     damage.do(run)
-    violations = validate_run(run)
-    assert [found.message for found in violations if not is_well_said(found, run)] == []
-    places = {(found.id, found.file, found.row, found.column) for found in violations}
+    findings = validate_run(run)
+    assert [found.message for found in findings if not is_plain_message(found, run)] == []
+    places = {(found.id, found.file, found.row, found.column) for found in findings}
     assert (damage.rule, damage.file, damage.row, damage.column) in places, places
-    assert {found.id for found in violations} == {damage.rule} | damage.also, places
+    assert {found.id for found in findings} == {damage.rule} | damage.also, places
 
 
 def test_every_rule_is_shown_to_find_something() -> None:

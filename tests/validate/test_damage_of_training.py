@@ -9,7 +9,7 @@ import pytest
 from ava_pipeline.validate.validate import validate_run
 from tests.validate.building import NOW, RunBuilder
 from tests.validate.damaging import cut, edit_manifest
-from tests.validate.test_damage import EVENTS, NORMS, Damage, is_well_said
+from tests.validate.test_damage import EVENTS, NORMS, Damage, is_plain_message
 
 CONFIG = """
 output_dir: run
@@ -117,7 +117,7 @@ DAMAGES = [
 
 
 @pytest.fixture(scope="module")
-def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def valid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run, which validates clean."""
     root = train_run(tmp_path_factory.mktemp("sound") / "run")
     assert validate_run(root) == []
@@ -125,15 +125,15 @@ def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
-def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: Path) -> None:
+def test_damage_is_found_and_located(damage: Damage, valid_run: Path, tmp_path: Path) -> None:
     """One finding names the rule, the file, the row and the column; unrelated rules report nothing."""
-    run = shutil.copytree(sound_run, tmp_path / "run")
+    run = shutil.copytree(valid_run, tmp_path / "run")
     damage.do(run)
-    violations = validate_run(run)
-    assert [found.message for found in violations if not is_well_said(found, run)] == []
-    places = {(found.id, found.file, found.row, found.column) for found in violations}
+    findings = validate_run(run)
+    assert [found.message for found in findings if not is_plain_message(found, run)] == []
+    places = {(found.id, found.file, found.row, found.column) for found in findings}
     assert (damage.rule, damage.file, damage.row, damage.column) in places, places
-    assert {found.id for found in violations} == {damage.rule}, places
+    assert {found.id for found in findings} == {damage.rule}, places
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_damage_is_found_and_located(damage: Damage, sound_run: Path, tmp_path: 
     ],
     ids=["predictions", "telemetry"],
 )
-def test_what_the_config_does_not_promise_may_be_missing(line: str, gone: str, sound_run: Path, tmp_path: Path) -> None:
+def test_what_the_config_does_not_promise_may_be_missing(line: str, gone: str, valid_run: Path, tmp_path: Path) -> None:
     """If the config turns a file off, its absence is not a finding."""
-    run = shutil.copytree(sound_run, tmp_path / "run")
+    run = shutil.copytree(valid_run, tmp_path / "run")
     text = CONFIG.replace("telemetry: {collect_every_n: 10}\n", "") if line.startswith("telemetry") else CONFIG
     (run / "config.yaml").write_text(f"{text}{line}\n")
     shutil.rmtree(run / gone)
@@ -158,9 +158,9 @@ def test_a_running_run_has_not_kept_its_promises_yet(tmp_path: Path) -> None:
     assert validate_run(train_run(tmp_path / "run", status="running"), now=NOW) == []
 
 
-def test_a_foreign_loop_promises_nothing(sound_run: Path, tmp_path: Path) -> None:
+def test_a_foreign_loop_promises_nothing(valid_run: Path, tmp_path: Path) -> None:
     """Telemetry, metrics.csv and a checkpoint of another format without a config give no finding."""
-    run = shutil.copytree(sound_run, tmp_path / "run")
+    run = shutil.copytree(valid_run, tmp_path / "run")
     (run / "config.yaml").unlink()
     (run / "split.csv").unlink()
     (run / CHECKPOINT).write_bytes(b"a pickle")

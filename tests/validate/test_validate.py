@@ -26,14 +26,14 @@ def attempt(number: int = 1, *, every: int = 10, **facts: object) -> Attempt:
     return Attempt.model_validate({"number": number, "started_utc": NOW, "collect_every_n": every} | facts)
 
 
-def told(name: EventName, first: int, last: int) -> Event:
+def warning(name: EventName, first: int, last: int) -> Event:
     """A warning event about a range of batches."""
-    return Event(event=name, severity="warning", message="told", batch_idx=first, batch_idx_end=last, epoch=0)
+    return Event(event=name, severity="warning", message="warning", batch_idx=first, batch_idx_end=last, epoch=0)
 
 
 def rules_broken(root: Path) -> set[str]:
     """The ids of the rules that a run breaks."""
-    return {violation.id for violation in validate_run(root, now=NOW)}
+    return {finding.id for finding in validate_run(root, now=NOW)}
 
 
 @pytest.mark.parametrize("formats", [("csv", "parquet"), ("csv",), ("parquet",)], ids=str)
@@ -79,19 +79,19 @@ def test_a_row_between_two_due_ones_is_never_clean(tmp_path: Path) -> None:
     assert [(found.id, found.row, found.value) for found in early] == [("rows.spacing", 2, "15")]
 
 
-def test_missing_rows_are_clean_where_a_gap_tells_them(tmp_path: Path) -> None:
+def test_missing_rows_are_clean_if_a_gap_explains_them(tmp_path: Path) -> None:
     """Dropped steps have no rows; the gap event distinguishes them from lost rows."""
     batches = (10, 20, 50, 60)
-    told_of = RunBuilder(root=tmp_path / "told", batches=batches, events=[told("gap", 30, 40)]).write()
-    assert validate_run(told_of) == []
+    explained = RunBuilder(root=tmp_path / "warning", batches=batches, events=[warning("gap", 30, 40)]).write()
+    assert validate_run(explained) == []
     assert rules_broken(RunBuilder(root=tmp_path / "silent", batches=batches).write()) == {"rows.spacing"}
 
 
 def test_a_failed_row_of_one_table_is_clean(tmp_path: Path) -> None:
     """A row that broke a rule is missing in its own table only, and an event records it."""
     lost = {"gradient_norms": [30]}
-    events = [told("failed_row", 30, 30)]
-    assert validate_run(RunBuilder(root=tmp_path / "told", lost=lost, events=events).write()) == []
+    events = [warning("failed_row", 30, 30)]
+    assert validate_run(RunBuilder(root=tmp_path / "warning", lost=lost, events=events).write()) == []
     silent = RunBuilder(root=tmp_path / "silent", lost=lost).write()
     assert rules_broken(silent) == {"rows.tables", "rows.spacing"}
 
@@ -99,7 +99,7 @@ def test_a_failed_row_of_one_table_is_clean(tmp_path: Path) -> None:
 def test_a_resumed_run_with_another_spacing_is_clean(tmp_path: Path) -> None:
     """Each attempt has its own collect_every_n; rows moved to superseded/ by a later attempt are not counted."""
     rows = {
-        f"{table}.{kind}": 5 for table in ("gradient_norms", "learning_rates", "steps") for kind in ("csv", "parquet")
+        f"{table}.{end}": 5 for table in ("gradient_norms", "learning_rates", "steps") for end in ("csv", "parquet")
     }
     first = attempt(status="killed", rows=rows, counters=StepCounters(collected=5, written=5).model_dump())
     second = attempt(
@@ -137,8 +137,8 @@ def test_damage_before_the_open_tail_is_found(tmp_path: Path) -> None:
 def test_a_killed_run_gets_an_info_and_nothing_else(tmp_path: Path) -> None:
     """A run with the status running and an old heartbeat was killed: an info, which does not fail."""
     run = RunBuilder(root=tmp_path / "run", status="running").write()
-    violations = validate_run(run, now=NOW + timedelta(hours=3))
-    assert [(found.id, found.severity) for found in violations] == [("run.killed", "info")]
+    findings = validate_run(run, now=NOW + timedelta(hours=3))
+    assert [(found.id, found.severity) for found in findings] == [("run.killed", "info")]
 
 
 def test_a_damaged_journal_is_found(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_a_damaged_journal_is_found(tmp_path: Path) -> None:
     second_frame = data.find(b"AVAjrnR1")
     data[second_frame + 100] ^= 1
     journal.write_bytes(data)
-    found = [violation for violation in validate_run(run, now=NOW) if violation.id == "files.journal"]
-    assert [violation.file for violation in found] == ["telemetry/gradient_norms.journal"]
+    found = [finding for finding in validate_run(run, now=NOW) if finding.id == "files.journal"]
+    assert [finding.file for finding in found] == ["telemetry/gradient_norms.journal"]
 
 
 def test_a_journal_beside_a_finished_run_is_a_warning(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_a_journal_beside_a_finished_run_is_a_warning(tmp_path: Path) -> None:
     edit_manifest(
         run, lambda manifest: [manifest.update(status="failed"), manifest["attempts"][0].update(status="failed")]
     )
-    violations = validate_run(run)
-    assert {(found.id, found.severity) for found in violations} == {("files.leftover", "warning")}
+    findings = validate_run(run)
+    assert {(found.id, found.severity) for found in findings} == {("files.leftover", "warning")}
 
 
 def test_a_partition_other_than_the_head_is_checked(tmp_path: Path) -> None:
@@ -168,19 +168,19 @@ def test_a_partition_other_than_the_head_is_checked(tmp_path: Path) -> None:
     run = RunBuilder(root=tmp_path / "run").write()
     both = [*GROUPS["backbone_layer4"].parameters, *GROUPS["mlp_head"].parameters]
     edit_manifest(run, lambda manifest: manifest["groups"]["overall"].update(parameters=both))
-    found = [violation for violation in validate_run(run) if str(violation.file).endswith(".csv")]
-    assert {(violation.id, violation.column) for violation in found} == {("norms.partition", "overall")}
+    found = [finding for finding in validate_run(run) if str(finding.file).endswith(".csv")]
+    assert {(finding.id, finding.column) for finding in found} == {("norms.partition", "overall")}
 
 
-def test_at_most_twenty_violations_a_rule_and_file_are_listed(tmp_path: Path) -> None:
+def test_at_most_twenty_findings_a_rule_and_file_are_listed(tmp_path: Path) -> None:
     """The others are counted, so that one broken column does not hide other findings."""
     run = RunBuilder(root=tmp_path / "run", batches=tuple(range(10, 1001, 10)), formats=("csv",)).write()
     spoil = lambda lines: [lines[0], *(f"{line.rpartition(',')[0]},-1" for line in lines[1:])]  # noqa: E731  # used once
     edit_lines(run / "telemetry/learning_rates.csv", spoil)
-    violations = [found for found in validate_run(run) if found.id == "values.range"]
-    assert len(violations) == MAX_LISTED + 1
-    assert violations[-1].message.startswith("80 more")
-    assert violations[-1].row is None
+    findings = [found for found in validate_run(run) if found.id == "values.range"]
+    assert len(findings) == MAX_LISTED + 1
+    assert findings[-1].message.startswith("80 more")
+    assert findings[-1].row is None
 
 
 @pytest.mark.parametrize("ignore", [["files.csv-parquet"], ["files"]], ids=str)
@@ -199,7 +199,7 @@ def test_ignoring_an_unknown_rule_names_the_nearest(tmp_path: Path) -> None:
         validate_run(run, ignore=["norms.headsum"])
 
 
-def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     """An empty directory is a wrong path, not a run with findings."""
     with pytest.raises(NotARunError, match=r"manifest\.json"):
         validate_run(tmp_path)
@@ -245,7 +245,7 @@ def test_each_event_that_explains_missing_rows_is_needed(tmp_path: Path) -> None
     names: tuple[EventName, ...] = ("gap", "failed_row", "failed_write", "damaged_file")
     assert set(names) == set(EXPLAIN_MISSING_ROWS)
     for name in names:
-        run = RunBuilder(root=tmp_path / name, batches=(10, 20, 50, 60), events=[told(name, 30, 40)]).write()
+        run = RunBuilder(root=tmp_path / name, batches=(10, 20, 50, 60), events=[warning(name, 30, 40)]).write()
         assert validate_run(run) == [], name
-    other = RunBuilder(root=tmp_path / "other", batches=(10, 20, 50, 60), events=[told("misuse", 30, 40)]).write()
+    other = RunBuilder(root=tmp_path / "other", batches=(10, 20, 50, 60), events=[warning("misuse", 30, 40)]).write()
     assert rules_broken(other) == {"rows.spacing"}

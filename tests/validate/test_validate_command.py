@@ -39,7 +39,7 @@ def test_a_clean_run_says_so(run: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{run}: clean.\n")
 
 
-def test_each_violation_is_a_line(broken_run: Path) -> None:
+def test_each_finding_is_a_line(broken_run: Path) -> None:
     """`file:line column: severity: message [rule]`, then a summary, with exit status 1."""
     result = validate(broken_run)
     finding, summary = result.stdout.splitlines()
@@ -74,8 +74,8 @@ def test_many_runs_and_files_in_one_call(broken_run: Path, tmp_path: Path) -> No
     clean = RunBuilder(root=tmp_path / "clean").write()
     file = clean / "telemetry/steps.csv"
     result = validate(clean, broken_run, file, "--json")
-    told = json.loads(result.stdout)
-    assert {path: one["clean"] for path, one in told.items()} == {
+    results = json.loads(result.stdout)
+    assert {path: entry["clean"] for path, entry in results.items()} == {
         str(clean): True,
         str(broken_run): False,
         str(file): True,
@@ -89,9 +89,9 @@ def test_one_that_is_no_run_costs_the_others_nothing(broken_run: Path, tmp_path:
     (tmp_path / "empty").mkdir()
     clean = RunBuilder(root=tmp_path / "clean").write()
     result = validate(clean, tmp_path / "empty", broken_run, "--json")
-    told = json.loads(result.stdout)
-    assert [one["clean"] for one in told.values()] == [True, None, False]
-    assert "telemetry/manifest.json" in told[str(tmp_path / "empty")]["problem"]
+    results = json.loads(result.stdout)
+    assert [entry["clean"] for entry in results.values()] == [True, None, False]
+    assert "telemetry/manifest.json" in results[str(tmp_path / "empty")]["problem"]
     assert result.exit_code == 2
     result = validate(tmp_path / "empty", clean)
     assert (result.exit_code, result.stdout) == (2, f"{clean}: clean.\n")

@@ -13,7 +13,7 @@ from tests.validate.building import RunBuilder
 from tests.validate.damaging import cut, edit_lines, set_cell, set_field
 
 FILES = [
-    *(f"telemetry/{table}.{kind}" for table in ("gradient_norms", "learning_rates") for kind in ("csv", "parquet")),
+    *(f"telemetry/{table}.{suffix}" for table in ("gradient_norms", "learning_rates") for suffix in ("csv", "parquet")),
     "telemetry/steps.csv",
     "telemetry/events.csv",
     "predictions/val_epoch_001.parquet",
@@ -22,28 +22,28 @@ FILES = [
 
 
 @pytest.fixture(scope="module")
-def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def valid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a file of every format and table."""
     event = Event(event="gap", severity="warning", message="a, b", batch_idx=20, batch_idx_end=20, epoch=0)
     return RunBuilder(root=tmp_path_factory.mktemp("sound") / "run", events=[event]).write()
 
 
 @pytest.fixture
-def run(sound_run: Path, tmp_path: Path) -> Path:
+def run(valid_run: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
-    return shutil.copytree(sound_run, tmp_path / "run")
+    return shutil.copytree(valid_run, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_file_of_a_run_is_clean(name: str, sound_run: Path) -> None:
+def test_every_file_of_a_run_is_clean(name: str, valid_run: Path) -> None:
     """With the manifest beside it."""
-    assert validate_file(sound_run / name) == []
+    assert validate_file(valid_run / name) == []
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if "steps" not in name])
-def test_a_file_without_its_run_is_told_by_its_columns(name: str, sound_run: Path, tmp_path: Path) -> None:
+def test_a_file_without_its_run_is_recognized_by_its_columns(name: str, valid_run: Path, tmp_path: Path) -> None:
     """The file is copied to a name that matches no table."""
-    path = Path(shutil.copy(sound_run / name, tmp_path / f"copy{Path(name).suffix}"))
+    path = Path(shutil.copy(valid_run / name, tmp_path / f"copy{Path(name).suffix}"))
     assert validate_file(path) == []
     shutil.copy(path, path.with_name(f"other{path.suffix}"))
     assert validate_file(path) == []
@@ -77,20 +77,20 @@ def test_damage_in_a_file_is_found(
     assert found == {(rule, path.name, row)}
 
 
-def test_other_files_are_not_looked_at(run: Path) -> None:
+def test_other_files_are_not_read(run: Path) -> None:
     """Whether the other format holds the same rows is checked for a run only."""
     set_field(run / "telemetry/steps.csv", 3, "loss", "0.5")
     assert validate_file(run / "telemetry/steps.csv") == []
 
 
-def test_a_wrong_column_name_is_a_violation(tmp_path: Path) -> None:
+def test_a_wrong_column_name_is_a_finding(tmp_path: Path) -> None:
     """If no manifest declares the columns, they must still be valid column names."""
     path = tmp_path / "gradient_norms.csv"
     path.write_text("batch_idx,epoch,=overall\n1,0,2.5\n")
     assert [one.id for one in validate_file(path)] == ["files.columns"]
 
 
-def test_what_is_no_table_file_is_wrong_usage(tmp_path: Path) -> None:
+def test_other_and_missing_files_are_wrong_usage(tmp_path: Path) -> None:
     """A journal is read with its run, and a missing file not at all."""
     (tmp_path / "steps.journal").touch()
     with pytest.raises(MisuseError, match="its run"):

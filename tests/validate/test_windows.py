@@ -25,7 +25,7 @@ from tests.validate.damaging import cut, delete_line, edit_lines, edit_manifest,
 from tests.validate.test_damage import DAMAGES, EVENTS, NORMS, RATES, STEPS, Damage
 from tests.validate.test_validate import attempt
 
-# Rows of a window of Parquet, bytes of a block of CSV: a row each, and edges that do not meet.
+# Rows of a Parquet window and bytes of a CSV block: one row each, and windows and blocks with different edges.
 SIZES = [(1, 1), (3, 200)]
 
 
@@ -45,7 +45,7 @@ def validated(run: Path) -> list[Finding]:
     return whole
 
 
-def test_of_many_violations_those_of_the_first_rows_are_listed(tmp_path: Path) -> None:
+def test_of_many_findings_those_of_the_first_rows_are_listed(tmp_path: Path) -> None:
     """Also if two columns in turn have more findings than are listed."""
     batches = tuple(range(10, 610, 10))
     norms: dict[int, dict[str, object]] = {
@@ -57,15 +57,15 @@ def test_of_many_violations_those_of_the_first_rows_are_listed(tmp_path: Path) -
     assert found[-1].message.startswith(f"{60 - MAX_LISTED} more")
 
 
-def told(name: EventName, first: int, last: int) -> Event:
+def warning(name: EventName, first: int, last: int) -> Event:
     """A warning event about a range of batches, with quotes in its text."""
     return Event(event=name, severity="warning", message='a, "b"', batch_idx=first, batch_idx_end=last, epoch=0)
 
 
 @pytest.fixture(scope="module")
-def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def valid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of twelve rows with events whose text holds line feeds, and without predictions."""
-    events = [told("non_finite", batch, batch) for batch in range(10, 70, 10)]
+    events = [warning("non_finite", batch, batch) for batch in range(10, 70, 10)]
     root = RunBuilder(root=tmp_path_factory.mktemp("sound") / "run", events=events).write()
     (root / EVENTS).write_text((root / EVENTS).read_text().replace('a, ""b""', 'a,\n""b""\n'))
     shutil.rmtree(root / "predictions")
@@ -76,14 +76,14 @@ def sound_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "damage", [one for one in DAMAGES if one.file.startswith("telemetry/")], ids=lambda damage: damage.name
 )
-def test_known_damage_is_found_in_windows(damage: Damage, sound_run: Path, tmp_path: Path) -> None:
+def test_known_damage_is_found_in_windows(damage: Damage, valid_run: Path, tmp_path: Path) -> None:
     """Rule, file, row, column and sentence are the same."""
-    run = shutil.copytree(sound_run, tmp_path / "run")
+    run = shutil.copytree(valid_run, tmp_path / "run")
     damage.do(run)
     assert damage.rule in {one.id for one in validated(run)}
 
 
-def of_row(row: int) -> list[tuple[str, Callable[[Path], object], str]]:
+def row_damages(row: int) -> list[tuple[str, Callable[[Path], object], str]]:
     """Damage to one row of a table, and the rule that finds it."""
     norms, rates, steps = (f"{table}.csv" for table in (NORMS, RATES, STEPS))
     swapped = lambda lines: [*lines[:row], lines[row + 1], lines[row], *lines[row + 2 :]]  # noqa: E731  # used once
@@ -109,11 +109,11 @@ def without(row: int) -> Callable[[pa.Table], pa.Table]:
 
 
 @pytest.mark.parametrize("row", range(3, 6))
-@pytest.mark.parametrize("kind", range(len(of_row(1))), ids=[name for name, _, _ in of_row(1)])
-def test_a_row_before_at_and_behind_an_edge(kind: int, row: int, sound_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("index", range(len(row_damages(1))), ids=[name for name, _, _ in row_damages(1)])
+def test_a_row_before_at_and_behind_an_edge(index: int, row: int, valid_run: Path, tmp_path: Path) -> None:
     """The first window of three rows ends with row 3."""
-    run = shutil.copytree(sound_run, tmp_path / "run")
-    _, damage, rule = of_row(row)[kind]
+    run = shutil.copytree(valid_run, tmp_path / "run")
+    _, damage, rule = row_damages(row)[index]
     damage(run)
     assert rule in {one.id for one in validated(run)}
 
@@ -172,17 +172,17 @@ def blank_line_and_crlf(run: Path) -> None:
     ],
 )
 def test_damage_in_two_places(
-    damage: Callable[[Path], None], rule: str, row: int | None, sound_run: Path, tmp_path: Path
+    damage: Callable[[Path], None], rule: str, row: int | None, valid_run: Path, tmp_path: Path
 ) -> None:
     """The findings of one window do not depend on other windows, and rows are numbered over the whole file."""
-    run = shutil.copytree(sound_run, tmp_path / "run")
+    run = shutil.copytree(valid_run, tmp_path / "run")
     damage(run)
     assert (rule, row) in {(one.id, one.row) for one in validated(run)}
 
 
 def test_events_of_a_damaged_file_explain_nothing(tmp_path: Path) -> None:
     """Neither the events before the damage nor those after it."""
-    events = [told("gap", 30, 40), *(told("non_finite", batch, batch) for batch in (50, 60, 70, 80))]
+    events = [warning("gap", 30, 40), *(warning("non_finite", batch, batch) for batch in (50, 60, 70, 80))]
     run = RunBuilder(root=tmp_path / "run", batches=(10, 20, 50, 60, 70, 80), events=events).write()
     assert validated(run) == []
     (run / EVENTS).write_text((run / EVENTS).read_text().replace("\n80,80,", "\n80,x,"))
@@ -191,7 +191,7 @@ def test_events_of_a_damaged_file_explain_nothing(tmp_path: Path) -> None:
 
 def resumed() -> dict[str, object]:
     """A killed attempt whose last rows the next attempt, with another spacing, moved to superseded/."""
-    names = [f"{table.table.name}.{kind}" for table in TABLES for kind in ("csv", "parquet")]
+    names = [f"{table.table.name}.{suffix}" for table in TABLES for suffix in ("csv", "parquet")]
     counters = [StepCounters(collected=number, written=number).model_dump() for number in (5, 3)]
     first = attempt(status="killed", rows=dict.fromkeys(names, 5), counters=counters[0])
     aside, rows = dict.fromkeys(names, 2), dict.fromkeys(names, 3)
@@ -202,9 +202,9 @@ def resumed() -> dict[str, object]:
 SOUND: dict[str, dict[str, object]] = {
     "deferred": {"batches": (12, 20, 32, 40, 52, 60), "attempts": [attempt(deferred=3)]},
     "too few deferred": {"batches": (12, 20, 32, 40, 52, 60), "attempts": [attempt(deferred=1)]},
-    "a gap": {"batches": (10, 20, 50, 60, 70), "events": [told("gap", 30, 40)]},
-    "a gap that nothing tells": {"batches": (10, 20, 50, 60, 70)},
-    "a failed row": {"lost": {"gradient_norms": [30]}, "events": [told("failed_row", 30, 30)]},
+    "a gap": {"batches": (10, 20, 50, 60, 70), "events": [warning("gap", 30, 40)]},
+    "a gap without an event": {"batches": (10, 20, 50, 60, 70)},
+    "a failed row": {"lost": {"gradient_norms": [30]}, "events": [warning("failed_row", 30, 30)]},
     "a lost row": {"lost": {"gradient_norms": [30, 40]}},
     "resumed": resumed(),
     "null and nan": {"norms": {30: {"backbone_layer4": None}, 40: {"overall": float("nan")}}},

@@ -180,12 +180,12 @@ def test_good_ids_keep_their_order_and_progress_ends_at_all(tmp_path: Path) -> N
     """Ids are returned in the order given, whichever thread ends first; progress rises to the total."""
     ids = [*range(300, 100, -3), 1]
     write(tmp_path, {image_id: encoded(quarters(8)) for image_id in ids if image_id != 102})
-    seen: list[tuple[int, int]] = []
-    found = scan(tmp_path, ids, max_bad_fraction=0.1, num_workers=3, on_progress=lambda *step: seen.append(step))
+    steps: list[tuple[int, int]] = []
+    found = scan(tmp_path, ids, max_bad_fraction=0.1, num_workers=3, on_progress=lambda *step: steps.append(step))
     assert found.good_ids.tolist() == [image_id for image_id in ids if image_id != 102]
     assert found.good_ids.dtype == np.int64
-    assert seen == sorted(seen)
-    assert seen[-1] == (len(ids), len(ids))
+    assert steps == sorted(steps)
+    assert steps[-1] == (len(ids), len(ids))
 
 
 def test_more_bad_images_than_allowed_stop_with_counts_and_examples(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_events_are_a_closed_set() -> None:
         "epoch": 0,
         "time_utc": "2026-01-01T00:00:00Z",
         "severity": "info",
-        "message": "told",
+        "message": "rows are missing",
     }
     assert validator("events").is_valid(event | {"event": "gap"})
     assert not validator("events").is_valid(event | {"event": "surprise"})

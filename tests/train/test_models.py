@@ -67,7 +67,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     ],
     ids=["text", "empty", "pickle", "missing"],
 )
-def test_files_that_are_no_weights_are_refused(tmp_path: Path, content: bytes | None, sentence: str) -> None:
+def test_files_without_weights_are_refused(tmp_path: Path, content: bytes | None, sentence: str) -> None:
     """The code in other pickles does not run."""
     path = tmp_path / "weights.pt"
     if content is not None:
@@ -76,7 +76,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, content: bytes | 
         build_model(SMALL.model_copy(update={"weights": str(path)}))
 
 
-def test_a_list_of_tensors_is_no_state_dict(tmp_path: Path) -> None:
+def test_a_list_of_tensors_is_not_a_state_dict(tmp_path: Path) -> None:
     """The message says what the file contains instead."""
     torch.save([torch.zeros(1)], tmp_path / "weights.pt")
     with pytest.raises(ConfigError, match="holds a list"):

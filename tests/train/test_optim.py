@@ -46,7 +46,7 @@ def test_warm_up_is_counted_in_batches_or_epochs() -> None:
 
 
 def test_the_cosine_falls_to_min_lr_and_stays() -> None:
-    """The rate is in the middle half way; a prolonged run continues from min_lr."""
+    """Half way the rate is in the middle; after the last step it stays at min_lr."""
     cosine = schedule(OptimConfig(base_lr=1.0, min_lr=0.1))
     assert [cosine.factor(step) for step in (0, 25, 50, 60)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
 

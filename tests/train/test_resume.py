@@ -25,7 +25,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 5, 6, 9, 10])
-def test_a_run_ended_after_any_batch_goes_on_as_if_it_had_not(
+def test_a_run_ended_after_any_batch_continues_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, batch: int
 ) -> None:
     """Within and at the end of an accumulation, at an epoch's last batch and after it."""
@@ -77,9 +77,7 @@ def _run_out_of_memory() -> None:
     raise MemoryError
 
 
-def test_resume_begins_where_there_is_no_checkpoint_yet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
-) -> None:
+def test_resume_without_a_checkpoint_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
     """A scheduler requeues the unchanged command, also after a crash in the first epoch."""
     with monkeypatch.context() as patch:
         at_batch(patch, 2, _run_out_of_memory)
@@ -112,7 +110,9 @@ def test_more_epochs_and_another_rate_may_be_asked_for_on_the_way(tmp_path: Path
     assert "base_lr: 0.01" in (tmp_path / "run/superseded/attempt-1/config.yaml").read_text()
 
 
-def test_rows_past_the_checkpoint_are_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
+def test_rows_past_the_checkpoint_move_to_superseded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
+) -> None:
     """An older checkpoint was restored, so later rows move to superseded/."""
     last, older = tmp_path / "run/checkpoints/last.pt", tmp_path / "older.pt"
     with monkeypatch.context() as patch:
@@ -148,7 +148,7 @@ def test_a_file_that_the_disk_refuses_is_named(tmp_path: Path, name: str) -> Non
         run(tmp_path, "train.epochs=1", resume=True)
 
 
-def test_a_torn_metrics_file_is_mended_from_the_checkpoint(
+def test_a_torn_metrics_file_is_repaired_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:
     """The torn file is kept in superseded/."""
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, whole: Path, 
     assert (whole / "metrics.csv").read_bytes() == metrics
 
 
-def test_a_used_directory_is_refused_and_the_ways_on_are_named(whole: Path) -> None:
+def test_a_used_directory_is_refused_with_the_options_to_continue(whole: Path) -> None:
     """Also if the run never saved a checkpoint."""
     with pytest.raises(RunExistsError, match=r"already holds a run .*--resume.*--output-dir DIR.*--restart"):
         run(whole.parent)
@@ -196,14 +196,14 @@ def test_a_directory_that_another_process_writes_is_refused_by_its_name(tmp_path
     assert (whole / "config.yaml").stat().st_mtime_ns == before
 
 
-def test_restart_sets_everything_aside(tmp_path: Path, whole: Path) -> None:
+def test_restart_moves_everything_to_superseded(tmp_path: Path, whole: Path) -> None:
     """The new attempt is a whole run, which validates clean; all old files are in superseded/."""
     run(tmp_path, "train.epochs=1", "seed=3")
     old = (tmp_path / "run/metrics.csv").read_bytes()
     run(tmp_path, restart=True)
-    aside = tmp_path / "run/superseded/attempt-1"
-    assert (aside / "metrics.csv").read_bytes() == old
-    assert {path.name for path in aside.iterdir()} == {
+    superseded = tmp_path / "run/superseded/attempt-1"
+    assert (superseded / "metrics.csv").read_bytes() == old
+    assert {path.name for path in superseded.iterdir()} == {
         "config.yaml",
         "metrics.csv",
         "checkpoints",
@@ -221,12 +221,12 @@ def test_an_image_that_is_gone_is_named_before_anything_is_written(tmp_path: Pat
     split = pd.read_csv(tmp_path / "run/split.csv")
     image_id = int(split.loc[split["set"] == "val", "image_id"].iloc[0])
     image = tmp_path / f"data/images/{image_id}.jpg"
-    aside = image.rename(tmp_path / "aside.jpg")
+    moved = image.rename(tmp_path / "moved.jpg")
     before = (tmp_path / "run/split.csv").stat().st_mtime_ns
     with pytest.raises(SplitError, match=rf"split\.csv: 1 of .*: {image_id} \(missing\).*--resume.*--restart"):
         run(tmp_path, *options, resume=True)
     assert (tmp_path / "run/split.csv").stat().st_mtime_ns == before
-    aside.rename(image)
+    moved.rename(image)
     assert run(tmp_path, *options, resume=True).costs.num_batches == 0
     image.unlink()
     assert len(run(tmp_path, *options, restart=True).results) == 1

@@ -28,7 +28,9 @@ def attempt(number: int = 1, *, every: int = 10, **facts: object) -> Attempt:
 
 def warning(name: EventName, first: int, last: int) -> Event:
     """A warning event about a range of batches."""
-    return Event(event=name, severity="warning", message="warning", batch_idx=first, batch_idx_end=last, epoch=0)
+    return Event(
+        event=name, severity="warning", message="rows are missing", batch_idx=first, batch_idx_end=last, epoch=0
+    )
 
 
 def rules_broken(root: Path) -> set[str]:
@@ -82,7 +84,7 @@ def test_a_row_between_two_due_ones_is_never_clean(tmp_path: Path) -> None:
 def test_missing_rows_are_clean_if_a_gap_explains_them(tmp_path: Path) -> None:
     """Dropped steps have no rows; the gap event distinguishes them from lost rows."""
     batches = (10, 20, 50, 60)
-    explained = RunBuilder(root=tmp_path / "warning", batches=batches, events=[warning("gap", 30, 40)]).write()
+    explained = RunBuilder(root=tmp_path / "explained", batches=batches, events=[warning("gap", 30, 40)]).write()
     assert validate_run(explained) == []
     assert rules_broken(RunBuilder(root=tmp_path / "silent", batches=batches).write()) == {"rows.spacing"}
 
@@ -91,7 +93,7 @@ def test_a_failed_row_of_one_table_is_clean(tmp_path: Path) -> None:
     """A row that broke a rule is missing in its own table only, and an event records it."""
     lost = {"gradient_norms": [30]}
     events = [warning("failed_row", 30, 30)]
-    assert validate_run(RunBuilder(root=tmp_path / "warning", lost=lost, events=events).write()) == []
+    assert validate_run(RunBuilder(root=tmp_path / "explained", lost=lost, events=events).write()) == []
     silent = RunBuilder(root=tmp_path / "silent", lost=lost).write()
     assert rules_broken(silent) == {"rows.tables", "rows.spacing"}
 

@@ -84,7 +84,7 @@ def test_many_runs_and_files_in_one_call(broken_run: Path, tmp_path: Path) -> No
     assert validate(clean, file).stdout.splitlines() == [f"{clean}: clean.", f"{file}: clean."]
 
 
-def test_one_that_is_no_run_costs_the_others_nothing(broken_run: Path, tmp_path: Path) -> None:
+def test_a_path_without_a_run_does_not_stop_the_others(broken_run: Path, tmp_path: Path) -> None:
     """`outputs/ava/*` may match a note or an empty folder: it is reported, and the worst status counts."""
     (tmp_path / "empty").mkdir()
     clean = RunBuilder(root=tmp_path / "clean").write()
@@ -159,7 +159,7 @@ def test_the_rules_are_listed_without_a_run() -> None:
     assert all(rule.sentence in line for rule, line in zip(RULES, lines, strict=True))
 
 
-def test_no_run_is_wrong_usage_in_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_run_is_wrong_usage_in_one_sentence(tmp_path: Path) -> None:
     """The exit status is 2; the message names the path and what a run holds, without a traceback."""
     command = [sys.executable, "-m", "ava_pipeline", "validate", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -194,8 +194,8 @@ def resumed() -> dict[str, object]:
     names = [f"{table.table.name}.{suffix}" for table in TABLES for suffix in ("csv", "parquet")]
     counters = [StepCounters(collected=number, written=number).model_dump() for number in (5, 3)]
     first = attempt(status="killed", rows=dict.fromkeys(names, 5), counters=counters[0])
-    aside, rows = dict.fromkeys(names, 2), dict.fromkeys(names, 3)
-    second = attempt(2, every=20, resumed_from=35, set_aside=aside, rows=rows, counters=counters[1])
+    superseded, rows = dict.fromkeys(names, 2), dict.fromkeys(names, 3)
+    second = attempt(2, every=20, resumed_from=35, set_aside=superseded, rows=rows, counters=counters[1])
     return {"batches": (10, 20, 30, 40, 60, 80), "attempts": [first, second]}
 
 

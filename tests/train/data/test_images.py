@@ -72,7 +72,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "rgba-png": lambda: encoded(quarters().convert("RGBA"), "PNG"),
     "mpo": lambda: encoded(quarters(), "MPO", quality=95, save_all=True, append_images=[quarters(8)]),
     "bmp": lambda: encoded(quarters(), "BMP"),
-    "odd-exif": lambda: encoded(quarters(), exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0broken"),
+    "broken-exif": lambda: encoded(quarters(), exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0broken"),
     **{f"exif-{n}": lambda n=n: stored(n) for n in STORED_AS},  # type: ignore[misc]  # mypy cannot type a bound default
 }
 

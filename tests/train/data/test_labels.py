@@ -153,7 +153,7 @@ def test_text_in_another_encoding_is_located(path: Path) -> None:
 
 
 def test_missing_file_and_folder_say_what_to_give(tmp_path: Path) -> None:
-    """The message names the setting of the path."""
+    """The message asks for the path of AVA.txt."""
     for path in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(ConfigError, match=r"cannot be read: .*\. Give the path of AVA's own AVA\.txt"):
             read_ava_labels(path)
@@ -168,7 +168,7 @@ def test_identical_duplicates_are_dropped_with_a_warning(path: Path, caplog: pyt
     assert "lines 1 and 4: image 953958" in caplog.text
 
 
-def test_duplicates_with_other_tags_are_dropped_and_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_duplicates_with_other_tags_are_dropped_and_reported(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The rows are not identical, but training uses the votes only."""
     with caplog.at_level(logging.WARNING):
         frame = read(path, "\n".join([row(7, tags="1 2"), row(8), row(7, tags="3 2"), row(8)]))

@@ -62,7 +62,7 @@ def test_another_seed_is_another_split() -> None:
 
 
 @pytest.mark.parametrize("fractions", [(0.8, 0.1), (0.8, 0.1, 0.2), (1.1, -0.1, 0.0), (float("nan"), 0.5, 0.5)])
-def test_fractions_that_are_no_shares_are_refused(fractions: tuple[float, ...]) -> None:
+def test_invalid_fractions_are_refused(fractions: tuple[float, ...]) -> None:
     """Expected are three, none negative, that sum to 1."""
     with pytest.raises(SplitError, match="expected three fractions for train, val and test"):
         split_by_hash(IDS, fractions=fractions, seed=0)
@@ -114,7 +114,7 @@ def test_sets_that_share_images_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["abc", "1.png", "-4", "1 2", "1.5", "9" * 30])
-def test_lines_that_are_no_ids_are_named(tmp_path: Path, line: str) -> None:
+def test_lines_without_an_id_are_named(tmp_path: Path, line: str) -> None:
     """With file and line number."""
     with pytest.raises(SplitError, match=r"val\.txt: expected image ids, got line 3: "):
         split_from_files(lists(tmp_path, train="1", val=f"2\n\n{line}\n"), [1, 2])

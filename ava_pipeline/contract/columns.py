@@ -129,11 +129,6 @@ class Column(Declaration):
         return exact
 
 
-def arrow_fields(columns: Sequence[Column]) -> "list[pa.Field[Any]]":
-    """Several columns in an Arrow schema."""
-    return [column.arrow_field for column in columns]
-
-
 def shown(value: object) -> str:
     """A value as messages show it, shortened if it is long."""
     try:
@@ -301,8 +296,7 @@ class NumberColumns(NamedTuple):
 
 def number_columns(rows: pa.RecordBatch | pa.Table) -> NumberColumns:
     """The keys and the float columns of some rows."""
-    names = [field.name for field in rows.schema if pa.types.is_floating(field.type)]
-    columns = [(name, rows.column(name)) for name in names]
+    columns = [(field.name, rows.column(field.name)) for field in rows.schema if pa.types.is_floating(field.type)]
     floats = {name: (numpy_values(one), null_mask(one) if one.null_count else None) for name, one in columns}
     return NumberColumns(numpy_values(rows.column("batch_idx")), numpy_values(rows.column("epoch")), floats)
 

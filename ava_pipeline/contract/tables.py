@@ -29,7 +29,6 @@ from ava_pipeline.contract.columns import (
     Column,
     Declaration,
     Values,
-    arrow_fields,
     bool_array,
     shown,
     to_arrow,
@@ -170,7 +169,7 @@ class RunTable(Declaration):
             TABLE_KEY: self.table.name.encode(),
             VERSION_KEY: str(SCHEMA_VERSION).encode(),
         }
-        return pa.schema(arrow_fields(self.columns), metadata=metadata)
+        return pa.schema([column.arrow_field for column in self.columns], metadata=metadata)
 
     def check(self, values: Mapping[str, Values], num_rows: int) -> CheckedRows:
         """Make an Arrow batch of new rows, without those that break a rule.

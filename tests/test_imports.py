@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,6 +87,14 @@ def test_the_design_lists_every_package() -> None:
     design = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
     packages = {f"{path.name}/" if path.is_dir() else path.name for path in PACKAGE.iterdir() if path.name[0] != "_"}
     assert {package for package in packages - {"py.typed"} if f"`{package}`" not in design} == set()
+
+
+def test_the_design_names_files_that_exist() -> None:
+    """A reader who follows it finds the file."""
+    design = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", design)
+    assert len(named) > 20
+    assert {name for name in named if not ((PACKAGE / name).exists() or (PACKAGE.parent / name).exists())} == set()
 
 
 @pytest.mark.parametrize("package", NO_TORCH)

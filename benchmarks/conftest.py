@@ -5,7 +5,7 @@ import os
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from ava_pipeline.bench.command import Options
+from ava_pipeline.bench.options import Options
 from ava_pipeline.bench.workload import Workload
 from benchmarks.judging import Bench, Sizes
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ava_pipeline.bench.command import Setting
+from ava_pipeline.bench.options import Setting
 from ava_pipeline.bench.results import Result, Target, Work, host_s, interleaved, median, percentile
 from ava_pipeline.bench.workload import Workload, collector
 from ava_pipeline.collect.collector import TelemetryCollector

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ava_pipeline.bench.command import Setting
+from ava_pipeline.bench.options import Setting
 from ava_pipeline.bench.results import TIMES, Clock, Estimate, Result, Samples, Target, interleaved, median, ratio
 from ava_pipeline.bench.workload import Workload
 from ava_pipeline.collect.collector import TelemetryCollector

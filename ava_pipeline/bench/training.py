@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-from ava_pipeline.bench.command import Options, Setting
+from ava_pipeline.bench.options import Options, Setting
 from ava_pipeline.bench.results import (
     NUM_WARMUP,
     TIMES,

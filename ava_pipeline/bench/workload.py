@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ava_pipeline.bench.command import Options
+from ava_pipeline.bench.options import Options
 from ava_pipeline.bench.results import Clock, clock_for
 from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.config.models import ModelConfig, OptimConfig

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from ava_pipeline.bench.command import Setting
+from ava_pipeline.bench.options import Setting
 from ava_pipeline.bench.results import Estimate, Result, Target, median
 from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES, STEPS
 from ava_pipeline.contract.events import Event

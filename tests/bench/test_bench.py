@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from ava_pipeline import open_run
-from ava_pipeline.bench.command import Options, Setting
+from ava_pipeline.bench.options import Options, Setting
 from ava_pipeline.bench.peers import PEERS, Compared, Ours, Peer, _compared, compare
 from ava_pipeline.bench.report import Report, print_report
 from ava_pipeline.bench.results import Estimate, Result, Target, median, ratio

@@ -120,10 +120,14 @@ class Table(Declaration):
 
 
 class CheckedRows(NamedTuple):
-    """The rows that keep every rule, and the values that break one; a finding's `row` is 1-based among all rows."""
+    """Rows that keep every rule, values that break one (`row` is 1-based among all rows), and every row.
+
+    In `every`, a value that its dtype cannot hold is null.
+    """
 
     kept: pa.RecordBatch
     findings: list[Finding]
+    every: pa.RecordBatch
 
 
 class RunTable(Declaration):
@@ -182,9 +186,9 @@ class RunTable(Declaration):
         batch = pa.RecordBatch.from_arrays([array for array, _ in made], schema=self.arrow_schema)
         broken = [is_broken for _, is_broken in made if is_broken is not None]
         if not broken:
-            return CheckedRows(batch, [])
+            return CheckedRows(batch, [], batch)
         is_broken = np.logical_or.reduce(broken)
-        return CheckedRows(batch.filter(bool_array(~is_broken)), list(self._explained(values, is_broken)))
+        return CheckedRows(batch.filter(bool_array(~is_broken)), list(self._explained(values, is_broken)), batch)
 
     def problems(self, rows: Sequence[Mapping[str, object]]) -> list[Finding]:
         """Check rows against the pydantic model, all in one call.

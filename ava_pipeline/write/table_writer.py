@@ -78,7 +78,7 @@ class TableWriter:
             self._log.add(lost_event(made.steps, in_words(error), file=file))
         if self._signs is not None:
             self._signs.add_rows(self._name, outcome.kept)
-        self._add_events(outcome.kept, made.steps)
+        self._add_events(outcome.every, made.steps)
         return {step.batch_idx for step, _ in made.refused} | {made.steps[row].batch_idx for row in outcome.failed}
 
     def sync(self, steps: Sequence[PendingStep]) -> bool:

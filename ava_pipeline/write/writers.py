@@ -109,7 +109,7 @@ class Writer(ABC):
 
 @dataclass(slots=True)
 class Outcome:
-    """The outcome of new rows: those that keep the table's rules, and values that break a rule.
+    """The outcome of new rows: those that keep the table's rules, the values that break a rule, and every row.
 
     A finding's `row` is 1-based among the new rows. `failed` are 0-based positions of the rows that a rule or a writer
     refused. `errors` are exceptions of writers, by file name.
@@ -117,6 +117,7 @@ class Outcome:
 
     kept: pa.RecordBatch
     findings: list[Finding]
+    every: pa.RecordBatch
     failed: set[int]
     errors: dict[str, Exception] = field(default_factory=dict)
 
@@ -135,8 +136,8 @@ class TableFiles:
 
     def write(self, columns: Mapping[str, Values], num_rows: int) -> Outcome:
         """Write the rows that keep the table's rules; the columns are as `RunTable.check` takes them."""
-        kept, findings = self._run_table.check(columns, num_rows)
-        outcome = Outcome(kept, findings, failed={finding.row - 1 for finding in findings if finding.row})
+        kept, findings, every = self._run_table.check(columns, num_rows)
+        outcome = Outcome(kept, findings, every, failed={finding.row - 1 for finding in findings if finding.row})
         if kept.num_rows:
             outcome.errors = self._for_each(lambda writer: writer.write(kept))
             self.num_rows.update({name: kept.num_rows for name in self._writers if name not in outcome.errors})

@@ -49,7 +49,7 @@ def test_columns_and_pydantic_agree_on_every_value(column: Column, values: list[
     """The rows that the vectorised rules keep are those that the row model keeps, whatever stands beside them."""
     table = RunTable.of(Table(name="t", description="", columns=(column,)))
     good = [row for row, value in enumerate(values) if not table.problems([{"x": value}])]
-    kept, findings = table.check({"x": values}, len(values))
+    kept, findings, _ = table.check({"x": values}, len(values))
     assert [finding.row for finding in findings] == [row + 1 for row in range(len(values)) if row not in good]
     assert kept.num_rows == len(good)
     assert {finding.id for finding in findings} <= {"values.null", "values.dtype", "values.range", "values.choice"}

@@ -140,7 +140,7 @@ class Measure(ABC):
         """Report what new rows show, in the background thread; here, the values that are not finite.
 
         Args:
-            rows: the rows that keep the table's rules, in batch order. Each row is given once.
+            rows: every new row in batch order, also rows that break a rule of the table; each row is given once.
         """
         return non_finite_events(rows)
 

@@ -1,14 +1,11 @@
-"""Columns of a table: their types, the rules of their values, and their way into Arrow and back to NumPy.
+"""Columns of a table: their types, the rules of their values, and their way into Arrow.
 
 A `Column` declares what its values are. Two checks follow from it and agree on every value: `Column.checked` takes a
 single value and says what is wrong with it, for the pydantic row model and for messages; `to_arrow` and
-`broken_values` take a whole column at once.
-
-Arrays are built from NumPy buffers and read back as NumPy buffers, because `pa.array`, `pa.scalar`, `to_numpy` and
-`RecordBatch.from_pylist` import pandas, which takes 0.4 s in the middle of a training.
+`broken_values` take whole columns at once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
@@ -19,12 +16,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ava_pipeline.contract.lockless_cached_property import lockless_cached_property
+from ava_pipeline.contract.arrays import ArrowColumn, Bools, bit_buffer, bools, null_mask, numpy_columns
 
 Dtype = Literal["int64", "float32", "float64", "string", "timestamp"]
 Values: TypeAlias = Sequence[object] | NDArray[Any]
-Bools: TypeAlias = NDArray[np.bool_]
-ArrowColumn: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"
 
 # The rules of values, by the ids that `ava-pipeline validate` prints.
 NULL, DTYPE, RANGE, CHOICE = "values.null", "values.dtype", "values.range", "values.choice"
@@ -53,7 +48,7 @@ MAX_TEXT_BYTES = 2**31 - 1  # of one Arrow array
 class Declaration(BaseModel):
     """A part of a table's declaration: immutable, and read from manifests that anyone may have written."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(lockless_cached_property,))
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Column(Declaration):
@@ -129,6 +124,16 @@ class Column(Declaration):
         return exact
 
 
+def arrow_schema(columns: Iterable[Column], metadata: dict[bytes | str, bytes | str]) -> pa.Schema:
+    """The columns of a table in Arrow."""
+    return pa.schema([column.arrow_field for column in columns], metadata=metadata)
+
+
+def dtype_name(arrow_type: pa.DataType) -> str:
+    """The name of an Arrow type as declarations give it; of other types, Arrow's name."""
+    return next((dtype for dtype, one in _TYPES.items() if one.arrow == arrow_type), str(arrow_type))
+
+
 def shown(value: object) -> str:
     """A value as messages show it, shortened if it is long."""
     try:
@@ -191,10 +196,27 @@ def to_arrow(column: Column, values: Values) -> "tuple[pa.Array[Any], Bools | No
     return stored.array, np.logical_or.reduce(broken) if broken else None
 
 
-def broken_values(column: Column, values: ArrowColumn) -> Iterator[tuple[str, Bools]]:
-    """Yield the id of each rule of the column that a value breaks, and the rows [rows] that break it."""
-    numbers = None if column.not_below is None else numpy_values(values)
-    return _broken(column, values, numbers, null_mask(values) if values.null_count else None)
+def columns_to_arrow(
+    columns: Iterable[Column], values: Mapping[str, Values], num_rows: int
+) -> "tuple[list[pa.Array[Any]], Bools | None]":
+    """Make Arrow arrays of new rows, and find the rows [rows] that break a rule, as `to_arrow` does for one column.
+
+    A column that `values` lacks is null in every row.
+    """
+    nulls = [None] * num_rows
+    made = [to_arrow(column, values.get(column.name, nulls)) for column in columns]
+    broken = [is_broken for _, is_broken in made if is_broken is not None]
+    return [array for array, _ in made], np.logical_or.reduce(broken) if broken else None
+
+
+def broken_values(columns: Iterable[Column], rows: pa.Table) -> Iterator[tuple[Column, str, Bools]]:
+    """Yield each column with the id of a rule that its values break, and the rows [rows] that break it."""
+    numbers = numpy_columns(rows)
+    for column in columns:
+        values = rows.column(column.name)
+        is_null = null_mask(values) if values.null_count else None
+        for rule, is_broken in _broken(column, values, numbers.get(column.name), is_null):
+            yield column, rule, is_broken
 
 
 def _broken(
@@ -269,80 +291,5 @@ def _stored(dtype: Dtype, values: Any) -> _Stored:
 def _array(arrow_type: Any, values: "NDArray[Any]", is_null: Bools | None, *more: bytes) -> "pa.Array[Any]":
     """An Arrow array of NumPy's numbers; of texts, `values` are their offsets and `more` is their bytes."""
     data: Any = values
-    buffers = [None if is_null is None else _bits(~is_null), *map(pa.py_buffer, (data, *more))]
+    buffers = [None if is_null is None else bit_buffer(~is_null), *map(pa.py_buffer, (data, *more))]
     return pa.Array.from_buffers(arrow_type, len(values) - len(more), buffers)
-
-
-def bool_array(mask: Bools) -> Any:
-    """A mask [rows] for `filter`."""
-    return pa.Array.from_buffers(pa.bool_(), len(mask), [None, _bits(mask)])
-
-
-def _bits(mask: Bools) -> pa.Buffer:
-    packed: Any = np.packbits(mask, bitorder="little")
-    return pa.py_buffer(packed)
-
-
-class NumberColumns(NamedTuple):
-    """The keys and the float columns of some rows, as NumPy vectors [rows].
-
-    `floats` holds by name the numbers, nan at a null, and the null mask of a column that has nulls.
-    """
-
-    batch_idx: NDArray[np.int64]
-    epoch: NDArray[np.int64]
-    floats: "dict[str, tuple[NDArray[Any], Bools | None]]"
-
-
-def number_columns(rows: pa.RecordBatch | pa.Table) -> NumberColumns:
-    """The keys and the float columns of some rows."""
-    columns = [(field.name, rows.column(field.name)) for field in rows.schema if pa.types.is_floating(field.type)]
-    floats = {name: (numpy_values(one), null_mask(one) if one.null_count else None) for name, one in columns}
-    return NumberColumns(numpy_values(rows.column("batch_idx")), numpy_values(rows.column("epoch")), floats)
-
-
-def numpy_columns(rows: pa.Table) -> "dict[str, NDArray[Any]]":
-    """The columns of numbers of a table, by name, as `numpy_values` gives each."""
-    return {
-        field.name: numpy_values(column)
-        for field, column in zip(rows.schema, rows.columns, strict=True)
-        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
-    }
-
-
-def numpy_values(values: ArrowColumn) -> "NDArray[Any]":
-    """A column of numbers or timestamps [rows] in its own width: nan at a null of a float column, 0 at other nulls.
-
-    Timestamps are int64, in their own unit. A column without nulls is not copied.
-    """
-    array = _one_array(values)
-    kind = "f" if pa.types.is_floating(array.type) else "u" if pa.types.is_unsigned_integer(array.type) else "i"
-    dtype = np.dtype(f"{kind}{array.type.bit_width // 8}")
-    data: Any = array.buffers()[1]
-    missing = dtype.type(np.nan if kind == "f" else 0)
-    if data is None or not len(array):
-        return np.full(len(array), missing)
-    numbers: NDArray[Any] = np.frombuffer(data, dtype, len(array), array.offset * dtype.itemsize)
-    return np.where(null_mask(array), missing, numbers) if array.null_count else numbers
-
-
-def null_mask(values: ArrowColumn) -> Bools:
-    """Where a column is null [rows]."""
-    return bools(values.is_null())
-
-
-def bools(values: ArrowColumn) -> Bools:
-    """A boolean column [rows]; undefined at nulls."""
-    array = _one_array(values)
-    data: Any = array.buffers()[1]
-    if data is None or not len(array):
-        return np.zeros(len(array), dtype=np.bool_)
-    octets: NDArray[np.uint8] = np.frombuffer(data, np.uint8)
-    bits: Bools = np.unpackbits(octets, count=array.offset + len(array), bitorder="little").astype(np.bool_)
-    return bits[array.offset :]
-
-
-def _one_array(values: ArrowColumn) -> Any:
-    if not isinstance(values, pa.ChunkedArray):
-        return values
-    return values.chunk(0) if values.num_chunks == 1 else pa.concat_arrays(values.chunks or [pa.nulls(0, values.type)])

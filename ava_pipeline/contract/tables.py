@@ -7,6 +7,7 @@ rows and the JSON Schema that describes them to other programs.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Annotated, Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -16,25 +17,25 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     TypeAdapter,
     ValidationError,
     create_model,
     model_validator,
 )
 
+from ava_pipeline.contract.arrays import Bools, bool_array
 from ava_pipeline.contract.columns import (
     DTYPE,
     NULL,
-    Bools,
     Column,
     Declaration,
     Values,
-    bool_array,
+    arrow_schema,
+    columns_to_arrow,
     shown,
-    to_arrow,
 )
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.contract.lockless_cached_property import lockless_cached_property
 from ava_pipeline.errors import DamagedFileError, MisuseError
 
 SCHEMA_VERSION: Final = 1
@@ -97,18 +98,10 @@ class Table(Declaration):
                 raise ValueError(f"column {name!r} is declared twice; rename one of them")
         return self
 
-    @lockless_cached_property
+    @property
     def row_model(self) -> type[BaseModel]:
         """The pydantic model of a row: strict, its run columns of one type."""
-        fields: dict[str, Any] = {
-            column.name: (column.annotation, Field(description=column.description)) for column in self.columns
-        }
-        extra: dict[str, Any] = {}
-        if self.run_columns is not None:
-            extra["__pydantic_extra__"] = dict.__class_getitem__((str, self.run_columns.annotation))
-        config = ConfigDict(strict=True, extra="allow" if extra else "forbid", title=self.name)
-        base = type("Row", (BaseModel,), {"__module__": __name__, "__annotations__": extra, "model_config": config})
-        return create_model(self.name, __base__=base, __doc__=self.description, **fields)
+        return _row_model(self)
 
     def json_schema(self) -> dict[str, Any]:
         """A row of this table as JSON Schema; null is "not measured", nan and inf have no JSON form."""
@@ -117,6 +110,24 @@ class Table(Declaration):
         if self.run_columns is not None:
             schema["x-run-columns"] = self.run_columns.model_dump(exclude_none=True)
         return schema
+
+
+@lru_cache  # unlike `cached_property` before Python 3.12, without a lock that a fork could leave held
+def _row_model(table: Table) -> type[BaseModel]:
+    fields: dict[str, Any] = {
+        column.name: (column.annotation, Field(description=column.description)) for column in table.columns
+    }
+    extra: dict[str, Any] = {}
+    if table.run_columns is not None:
+        extra["__pydantic_extra__"] = dict.__class_getitem__((str, table.run_columns.annotation))
+    config = ConfigDict(strict=True, extra="allow" if extra else "forbid", title=table.name)
+    base = type("Row", (BaseModel,), {"__module__": __name__, "__annotations__": extra, "model_config": config})
+    return create_model(table.name, __base__=base, __doc__=table.description, **fields)
+
+
+@lru_cache
+def _rows_adapter(table: Table) -> TypeAdapter[Any]:
+    return TypeAdapter(list[table.row_model])  # type: ignore[name-defined]  # a model made at run time
 
 
 class CheckedRows(NamedTuple):
@@ -135,6 +146,8 @@ class RunTable(Declaration):
 
     table: Table
     run_column_names: tuple[Annotated[str, AfterValidator(_as_column_name)], ...] = ()
+    _columns: tuple[Column, ...] = PrivateAttr()
+    _arrow_schema: pa.Schema = PrivateAttr()
 
     @classmethod
     def of(cls, table: Table, run_column_names: Sequence[str] = ()) -> Self:
@@ -153,27 +166,32 @@ class RunTable(Declaration):
             raise ValueError(f"table {self.table.name!r} declares a column twice")
         return self
 
-    @lockless_cached_property
-    def columns(self) -> tuple[Column, ...]:
-        """Every column, in file order."""
+    def model_post_init(self, _context: object) -> None:
+        """Derive the columns and the Arrow schema, which every new row needs."""
         declared = self.table.run_columns
-        if declared is None:
-            return self.table.columns
-        return self.table.columns + tuple(declared.model_copy(update={"name": name}) for name in self.run_column_names)
-
-    @lockless_cached_property
-    def column_names(self) -> tuple[str, ...]:
-        """The names of every column, in file order."""
-        return tuple(column.name for column in self.columns)
-
-    @lockless_cached_property
-    def arrow_schema(self) -> pa.Schema:
-        """The table in Arrow; the metadata names table and schema version."""
+        self._columns = self.table.columns
+        if declared is not None:
+            self._columns += tuple(declared.model_copy(update={"name": name}) for name in self.run_column_names)
         metadata: dict[bytes | str, bytes | str] = {
             TABLE_KEY: self.table.name.encode(),
             VERSION_KEY: str(SCHEMA_VERSION).encode(),
         }
-        return pa.schema([column.arrow_field for column in self.columns], metadata=metadata)
+        self._arrow_schema = arrow_schema(self._columns, metadata)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Every column, in file order."""
+        return self._columns
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of every column, in file order."""
+        return tuple(column.name for column in self._columns)
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        """The table in Arrow; the metadata names table and schema version."""
+        return self._arrow_schema
 
     def check(self, values: Mapping[str, Values], num_rows: int) -> CheckedRows:
         """Make an Arrow batch of new rows, without those that break a rule.
@@ -181,13 +199,10 @@ class RunTable(Declaration):
         `values` holds by column `num_rows` values each, as `to_arrow` takes them; a column that is missing is null in
         every row, and names that are not the table's are ignored.
         """
-        nulls = [None] * num_rows
-        made = [to_arrow(column, values.get(column.name, nulls)) for column in self.columns]
-        batch = pa.RecordBatch.from_arrays([array for array, _ in made], schema=self.arrow_schema)
-        broken = [is_broken for _, is_broken in made if is_broken is not None]
-        if not broken:
+        arrays, is_broken = columns_to_arrow(self._columns, values, num_rows)
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._arrow_schema)
+        if is_broken is None:
             return CheckedRows(batch, [], batch)
-        is_broken = np.logical_or.reduce(broken)
         return CheckedRows(batch.filter(bool_array(~is_broken)), list(self._explained(values, is_broken)), batch)
 
     def problems(self, rows: Sequence[Mapping[str, object]]) -> list[Finding]:
@@ -196,14 +211,10 @@ class RunTable(Declaration):
         Each value that breaks a rule gives a finding with its 1-based `row`, its `column`, and its `value` as text.
         """
         try:
-            self._rows_adapter.validate_python(rows)
+            _rows_adapter(self.table).validate_python(rows)
         except ValidationError as error:
             return [_finding(detail) for detail in error.errors(include_url=False, include_context=False)]
         return []
-
-    @lockless_cached_property
-    def _rows_adapter(self) -> TypeAdapter[Any]:
-        return TypeAdapter(list[self.table.row_model])  # type: ignore[name-defined]  # a model made at run time
 
     def _explained(self, values: Mapping[str, Values], is_broken: Bools) -> Iterator[Finding]:
         """What is wrong with the rows that were refused, in the words of the row model."""

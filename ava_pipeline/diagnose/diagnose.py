@@ -13,8 +13,7 @@ from ava_pipeline.contract.events import EVENTS, samples_in
 from ava_pipeline.contract.finding import SEVERITY_RANK, Finding
 from ava_pipeline.contract.manifest import Manifest, attempt_spans
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.read.run import Run, open_run
-from ava_pipeline.read.table import read_table
+from ava_pipeline.read.run import Run, open_run, read_table
 from ava_pipeline.signs.evidence import NO_ROWS, Evidence, TableValues
 from ava_pipeline.signs.gaps import gap_findings
 from ava_pipeline.signs.healthy import healthy_signs, is_enough

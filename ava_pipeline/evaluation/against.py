@@ -19,7 +19,7 @@ from ava_pipeline.read.predictions import Predicted, read_predicted
 from ava_pipeline.terminal import metric_text, metric_title, plain_table, printable, rounded
 
 if TYPE_CHECKING:
-    from ava_pipeline.read.arrays import Floats
+    from ava_pipeline.contract.arrays import Floats
 
 NUM_SHOWN = 10
 _COLORS = {"better": "green", "worse": "red", "unclear": "dim"}

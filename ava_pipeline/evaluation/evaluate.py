@@ -14,11 +14,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ava_pipeline.contract.arrays import Floats
 from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_file
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import NotARunError
 from ava_pipeline.metrics import Metrics, constant_predictor, same_side
-from ava_pipeline.read.arrays import Floats
 from ava_pipeline.read.predictions import Predicted, read_predicted
 
 CONFIDENCE = 0.95
@@ -111,9 +111,7 @@ def prediction_paths(path: Path) -> Sequence[Path]:
         return [path]
     layout = RunLayout(path.parent if path.name == "predictions" else path)
     check_inside(layout)
-    files = sorted(
-        layout.predictions.glob("*.parquet"), key=lambda file: prediction_file(file) or (file.stem, -1, file)
-    )
+    files = sorted(layout.predictions.glob("*.parquet"), key=_set_and_epoch)
     if not files:
         raise NotARunError(f"{path}: no predictions found. {_REMEDY}")
     return files

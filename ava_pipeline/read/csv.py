@@ -26,9 +26,8 @@ def read_csv(path: Path, declaration: RunTable) -> pa.Table:
     if not data:
         return pa.Table.from_batches([], declaration.arrow_schema)
     check_header(path, data, declaration)
-    convert = convert_options({field.name: field.type for field in declaration.arrow_schema})
     try:
-        return csv.read_csv(BytesIO(data), ONE_THREAD, parse_options(declaration), convert)
+        return csv.read_csv(BytesIO(data), ONE_THREAD, *csv_options(declaration.arrow_schema))
     except pa.ArrowInvalid as error:
         raise DamagedFileError(
             f"{path} cannot be read: {error} (the header is row 1). "
@@ -60,9 +59,14 @@ def _first_line(data: bytes) -> str:
     return data.partition(b"\n")[0].decode(errors="replace").rstrip("\r")
 
 
-def parse_options(declaration: RunTable) -> csv.ParseOptions:
+def csv_options(schema: pa.Schema) -> tuple[csv.ParseOptions, csv.ConvertOptions]:
+    """How Arrow reads a table's lines into the types of its schema."""
+    return parse_options(schema), convert_options(dict(zip(schema.names, schema.types, strict=True)))
+
+
+def parse_options(schema: pa.Schema) -> csv.ParseOptions:
     """How Arrow splits lines: only a text may hold a line feed."""
-    return csv.ParseOptions(newlines_in_values=any(column.dtype == "string" for column in declaration.columns))
+    return csv.ParseOptions(newlines_in_values=any(map(pa.types.is_string, schema.types)))
 
 
 def convert_options(types: dict[str, pa.DataType]) -> csv.ConvertOptions:

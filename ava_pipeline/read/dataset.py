@@ -19,7 +19,7 @@ from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.parquet import parquet_schema
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.read.table import has_complete_parquet, read_table
+from ava_pipeline.read.run import has_complete_parquet, read_table
 
 ReadRows = Callable[[], pa.Table]
 

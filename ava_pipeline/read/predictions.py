@@ -1,6 +1,5 @@
 """Read one Parquet file of predictions, of a run or from elsewhere, as arrays."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,14 +7,13 @@ import numpy as np
 import pyarrow as pa
 
 from ava_pipeline.config.load import read_yaml
+from ava_pipeline.contract.arrays import Floats, float_columns
 from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS
-from ava_pipeline.contract.columns import numpy_values
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import Metrics, prediction_metrics
-from ava_pipeline.read.arrays import Floats
 
 _COLUMNS = (*PRED_COLUMNS, *GT_COLUMNS, "pred_mean", "gt_mean")
 _IMAGE = "image_id"
@@ -50,25 +48,19 @@ def read_predicted(path: Path) -> Predicted:
         raise DamagedFileError(f"{path}: expected predictions, but it has no columns {', '.join(missing)}.")
     if not rows.num_rows:
         raise DamagedFileError(f"{path}: expected predictions, got no rows. Remove it, or predict again.")
+    for name in _COLUMNS:
+        dtype = rows.schema.field(name).type
+        if not (pa.types.is_floating(dtype) or pa.types.is_integer(dtype)):
+            raise DamagedFileError(f"{path}: column {name}: expected numbers, got {dtype}.")
+    values = float_columns(rows, _COLUMNS)
     return Predicted(
         path=path,
         image_ids=rows[_IMAGE] if _IMAGE in rows.column_names else None,
-        pred=_matrix(path, rows, PRED_COLUMNS),
-        truth=_matrix(path, rows, GT_COLUMNS),
-        pred_mean=_column(path, rows, "pred_mean"),
-        gt_mean=_column(path, rows, "gt_mean"),
+        pred=np.column_stack([values[name] for name in PRED_COLUMNS]),
+        truth=np.column_stack([values[name] for name in GT_COLUMNS]),
+        pred_mean=values["pred_mean"],
+        gt_mean=values["gt_mean"],
     )
-
-
-def _matrix(path: Path, rows: pa.Table, names: Sequence[str]) -> Floats:
-    return np.column_stack([_column(path, rows, name) for name in names])
-
-
-def _column(path: Path, rows: pa.Table, name: str) -> Floats:
-    dtype = rows.schema.field(name).type
-    if not (pa.types.is_floating(dtype) or pa.types.is_integer(dtype)):
-        raise DamagedFileError(f"{path}: column {name}: expected numbers, got {dtype}.")
-    return numpy_values(rows.column(name).cast(pa.float64()))
 
 
 def is_generated(path: Path) -> bool:

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.arrays import Floats
 from ava_pipeline.contract.builtin_tables import SCORES
-from ava_pipeline.read.arrays import Floats
 from ava_pipeline.read.predictions import Predicted
 from ava_pipeline.report.figure import Figure, Style, TextTable, Trace, label_text, number_text, style_at, styles_of
 from ava_pipeline.report.run_data import RunData

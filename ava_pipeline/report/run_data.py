@@ -17,8 +17,7 @@ from ava_pipeline.errors import RunError
 from ava_pipeline.metrics import Metrics
 from ava_pipeline.read.csv import read_csv
 from ava_pipeline.read.predictions import Predicted, is_generated, read_predicted
-from ava_pipeline.read.run import Run, open_run
-from ava_pipeline.read.table import read_table
+from ava_pipeline.read.run import Run, open_run, read_table
 
 T = TypeVar("T")
 VALIDATION = "val"

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.arrays import BatchIndices, Bools, Floats, floats, integers, null_mask
 from ava_pipeline.contract.manifest import Manifest, Role
-from ava_pipeline.read.arrays import BatchIndices, Bools, Floats, floats, integers, nulls
 from ava_pipeline.report.run_data import RunData
 
 NORMS, RATES, STEPS = "gradient_norms", "learning_rates", "steps"
@@ -77,7 +77,7 @@ def columns_of(run: RunData, table: str, *, is_log: bool = True) -> list[Series]
         return []
     names = [field.name for field in rows.schema if pa.types.is_floating(field.type)]
     breaks = _breaks(integers(rows, "batch_idx"), run.manifest)
-    series = [_series(run.name, name, rows, floats(rows, name), nulls(rows[name]), breaks) for name in names]
+    series = [_series(run.name, name, rows, floats(rows, name), null_mask(rows[name]), breaks) for name in names]
     if table in {NORMS, RATES}:
         return series
     return [replace(column, is_log=is_log) for column in series if not column.is_null.all()]
@@ -93,7 +93,7 @@ def ratio_of(run: RunData) -> list[Series]:
     with np.errstate(divide="ignore", invalid="ignore"):
         # Divided by inf, the ratio would be 0, like that of a backbone that is not learning.
         values = np.where(np.isfinite(denominator), numerator / denominator, np.nan)
-    is_null = nulls(rows[backbone]) | nulls(rows[head])
+    is_null = null_mask(rows[backbone]) | null_mask(rows[head])
     breaks = _breaks(integers(rows, "batch_idx"), run.manifest)
     return [_series(run.name, f"{backbone} / {head}", rows, values, is_null, breaks)]
 

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from ava_pipeline.contract.arrays import Floats
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Attempt, Manifest, Status, status_now, utc_now
 from ava_pipeline.diagnose.diagnose import Verdict
-from ava_pipeline.read.arrays import Floats
 from ava_pipeline.report.annotations import MAX_FINDINGS, figure_of, shown_findings, step_for
 from ava_pipeline.report.figure import TextTable, number_text
 from ava_pipeline.report.run_data import RunData

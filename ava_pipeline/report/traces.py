@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ava_pipeline.read.arrays import BatchIndices
+from ava_pipeline.contract.arrays import BatchIndices
 from ava_pipeline.report.figure import Style, Trace, label_text
 from ava_pipeline.report.series import Points, ReducedLine, Series
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.columns import number_columns
+from ava_pipeline.contract.arrays import number_columns
 from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.contract.manifest import Group, Role
 

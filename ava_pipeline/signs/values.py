@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from ava_pipeline.contract.columns import null_mask, number_columns, numpy_values
+from ava_pipeline.contract.arrays import null_mask, number_columns, numpy_values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.signs.evidence import (

@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.columns import numpy_columns
+from ava_pipeline.contract.arrays import BatchIndices, Bools, integers, null_mask, numpy_columns
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.read.arrays import BatchIndices, Bools, integers, nulls
 from ava_pipeline.validate.listing import Breach, Cell, Rule
 
 KEYS = ("batch_idx", "epoch")
@@ -222,7 +221,7 @@ class ExplainedBatches:
         is_known = np.array(
             [name in EXPLAIN_MISSING_ROWS for name in events.column("event").to_pylist()], dtype=np.bool_
         )
-        is_known &= ~nulls(events.column("batch_idx")) & ~nulls(events.column("batch_idx_end"))
+        is_known &= ~null_mask(events.column("batch_idx")) & ~null_mask(events.column("batch_idx_end"))
         starts = np.concatenate([self._starts, integers(events, "batch_idx")[is_known]])
         ends = np.concatenate([self._highest_ends, integers(events, "batch_idx_end")[is_known]])
         order = np.argsort(starts, kind="stable")

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from io import BytesIO
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from ava_pipeline.contract.columns import Column, Dtype, null_mask, numpy_values, shown
+from ava_pipeline.contract.arrays import null_mask, numpy_values
+from ava_pipeline.contract.columns import Column, dtype_name, shown
 from ava_pipeline.contract.layout import PARTIAL_SUFFIX, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import RunTable
@@ -78,26 +79,26 @@ def _unknown_predictions(layout: RunLayout) -> Iterator[Breach]:
             yield NAME.broken(relative(layout, path), "expected a name such as val_epoch_000.parquet.")
 
 
-def check_columns(found: pa.Schema, declaration: RunTable, file: str, report: Report) -> bool:
+def check_columns(found: pa.Schema, declared: pa.Schema, file: str, report: Report) -> bool:
     """Compare the columns of a Parquet file with its declaration; if the names are right, rows may be cast to it."""
-    declared = declaration.arrow_schema
     if found.names != declared.names:
         message = f"expected the columns {','.join(declared.names)}, got {','.join(found.names)}."
         report(COLUMNS.broken(file, message))
         return False
     for field, given in zip(declared, found.types, strict=True):
         if not given.equals(field.type):
-            message = f"expected {_dtype_name(field.type)}, got {_dtype_name(given)}."
-            report(DTYPE.broken(file, message, column=field.name, value=_dtype_name(given)))
+            message = f"expected {dtype_name(field.type)}, got {dtype_name(given)}."
+            report(DTYPE.broken(file, message, column=field.name, value=dtype_name(given)))
     return True
 
 
 def cast_rows(rows: pa.Table, declaration: RunTable, file: str, report: Report) -> pa.Table | None:
     """Give rows the declared types; None if they have other columns, or values of other types."""
-    if not check_columns(rows.schema, declaration, file, report):
+    declared = declaration.arrow_schema
+    if not check_columns(rows.schema, declared, file, report):
         return None
     try:
-        return rows.cast(nullable(declaration.arrow_schema))
+        return rows.cast(nullable(declared))
     except pa.ArrowException as error:
         report(UNREADABLE.broken(file, f"its values cannot become the declared types: {str(error).rstrip('.')}."))
         return None
@@ -106,15 +107,6 @@ def cast_rows(rows: pa.Table, declaration: RunTable, file: str, report: Report) 
 def nullable(schema: pa.Schema) -> pa.Schema:
     """The schema of rows that may break a rule: any value may be null."""
     return pa.schema([field.with_nullable(nullable=True) for field in schema])
-
-
-_DTYPES: dict[pa.DataType, Dtype] = {
-    Column(name="any", dtype=dtype, description="").arrow_field.type: dtype for dtype in get_args(Dtype)
-}
-
-
-def _dtype_name(arrow_type: pa.DataType) -> str:
-    return _DTYPES.get(arrow_type, str(arrow_type))
 
 
 Strings: TypeAlias = "pa.Array[Any]"
@@ -127,7 +119,7 @@ def check_lines(data: bytes, file: str, declaration: RunTable, *, start: int = 0
     breaches and how many rows the lines are; none and 0 if the lines are not text.
     """
     wrong_lines: list[csv.InvalidRow] = []
-    options = parse_options(declaration)
+    options = parse_options(declaration.arrow_schema)
     options.invalid_row_handler = lambda row: wrong_lines.append(row) or "skip"  # type: ignore[func-returns-value]  # append, then say skip
     types: dict[str, pa.DataType] = dict.fromkeys(declaration.column_names, pa.string())
     try:
@@ -153,9 +145,9 @@ def _value_breaches(text: pa.Table, file: str, declaration: RunTable, rows: NDAr
         values = text.column(column.name).combine_chunks()
         # Each distinct text is cast once: the same mistake often stands in many rows.
         distinct = values.dictionary_encode()
-        bad = np.asarray(list(_uncastable(distinct.dictionary, arrow_type, 0)), dtype=np.intp)
-        broken = np.flatnonzero(np.isin(numpy_values(distinct.indices), bad) & ~null_mask(values))
-        if len(broken):
+        bad = list(_uncastable(distinct.dictionary, arrow_type, 0))
+        if bad:
+            broken = np.flatnonzero(np.isin(numpy_values(distinct.indices), bad) & ~null_mask(values))
             yield VALUE.broken_rows(file, rows[broken], _ExplainValue(column, values, broken))
 
 

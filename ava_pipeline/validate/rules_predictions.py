@@ -10,14 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.arrays import (
+    bools,
+    differing,
+    float_columns,
+    integers,
+    null_mask,
+    numpy_values,
+    take_rows,
+    text,
+)
 from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS, PREDICTIONS, SCORES
-from ava_pipeline.contract.columns import bools, null_mask, numpy_values
 from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_files
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.metrics import prediction_metrics
-from ava_pipeline.read.arrays import differing, float_columns, integers, take_rows, text
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, Window
 from ava_pipeline.validate.listing import Breach, Cell, Report, Rule, relative, without_path
 from ava_pipeline.validate.rules_files import UNREADABLE, cast_rows
@@ -217,6 +224,8 @@ def _compare_metrics(metrics: Window, predictions: Window, epoch: int) -> Iterat
 
 
 def _expected_metrics(rows: pa.Table) -> dict[str, float]:
+    from ava_pipeline.metrics import prediction_metrics  # noqa: PLC0415  # only runs with metrics.csv come here
+
     values = float_columns(rows, ["pred_mean", "gt_mean", *PRED_COLUMNS, *GT_COLUMNS])
     pred, truth = (np.column_stack([values[name] for name in names]) for names in (PRED_COLUMNS, GT_COLUMNS))
     return asdict(prediction_metrics(pred, truth, values["pred_mean"], values["gt_mean"]))

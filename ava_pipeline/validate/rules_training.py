@@ -5,18 +5,20 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from pyarrow import csv
 
-from ava_pipeline.config.load import load_config
-from ava_pipeline.config.models import RunConfig
 from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import ConfigError, DamagedFileError
 from ava_pipeline.validate import rules_manifest, rules_predictions
 from ava_pipeline.validate.checked_run import CheckedRun
 from ava_pipeline.validate.listing import Breach, Rule, relative, without_path
+
+if TYPE_CHECKING:
+    from ava_pipeline.config.models import RunConfig
 
 INVALID = Rule("config.invalid", "config.yaml is a config of ava-pipeline train.")
 MISSING = Rule("config.missing", "A run of ava-pipeline train holds its config.yaml.")
@@ -32,6 +34,8 @@ def check_run(run: CheckedRun) -> Iterator[Breach]:
     if not run.layout.config.exists():
         yield from () if run.is_open else _missing_config(run)
         return
+    from ava_pipeline.config.load import load_config  # noqa: PLC0415  # only runs of the training job have a config
+
     yield from _checkpoint(run.layout)
     try:
         check_name(run.layout, run.layout.config)
@@ -86,7 +90,7 @@ def _missing_metrics(run: CheckedRun) -> Iterator[Breach]:
     yield METRICS.broken(relative(run.layout, run.layout.metrics), f"the file is missing, although {proof}.")
 
 
-def _missing_predictions(run: CheckedRun, config: RunConfig) -> Iterator[Breach]:
+def _missing_predictions(run: CheckedRun, config: "RunConfig") -> Iterator[Breach]:
     """All of them; rules_predictions reports single missing files, with or without a config."""
     layout = run.layout
     if config.save_val_predictions and not any(file.name == "val" for file in prediction_files(layout)):
@@ -98,7 +102,7 @@ def _missing_predictions(run: CheckedRun, config: RunConfig) -> Iterator[Breach]
             )
 
 
-def _missing_telemetry(run: CheckedRun, config: RunConfig) -> Iterator[Breach]:
+def _missing_telemetry(run: CheckedRun, config: "RunConfig") -> Iterator[Breach]:
     """The whole folder; rules_manifest reports a folder without a manifest, with or without a config."""
     every, num_batches = config.telemetry.collect_every_n, _num_batches(run, config)
     if not config.telemetry.enabled or run.layout.telemetry.is_dir() or not num_batches:
@@ -117,7 +121,7 @@ def _missing_telemetry(run: CheckedRun, config: RunConfig) -> Iterator[Breach]:
         yield NO_ROW.broken(relative(run.layout, run.layout.config), message)
 
 
-def _num_batches(run: CheckedRun, config: RunConfig) -> int:
+def _num_batches(run: CheckedRun, config: "RunConfig") -> int:
     """The least number of batches trained: those of the epochs in metrics.csv."""
     try:
         sets = csv.read_csv(_split(run.layout)).column("set").to_pylist()

@@ -8,10 +8,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic_core import PydanticCustomError
 
+from ava_pipeline.contract.arrays import Bools, float_columns, floats, null_mask, text
 from ava_pipeline.contract.columns import Column, broken_values
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Group, Manifest, attempt_spans, partitions
-from ava_pipeline.read.arrays import Bools, float_columns, floats, nulls, text
 from ava_pipeline.validate.checked_run import Window
 from ava_pipeline.validate.listing import Breach, Cell, Rule
 
@@ -49,9 +49,8 @@ def check_rows(window: Window, manifest: Manifest | None) -> Iterator[Breach]:
 
 def check_columns(window: Window) -> Iterator[Breach]:
     """Values that break a rule of their column."""
-    for column in window.declaration.columns:
-        for rule, is_broken in broken_values(column, window.rows.column(column.name)):
-            yield from window.breaches(_COLUMN_RULES[rule], is_broken, _ExplainValue(column, window.rows))
+    for column, rule, is_broken in broken_values(window.declaration.columns, window.rows):
+        yield from window.breaches(_COLUMN_RULES[rule], is_broken, _ExplainValue(column, window.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class _ExplainValue:
 def _infinite_rates(window: Window) -> Iterator[Breach]:
     for name, rates in float_columns(window.rows, window.declaration.run_column_names).items():
         if not np.isfinite(rates).all():
-            is_broken = ~np.isfinite(rates) & ~nulls(window.rows.column(name))
+            is_broken = ~np.isfinite(rates) & ~null_mask(window.rows.column(name))
             yield from _broken_cells(FINITE, window, name, is_broken, "expected a finite learning rate, got {}.")
 
 
@@ -109,7 +108,7 @@ def _combined(norms: list[Norms], window: Window, children: tuple[str, ...]) -> 
     squares = np.zeros(window.rows.num_rows)
     for name, norm in zip(children, norms, strict=True):
         column = window.rows.column(name)
-        squares += (np.where(nulls(column), 0.0, norm) if column.null_count else norm) ** 2
+        squares += (np.where(null_mask(column), 0.0, norm) if column.null_count else norm) ** 2
     squares[~np.isfinite(squares)] = np.nan
     return np.sqrt(squares)
 

@@ -16,7 +16,7 @@ from ava_pipeline.contract.parquet import RowStream, concat_rows, num_parquet_ro
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import MAX_LINE_BYTES, check_csv_size
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.read.csv import convert_options, header_names, parse_options
+from ava_pipeline.read.csv import csv_options, header_names
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedTable, Window
 from ava_pipeline.validate.listing import Breach, Listing, without_path
 from ava_pipeline.validate.rules_files import (
@@ -29,7 +29,7 @@ from ava_pipeline.validate.rules_files import (
     check_lines,
     nullable,
 )
-from ava_pipeline.validate.rules_formats import ParquetComparison
+from ava_pipeline.validate.rules_rows import ParquetComparison
 
 Check = Callable[[Window], Iterable[Breach]]
 
@@ -102,9 +102,9 @@ class StoredFile:
     The rows have `schema`: the declared types, and any value may be null.
     """
 
-    def __init__(self, file: str, path: Path, declaration: RunTable, stored: RowStream) -> None:
+    def __init__(self, file: str, path: Path, declaration: RunTable, schema: pa.Schema, stored: RowStream) -> None:
         self.file = file
-        self.schema = nullable(declaration.arrow_schema)
+        self.schema = nullable(schema)
         self._path = path
         self._declaration = declaration
         self._stored = stored
@@ -120,9 +120,10 @@ class StoredFile:
         except (DamagedFileError, pa.ArrowException) as error:
             listing.add(UNREADABLE.broken(file, without_path(error, parquet)))
             return None
-        if not check_columns(stored.schema, declaration, file, listing.add):
+        schema = declaration.arrow_schema
+        if not check_columns(stored.schema, schema, file, listing.add):
             return None
-        return cls(file, parquet, declaration, stored)
+        return cls(file, parquet, declaration, schema, stored)
 
     def tables(self) -> Iterator[pa.Table]:
         """Every row in the order of writing, about `WINDOW_ROWS` at a time; raise DamagedFileError if unreadable."""
@@ -201,10 +202,9 @@ class CsvFile:
         self._is_open = is_open
         self._has_crlf = False
         self._is_damaged = False
-        self._parse = parse_options(declaration)
         schema = declaration.arrow_schema
         self._names = schema.names
-        self._convert = convert_options(dict(zip(schema.names, schema.types, strict=True)))
+        self._parse, self._convert = csv_options(schema)
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows of each block of lines; of a damaged file those before the first damaged block.

@@ -22,7 +22,6 @@ from ava_pipeline.read.csv import header_names
 from ava_pipeline.read.run import open_run
 from ava_pipeline.validate import (
     rules_files,
-    rules_formats,
     rules_manifest,
     rules_predictions,
     rules_rows,
@@ -38,7 +37,6 @@ from ava_pipeline.validate.table_reader import Check, CsvFile, StoredFile, read_
 _RULE_MODULES = (
     rules_manifest,
     rules_files,
-    rules_formats,
     rules_rows,
     rules_values,
     rules_predictions,
@@ -47,7 +45,6 @@ _RULE_MODULES = (
 _CHECKS_OF_RUNS = (
     rules_manifest.check_run,
     rules_files.check_run,
-    rules_formats.check_run,
     rules_rows.check_run,
     rules_predictions.check_run,
     rules_training.check_run,

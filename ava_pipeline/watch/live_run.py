@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
+from ava_pipeline.contract.arrays import Bools, Floats, floats, integers, null_mask
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest, Status, status_now
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import MAX_LINE_BYTES, read_line
 from ava_pipeline.errors import DamagedFileError, RunError
-from ava_pipeline.read.arrays import Bools, Floats, floats, integers, nulls
-from ava_pipeline.read.csv import convert_options, parse_options
+from ava_pipeline.read.csv import csv_options
 from ava_pipeline.read.run import Run
 
 EVENTS_TABLE = EVENTS.name
@@ -107,7 +107,7 @@ class LatestRows:
         if rows is None:
             return {}
         names = [field.name for field in rows.schema if pa.types.is_floating(field.type)]
-        return {name: (floats(rows, name), nulls(rows[name])) for name in names}
+        return {name: (floats(rows, name), null_mask(rows[name])) for name in names}
 
 
 class CsvTail:
@@ -160,9 +160,8 @@ class CsvTail:
         if not lines:
             return schema.empty_table()
         options = csv.ReadOptions(column_names=schema.names, use_threads=False)
-        types = convert_options({field.name: field.type for field in schema})
         try:
-            return csv.read_csv(BytesIO(lines), options, parse_options(self._declaration), types)
+            return csv.read_csv(BytesIO(lines), options, *csv_options(schema))
         except pa.ArrowInvalid as error:
             raise DamagedFileError(
                 f"{self._path} cannot be read: {error}. `ava-pipeline validate` names the line."

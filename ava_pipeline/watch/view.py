@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ava_pipeline.contract.arrays import Bools, Floats, integers
 from ava_pipeline.contract.manifest import Manifest
-from ava_pipeline.read.arrays import Bools, Floats, integers
 from ava_pipeline.terminal import printable
 from ava_pipeline.watch.live_run import EVENTS_TABLE, Columns, LatestRows, LiveRun
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ava_pipeline.contract.arrays import bool_array, numpy_values
 from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES, STEPS
-from ava_pipeline.contract.columns import bool_array, numpy_values
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.files import free_place, keep_damaged, keep_damaged_copy, keep_damaged_end, written_aside
 from ava_pipeline.contract.finding import Finding

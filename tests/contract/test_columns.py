@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ava_pipeline.contract.columns import Column, Dtype, numpy_values, to_arrow
+from ava_pipeline.contract.arrays import numpy_values
+from ava_pipeline.contract.columns import Column, Dtype, to_arrow
 from ava_pipeline.contract.tables import RunTable, Table
 
 DTYPES: list[Dtype] = ["int64", "float32", "float64", "string", "timestamp"]

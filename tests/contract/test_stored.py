@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from ava_pipeline.contract.arrays import integers
 from ava_pipeline.contract.journal import JournalReader, JournalWriter
 from ava_pipeline.contract.parquet import same_bits, write_parquet
 from ava_pipeline.contract.stored import read_stored, store_journal
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.read.arrays import integers
 
 FIELDS: dict[str, pa.DataType] = {"batch_idx": pa.int64(), "norm": pa.float32()}
 SCHEMA = pa.schema(FIELDS)

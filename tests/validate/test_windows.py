@@ -18,7 +18,7 @@ from ava_pipeline.contract.manifest import StepCounters
 from ava_pipeline.validate import table_reader
 from ava_pipeline.validate.checked_run import BatchNumbers, RowsByBatch
 from ava_pipeline.validate.listing import MAX_LISTED
-from ava_pipeline.validate.rules_formats import RowCursor
+from ava_pipeline.validate.rules_rows import RowCursor
 from ava_pipeline.validate.validate import validate_run
 from tests.validate.building import NOW, TABLES, RunBuilder
 from tests.validate.damaging import cut, delete_line, edit_lines, edit_manifest, edit_parquet, set_cell, set_field

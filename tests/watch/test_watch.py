@@ -21,10 +21,10 @@ import pyte
 import pytest
 from rich.console import Console
 
+from ava_pipeline.contract.arrays import integers
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest, status_now, utc_now, write_manifest
-from ava_pipeline.read.arrays import integers
 from ava_pipeline.read.run import open_run
 from ava_pipeline.watch.live_run import MAX_ROWS, LiveRun
 from ava_pipeline.watch.view import BARS, sparkline, view

@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ava_pipeline.cli import app
+from ava_pipeline.contract.arrays import integers
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, WriteError
-from ava_pipeline.read.arrays import integers
 from ava_pipeline.validate.validate import validate_run
 from ava_pipeline.write.lock import RunLock
 from ava_pipeline.write.recover import RecoveredFile, recover_run

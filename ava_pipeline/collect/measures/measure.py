@@ -15,7 +15,6 @@ from ava_pipeline.collect.norms import NormPlan
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.events import Event
-from ava_pipeline.contract.lockless_cached_property import lockless_cached_property
 from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.errors import in_words
 from ava_pipeline.signs.values import non_finite_events
@@ -108,6 +107,7 @@ class Measure(ABC):
     """
 
     table: ClassVar[Table]
+    _run_table: RunTable | None = None  # made when first read: a subclass's `run_columns` need its own attributes
 
     def __init__(self, targets: TrainingTargets) -> None:
         self.targets = targets
@@ -144,10 +144,12 @@ class Measure(ABC):
         """
         return non_finite_events(rows)
 
-    @lockless_cached_property
+    @property
     def run_table(self) -> RunTable:
         """The table with this run's columns."""
-        return RunTable.of(self.table, self.run_columns)
+        if self._run_table is None:
+            self._run_table = RunTable.of(self.table, self.run_columns)
+        return self._run_table
 
 
 def read_measures(measures: Sequence[Measure], snapshot: StepSnapshot, *, is_strict: bool) -> list[Reading]:

@@ -11,8 +11,9 @@ import pyarrow as pa
 from ava_pipeline.collect.amp import hooks_show_skips
 from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
 from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.contract.arrays import null_mask, numpy_values
 from ava_pipeline.contract.builtin_tables import STEPS
-from ava_pipeline.contract.columns import Values, null_mask, numpy_values
+from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.signs.values import non_finite_events, scale_drop_events
 from ava_pipeline.write.channel import Numbers

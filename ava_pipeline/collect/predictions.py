@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ava_pipeline.collect.call_checks import BatchCount
+from ava_pipeline.contract.arrays import Floats
 from ava_pipeline.contract.builtin_tables import NUM_SCORES, SCORES, predictions_schema
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.files import written_aside
@@ -30,7 +31,6 @@ MAX_SUM_ERROR = 1e-2
 MAX_SHOWN_IDS = 5
 MAX_WAITING_BYTES = 256 * 2**20
 
-Floats: TypeAlias = NDArray[np.float64]
 ImageIds: TypeAlias = Tensor | Sequence[object]
 
 

@@ -89,12 +89,7 @@ def bools(values: ArrowColumn) -> Bools:
 
 
 def floats(rows: pa.Table, name: str) -> Floats:
-    """A column of numbers [rows] as float64; null becomes nan.
-
-    Example:
-        >>> floats(pa.table({"norm": [1, None]}), "norm")
-        array([ 1., nan])
-    """
+    """A column of numbers [rows] as float64; null becomes nan."""
     return numpy_values(rows.column(name).cast(pa.float64()))
 
 

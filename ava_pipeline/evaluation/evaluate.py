@@ -111,14 +111,12 @@ def prediction_paths(path: Path) -> Sequence[Path]:
         return [path]
     layout = RunLayout(path.parent if path.name == "predictions" else path)
     check_inside(layout)
-    files = sorted(layout.predictions.glob("*.parquet"), key=_set_and_epoch)
+    files = sorted(
+        layout.predictions.glob("*.parquet"), key=lambda file: prediction_file(file) or (file.stem, -1, file)
+    )
     if not files:
         raise NotARunError(f"{path}: no predictions found. {_REMEDY}")
     return files
-
-
-def _set_and_epoch(path: Path) -> tuple[str, int, Path]:
-    return prediction_file(path) or (path.stem, -1, path)
 
 
 def _begins_as_parquet(path: Path) -> bool:

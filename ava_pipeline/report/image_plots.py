@@ -16,7 +16,6 @@ _MAX_IMAGES = 3000
 _HEIGHT_PX, _DISTRIBUTION_HEIGHT_PX = 400, 240
 _DASHED = {"color": "#8c8c8c", "dash": "dash", "width": 1.5}
 
-Rows: TypeAlias = NDArray[np.intp]
 PredictedOf: TypeAlias = dict[str, Predicted]  # by run
 Styles: TypeAlias = dict[str, Style]  # by run
 
@@ -55,7 +54,7 @@ def figures_of_images(runs: Sequence[RunData]) -> Iterator[Figure]:
             yield _distribution(f"image-{run_index}-{rank}", title, float(distance[row]), pred, truth)
 
 
-def image_names(predicted: Predicted, rows: Rows) -> list[object]:
+def image_names(predicted: Predicted, rows: NDArray[np.intp]) -> list[object]:
     """The ids of the images in these rows; their row numbers if the file has no ids."""
     if predicted.image_ids is None:
         return [f"in row {row}" for row in rows]
@@ -137,7 +136,7 @@ def _scatter(style: Style, run: str, predicted: Predicted, heights: Floats, num_
     }
 
 
-def _chosen_rows(predicted: Predicted, most: int) -> Rows:
+def _chosen_rows(predicted: Predicted, most: int) -> NDArray[np.intp]:
     """All images; of too many, the quarter with the largest errors and an even choice of the rest."""
     order = np.argsort(-np.abs(predicted.pred_mean - predicted.gt_mean), kind="stable")
     if len(order) <= most:

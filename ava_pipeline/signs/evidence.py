@@ -6,14 +6,10 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from ava_pipeline.contract.arrays import number_columns
+from ava_pipeline.contract.arrays import Bools, Floats, number_columns
 from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.contract.manifest import Group, Role
-
-Values = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 NUM_FIRST_ROWS = 32
 # Not `schema.empty_table()`, which makes pyarrow load pandas.
@@ -31,8 +27,8 @@ class TableValues:
         self.rows = rows
         self.num_rows: int = rows.num_rows
         self.batch_idx, self.epoch, floats = number_columns(rows)
-        self.values: dict[str, Values] = {}
-        self.is_measured: dict[str, Mask] = {}
+        self.values: dict[str, Floats] = {}
+        self.is_measured: dict[str, Bools] = {}
         every_row = np.ones(rows.num_rows, dtype=np.bool_)
         for name, (values, is_null) in floats.items():
             self.values[name] = values.astype(np.float64, copy=False)
@@ -90,7 +86,7 @@ class Evidence:
         )
         first = norms if first_norms is None else first_norms
         early = first.values[self.overall][:NUM_FIRST_ROWS] if self.overall else np.array([])
-        self.early_norms: Values = early[np.isfinite(early)]
+        self.early_norms: Floats = early[np.isfinite(early)]
         self.early_median = float(np.median(self.early_norms)) if len(self.early_norms) else 0.0
 
 
@@ -140,7 +136,7 @@ class RowRange(NamedTuple):
         )
 
 
-def ranges_where(holds: Mask, *, least_rows: int = 1, bridge: int = 0) -> list[RowRange]:
+def ranges_where(holds: Bools, *, least_rows: int = 1, bridge: int = 0) -> list[RowRange]:
     """Ranges of at least `least_rows` rows in which a condition holds; up to `bridge` rows between two join them."""
     positions = np.flatnonzero(holds)
     if not len(positions):
@@ -166,14 +162,14 @@ class LastingState:
     message_if_null: str = ""
     advice: str
     bridge: int = 2
-    average: Callable[[Values], float] = np.nanmedian
+    average: Callable[[Floats], float] = np.nanmedian
 
     def findings(
         self,
         rows: TableValues,
         column: str,
-        holds: Mask,
-        values: Values | None = None,
+        holds: Bools,
+        values: Floats | None = None,
         *,
         least_rows: int,
         **words: object,

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ava_pipeline.contract.arrays import Floats
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs.evidence import Evidence, LastingState, RowRange, Values
+from ava_pipeline.signs.evidence import Evidence, LastingState, RowRange
 from ava_pipeline.signs.thresholds import Thresholds
 
 _BACKBONE_NOT_LEARNING = LastingState(
@@ -53,11 +54,11 @@ def _negligible(
     return state.findings(run.norms, column, is_negligible, ratio, least_rows=limits.least_rows, whole=whole)
 
 
-def share(run: Evidence, column: str, whole: str) -> Values:
+def share(run: Evidence, column: str, whole: str) -> Floats:
     """The ratio of two columns of `norms`; nan if either is not finite, or the second is 0."""
     part, total = run.norms.values[column], run.norms.values[whole]
     is_known = np.isfinite(part) & np.isfinite(total) & (total > 0)
-    ratio: Values = np.divide(part, total, out=np.full(len(part), np.nan), where=is_known)
+    ratio: Floats = np.divide(part, total, out=np.full(len(part), np.nan), where=is_known)
     return ratio
 
 

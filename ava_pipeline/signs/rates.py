@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ava_pipeline.contract.arrays import Floats
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Role
-from ava_pipeline.signs.evidence import Evidence, LastingState, RowRange, Values
+from ava_pipeline.signs.evidence import Evidence, LastingState, RowRange
 from ava_pipeline.signs.thresholds import Thresholds
 
 _SCHEDULE_ADVICE = "Check the schedule: its length in steps or epochs, its warm-up, and where it is stepped."
@@ -37,7 +38,7 @@ def rates(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
         yield from _order(run, limits)
 
 
-def _jumps(run: Evidence, column: str, values: Values, limits: Thresholds) -> Iterator[Finding]:
+def _jumps(run: Evidence, column: str, values: Floats, limits: Thresholds) -> Iterator[Finding]:
     """A warm restart returns to an earlier rate; a jump goes beyond all of them."""
     highest = np.fmax(np.fmax.accumulate(values), run.highest_rates.get(column, 0.0))
     before, after = values[:-1], values[1:]
@@ -53,7 +54,7 @@ def _jumps(run: Evidence, column: str, values: Values, limits: Thresholds) -> It
         )
 
 
-def _ratio_of_medians(values: Values) -> float:
+def _ratio_of_medians(values: Floats) -> float:
     """Of a head's rate and a backbone's, float64 [2, rows]; 0 if the backbone's median is 0."""
     head, backbone = np.median(values, axis=1)
     return float(head / backbone) if backbone else 0.0

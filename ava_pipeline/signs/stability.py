@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ava_pipeline.contract.arrays import Bools, Floats
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs.evidence import Evidence, Mask, RowRange, TableValues, Values, ranges_where
+from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues, ranges_where
 from ava_pipeline.signs.thresholds import Thresholds
 
 _SPIKE_ADVICE = (
@@ -47,7 +48,7 @@ def spikes(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
         yield from _spikes(run.steps, column, ratios, limits)
 
 
-def _spikes(rows: TableValues, column: str, ratios: Values, limits: Thresholds) -> Iterator[Finding]:
+def _spikes(rows: TableValues, column: str, ratios: Floats, limits: Thresholds) -> Iterator[Finding]:
     values = rows.values[column]
     for index in np.flatnonzero(ratios > limits.spike_factor):
         if _deviations(values, int(index), limits.spike_window) < limits.spike_deviations:
@@ -67,7 +68,7 @@ def _spikes(rows: TableValues, column: str, ratios: Values, limits: Thresholds) 
         )
 
 
-def _deviations(values: Values, index: int, window: int) -> float:
+def _deviations(values: Floats, index: int, window: int) -> float:
     """How many robust deviations a value's logarithm lies above the median of those before it."""
     before = values[max(0, index - window) : index]
     logs = np.log10(before[np.isfinite(before) & (before > 0)])
@@ -76,7 +77,7 @@ def _deviations(values: Values, index: int, window: int) -> float:
     return float((np.log10(values[index]) - median) / deviation)
 
 
-def _saturated(rows: TableValues, column: str, is_saturated: Mask) -> Iterator[Finding]:
+def _saturated(rows: TableValues, column: str, is_saturated: Bools) -> Iterator[Finding]:
     for saturation in ranges_where(is_saturated):
         if saturation.num_rows <= _MAX_SATURATED_ROWS:
             value = float(rows.values[column][saturation.rows].max())
@@ -143,7 +144,7 @@ def loss_rising(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
 _MAX_CELLS = 2**18
 
 
-def ratios_to_median(values: Values, window: int, *, below: float = -np.inf, above: float) -> Values:
+def ratios_to_median(values: Floats, window: int, *, below: float = -np.inf, above: float) -> Floats:
     """Each value divided by the median of the at most `window` positive values before it, as float64 [rows].
 
     A median costs more than a minimum, so a row gets its ratio only if it could be below or above the given bounds: the
@@ -173,7 +174,7 @@ def ratios_to_median(values: Values, window: int, *, below: float = -np.inf, abo
     return ratios
 
 
-def _running(extreme: np.ufunc, values: Values, window: int) -> Values:
+def _running(extreme: np.ufunc, values: Floats, window: int) -> Floats:
     """The minimum or maximum of each `window` neighbouring values, by windows of 1, 2, 4, ... values."""
     length = 1
     while length < window:
@@ -200,7 +201,7 @@ class Trend(NamedTuple):
     change: float
 
 
-def trend_of(values: Values, *, least_rise: float) -> Trend | None:
+def trend_of(values: Floats, *, least_rise: float) -> Trend | None:
     """The trend of the finite values in time; None if they are fewer than 128, or hardly rise.
 
     The medians of 32 blocks stand for the rows, so that single batches weigh little and a million rows cost little.
@@ -217,7 +218,7 @@ def trend_of(values: Values, *, least_rise: float) -> Trend | None:
     return Trend(kendall_tau(blocks), theil_sen_slope(blocks) * (_NUM_BLOCKS - 1))
 
 
-def kendall_tau(values: Values) -> float:
+def kendall_tau(values: Floats) -> float:
     """Kendall's tau-b of values and their positions: concordant less discordant pairs, over the pairs without ties.
 
     Source: Kendall (1945), doi:10.1093/biomet/33.3.239; the same as `scipy.stats.kendalltau`. No value may be nan; the
@@ -233,7 +234,7 @@ def kendall_tau(values: Values) -> float:
     return float(np.clip(tau, -1.0, 1.0))
 
 
-def theil_sen_slope(values: Values) -> float:
+def theil_sen_slope(values: Floats) -> float:
     """The median slope of all pairs of at least two values, per row.
 
     Source: Sen (1968), doi:10.1080/01621459.1968.10480934; the same as `scipy.stats.theilslopes`.

@@ -1,20 +1,18 @@
-"""Values that are not finite, losses below their floor, and a loss scale that falls."""
+"""Floats that are not finite, losses below their floor, and a loss scale that falls."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from ava_pipeline.contract.arrays import null_mask, number_columns, numpy_values
+from ava_pipeline.contract.arrays import Bools, Floats, null_mask, number_columns, numpy_values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.signs.evidence import (
     Evidence,
     LastingState,
-    Mask,
     RowRange,
     TableValues,
-    Values,
     collected_steps,
     is_loss,
     ranges_where,
@@ -25,7 +23,7 @@ _NON_FINITE_ADVICE = (
     "Check the first of these batches: labels, decoding, a logarithm or a division of 0. Every weight may be nan after "
     "it: return to a checkpoint from before."
 )
-# Values that are not finite over fewer rows can be a single batch.
+# Floats that are not finite over fewer rows can be a single batch.
 _LASTING_ROWS = 3
 _LEAST_SCALE = 1.0
 # Among fewer rows a share means nothing: one in twenty is a single row.
@@ -33,7 +31,7 @@ _LEAST_ROWS_FOR_SHARE = 64
 
 
 def non_finite(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    """Values that are nan or inf, by table and range of rows.
+    """Floats that are nan or inf, by table and range of rows.
 
     Overflows of a GradScaler are information while it searches for its scale, and if they are rare.
     """
@@ -52,7 +50,7 @@ def _non_finite(
     broken = {column: bad for column, bad in broken.items() if bad.any()}
     if not broken:
         return
-    anywhere: Mask = np.logical_or.reduce(list(broken.values()))
+    anywhere: Bools = np.logical_or.reduce(list(broken.values()))
     scales = _loss_scales(run.steps, rows) if is_scaled else np.full(rows.num_rows, np.nan)
     ranges = {span: _is_scale_search(anywhere, scales, span) for span in ranges_where(anywhere, bridge=2)}
     num_other = sum(int(anywhere[span.rows].sum()) for span, is_search in ranges.items() if not is_search)
@@ -67,7 +65,7 @@ def _non_finite(
         yield _non_finite_finding(rows, broken, span, severity)
 
 
-def _loss_scales(steps: TableValues, rows: TableValues) -> Values:
+def _loss_scales(steps: TableValues, rows: TableValues) -> Floats:
     """The loss scale at each row of a table; nan if the row's step has none."""
     scales = np.full(rows.num_rows, np.nan)
     if steps.num_rows:
@@ -77,7 +75,7 @@ def _loss_scales(steps: TableValues, rows: TableValues) -> Values:
     return scales
 
 
-def _is_scale_search(is_bad: Mask, scales: Values, span: RowRange) -> bool:
+def _is_scale_search(is_bad: Bools, scales: Floats, span: RowRange) -> bool:
     """Whether a GradScaler lowers its scale here, step by step, below any before, as at the beginning of a run.
 
     The effect of the table's last row is not known yet, and is taken to be as it should.
@@ -89,7 +87,7 @@ def _is_scale_search(is_bad: Mask, scales: Values, span: RowRange) -> bool:
     return bool(reached >= _LEAST_SCALE and is_lower and (scales[rows + 1] < scales[rows]).all())
 
 
-def _non_finite_finding(rows: TableValues, broken: Mapping[str, Mask], span: RowRange, severity: Severity) -> Finding:
+def _non_finite_finding(rows: TableValues, broken: Mapping[str, Bools], span: RowRange, severity: Severity) -> Finding:
     # The columns of the first row come first, so that the finding's column stays the same while the range grows.
     columns = [column for column, is_bad in broken.items() if is_bad[span.rows].any()]
     columns.sort(key=lambda column: not broken[column][span.first])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from io import BytesIO
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -109,9 +109,6 @@ def nullable(schema: pa.Schema) -> pa.Schema:
     return pa.schema([field.with_nullable(nullable=True) for field in schema])
 
 
-Strings: TypeAlias = "pa.Array[Any]"
-
-
 def check_lines(data: bytes, file: str, declaration: RunTable, *, start: int = 0) -> tuple[list[Breach], int]:
     """Find the lines of a CSV file with too many or too few fields, and the fields that are not of their type.
 
@@ -152,7 +149,7 @@ def _value_breaches(text: pa.Table, file: str, declaration: RunTable, rows: NDAr
 
 
 class _ExplainValue:
-    def __init__(self, column: Column, values: Strings, broken: NDArray[np.intp]) -> None:
+    def __init__(self, column: Column, values: "pa.Array[Any]", broken: NDArray[np.intp]) -> None:
         self._column = column
         self._values = values
         self._broken = broken
@@ -162,7 +159,7 @@ class _ExplainValue:
         return Cell(f"expected {self._column.dtype}, got {shown(value)}.", self._column.name, value)
 
 
-def _uncastable(values: Strings, arrow_type: pa.DataType, start: int) -> Iterator[int]:
+def _uncastable(values: "pa.Array[Any]", arrow_type: pa.DataType, start: int) -> Iterator[int]:
     """Positions of the texts that are not of a type, by halving: a million good fields take one cast."""
     try:
         values.cast(arrow_type)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ava_pipeline.contract.arrays import (
+    Floats,
     bools,
     differing,
     float_columns,
@@ -53,8 +54,6 @@ _TEXT_IDS = RunTable.of(
         update={"columns": (PREDICTIONS.columns[0].model_copy(update={"dtype": "string"}), *PREDICTIONS.columns[1:])}
     )
 )
-
-Floats = NDArray[np.float64]
 
 
 def check_run(run: CheckedRun) -> Iterator[Breach]:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic_core import PydanticCustomError
 
-from ava_pipeline.contract.arrays import Bools, float_columns, floats, null_mask, text
+from ava_pipeline.contract.arrays import Bools, Floats, float_columns, floats, null_mask, text
 from ava_pipeline.contract.columns import Column, broken_values
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Group, Manifest, attempt_spans, partitions
@@ -29,8 +28,6 @@ _COLUMN_RULES = {rule.id: rule for rule in (NULL, RANGE, CHOICE)}
 RELATIVE = 1e-5
 # Below the least normal float32, its digits run out.
 _LEAST_SQUARE = float(np.finfo(np.float32).tiny) ** 2
-
-Norms = NDArray[np.float64]
 
 
 def check_rows(window: Window, manifest: Manifest | None) -> Iterator[Breach]:
@@ -90,7 +87,7 @@ def _broken_cells(rule: Rule, window: Window, column: str, is_broken: Bools, mes
     return window.breaches(rule, is_broken, explain)
 
 
-def _sums(window: Window, manifest: Manifest, norms: Mapping[str, Norms]) -> Iterator[Breach]:
+def _sums(window: Window, manifest: Manifest, norms: Mapping[str, Floats]) -> Iterator[Breach]:
     for parent, children in partitions(manifest.groups).items():
         if not {parent, *children} <= set(norms):
             continue
@@ -103,7 +100,7 @@ def _sums(window: Window, manifest: Manifest, norms: Mapping[str, Norms]) -> Ite
             yield from window.breaches(rule, is_broken, _ExplainSum(parent, children, norm, total))
 
 
-def _combined(norms: list[Norms], window: Window, children: tuple[str, ...]) -> Norms:
+def _combined(norms: list[Floats], window: Window, children: tuple[str, ...]) -> Floats:
     """Root of the sum of squares [rows]; a child not measured had no gradients to add, one not finite makes nan."""
     squares = np.zeros(window.rows.num_rows)
     for name, norm in zip(children, norms, strict=True):
@@ -129,15 +126,15 @@ class _ExplainSum:
 
     parent: str
     children: tuple[str, ...]
-    norm: Norms
-    total: Norms
+    norm: Floats
+    total: Floats
 
     def __call__(self, row: int) -> Cell:
         expected = f"expected {self.total[row]:.9g}, the root of the summed squares of {' and '.join(self.children)}"
         return Cell(f"{expected}, got {self.norm[row]:.9g}.", self.parent, f"{self.norm[row]:.9g}")
 
 
-def _above_overall(window: Window, groups: Mapping[str, Group], norms: Mapping[str, Norms]) -> Iterator[Breach]:
+def _above_overall(window: Window, groups: Mapping[str, Group], norms: Mapping[str, Floats]) -> Iterator[Breach]:
     for overall in (name for name in norms if name in groups and groups[name].role == "overall"):
         whole = norms[overall]
         for name, norm in norms.items():
@@ -153,8 +150,8 @@ class _ExplainAbove:
 
     name: str
     overall: str
-    norm: Norms
-    whole: Norms
+    norm: Floats
+    whole: Floats
 
     def __call__(self, row: int) -> Cell:
         message = f"expected at most {self.whole[row]:.9g}, the norm of {self.overall}, got {self.norm[row]:.9g}."

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ava_pipeline.signs.evidence import Values
+from ava_pipeline.contract.arrays import Floats
 from ava_pipeline.signs.stability import kendall_tau, ratios_to_median, theil_sen_slope
 
 random_values = st.floats(-1e30, 1e30)
@@ -24,14 +24,14 @@ series = st.one_of(
 
 
 @given(series)
-def test_kendalls_tau_is_that_of_scipy(values: Values) -> None:
+def test_kendalls_tau_is_that_of_scipy(values: Floats) -> None:
     """Ties included, to the last bit; nan if all values are equal."""
     expected = scipy.stats.kendalltau(np.arange(len(values)), values).statistic
     np.testing.assert_array_equal(kendall_tau(values), expected)
 
 
 @given(series)
-def test_the_slope_of_theil_and_sen_is_that_of_scipy(values: Values) -> None:
+def test_the_slope_of_theil_and_sen_is_that_of_scipy(values: Floats) -> None:
     """To the last bit."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -46,7 +46,7 @@ cells = st.one_of(
 
 @settings(max_examples=200)
 @given(arrays(np.float64, st.integers(0, 200), elements=cells), st.integers(2, 70))
-def test_ratios_are_those_of_scipys_median_filter(values: Values, window: int) -> None:
+def test_ratios_are_those_of_scipys_median_filter(values: Floats, window: int) -> None:
     """Every ratio beyond the bounds is computed, and equals the one of the filter."""
     expected = expected_ratios(values, window)
     found = ratios_to_median(values, window, below=1e-3, above=3.0)
@@ -56,7 +56,7 @@ def test_ratios_are_those_of_scipys_median_filter(values: Values, window: int) -
     np.testing.assert_array_equal(found[is_computed], expected[is_computed])
 
 
-def expected_ratios(values: Values, window: int) -> Values:
+def expected_ratios(values: Floats, window: int) -> Floats:
     """Each value over the median filter of the positive values before it, once there are 16."""
     positions = np.flatnonzero(np.isfinite(values) & (values > 0))
     ratios = np.full(len(values), np.nan)

@@ -147,8 +147,7 @@ class Measure(ABC):
     @property
     def run_table(self) -> RunTable:
         """The table with this run's columns."""
-        if self._run_table is None:
-            self._run_table = RunTable.of(self.table, self.run_columns)
+        self._run_table = self._run_table or RunTable.of(self.table, self.run_columns)
         return self._run_table
 
 

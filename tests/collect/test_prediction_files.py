@@ -117,7 +117,7 @@ def test_predictions_that_read_back_other_than_written_wait_for_close(
     files = files_of(tmp_path)
     with monkeypatch.context() as lying:
         lying.setattr(parquet, "same_rows", lambda *_: False)
-        with pytest.raises(PredictionsError, match=r"reads back other than .* kept in memory, and close"):
+        with pytest.raises(PredictionsError, match=r"reads back with other values .* kept in memory, and close"):
             files.write(path, ROWS)
     files.write_again()
     assert read_parquet(path).equals(ROWS)

@@ -222,7 +222,7 @@ def test_thresholds_are_those_of_the_run(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_not_a_run_is_wrong_usage(tmp_path: Path) -> None:
     """It raises an exception for that case."""
-    with pytest.raises(NotARunError, match="no run"):
+    with pytest.raises(NotARunError, match="is not a run"):
         diagnose_run(tmp_path)
 
 

@@ -53,7 +53,7 @@ def test_files_are_those_that_are_there(printed: list[str], tmp_path: Path, capl
     options = ("train.epochs=1", "telemetry.collect_every_n=10", "save_val_predictions=false")
     show_summary(train(small_config(tmp_path, *options), Display(console)), console)
     assert "(metrics.csv, checkpoints/last.pt)" in console.export_text()
-    assert "5 batches, collect_every_n=10: no row was due" in caplog.text
+    assert "no row was recorded, because the run had 5 batches and collect_every_n is 10" in caplog.text
     assert [found.id for found in validate_run(tmp_path / "run")] == ["telemetry.no-row"]
 
 

@@ -91,7 +91,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, caplog: pytest.Lo
     """The command reports this and changes nothing."""
     run(tmp_path, "train.epochs=1")
     before = (tmp_path / "run/telemetry/manifest.json").read_bytes()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="ava_pipeline"):
         outcome = run(tmp_path, "train.epochs=1", resume=True)
     assert "Nothing left to do: " in caplog.text
     assert "holds all 1 epochs. Raise train.epochs" in caplog.text

@@ -63,7 +63,7 @@ def test_writing_begins_a_new_manifest_and_loses_no_row(
     )
     assert (layout.damaged / "manifest.json").read_bytes() == data
     (told,) = event_rows(layout.root, "damaged_file")
-    assert "manifest.json is no manifest of schema version 1" in str(told["message"])
+    assert "manifest.json is not a manifest of schema version 1" in str(told["message"])
     assert [str(one) for one in validate_run(layout.root)] == []
 
 
@@ -84,11 +84,11 @@ def test_readers_get_the_file_and_the_remedy(damage: Callable[[bytes], bytes], l
     """`open_run`, `validate` and `recover`, which saves the rows anyway."""
     layout.manifest.write_bytes(damage(layout.manifest.read_bytes()))
     remedy = "Upgrade ava-pipeline|Restore it from a backup"
-    with pytest.raises(DamagedFileError, match=rf"manifest\.json is no manifest.*({remedy})"):
+    with pytest.raises(DamagedFileError, match=rf"manifest\.json is not a manifest.*({remedy})"):
         _ = open_run(layout.root).manifest
     assert "manifest.invalid" in {one.id for one in validate_run(layout.root)}
     (note,) = recover_run(layout.root).notes
-    assert "manifest.json is no manifest" in note
+    assert "manifest.json is not a manifest" in note
     assert parquet_batches(layout.root) == [1, 2, 3]
 
 

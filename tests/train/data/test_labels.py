@@ -98,7 +98,10 @@ def test_harmless_variations_read_alike(path: Path, text: str) -> None:
         (row(image_id="-4"), "image_id: expected 0 to"),
         (row(image_id="953619.jpg"), "image_id: expected an integer, got '953619.jpg'"),
         (row(challenge="9223372036854775808"), "challenge: expected "),
-        (row(challenge="9" * 10_000), f"9223372036854775807, got '{'9' * 20}...'"),
+        (
+            row(challenge="9" * 10_000),
+            f"challenge: expected -9223372036854775808 to 9223372036854775807, got '{'9' * 20}...'",
+        ),
     ],
 )
 def test_a_bad_row_is_named_with_line_and_reason(path: Path, bad: str, reason: str) -> None:

@@ -48,8 +48,8 @@ def test_the_commands_of_the_recipe_judge_the_runs(is_sound: bool, tmp_path: Pat
     commands = [step["run"] for step in steps() if step.get("run", "").startswith("ava-pipeline")]
     done = [run_step(tmp_path, command) for command in commands]
     assert [one.returncode for one in done] == [int(not is_sound)] * 2, done
-    told = json.loads((tmp_path / "validation.json").read_text())
-    assert {path: one["clean"] for path, one in told.items()} == {"runs/one": True, "runs/two": is_sound}
+    runs = json.loads((tmp_path / "validation.json").read_text())
+    assert {path: one["clean"] for path, one in runs.items()} == {"runs/one": True, "runs/two": is_sound}
 
 
 def test_the_recipe_installs_no_torch() -> None:

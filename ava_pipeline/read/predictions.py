@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ava_pipeline.config.load import read_yaml
 from ava_pipeline.contract.arrays import Floats, float_columns
 from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.contract.layout import RunLayout
@@ -72,6 +71,8 @@ def is_generated(path: Path) -> bool:
     config = next((file for file in candidates if file.is_file()), None)
     if config is None:
         return False
+    from ava_pipeline.config.load import read_yaml  # noqa: PLC0415  # predictions of other programs have no config
+
     check_name(RunLayout(config.parent), config)
     try:
         values = read_yaml(config)

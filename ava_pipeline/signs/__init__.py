@@ -1,1 +1,1 @@
-"""The warning signs: pure rules over rows, run on line by the worker and afterwards by read/."""
+"""The warning signs: pure rules over rows, checked while training by the worker, and afterwards by `diagnose`."""

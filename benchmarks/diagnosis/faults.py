@@ -42,7 +42,7 @@ class Fault:
     Attributes:
         name: name of the fault.
         signs: any of these signs counts as finding it; empty for a healthy training.
-        told_as_info: a sign of severity info that must be found.
+        found_as_info: a sign of severity info that must be found.
         at: the batch that must be named; None for a lasting fault.
         setting: changes the settings.
         batch: changes a batch, given the 1-based step.
@@ -57,7 +57,7 @@ class Fault:
 
     name: str
     signs: tuple[str, ...] = ()
-    told_as_info: str | None = None
+    found_as_info: str | None = None
     at: int | None = None
     setting: Callable[[Setting], Setting] = _same_setting
     batch: Callable[[Tensor, Tensor, int, Setting], tuple[Tensor, Tensor]] = _same_batch
@@ -163,7 +163,7 @@ def _jump(optimizer: Optimizer, step: int) -> None:
 
 
 FAULTS: tuple[Fault, ...] = (
-    Fault(name="frozen layer4", told_as_info="frozen", model=_freeze),
+    Fault(name="frozen layer4", found_as_info="frozen", model=_freeze),
     Fault(name="features detached", signs=("backbone-not-learning",), model=_detach),
     Fault(
         name="saturating head",

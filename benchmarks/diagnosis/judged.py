@@ -26,9 +26,9 @@ class Judged:
         is_held_out: whether thresholds were chosen without it.
         is_well: no warning is right.
         signs: warnings of `diagnose`.
-        on_line: warnings while training.
+        while_training: warnings while training.
         is_found: the right sign was found, at its batch, and with its samples if the fault is a single batch.
-        is_found_on_line: the same for warnings while training, which leave out information.
+        is_found_while_training: the same for warnings while training, which leave out information.
     """
 
     kind: str
@@ -36,12 +36,12 @@ class Judged:
     is_held_out: bool
     is_well: bool
     signs: tuple[str, ...]
-    on_line: tuple[str, ...]
+    while_training: tuple[str, ...]
     is_found: bool
-    is_found_on_line: bool
+    is_found_while_training: bool
 
 
-class _Told(NamedTuple):
+class _Warning(NamedTuple):
     """A warning of `diagnose`, or one while training."""
 
     sign: str
@@ -61,25 +61,27 @@ def judge(fault: Fault, seed: int, folder: Path, num_steps: int) -> Judged:
 def judged_run(fault: Fault, seed: int, root: Path) -> Judged:
     """Compare the signs found in a run with its label."""
     diagnosis = diagnose_run(root)
-    told = [_Told(one.sign, one.batch_idx, one.sample_ids) for one in diagnosis.findings if one.severity != "info"]
-    on_line = _told_on_line(root)
+    warnings = [
+        _Warning(one.sign, one.batch_idx, one.sample_ids) for one in diagnosis.findings if one.severity != "info"
+    ]
+    while_training = _warnings_while_training(root)
     infos = {finding.sign for finding in diagnosis.findings if finding.severity == "info"}
     return Judged(
         kind=fault.name,
         seed=seed,
         is_held_out=draw(fault.name, seed).is_held_out,
         is_well=not fault.signs,
-        signs=_signs(told),
-        on_line=_signs(on_line),
-        is_found=_is_found(fault, told) and (fault.told_as_info is None or fault.told_as_info in infos),
-        is_found_on_line=_is_found(fault, on_line),
+        signs=_signs(warnings),
+        while_training=_signs(while_training),
+        is_found=_is_found(fault, warnings) and (fault.found_as_info is None or fault.found_as_info in infos),
+        is_found_while_training=_is_found(fault, while_training),
     )
 
 
-def _told_on_line(root: Path) -> list[_Told]:
+def _warnings_while_training(root: Path) -> list[_Warning]:
     events = open_run(root).events()
     return [
-        _Told(_sign_of(str(one["event"])), int(one["batch_idx"]), samples_in(str(one["message"])))
+        _Warning(_sign_of(str(one["event"])), int(one["batch_idx"]), samples_in(str(one["message"])))
         for one in events[events["severity"] != "info"].to_dict("records")
     ]
 
@@ -88,16 +90,18 @@ def _sign_of(event: str) -> str:
     return _SIGNS_OF_EVENTS.get(event, event.replace("_", "-"))
 
 
-def _signs(told: Sequence[_Told]) -> tuple[str, ...]:
-    return tuple(sorted({one.sign for one in told}))
+def _signs(warnings: Sequence[_Warning]) -> tuple[str, ...]:
+    return tuple(sorted({one.sign for one in warnings}))
 
 
-def _is_found(fault: Fault, told: Sequence[_Told]) -> bool:
+def _is_found(fault: Fault, warnings: Sequence[_Warning]) -> bool:
     """Whether a sign of the fault was found at its place, or no sign if the training is healthy."""
-    return any(_is_telling(fault, one) for one in told) if fault.signs else not told
+    return any(_is_right(fault, one) for one in warnings) if fault.signs else not warnings
 
 
-def _is_telling(fault: Fault, one: _Told) -> bool:
-    if one.sign not in fault.signs or fault.at not in {None, one.batch_idx}:
+def _is_right(fault: Fault, warning: _Warning) -> bool:
+    if warning.sign not in fault.signs or fault.at not in {None, warning.batch_idx}:
         return False
-    return fault.at is None or one.sign not in SIGNS_WITH_SAMPLES or one.sample_ids[:1] == (f"image-{fault.at}-0",)
+    return (
+        fault.at is None or warning.sign not in SIGNS_WITH_SAMPLES or warning.sample_ids[:1] == (f"image-{fault.at}-0",)
+    )

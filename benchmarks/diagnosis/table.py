@@ -17,10 +17,13 @@ def table(found: Sequence[Judged]) -> str:
         said = sorted({sign for one in halves[1] if one.kind == kind for sign in one.signs})
         lines.append(f"| {kind} | {_right(halves[0], kind)} | {_right(halves[1], kind)} | {', '.join(said) or '-'} |")
     lines += ["", "| | tuned on | held out |", "|---|---:|---:|"]
-    lines.append(f"| faults found | {_share(halves[0], is_well=False)} | {_share(halves[1], is_well=False)} |")
-    lines.append(f"| faults found on line | {_found_on_line(halves[0])} | {_found_on_line(halves[1])} |")
-    lines.append(f"| healthy runs warned of | {_warned(halves[0])} | {_warned(halves[1])} |")
-    lines.append(f"| healthy runs warned of on line | {_warned_on_line(halves[0])} | {_warned_on_line(halves[1])} |")
+    for title, share in {
+        "faults found": _found,
+        "faults found while training": _found_while_training,
+        "healthy runs warned of": _warned,
+        "healthy runs warned of while training": _warned_while_training,
+    }.items():
+        lines.append(f"| {title} | {share(halves[0])} | {share(halves[1])} |")
     return "\n".join([*lines, "", *_by_rule(halves[1])])
 
 
@@ -33,11 +36,11 @@ def _by_rule(found: Sequence[Judged]) -> list[str]:
     lines = ["| sign, held out | found | missed | false: found in a healthy run | found beside another fault |"]
     lines.append("|---|---:|---:|---:|---:|")
     for sign in sorted({sign for signs in labels.values() for sign in signs} | {s for one in found for s in one.signs}):
-        told = [one for one in found if sign in one.signs]
-        num_found = sum(sign in labels.get(one.kind, ()) for one in told)
+        runs = [one for one in found if sign in one.signs]
+        num_found = sum(sign in labels.get(one.kind, ()) for one in runs)
         num_missed = sum(labels.get(one.kind) == (sign,) and sign not in one.signs for one in found)
-        num_false = sum(one.is_well for one in told)
-        lines.append(f"| `{sign}` | {num_found} | {num_missed} | {num_false} | {len(told) - num_found - num_false} |")
+        num_false = sum(one.is_well for one in runs)
+        lines.append(f"| `{sign}` | {num_found} | {num_missed} | {num_false} | {len(runs) - num_found - num_false} |")
     return lines
 
 
@@ -53,25 +56,21 @@ def _right(found: Sequence[Judged], kind: str) -> str:
     return f"{sum(one.is_found for one in of_kind)} of {len(of_kind)}"
 
 
-def _share(found: Sequence[Judged], *, is_well: bool) -> str:
-    some = [one for one in found if one.is_well is is_well]
-    return _percent(sum(one.is_found for one in some), len(some))
+def _found(runs: Sequence[Judged]) -> str:
+    return _share([one.is_found for one in runs if not one.is_well])
 
 
-def _warned(found: Sequence[Judged]) -> str:
-    well = [one for one in found if one.is_well]
-    return _percent(sum(bool(one.signs) for one in well), len(well))
+def _found_while_training(runs: Sequence[Judged]) -> str:
+    return _share([one.is_found_while_training for one in runs if not one.is_well])
 
 
-def _found_on_line(found: Sequence[Judged]) -> str:
-    faulty = [one for one in found if not one.is_well]
-    return _percent(sum(one.is_found_on_line for one in faulty), len(faulty))
+def _warned(runs: Sequence[Judged]) -> str:
+    return _share([bool(one.signs) for one in runs if one.is_well])
 
 
-def _warned_on_line(found: Sequence[Judged]) -> str:
-    well = [one for one in found if one.is_well]
-    return _percent(sum(bool(one.on_line) for one in well), len(well))
+def _warned_while_training(runs: Sequence[Judged]) -> str:
+    return _share([bool(one.while_training) for one in runs if one.is_well])
 
 
-def _percent(num: int, of: int) -> str:
-    return f"{num} of {of} ({num / of:.0%})" if of else "-"
+def _share(answers: Sequence[bool]) -> str:
+    return f"{sum(answers)} of {len(answers)} ({sum(answers) / len(answers):.0%})" if answers else "-"

@@ -151,9 +151,9 @@ def test_a_config_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) -> N
     for read in (settings_of, lambda run: is_generated(run.layout.root)):
         with pytest.raises(DamagedFileError, match=r"config\.yaml is a link out of the run"):
             read(open_run(root))
-    told = [one.message for one in validate_run(root) if one.id == "config.invalid"]
-    assert len(told) == 1
-    assert "link out of the run" in told[0]
+    messages = [one.message for one in validate_run(root) if one.id == "config.invalid"]
+    assert len(messages) == 1
+    assert "link out of the run" in messages[0]
     assert not any("hidden" in one.message for one in validate_run(root))
 
 

@@ -40,16 +40,16 @@ def test_every_kind_trains(fault: Fault, tmp_path: Path) -> None:
 
 
 def test_a_poisoned_batch_counts_as_found_only_with_its_samples(tmp_path: Path) -> None:
-    """Afterwards and on line."""
+    """Afterwards and while training."""
     fault = next(one for one in FAULTS if one.name.startswith("poisoned batch: votes"))
     for samples, is_found in (("image-160-0, image-160-1", True), ("image-7-0", False), (None, False)):
         run = poisoned(tmp_path / str(samples), samples)
         found = judged_run(fault, 0, run)
-        assert (found.is_found, found.is_found_on_line) == (is_found, is_found)
+        assert (found.is_found, found.is_found_while_training) == (is_found, is_found)
 
 
 def poisoned(root: Path, samples: str | None) -> Path:
-    """A run whose batch 160 spikes, told with samples or without."""
+    """A run whose batch 160 spikes, with samples or without."""
     named = f" Samples of batch 160: {samples}." if samples else ""
     event = Event(
         event="spike", severity="warning", message=f"It spiked.{named}", batch_idx=160, batch_idx_end=160, epoch=0
@@ -74,9 +74,9 @@ def judged(kind: str, *, is_well: bool, signs: tuple[str, ...], is_found: bool) 
         is_held_out=True,
         is_well=is_well,
         signs=signs,
-        on_line=(),
+        while_training=(),
         is_found=is_found,
-        is_found_on_line=is_found,
+        is_found_while_training=is_found,
     )
 
 
@@ -87,16 +87,16 @@ def test_the_table_counts_what_is_found_missed_and_false(tmp_path: Path) -> None
         judged("features detached", is_well=False, signs=(), is_found=False),
         judged("healthy", is_well=True, signs=("spike",), is_found=False),
     ]
-    told = table(found)
-    assert "| features detached | 0 of 0 | 1 of 2 | backbone-not-learning |" in told
-    assert "| faults found | - | 1 of 2 (50%) |" in told
-    assert "| healthy runs warned of | - | 1 of 1 (100%) |" in told
-    assert "| `backbone-not-learning` | 1 | 1 | 0 | 0 |" in told
-    assert "| `spike` | 0 | 0 | 1 | 0 |" in told
+    text = table(found)
+    assert "| features detached | 0 of 0 | 1 of 2 | backbone-not-learning |" in text
+    assert "| faults found | - | 1 of 2 (50%) |" in text
+    assert "| healthy runs warned of | - | 1 of 1 (100%) |" in text
+    assert "| `backbone-not-learning` | 1 | 1 | 0 | 0 |" in text
+    assert "| `spike` | 0 | 0 | 1 | 0 |" in text
     document = tmp_path / "docs.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
     into_docs(document, found)
-    assert document.read_text(encoding="utf-8") == f"before\n{BEGIN}\n\n{told}\n\n{END}\nafter\n"
+    assert document.read_text(encoding="utf-8") == f"before\n{BEGIN}\n\n{text}\n\n{END}\nafter\n"
 
 
 def test_the_docs_name_every_sign_and_every_threshold() -> None:

@@ -39,11 +39,11 @@ def soak(folder: Path, duration_s: float, seed: int) -> tuple[list[str], Counter
     steady = Life(folder / "steady", 0, duration_s, moments.getrandbits(32), KINDS)
     pid, reading = begin(steady)
     broken = _short_lives(folder / "killed", ends_s, moments, counts)
-    told = _told(pid, reading)
-    broken += [f"steady: {one}" for one in told.get("broken", ["it ended without a word"])]
-    counts.update(told.get("faults", {}))
-    counts["batches"] += told.get("last", 0)
-    broken += broken_files(sorted(folder.glob("steady*")), told.get("last", 0))
+    report = _report(pid, reading)
+    broken += [f"steady: {one}" for one in report.get("broken", ["it ended without a word"])]
+    counts.update(report.get("faults", {}))
+    counts["batches"] += report.get("last", 0)
+    broken += broken_files(sorted(folder.glob("steady*")), report.get("last", 0))
     broken += [str(one) for one in validate_run(steady.root)]
     return broken, counts
 
@@ -58,21 +58,21 @@ def _short_lives(root: Path, ends_s: float, moments: random.Random, counts: Coun
             time.sleep(life.life_s * moments.random())
             os.kill(pid, signal.SIGKILL)
             counts["killed"] += 1
-        told = _told(pid, reading)
-        last = told.get("last", told.get("flushed", last))
-        counts.update(lives=1, **told.get("faults", {}))
-        broken += [f"killed, seed {life.seed}: {one}" for one in told.get("broken", [])] + broken_files([root], last)
-    told = _told(*begin(Life(root, last, 0.0, 0, ())))
-    counts["batches"] += told.get("last", 0)
-    return [*broken, *told.get("broken", ["the last life ended without a word"]), *map(str, validate_run(root))]
+        report = _report(pid, reading)
+        last = report.get("last", report.get("flushed", last))
+        counts.update(lives=1, **report.get("faults", {}))
+        broken += [f"killed, seed {life.seed}: {one}" for one in report.get("broken", [])] + broken_files([root], last)
+    report = _report(*begin(Life(root, last, 0.0, 0, ())))
+    counts["batches"] += report.get("last", 0)
+    return [*broken, *report.get("broken", ["the last life ended without a word"]), *map(str, validate_run(root))]
 
 
-def _told(pid: int, reading: int) -> dict[str, Any]:
+def _report(pid: int, reading: int) -> dict[str, Any]:
     """Wait for a process to end, and return the latest value of everything it reported."""
     with os.fdopen(reading) as lines:
-        told = [json.loads(line) for line in lines if line.endswith("\n")]
+        lines_read = [json.loads(line) for line in lines if line.endswith("\n")]
     os.waitpid(pid, 0)
-    return {key: value for one in told for key, value in one.items()}
+    return {key: value for one in lines_read for key, value in one.items()}
 
 
 def main() -> None:

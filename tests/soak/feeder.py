@@ -62,12 +62,12 @@ def begin(life: Life) -> tuple[int, int]:
     signal.alarm(int(life.life_s + 3 * SOON_S))
     try:
         _live(life, writing)
-    except BaseException:  # noqa: BLE001  # told, so that whoever reads the pipe can say so
-        _tell(writing, broken=[traceback.format_exc()])
+    except BaseException:  # noqa: BLE001  # reported, so that the reader of the pipe can print it
+        _report(writing, broken=[traceback.format_exc()])
     os._exit(0)
 
 
-def _live(life: Life, told: int) -> None:
+def _live(life: Life, pipe: int) -> None:
     room = Room(life.root, resumed_from=life.resumed_from, max_pending=MAX_PENDING, retry_s=0.05)
     faults = Faults(life.root, random.Random(life.seed), life.kinds)  # noqa: S311  # it hides nothing
     room.worker.start()
@@ -77,25 +77,26 @@ def _live(life: Life, told: int) -> None:
     for batch in count(life.resumed_from + 1):
         if life.kinds:
             faults.turn()
-        with suppress(ChannelFullError):  # counted, and told as a gap
+        with suppress(ChannelFullError):  # counted, and reported as a gap
             room.offer(step(batch))
         if batch % BATCHES_PER_FLUSH == 0 and faults.active is None and room.channel.flush(SOON_S):
             broken += _unbalanced(room.channel.stats())
             if room.files.is_open and time.monotonic() >= ends_s:
                 break
-            if room.files.is_open and not len(room.log._queue):  # else what failed is not told yet, and dies with us
-                _tell(told, flushed=batch)
+            # A failure that is not reported yet would be lost with this process.
+            if room.files.is_open and not len(room.log._queue):
+                _report(pipe, flushed=batch)
             if room.files.is_open and before is None and time.monotonic() >= warm_s:
                 before = _held()
         time.sleep(PACE_S)
     faults.end()
     stats = room.worker.close(SOON_S, "finished")
     broken += _unbalanced(stats, at_the_end=True) + _not_in_manifest(room, stats) + _grown(before)
-    _tell(told, last=batch, stats=asdict(stats), faults=dict(faults.counts), broken=broken)
+    _report(pipe, last=batch, stats=asdict(stats), faults=dict(faults.counts), broken=broken)
 
 
-def _tell(told: int, **facts: Any) -> None:
-    os.write(told, json.dumps(facts).encode() + b"\n")
+def _report(pipe: int, **facts: Any) -> None:
+    os.write(pipe, json.dumps(facts).encode() + b"\n")
 
 
 def _unbalanced(stats: TelemetryStats, *, at_the_end: bool = False) -> list[str]:
@@ -125,5 +126,5 @@ def _grown(before: tuple[int, int] | None) -> list[str]:
     if before is None:
         return []
     grown_bytes, grown_files = (after - one for after, one in zip(_held(), before, strict=True))
-    told = [f"memory grew by {grown_bytes} bytes"] if grown_bytes > MAX_GROWN_BYTES else []
-    return told + ([f"{grown_files} more files are open than before"] if grown_files >= 0 else [])
+    grown = [f"memory grew by {grown_bytes} bytes"] if grown_bytes > MAX_GROWN_BYTES else []
+    return grown + ([f"{grown_files} more files are open than before"] if grown_files >= 0 else [])

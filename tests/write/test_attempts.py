@@ -155,10 +155,10 @@ def test_a_damaged_journal_is_kept_and_its_batches_are_reported(tmp_path: Path) 
     missing = set(range(1, 8)) - set(found)
     assert missing
     assert (room.layout.telemetry / "damaged" / "norms.journal").read_bytes() == content
-    told = event_rows(tmp_path, "damaged_file")
-    assert "norms.journal" in str(told[0]["message"])
+    events = event_rows(tmp_path, "damaged_file")
+    assert "norms.journal" in str(events[0]["message"])
     for batch in missing:
-        assert any(int(str(row["batch_idx"])) <= int(str(batch)) <= int(str(row["batch_idx_end"])) for row in told)
+        assert any(int(str(row["batch_idx"])) <= int(str(batch)) <= int(str(row["batch_idx_end"])) for row in events)
     assert_accounts_balance(tmp_path)
 
 
@@ -172,9 +172,9 @@ def test_a_torn_last_line_and_a_torn_frame_are_reported_and_cut(tmp_path: Path) 
         file.write(b"AVAjrnR1 and no more")
     attempt(tmp_path, range(4, 6), resumed_from=3)
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3, 4, 5]
-    told = event_rows(tmp_path, "damaged_file")
-    assert [str(row["message"]).split(":")[0] for row in told] == ["norms.csv", "norms.journal"]
-    assert {(row["batch_idx"], row["batch_idx_end"]) for row in told} == {(3, 3)}
+    events = event_rows(tmp_path, "damaged_file")
+    assert [str(row["message"]).split(":")[0] for row in events] == ["norms.csv", "norms.journal"]
+    assert {(row["batch_idx"], row["batch_idx_end"]) for row in events} == {(3, 3)}
     assert_accounts_balance(tmp_path)
 
 
@@ -200,8 +200,8 @@ def test_a_parquet_file_that_cannot_be_read_is_kept_and_does_not_end_telemetry(t
     assert parquet_batches(tmp_path) == [4, 5]
     assert csv_batches(tmp_path) == [1, 2, 3, 4, 5]
     assert (layout.telemetry / "damaged" / "norms.parquet").read_bytes() == content
-    told = event_rows(tmp_path, "damaged_file")
-    assert any((row["batch_idx"], row["batch_idx_end"]) == (1, 3) for row in told)
+    events = event_rows(tmp_path, "damaged_file")
+    assert any((row["batch_idx"], row["batch_idx_end"]) == (1, 3) for row in events)
     assert_accounts_balance(tmp_path)
 
 
@@ -253,9 +253,9 @@ def test_rows_that_were_removed_are_reported(tmp_path: Path) -> None:
     attempt(tmp_path, range(1, 6))
     RunLayout(tmp_path).csv("norms").write_text("batch_idx,epoch,overall,head\n1,0,1,0.5\n")
     attempt(tmp_path, range(6, 8), resumed_from=5)
-    (told,) = event_rows(tmp_path, "damaged_file")
-    assert "norms.csv: it holds 4 rows fewer" in str(told["message"])
-    assert (told["batch_idx"], told["batch_idx_end"]) == (1, 5)
+    (event,) = event_rows(tmp_path, "damaged_file")
+    assert "norms.csv: it holds 4 rows fewer" in str(event["message"])
+    assert (event["batch_idx"], event["batch_idx_end"]) == (1, 5)
     assert_accounts_balance(tmp_path)
 
 
@@ -270,8 +270,8 @@ def test_a_damaged_line_of_csv_is_kept_and_does_not_end_telemetry(resumed_from: 
     attempt(tmp_path, range(resumed_from + 1, 6), resumed_from=resumed_from)
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3, 4, 5]
     assert (layout.damaged / "norms.csv").read_bytes() == content
-    (told,) = event_rows(tmp_path, "damaged_file")
-    assert "norms.csv: 1 line does not begin with a batch; the first is b'what is this" in str(told["message"])
+    (event,) = event_rows(tmp_path, "damaged_file")
+    assert "norms.csv: 1 line does not begin with a batch; the first is b'what is this" in str(event["message"])
     assert_accounts_balance(tmp_path)
 
 

@@ -52,9 +52,9 @@ feed(5000, 5003)
 stats = room.worker.close(30, "finished")
 assert stats == TelemetryStats(collected=5002, written=4, failed=4998), stats
 assert csv_batches(room.root) == parquet_batches(room.root) == [1, 5000, 5001, 5002]
-told = [(row["column"], row["batch_idx"], row["batch_idx_end"], row["value"])
+events = [(row["column"], row["batch_idx"], row["batch_idx_end"], row["value"])
         for row in event_rows(room.root, "failed_write")]
-assert told == [(name, 2, 4999, 4998) for name in ("norms.csv", "norms.parquet")], told
+assert events == [(name, 2, 4999, 4998) for name in ("norms.csv", "norms.parquet")], events
 """
 
 
@@ -160,9 +160,9 @@ def test_an_error_that_comes_once_is_one_gap(
     batches = {"norms.csv": csv_batches(tmp_path), "norms.parquet": parquet_batches(tmp_path)}
     assert batches.pop(file) == [1, 3, 4]
     assert list(batches.values()) == [[1, 2, 3, 4]]
-    (told,) = event_rows(tmp_path, "failed_write")
-    assert (told["batch_idx"], told["batch_idx_end"], told["value"], told["column"]) == (2, 2, 1, file)
-    assert os.strerror(errno.EIO) in str(told["message"])
+    (event,) = event_rows(tmp_path, "failed_write")
+    assert (event["batch_idx"], event["batch_idx_end"], event["value"], event["column"]) == (2, 2, 1, file)
+    assert os.strerror(errno.EIO) in str(event["message"])
     counters = read_manifest(room.layout.manifest).attempt.counters
     assert counters.model_dump() == {"collected": 4, "written": 3, "dropped": 0, "failed": 1, "pending": 0}
 

@@ -123,9 +123,9 @@ def test_new_and_missing_columns_are_reported_and_declared(tmp_path: Path) -> No
     assert layout.csv("norms").read_text() == (
         "batch_idx,epoch,overall,head,layer_0\n1,0,1,0.875,\n2,0,2,1.875,\n3,0,3,,2.75\n4,0,4,,3.75\n"
     )
-    (told,) = event_rows(tmp_path, "changed_columns")
-    assert "new: layer_0; no longer measured: head" in str(told["message"])
-    assert (told["batch_idx"], told["batch_idx_end"], told["severity"]) == (1, 2, "info")
+    (event,) = event_rows(tmp_path, "changed_columns")
+    assert "new: layer_0; no longer measured: head" in str(event["message"])
+    assert (event["batch_idx"], event["batch_idx_end"], event["severity"]) == (1, 2, "info")
     manifest = read_manifest(layout.manifest)
     assert manifest.tables["norms"].declaration.run_column_names == ("overall", "head", "layer_0")
     assert [one.columns["norms"] for one in manifest.attempts] == [("overall", "head"), ("overall", "layer_0")]
@@ -148,9 +148,9 @@ def test_a_column_that_stands_for_other_parameters_starts_a_new_table(
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [4]
     aside = RunLayout(tmp_path).superseded(2)
     assert [row["batch_idx"] for row in csv_rows(aside / "norms.csv")] == [1, 2, 3]
-    (told,) = event_rows(tmp_path, "changed_columns")
-    assert (told["severity"], told["batch_idx_end"]) == ("warning", 3)
-    assert "head stands for other parameters than before: give it another name" in str(told["message"])
+    (event,) = event_rows(tmp_path, "changed_columns")
+    assert (event["severity"], event["batch_idx_end"]) == ("warning", 3)
+    assert "head stands for other parameters than before: give it another name" in str(event["message"])
     assert len([message for message in caplog.messages if "head stands for other parameters" in message]) == 1
     assert validate_run(tmp_path) == []
 
@@ -193,8 +193,8 @@ def test_a_column_of_another_type_starts_a_new_table(tmp_path: Path) -> None:
     table = NORMS.model_copy(update={"run_columns": kind})
     write(room_of(tmp_path, ["overall"], table=table, resumed_from=2), [3])
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [3]
-    (told,) = event_rows(tmp_path, "changed_columns")
-    assert "other names or types" in str(told["message"])
+    (event,) = event_rows(tmp_path, "changed_columns")
+    assert "other names or types" in str(event["message"])
 
 
 def test_columns_that_cannot_be_empty_start_a_new_table(tmp_path: Path) -> None:

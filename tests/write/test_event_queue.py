@@ -41,25 +41,27 @@ def test_missing_steps_that_wait_together_are_one_event() -> None:
     for batch in range(10, 5000, 10):
         queue.add(event(batch, "failed_write"))
     assert len(queue) == 1
-    (told,) = drain(queue)
-    assert (told.batch_idx, told.batch_idx_end, told.value) == (10, 4990, 499.0)
-    assert told.message == "batch 10. And 498 more of this kind, up to batch 4990."
+    (merged,) = drain(queue)
+    assert (merged.batch_idx, merged.batch_idx_end, merged.value) == (10, 4990, 499.0)
+    assert merged.message == "batch 10. And 498 more of this kind, up to batch 4990."
 
 
 def test_a_key_that_never_ends_is_written_once_a_minute_and_covers_every_batch() -> None:
     """A nan in every row for days fills neither memory nor the disk, and events cover every batch."""
     now = 0.0
     queue = EventQueue(clock=lambda: now)
-    told: list[Event] = []
+    written: list[Event] = []
     num_batches = 20_000
     for batch in range(num_batches):
         now += 0.5
         queue.add(event(batch))
-        told += drain(queue)
+        written += drain(queue)
         assert len(queue) <= 1
-    told += drain(queue, is_last=True)
-    assert MAX_EXACT < len(told) < MAX_EXACT + num_batches * 0.5 / MERGED_EVERY_S + 3
-    assert {batch for one in told for batch in range(one.batch_idx, one.batch_idx_end + 1)} == set(range(num_batches))
+    written += drain(queue, is_last=True)
+    assert MAX_EXACT < len(written) < MAX_EXACT + num_batches * 0.5 / MERGED_EVERY_S + 3
+    assert {batch for one in written for batch in range(one.batch_idx, one.batch_idx_end + 1)} == set(
+        range(num_batches)
+    )
 
 
 def test_while_nothing_can_be_written_memory_is_bounded_per_key() -> None:

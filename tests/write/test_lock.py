@@ -217,8 +217,8 @@ def test_a_writer_on_another_host_without_a_sign_of_life_is_watched_until_the_mi
     monkeypatch.setattr("ava_pipeline.write.lock.live_remote_holder", partial(live_remote_holder, wait=pass_by))
     RunLock(tmp_path / "writer.lock").release()
     assert waited[0] == pytest.approx(left_s, abs=1)
-    (told,) = caplog.messages
-    assert f"{tmp_path} may still be written by pid 7 on host elsewhere" in told
+    (message,) = caplog.messages
+    assert f"{tmp_path} may still be written by pid 7 on host elsewhere" in message
     assert (tmp_path / "writer.lock").read_text() == ""
 
 

@@ -20,7 +20,7 @@ NUM_TURNS, NUM_AT_ONCE = 10, 20
 # Of training: too slow for a full batch to wake the worker before its timer.
 PACES_S = (0.005, 0.02, 0.1)
 FLUSH_INTERVALS_S = (0.05, 0.25, 0.5)
-TOLD = struct.Struct("<qd")
+HANDED_OVER = struct.Struct("<qd")
 moments = random.Random(int(sys.argv[2]))
 
 @dataclass
@@ -31,7 +31,7 @@ class Life:
     fsync: bool
     over_bound_s: float
     child: int = 0
-    told: int = 0
+    report: int = 0
     first: bytes = b""
 
     @property
@@ -47,18 +47,18 @@ def life(root, number):
     flush_interval_s = max(FLUSH_INTERVALS_S) if fsync else moments.choice(FLUSH_INTERVALS_S)  # a disk syncs slowly
     return Life(root, flush_interval_s, moments.choice(PACES_S), fsync, moments.uniform(0.05, 0.7))
 
-def feed(one, told):
+def feed(one, report):
     room = Room(one.root, flush_interval_s=one.flush_interval_s, fsync=one.fsync)
     room.worker.start()
     room.offer(step(1))
     room.channel.flush()  # the files are open; from here on nobody flushes
     for batch in count(2):
         room.offer(step(batch, float(batch), 1 / batch))
-        os.write(told, TOLD.pack(batch, time.monotonic()))
+        os.write(report, HANDED_OVER.pack(batch, time.monotonic()))
         time.sleep(one.pace_s)
 
 def begin(one):
-    one.told, writing = os.pipe()
+    one.report, writing = os.pipe()
     one.child = os.fork()
     if one.child == 0:
         feed(one, writing)
@@ -71,8 +71,8 @@ def killed(child):
     os.waitpid(child, 0)
     return at
 
-def check(one, at, told):
-    due = [batch for batch, handed_over in TOLD.iter_unpack(told) if handed_over < at - one.bound_s]
+def check(one, at, reported):
+    due = [batch for batch, handed_over in HANDED_OVER.iter_unpack(reported) if handed_over < at - one.bound_s]
     assert due, "killed before anything was due"
     layout = RunLayout(one.root)
     lines = layout.csv("norms").read_text().rpartition("\\n")[0].splitlines()[1:]
@@ -91,15 +91,15 @@ def check(one, at, told):
 
 def wait_and_kill(alive):
     for one in alive:
-        one.first = os.read(one.told, TOLD.size)  # it is at work
+        one.first = os.read(one.report, HANDED_OVER.size)  # it is at work
     began = time.monotonic()
     alive.sort(key=lambda one: one.lives_s, reverse=True)
     while alive:
         time.sleep(max(0.0, began + alive[-1].lives_s - time.monotonic()))
         one = alive.pop()
         at = killed(one.child)
-        with os.fdopen(one.told, "rb") as told:
-            check(one, at, one.first + told.read())
+        with os.fdopen(one.report, "rb") as report:
+            check(one, at, one.first + report.read())
 
 root = Path(sys.argv[1])
 Room(root / "warm").write([1])

@@ -62,8 +62,8 @@ def test_writing_begins_a_new_manifest_and_loses_no_row(
         else (not aside.exists())
     )
     assert (layout.damaged / "manifest.json").read_bytes() == data
-    (told,) = event_rows(layout.root, "damaged_file")
-    assert "manifest.json is not a manifest of schema version 1" in str(told["message"])
+    (event,) = event_rows(layout.root, "damaged_file")
+    assert "manifest.json is not a manifest of schema version 1" in str(event["message"])
     assert [str(one) for one in validate_run(layout.root)] == []
 
 

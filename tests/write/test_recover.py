@@ -98,11 +98,11 @@ def test_a_dry_run_reports_the_same_and_changes_nothing(killed: RunLayout) -> No
     with killed.csv("steps").open("ab") as file:
         file.write(b"130,2,2026-")
     before = on_disk(killed)
-    told = json.loads(recover(killed, "--dry-run", "--json").stdout)
+    planned = json.loads(recover(killed, "--dry-run", "--json").stdout)
     assert on_disk(killed) == before
     done = json.loads(recover(killed, "--json").stdout)
-    assert (told.pop("dry_run"), done.pop("dry_run")) == (True, False)
-    assert told == done
+    assert (planned.pop("dry_run"), done.pop("dry_run")) == (True, False)
+    assert planned == done
     kept = {str(path.relative_to(killed.telemetry)) for path in killed.damaged.iterdir()}
     assert kept == {one["kept_in"] for one in done["tables"]["steps"] if one["kept_in"]}
 
@@ -153,9 +153,9 @@ def test_a_dry_run_finds_damaged_lines_of_csv_too(killed: RunLayout) -> None:
     """It also counts the rows around them."""
     whole = killed.csv("steps").read_bytes()
     killed.csv("steps").write_bytes(whole + b"\0\0\n")
-    told = files_of(killed, "steps", dry_run=True)["csv"]
-    assert files_of(killed, "steps")["csv"] == told
-    assert (told.num_rows, told.kept_in) == (12, "damaged/steps.csv")
+    planned = files_of(killed, "steps", dry_run=True)["csv"]
+    assert files_of(killed, "steps")["csv"] == planned
+    assert (planned.num_rows, planned.kept_in) == (12, "damaged/steps.csv")
     assert killed.csv("steps").read_bytes() == whole
     assert (killed.damaged / "steps.csv").read_bytes() == whole + b"\0\0\n"
 
@@ -169,8 +169,8 @@ def test_a_damaged_journal_loses_one_batch_and_is_kept(killed: RunLayout) -> Non
     assert journal.lost[-1].message.startswith("5 rows")
     assert stored_batches(killed) == BATCHES[:5] + BATCHES[10:]
     assert (killed.damaged / "gradient_norms.journal").read_bytes() == data
-    told = event_rows(killed.root, "damaged_file")
-    assert {(row["batch_idx"], row["batch_idx_end"]) for row in told} == {(1, 120)}
+    events = event_rows(killed.root, "damaged_file")
+    assert {(row["batch_idx"], row["batch_idx_end"]) for row in events} == {(1, 120)}
 
 
 def test_rows_whose_own_schema_is_damaged_are_saved_by_the_manifest(killed: RunLayout) -> None:

@@ -1,4 +1,4 @@
-"""The files of one run: what is written, what fails, and what is told of it."""
+"""The files of one run: what is written, what fails, and which events say so."""
 
 import errno
 import logging
@@ -48,9 +48,9 @@ def test_bad_rows_fail_and_are_named(tmp_path: Path) -> None:
     assert room.files.write([step(1), step(2, -1.0, 0.5), step(3), step(4, 1.0, "many")]) == 2
     room.close()
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 3]
-    told = event_rows(tmp_path, "failed_row")
-    assert [(row["batch_idx"], row["column"]) for row in told] == [(2, "overall"), (4, "head")]
-    assert "norms.overall: expected 0 or more, got -1.0. " in str(told[0]["message"])
+    events = event_rows(tmp_path, "failed_row")
+    assert [(row["batch_idx"], row["column"]) for row in events] == [(2, "overall"), (4, "head")]
+    assert "norms.overall: expected 0 or more, got -1.0. " in str(events[0]["message"])
 
 
 def test_a_measure_that_raises_costs_only_the_rows_it_raises_on(tmp_path: Path) -> None:
@@ -61,13 +61,13 @@ def test_a_measure_that_raises_costs_only_the_rows_it_raises_on(tmp_path: Path) 
     assert room.files.write(steps([1, 2, 3])) == 1
     room.close()
     assert csv_batches(tmp_path) == [1, 3]
-    (told,) = event_rows(tmp_path, "failed_row")
-    assert told["batch_idx"] == 2
-    assert "ZeroDivisionError: a measure with a bug" in str(told["message"])
+    (event,) = event_rows(tmp_path, "failed_row")
+    assert event["batch_idx"] == 2
+    assert "ZeroDivisionError: a measure with a bug" in str(event["message"])
 
 
 def test_numbers_that_do_not_come_cost_only_their_step(tmp_path: Path) -> None:
-    """A device that fails once is told once."""
+    """A device that fails once is reported once."""
     room = Room(tmp_path)
     room.files.open(NO_STEPS)
     lost = PendingStep(2, 0, Staged([], RuntimeError("the device is gone")), (None,))
@@ -87,8 +87,8 @@ def test_a_file_that_takes_no_rows_is_named_and_the_other_one_goes_on(tmp_path: 
     room.close()
     assert csv_batches(tmp_path) == [1, 2, 3]
     assert parquet_batches(tmp_path) == [1]
-    (told,) = event_rows(tmp_path, "failed_write")
-    assert (told["batch_idx"], told["batch_idx_end"], told["column"], told["value"]) == (2, 3, "norms.parquet", 2.0)
+    (event,) = event_rows(tmp_path, "failed_write")
+    assert (event["batch_idx"], event["batch_idx_end"], event["column"], event["value"]) == (2, 3, "norms.parquet", 2.0)
     assert read_manifest(room.layout.manifest).attempt.rows["norms.parquet"] == 1
 
 
@@ -107,9 +107,9 @@ def test_samples_of_a_step_that_is_not_finite_are_named(ids: object, named: str,
     room.files.open(NO_STEPS)
     room.files.write([step(1), step(2, math.nan, 1.0, sample_ids=ids)])  # type: ignore[arg-type]  # a user may give anything
     room.close()
-    (told,) = event_rows(tmp_path, "non_finite")
-    assert (told["batch_idx"], told["column"]) == (2, "overall")
-    assert str(told["message"]).endswith(named)
+    (event,) = event_rows(tmp_path, "non_finite")
+    assert (event["batch_idx"], event["column"]) == (2, "overall")
+    assert str(event["message"]).endswith(named)
 
 
 def test_a_tensor_of_sample_ids_is_read_by_the_background_thread(tmp_path: Path) -> None:
@@ -310,10 +310,10 @@ def test_rows_that_the_disk_does_not_sync_are_told_and_count_as_failed(
     assert room.files.write(steps([4])) == 0
     room.close()
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3, 4]
-    (told,) = event_rows(tmp_path, "failed_sync")
+    (event,) = event_rows(tmp_path, "failed_sync")
     file = name.replace("journal", "parquet")
-    assert (told["batch_idx"], told["batch_idx_end"], told["value"], told["column"]) == (2, 3, 2, file)
-    assert f"{file} took 2 collected steps that could not be synced" in str(told["message"])
+    assert (event["batch_idx"], event["batch_idx_end"], event["value"], event["column"]) == (2, 3, 2, file)
+    assert f"{file} took 2 collected steps that could not be synced" in str(event["message"])
 
 
 def test_events_that_the_disk_does_not_sync_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

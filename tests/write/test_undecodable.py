@@ -41,8 +41,8 @@ def test_in_the_command_line_and_the_directorys_name(tmp_path: Path) -> None:
     telemetry = tmp_path / "run" / "telemetry"
     assert read_parquet(telemetry / "norms.parquet").column("batch_idx").to_pylist() == [2]
     assert read_manifest(telemetry / "manifest.json").attempt.argv[-1] == "--data=caf\\udce9"
-    (told,) = event_rows(tmp_path / "run", "damaged_file")
-    assert f"{tmp_path}/caf\\udce9 was moved" in str(told["message"])
+    (event,) = event_rows(tmp_path / "run", "damaged_file")
+    assert f"{tmp_path}/caf\\udce9 was moved" in str(event["message"])
 
 
 def test_a_run_in_such_a_directory_is_resumed(tmp_path: Path) -> None:

@@ -172,9 +172,9 @@ def test_steps_dropped_while_the_disk_is_stuck_are_a_gap(
     gate.opened.set()
     stats = room.worker.close(SOON_S, "finished")
     assert stats == TelemetryStats(collected=7, written=2, dropped=5)
-    (told,) = event_rows(room.root, "gap")
-    assert (told["batch_idx"], told["batch_idx_end"], told["value"]) == (3, 7, 5.0)
-    assert FULL in str(told["message"])
+    (event,) = event_rows(room.root, "gap")
+    assert (event["batch_idx"], event["batch_idx_end"], event["value"]) == (3, 7, 5.0)
+    assert FULL in str(event["message"])
     assert read_manifest(room.layout.manifest).attempt.counters.dropped == 5
 
 
@@ -193,8 +193,8 @@ def test_a_directory_that_cannot_be_made_costs_rows_until_it_can(
     room.offer(step(21))
     assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=21, written=1, failed=20)
     assert csv_batches(room.root) == parquet_batches(room.root) == [21]
-    (told,) = event_rows(room.root, "failed_write")
-    assert (told["batch_idx"], told["batch_idx_end"], told["value"]) == (1, 20, 20.0)
+    (event,) = event_rows(room.root, "failed_write")
+    assert (event["batch_idx"], event["batch_idx_end"], event["value"]) == (1, 20, 20.0)
     assert read_manifest(room.layout.manifest).attempt.counters.failed == 20
 
 
@@ -251,9 +251,9 @@ def test_an_unforeseen_exception_while_writing_costs_its_rows_and_not_the_thread
         assert room.channel.flush(SOON_S)
     room.offer(step(3))
     assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=3, written=2, failed=1)
-    (told,) = event_rows(room.root, "failed_write")
-    assert told["batch_idx"] == 2
-    assert "TypeError" in str(told["message"])
+    (event,) = event_rows(room.root, "failed_write")
+    assert event["batch_idx"] == 2
+    assert "TypeError" in str(event["message"])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the thread says how it died

@@ -165,21 +165,20 @@ def _warn_of_repeats(path: Path, data: bytes, rows: Int64Array, pairs: Int64Arra
     """Warn of repeated images; raise if the votes of a pair of rows, int64[P, 2] positions, differ."""
     numbers = np.array([number for number, _ in _numbered_lines(data)])
     differ = (rows[pairs[:, 0], _VOTES] != rows[pairs[:, 1], _VOTES]).any(axis=1)
-    told = [
-        f"lines {numbers[a]} and {numbers[b]}: image {rows[a, 1]}" for a, b in pairs[differ if differ.any() else ...]
-    ]
+    shown = pairs[differ if differ.any() else ...]
+    repeats = [f"lines {numbers[a]} and {numbers[b]}: image {rows[a, 1]}" for a, b in shown]
     if differ.any():
         raise LabelsError(
-            f"{path}: different votes for the same image.\n{_listing(told)}\nThe file does not say which row is "
+            f"{path}: different votes for the same image.\n{_listing(repeats)}\nThe file does not say which row is "
             "right: delete the wrong one of each pair."
         )
     others = (rows[pairs[:, 0], 12:] != rows[pairs[:, 1], 12:]).any(axis=1).sum()
     logger.warning(
         "%s: dropped %d rows that repeat an image with the same votes%s.\n%s",
         path,
-        len(told),
+        len(repeats),
         f"; {others} of them have other tags or another challenge, of which the first row's are kept" if others else "",
-        _listing(told),
+        _listing(repeats),
     )
 
 

@@ -59,7 +59,12 @@ class _PlainFlags:
         return params
 
 
-class _Command(_PlainFlags, TyperCommand): ...
+class _Command(_PlainFlags, TyperCommand):
+    """Leaves hidden arguments out of the usage line."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        shown = [param for param in self.get_params(ctx) if not getattr(param, "hidden", False)]
+        return [str(self.options_metavar), *(piece for param in shown for piece in param.get_usage_pieces(ctx))]
 
 
 class _CommandTable(_PlainFlags, TyperGroup):

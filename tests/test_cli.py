@@ -47,11 +47,12 @@ def test_the_version_is_the_packages() -> None:
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_explains_itself(name: str) -> None:
-    """Its help has an example, and lists no type beside a flag, which takes no value."""
+    """Its help has an example, no type beside a flag, which takes no value, and no hidden argument."""
     found = CliRunner().invoke(cli.app, [name, "--help"])
     assert found.exit_code == 0
     assert f"ava-pipeline {name} " in " ".join(found.stdout.split())
     assert "<bool>" not in found.stdout
+    assert "[]" not in found.stdout
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))

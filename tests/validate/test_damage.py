@@ -258,6 +258,17 @@ def is_plain_message(found: Finding, run: Path) -> bool:
     return ends and str(run) not in found.message and "Value error" not in found.message
 
 
+def assert_only_this_is_found(damage: Damage, valid_run: Path, folder: Path) -> None:
+    """Damage a copy of a valid run: a finding names the rule, the file, the row and the column."""
+    run = shutil.copytree(valid_run, folder / "run")
+    damage.do(run)
+    findings = validate_run(run)
+    assert [found.message for found in findings if not is_plain_message(found, run)] == []
+    places = {(found.id, found.file, found.row, found.column) for found in findings}
+    assert (damage.rule, damage.file, damage.row, damage.column) in places, places
+    assert {found.id for found in findings} == {damage.rule} | damage.also, places
+
+
 @pytest.fixture(scope="module")
 def valid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three epochs with an event, which validates clean."""
@@ -272,13 +283,7 @@ def valid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
 def test_damage_is_found_and_located(damage: Damage, valid_run: Path, tmp_path: Path) -> None:
     """One finding names the rule, the file, the row and the column; unrelated rules report nothing."""
-    run = shutil.copytree(valid_run, tmp_path / "run")
-    damage.do(run)
-    findings = validate_run(run)
-    assert [found.message for found in findings if not is_plain_message(found, run)] == []
-    places = {(found.id, found.file, found.row, found.column) for found in findings}
-    assert (damage.rule, damage.file, damage.row, damage.column) in places, places
-    assert {found.id for found in findings} == {damage.rule} | damage.also, places
+    assert_only_this_is_found(damage, valid_run, tmp_path)
 
 
 def test_every_rule_is_shown_to_find_something() -> None:

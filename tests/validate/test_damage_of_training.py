@@ -9,7 +9,7 @@ import pytest
 from ava_pipeline.validate.validate import validate_run
 from tests.validate.building import NOW, RunBuilder
 from tests.validate.damaging import cut, edit_manifest
-from tests.validate.test_damage import EVENTS, NORMS, Damage, is_plain_message
+from tests.validate.test_damage import EVENTS, NORMS, Damage, assert_only_this_is_found
 
 CONFIG = """
 output_dir: run
@@ -127,13 +127,7 @@ def valid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
 def test_damage_is_found_and_located(damage: Damage, valid_run: Path, tmp_path: Path) -> None:
     """One finding names the rule, the file, the row and the column; unrelated rules report nothing."""
-    run = shutil.copytree(valid_run, tmp_path / "run")
-    damage.do(run)
-    findings = validate_run(run)
-    assert [found.message for found in findings if not is_plain_message(found, run)] == []
-    places = {(found.id, found.file, found.row, found.column) for found in findings}
-    assert (damage.rule, damage.file, damage.row, damage.column) in places, places
-    assert {found.id for found in findings} == {damage.rule}, places
+    assert_only_this_is_found(damage, valid_run, tmp_path)
 
 
 @pytest.mark.parametrize(

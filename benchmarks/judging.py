@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import numpy as np
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from ava_pipeline.bench.results import Samples, Target, Work, interleaved
+from ava_pipeline.bench.results import Target
+from ava_pipeline.bench.timing import Samples, Work, interleaved
 
 AVA_ROWS = 255_530
 

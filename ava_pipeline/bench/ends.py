@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ava_pipeline.bench.options import Setting
-from ava_pipeline.bench.results import Result, Target, Work, host_s, interleaved, median, percentile
+from ava_pipeline.bench.results import Result, Target, median, percentile
+from ava_pipeline.bench.timing import Work, host_s, interleaved
 from ava_pipeline.bench.workload import Workload, collector
 from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.contract.layout import RunLayout

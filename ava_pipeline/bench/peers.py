@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ava_pipeline.bench.options import Setting
-from ava_pipeline.bench.results import TIMES, Clock, Estimate, Result, Samples, Target, interleaved, median, ratio
+from ava_pipeline.bench.results import TIMES, Estimate, Result, Target, median, ratio
+from ava_pipeline.bench.timing import Clock, Samples, interleaved
 from ava_pipeline.bench.workload import Workload
 from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.collect.groups import find_groups

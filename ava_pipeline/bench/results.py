@@ -1,65 +1,19 @@
-"""How a benchmark measures: interleaved timing, estimates with bootstrap intervals, results and their targets."""
+"""What a benchmark reports: estimates with bootstrap intervals, results and their targets."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from scipy import stats
 
-Samples: TypeAlias = NDArray[np.float64]
-Work: TypeAlias = Callable[[], object]
-Clock: TypeAlias = Callable[[Work], float]
+from ava_pipeline.bench.timing import Samples
 
-NUM_WARMUP = 3
 CONFIDENCE = 0.95
 TIMES = "×"
 _NUM_RESAMPLES = 2000
 _RESAMPLES_AT_ONCE = 50
 _SMALL = 10
-
-
-def clock_for(device: torch.device) -> Clock:
-    """Return a clock, in seconds, that waits until work on the device has finished."""
-    return host_s if device.type == "cpu" else _DeviceClock(device)
-
-
-def host_s(work: Work) -> float:
-    """Measure how long `work` blocks the calling thread, in seconds."""
-    start_s = perf_counter()
-    work()
-    return perf_counter() - start_s
-
-
-def interleaved(works: Mapping[str, Work], rounds: Iterable[int], clock: Clock = host_s) -> dict[str, Samples]:
-    """Time all work once per round in random order, so that load hits it equally; return name -> seconds per round."""
-    draw = np.random.default_rng(0)
-    for work in [*works.values()] * NUM_WARMUP:
-        work()
-    times_s: dict[str, list[float]] = {name: [] for name in works}
-    for _ in rounds:
-        for name in draw.permutation(list(works)):
-            times_s[name].append(clock(works[name]))
-    return {name: np.array(values) for name, values in times_s.items()}  # the same index is the same round
-
-
-class _DeviceClock:
-    """Times work with two events on the accelerator's current stream, while nothing else runs on it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._module = torch.get_device_module(device)
-
-    def __call__(self, work: Work) -> float:
-        start, end = (self._module.Event(enable_timing=True) for _ in range(2))
-        self._module.synchronize()
-        start.record()
-        work()
-        end.record()
-        self._module.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
 
 
 class Estimate(NamedTuple):

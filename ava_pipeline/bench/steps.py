@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ava_pipeline.bench.options import Setting
-from ava_pipeline.bench.results import TIMES, Result, Samples, Target, Work, interleaved, median, ratio
+from ava_pipeline.bench.results import TIMES, Result, Target, median, ratio
+from ava_pipeline.bench.timing import Samples, Work, interleaved
 from ava_pipeline.bench.workload import Workload, collector, collector_of
 from ava_pipeline.collect.norms import NormPlan
 

@@ -14,19 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from ava_pipeline.bench.options import Options, Setting
-from ava_pipeline.bench.results import (
-    NUM_WARMUP,
-    TIMES,
-    Estimate,
-    Result,
-    Samples,
-    Target,
-    bootstrap,
-    interleaved,
-    median,
-    percentile,
-    ratio,
-)
+from ava_pipeline.bench.results import TIMES, Estimate, Result, Target, bootstrap, median, percentile, ratio
+from ava_pipeline.bench.timing import NUM_WARMUP, Samples, interleaved
 from ava_pipeline.bench.workload import Workload, collector
 from ava_pipeline.bench.writing import WrittenRun
 from ava_pipeline.collect.collector import TelemetryCollector

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ava_pipeline.bench.options import Options
-from ava_pipeline.bench.results import Clock, clock_for
+from ava_pipeline.bench.timing import Clock, clock_for
 from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.config.models import ModelConfig, OptimConfig
 from ava_pipeline.train.losses import squared_emd

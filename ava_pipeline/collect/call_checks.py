@@ -5,10 +5,12 @@ A call that cannot be right raises. A loop that looks wrong is recorded as a war
 
 import json
 import math
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -88,6 +90,33 @@ def check_values(values: Mapping[str, Value]) -> None:
                 f"values[{name!r}] is a tensor of shape {tuple(value.shape)} and {value.dtype}: give one real number, "
                 "such as its .mean()."
             )
+
+
+def whole_number(name: str, value: object, *, least: int = 0, remedy: str = "") -> int:
+    """Return an integer, NumPy's too, as an int, or raise MisuseError; reading a tensor would wait for the device."""
+    try:
+        number = None if isinstance(value, Tensor | bool) else operator.index(value)  # type: ignore[arg-type]  # tried here
+    except TypeError:
+        number = None
+    if number is None or not least <= number < 2**63:
+        raise MisuseError(
+            f"{name} is {value!r} ({type(value).__name__}): give an int, {least} or more and below 2**63.{remedy}"
+        )
+    return number
+
+
+def process_rank() -> int:
+    """This process's rank; only rank 0 writes. Raise MisuseError if the variable RANK is not a number."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    given = os.environ.get("RANK", "")
+    try:
+        return int(given or "0")
+    except ValueError as error:
+        message = (
+            f"the environment variable RANK is {given!r}: set it to this process's number, 0 if alone, or unset it."
+        )
+        raise MisuseError(message) from error
 
 
 class BatchCount:

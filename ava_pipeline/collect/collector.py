@@ -2,7 +2,6 @@
 
 import logging
 import math
-import operator
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +9,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ava_pipeline.collect.call_checks import BatchCount, CallChecks, as_json, check_arguments, telemetry_config
+from ava_pipeline.collect.call_checks import (
+    BatchCount,
+    CallChecks,
+    as_json,
+    check_arguments,
+    process_rank,
+    telemetry_config,
+    whole_number,
+)
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups
@@ -100,7 +106,7 @@ class TelemetryCollector:
         layout = RunLayout(Path(output_dir))
         events = EventLog(layout.root)
         self._root = layout.root
-        self._count = BatchCount(settings.collect_every_n if settings.enabled and _rank() == 0 else math.inf)
+        self._count = BatchCount(settings.collect_every_n if settings.enabled and process_rank() == 0 else math.inf)
         self._clipping = Clipping(targets.parameters)
         self._prediction_files = PredictionFiles(layout, events, self._count, is_strict=settings.on_error == "raise")
         self._findings = FindingQueue(self._count)
@@ -175,7 +181,7 @@ class TelemetryCollector:
             return False
         is_due = count.batch_idx >= count.next_row
         if is_due:
-            count.epoch = _whole_number("epoch", epoch)
+            count.epoch = whole_number("epoch", epoch)
             self._recorder.record(values or {}, sample_ids)
         count.due = count.next_row  # before `deliver`: a finding that arrives now makes the next step due again
         self._findings.deliver()
@@ -219,7 +225,7 @@ class TelemetryCollector:
         Raises:
             MisuseError: the name cannot be part of a file name, or the epoch is not an int from 0.
         """
-        return self._prediction_files.block(_whole_number("epoch", epoch), name, is_written=self._may_write)
+        return self._prediction_files.block(whole_number("epoch", epoch), name, is_written=self._may_write)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients, with the same bits as `torch.nn.utils.clip_grad_norm_`. Call it after `step`.
@@ -271,7 +277,7 @@ class TelemetryCollector:
             _log.warning(
                 "the disk took no rows for %s s; the checkpoint is made without waiting for them.", CHECKPOINT_TIMEOUT_S
             )
-        epoch = _whole_number("epoch", self._count.epoch)
+        epoch = whole_number("epoch", self._count.epoch)
         return {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
@@ -290,8 +296,8 @@ class TelemetryCollector:
             )
         if not isinstance(state, Mapping) or not {"batch_idx", "epoch"} <= set(state):
             raise MisuseError(f"{state!r} is not a collector's state: give what state_dict() returned.")
-        batch_idx = _whole_number("state['batch_idx']", state["batch_idx"])
-        epoch = _whole_number("state['epoch']", state["epoch"])
+        batch_idx = whole_number("state['batch_idx']", state["batch_idx"])
+        epoch = whole_number("state['epoch']", state["epoch"])
         self._clipping.load_state_dict(state)
         self._count.resume(batch_idx, epoch)
 
@@ -357,36 +363,9 @@ class TelemetryCollector:
             " The batches of the run count from 1, across epochs: with enumerate, give "
             "enumerate(loader, start=1) plus the batches of earlier epochs, or leave batch_idx out."
         )
-        complaint = self._count.follow(_whole_number("batch_idx", batch_idx, least=1, remedy=remedy))
+        complaint = self._count.follow(whole_number("batch_idx", batch_idx, least=1, remedy=remedy))
         if complaint is not None:
             self._checks.warn_once("batch_idx", complaint)
 
     def _may_write(self) -> bool:
-        return _rank() == 0 and not self._recorder.is_child
-
-
-def _whole_number(name: str, value: object, *, least: int = 0, remedy: str = "") -> int:
-    """Return an integer, NumPy's too, as an int, or raise MisuseError; reading a tensor would wait for the device."""
-    try:
-        number = None if isinstance(value, Tensor | bool) else operator.index(value)  # type: ignore[arg-type]  # tried here
-    except TypeError:
-        number = None
-    if number is None or not least <= number < 2**63:
-        raise MisuseError(
-            f"{name} is {value!r} ({type(value).__name__}): give an int, {least} or more and below 2**63.{remedy}"
-        )
-    return number
-
-
-def _rank() -> int:
-    """This process's rank; only rank 0 writes. Raise MisuseError if the variable RANK is not a number."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    given = os.environ.get("RANK", "")
-    try:
-        return int(given or "0")
-    except ValueError as error:
-        message = (
-            f"the environment variable RANK is {given!r}: set it to this process's number, 0 if alone, or unset it."
-        )
-        raise MisuseError(message) from error
+        return process_rank() == 0 and not self._recorder.is_child

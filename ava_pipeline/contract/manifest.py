@@ -15,7 +15,7 @@ from ava_pipeline.contract.tables import SCHEMA_VERSION, RunTable
 from ava_pipeline.contract.untrusted import MAX_MANIFEST_BYTES, read_small_file
 from ava_pipeline.errors import DamagedFileError
 
-STALE_AFTER = timedelta(minutes=2)  # a running run whose heartbeat is older was killed
+KILLED_AFTER = timedelta(minutes=2)  # a running run whose heartbeat is older was killed
 
 Count = Annotated[int, Field(ge=0)]
 Role = Literal["overall", "head", "head_layer", "backbone_last", "other"]
@@ -156,7 +156,7 @@ def status_now(manifest: Manifest, now: datetime) -> Status:
     if manifest.status != "running":
         return manifest.status
     is_gone = bool(manifest.attempts) and _is_gone(manifest.attempt)
-    return "killed" if is_gone or now - manifest.heartbeat_utc > STALE_AFTER else "running"
+    return "killed" if is_gone or now - manifest.heartbeat_utc > KILLED_AFTER else "running"
 
 
 def _is_gone(attempt: Attempt) -> bool:

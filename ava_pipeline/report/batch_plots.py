@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ava_pipeline.report.annotations import Shape, epoch_lines, epoch_names, finding_bands, findings_in
+from ava_pipeline.report.contents import by_epoch
 from ava_pipeline.report.figure import Figure, LegendKey, Trace, label_text, number_text, styles_of
 from ava_pipeline.report.run_data import RunData
 from ava_pipeline.report.series import NORMS, RATES, STEPS, Series, columns_of, epoch_starts, ratio_of
-from ava_pipeline.report.text import by_epoch
 from ava_pipeline.report.traces import bounds_of, traces_of
 
 _HEIGHT_PX, _SUBPLOT_HEIGHT_PX, _MARGINS_PX = 400, 165, 100

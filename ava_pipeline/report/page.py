@@ -15,11 +15,11 @@ from ava_pipeline.contract.manifest import utc_now
 from ava_pipeline.errors import require_extra
 from ava_pipeline.many_runs.find import Pattern, find_runs
 from ava_pipeline.report.batch_plots import figures_by_batch
+from ava_pipeline.report.contents import facts_of, findings_list, first_rows, time_text
 from ava_pipeline.report.epoch_plots import figures_by_epoch
 from ava_pipeline.report.figure import Figure, LegendKey, styles_of
 from ava_pipeline.report.image_plots import epochs_note, figures_by_image, figures_of_images
 from ava_pipeline.report.run_data import RunData, read_run_data
-from ava_pipeline.report.text import facts_of, findings_list, first_rows, time_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment

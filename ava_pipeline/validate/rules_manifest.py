@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import STALE_AFTER, Attempt, Manifest, read_manifest
+from ava_pipeline.contract.manifest import KILLED_AFTER, Attempt, Manifest, read_manifest
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun
 from ava_pipeline.validate.listing import Breach, Report, Rule, without_path
@@ -84,7 +84,7 @@ def _groups(manifest: Manifest) -> Iterator[Breach]:
 
 
 def _killed(manifest: Manifest, now: datetime) -> Iterator[Breach]:
-    if manifest.status == "running" and now - manifest.heartbeat_utc > STALE_AFTER:
+    if manifest.status == "running" and now - manifest.heartbeat_utc > KILLED_AFTER:
         message = (
             f"the status is running, but the last sign of life was at {manifest.heartbeat_utc:%Y-%m-%d %H:%M:%S} UTC: "
             "the process was killed, or its disk is gone. The files can be read; the next attempt, or "

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ava_pipeline.contract.manifest import read_manifest, utc_now
 from ava_pipeline.errors import DamagedFileError, RunError, WriteError
 
-STALE_AFTER_S = 60.0
+REMOTE_GONE_AFTER_S = 60.0
 _POLL_S = 1.0
 _MAX_BYTES = 4096
 _NEVER = datetime.fromtimestamp(0, UTC)
@@ -191,7 +191,7 @@ def live_remote_holder(descriptor: int, manifest: Path, *, wait: Callable[[float
     if holder is None or holder.host == platform.node():
         return None  # on this host the lock itself decides
     heartbeat = _heartbeat(manifest, holder)
-    left_s = min(STALE_AFTER_S, STALE_AFTER_S - (utc_now() - heartbeat).total_seconds())
+    left_s = min(REMOTE_GONE_AFTER_S, REMOTE_GONE_AFTER_S - (utc_now() - heartbeat).total_seconds())
     if left_s > 0:
         _log.warning(
             "%s may still be written by pid %d on host %s: waiting at most %.0f s for a sign of life.",

@@ -12,9 +12,9 @@ from ava_pipeline.contract.manifest import TableEntry, read_manifest, write_mani
 from ava_pipeline.contract.parquet import write_parquet
 from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.report.batch_plots import figures_by_batch
+from ava_pipeline.report.contents import findings_list
 from ava_pipeline.report.figure import Figure, style_at
 from ava_pipeline.report.run_data import read_run_data
-from ava_pipeline.report.text import findings_list
 from tests.report.reported import INF, every_batch, faulty, healthy, report
 from tests.validate.building import STEPS, Row, RunBuilder
 

@@ -143,9 +143,9 @@ def test_recovery_keeps_a_journal_of_other_columns(what: str, layout: RunLayout)
 
 def recovers_once(layout: RunLayout, file: str) -> None:
     """Check that a recovery does what the dry run reports, and that a second one has nothing to do."""
-    lost = list(recover_run(layout.root, dry_run=True).lost)
-    assert {finding.file for finding in lost} == {f"telemetry/{file}"}
-    assert list(recover_run(layout.root).lost) == lost
+    planned = list(recover_run(layout.root, dry_run=True).lost)
+    assert {finding.file for finding in planned} == {f"telemetry/{file}"}
+    assert list(recover_run(layout.root).lost) == planned
     assert (layout.damaged / file).exists()
     assert file in lost(layout)
     assert list(recover_run(layout.root).lost) == []

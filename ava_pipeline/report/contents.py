@@ -1,4 +1,4 @@
-"""The texts and numbers of the page: findings, tables, facts."""
+"""What the page says beside its plots, and `page/contents.html` lays out: findings, tables, and facts of the run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

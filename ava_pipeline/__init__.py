@@ -47,17 +47,18 @@ if TYPE_CHECKING:
     from ava_pipeline.collect.targets import TrainingTargets
     from ava_pipeline.config.models import RunConfig, TelemetryConfig
     from ava_pipeline.contract.columns import Column
+    from ava_pipeline.contract.events import Event
     from ava_pipeline.contract.finding import Finding
     from ava_pipeline.contract.tables import KEY_COLUMNS, Table
     from ava_pipeline.diagnose.diagnose import Diagnosis, diagnose_run
-    from ava_pipeline.evaluation.evaluate import evaluate
+    from ava_pipeline.evaluation.evaluate import Evaluation, evaluate
     from ava_pipeline.many_runs.datasets import Runs, runs
     from ava_pipeline.read.run import Run, open_run
     from ava_pipeline.report.page import write_report
     from ava_pipeline.train.data.labels import read_ava_labels
     from ava_pipeline.validate.validate import validate_run
     from ava_pipeline.write.channel import TelemetryStats
-    from ava_pipeline.write.recover import recover_run
+    from ava_pipeline.write.recover import Recovery, recover_run
     from ava_pipeline.write.writers import Writer
 
 
@@ -67,10 +68,13 @@ __version__ = "0.1.0"
 _MODULES = {
     "Column": "ava_pipeline.contract.columns",
     "Diagnosis": "ava_pipeline.diagnose.diagnose",
+    "Evaluation": "ava_pipeline.evaluation.evaluate",
+    "Event": "ava_pipeline.contract.events",
     "Finding": "ava_pipeline.contract.finding",
     "KEY_COLUMNS": "ava_pipeline.contract.tables",
     "Measure": "ava_pipeline.collect.measures.measure",
     "Reading": "ava_pipeline.collect.measures.measure",
+    "Recovery": "ava_pipeline.write.recover",
     "Run": "ava_pipeline.read.run",
     "RunConfig": "ava_pipeline.config.models",
     "Runs": "ava_pipeline.many_runs.datasets",
@@ -102,6 +106,8 @@ __all__ = [
     "DamagedFileError",
     "DataError",
     "Diagnosis",
+    "Evaluation",
+    "Event",
     "Finding",
     "GroupsError",
     "ImagesError",
@@ -112,6 +118,7 @@ __all__ = [
     "NotARunError",
     "PredictionsError",
     "Reading",
+    "Recovery",
     "Run",
     "RunConfig",
     "RunError",

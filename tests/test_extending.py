@@ -1,5 +1,6 @@
 """docs/extending.md holds: a measure and a writer in files of the user's own, given to the collector."""
 
+import importlib
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ from ava_pipeline import (
     open_run,
     recover_run,
     validate_run,
+    write_report,
 )
 from ava_pipeline.contract.tables import RunTable
 from tests.collect.models import TinyNet, tiny, train
@@ -77,6 +79,49 @@ def test_a_measure_in_one_file(tmp_path: Path) -> None:
     assert parquet.schema.equals(RunTable.model_validate(declared).arrow_schema)
     assert open_run(run).table("weight_norms")["batch_idx"].tolist() == [1, 2, 3]
     assert validate_run(run) == []
+
+
+def test_a_measure_reports_events_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what every measure reports."""
+    for file in ("weight_norms.py", "bounded_weight_norms.py"):
+        (tmp_path / file).write_text(code(file))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    measure = importlib.import_module("bounded_weight_norms").BoundedWeightNorms
+    monkeypatch.setattr(measure, "limit", 0.0)
+    run, (model, optimizer) = tmp_path / "run", tiny()
+    with TelemetryCollector(model, optimizer, run, collect_every_n=1, measures=[measure]) as telemetry:
+        train(telemetry, model, optimizer, 2)
+    events = open_run(run).events()
+    assert events["event"].tolist() == ["exploding", "exploding"]
+    assert events["value"].tolist() == pytest.approx(open_run(run).table("weight_norms")["overall"].tolist())
+
+
+class CountsOfZeros(Measure):
+    """A column of integers."""
+
+    table = Table(
+        name="zeros",
+        description="Weights that are exactly 0.",
+        columns=(*KEY_COLUMNS, Column(name="num_zeros", dtype="int64", description="How many.", not_below=0)),
+    )
+
+    def read(self, snapshot: Any) -> Reading:  # noqa: ARG002  # the weights are in the targets
+        """Count on the device."""
+        return Reading([sum((weight == 0).sum() for weight in self.targets.parameters)])
+
+    def columns(self, numbers: Any, layout: object) -> Any:  # noqa: ARG002  # one layout
+        """As integers."""
+        return {"num_zeros": [int(count) for (count,) in numbers]}
+
+
+def test_a_column_of_integers_is_drawn_too(tmp_path: Path) -> None:
+    """In the report's plots, beside the file, the manifest and validation."""
+    run, (model, optimizer) = tmp_path / "run", tiny()
+    with TelemetryCollector(model, optimizer, run, collect_every_n=1, measures=[CountsOfZeros]) as telemetry:
+        train(telemetry, model, optimizer, 3)
+    assert validate_run(run) == []
+    write_report(run, tmp_path / "page.html")
+    assert "num_zeros" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_its_damage_is_found(tmp_path: Path) -> None:
@@ -171,10 +216,14 @@ def test_a_measure_that_fails_costs_its_own_rows(tmp_path: Path, caplog: pytest.
     assert tables.gradient_norms()["batch_idx"].tolist() == [1, 2, 3, 4]
     assert tables.table("failing")["batch_idx"].tolist() == []
     messages = [str(message) for message in tables.events()["message"]]
-    assert [("a measure with a bug" in one, "another bug" in one) for one in messages] == [
+    assert [("a measure with a bug" in one, "another bug" in one) for one in messages[1:]] == [
         (True, False), (False, True), (True, False), (False, True),
     ]  # fmt: skip
-    assert any("the measure NoReading could not be made" in message for message in caplog.messages)
+    unmade = "the measure NoReading could not be made, so its table gets no rows: OSError: no such library"
+    assert messages[0].startswith(unmade)
+    assert tables.events()["column"][0] == "never"
+    assert any(unmade in message for message in caplog.messages)
+    assert validate_run(run) == []
 
 
 def test_a_measure_that_raises_in_the_training_thread_ends_a_strict_run(tmp_path: Path) -> None:
@@ -230,8 +279,14 @@ class Taken(WeightNorms):  # type: ignore[misc, valid-type]  # as above
     table = Table(name="Steps", description="", columns=KEY_COLUMNS)
 
 
+class Predictions(WeightNorms):  # type: ignore[misc, valid-type]  # as above
+    """The name of the contract of prediction files."""
+
+    table = Table(name="predictions", description="", columns=KEY_COLUMNS)
+
+
 class Dotted(JsonLines):  # type: ignore[misc, valid-type]  # as above
-    """A suffix that is no single word."""
+    """A suffix that is not a single word."""
 
     suffix = "../x"
 
@@ -251,6 +306,7 @@ class Csv(JsonLines):  # type: ignore[misc, valid-type]  # as above
         ({"measures": [Measure]}, "Measure does not define columns, read"),
         ({"measures": [Unnamed]}, "begin with KEY_COLUMNS"),
         ({"measures": [Taken]}, "the table name 'Steps' of Taken is taken"),
+        ({"measures": [Predictions]}, "the table name 'predictions' of Predictions is taken"),
         ({"measures": [WeightNorms, WeightNorms]}, "'weight_norms' of WeightNorms is taken"),
         ({"writers": JsonLines}, "writers: expected a list of subclasses of Writer"),
         ({"writers": ["jsonl"]}, "writers: expected subclasses of Writer"),

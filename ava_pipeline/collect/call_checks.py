@@ -1,4 +1,4 @@
-"""Checks of how the collector is called: its arguments, the count of batches, and the order of the calls.
+"""Checks of how the collector is called: its arguments and the process, the count of batches, the order of the calls.
 
 A call that cannot be right raises. A loop that looks wrong is recorded as a warning, once, with the remedy.
 """

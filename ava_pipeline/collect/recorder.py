@@ -16,13 +16,14 @@ from ava_pipeline.collect.call_checks import BatchCount, CallChecks, check_value
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.measures import make_measures
 from ava_pipeline.collect.measures.measure import Measure, Value, read_measures
-from ava_pipeline.collect.staging import Staging, staging_for
+from ava_pipeline.collect.staging import Staging
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.config.models import TelemetryConfig
+from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.contract.tables import check_column_name
-from ava_pipeline.errors import ChannelClosedError, ChannelFullError, MisuseError
+from ava_pipeline.errors import ChannelClosedError, ChannelFullError, MisuseError, in_words
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
@@ -75,7 +76,7 @@ class Recorder:
         )
         self._value_names: tuple[str, ...] = ()
         self._measures: list[Measure] = []
-        self._staging: Staging
+        self._staging = Staging()
         self._worker: Worker | None = None
         self.is_closed = False
         self.is_child = False
@@ -130,7 +131,7 @@ class Recorder:
             check_column_name(name)
         targets = replace(self._targets, value_names=tuple(values), resumed_from=self._count.resumed_from)
         self._checks.check_optimizers()
-        measures = make_measures(self._own_measures, targets, on_failure=self._events.fail)
+        measures = make_measures(self._own_measures, targets, on_failure=self._report_unmade)
         config = self._config
         facts = RunFacts(
             groups=targets.described_groups(),
@@ -155,10 +156,24 @@ class Recorder:
         )
         self._value_names = targets.value_names
         self._measures = measures
-        self._staging = staging_for(targets.device)
         worker = Worker(self._channel, files, self._events, flush_interval_s=config.flush_interval_s)
         worker.start()
         return worker
+
+    def _report_unmade(self, measure: type[Measure], error: Exception) -> None:
+        batch_idx = self._count.batch_idx
+        self._events.add(
+            Event(
+                event="failed_write",
+                severity="error",
+                message=f"the measure {measure.__name__} could not be made, so its table gets no rows: "
+                f"{in_words(error)}",
+                batch_idx=batch_idx,
+                batch_idx_end=batch_idx,
+                epoch=self._count.epoch,
+                column=measure.table.name,
+            )
+        )
 
     def raise_first_error(self) -> None:
         """Raise the first WriteError of the background thread, once, under `on_error="raise"`."""

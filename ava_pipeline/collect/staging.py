@@ -1,10 +1,10 @@
 """Copies a step's numbers from the device to reused memory on the host, without making the training thread wait."""
 
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ class PinnedSlot(Slot):
         self._device = device
         module: Any = torch.get_device_module(device)
         is_cuda = device.type == "cuda"
-        self.buffer = torch.empty(num_numbers, dtype=torch.float32, pin_memory=is_cuda)
+        # Named, because the user may have set another default device.
+        self.buffer = torch.empty(num_numbers, dtype=torch.float32, device="cpu", pin_memory=is_cuda)
         # With a blocking event the worker sleeps in wait() without holding the GIL; only CUDA has such events.
         self._event = module.Event(blocking=True) if is_cuda else module.Event()
 
@@ -55,67 +56,37 @@ class PinnedSlot(Slot):
 SPARE_NUMBERS = 64
 
 
-class Staging(ABC):
-    """Hands a step's readings over to the background thread."""
+class Staging:
+    """Hands a step's readings over to the background thread, without waiting for the device.
 
-    @abstractmethod
-    def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
-        """Start the copy of the numbers to the host, without waiting for the device."""
+    Numbers on the host are taken as they are. Those on accelerators are joined to one vector on the device of the
+    first, and copied by one asynchronous copy a step into a slot that is reused. The copy and the slot's event are
+    queued on the current stream, so the stream itself runs them after the kernels that compute the numbers and before
+    any later work. The devices are those of the numbers, because a model may move, and a loss may be on an accelerator
+    while the parameters are not.
 
-
-def staging_for(device: torch.device) -> Staging:
-    """The staging for the device that holds the gradients."""
-    return HostStaging() if device.type == "cpu" else DeviceStaging(device)
-
-
-class _HostNumbers:
-    def __init__(self, numbers: list[Numbers]) -> None:
-        self._numbers = numbers
-
-    def read(self) -> list[Numbers]:
-        return self._numbers
-
-
-class HostStaging(Staging):
-    """For gradients on the CPU: the numbers are on the host already."""
-
-    def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
-        """Read the numbers."""
-        return _HostNumbers([_host_numbers(reading.numbers) for reading in readings])
-
-
-def _host_numbers(numbers: Tensor | Sequence[object]) -> Numbers:
-    if isinstance(numbers, Tensor):
-        vector: NDArray[np.floating] = numbers.detach().numpy()
-        return vector
-    return [number.item() if isinstance(number, Tensor) else number for number in numbers]
-
-
-class DeviceStaging(Staging):
-    """For gradients on an accelerator: one asynchronous copy a step, into a slot that is reused.
-
-    The copy and the slot's event are queued on the current stream, so the stream itself runs them after the kernels
-    that compute the numbers and before any later work.
+    `host` is the type of device whose numbers need no copy.
     """
 
-    def __init__(self, device: torch.device, new_slot: Callable[[torch.device, int], Slot] = PinnedSlot) -> None:
-        self._device = device
+    def __init__(self, new_slot: Callable[[torch.device, int], Slot] = PinnedSlot, *, host: str = "cpu") -> None:
         self._new_slot = new_slot
-        self._free: deque[Slot] = deque()
+        self._host = host
+        self._free: defaultdict[torch.device, deque[Slot]] = defaultdict(deque)
 
     def stage(self, readings: Sequence[Reading]) -> StagedNumbers:
         """Queue the copy. There are as many slots as pending steps, whose number the channel limits."""
-        parcel = Parcel(self._device)
+        parcel = _Parcel(self._host)
         places = [parcel.add(reading.numbers) for reading in readings]
-        if not parcel.parts:
-            return _HostNumbers([_host_numbers(reading.numbers) for reading in readings])
-        vector = torch.cat(parcel.parts)
-        slot = self._free.popleft() if self._free else None
+        return _StagedStep(places, None if parcel.device is None else self._copy(torch.cat(parcel.parts)))
+
+    def _copy(self, vector: Tensor) -> "_Copy":
+        free = self._free[vector.device]
+        slot = free.popleft() if free else None
         if slot is None or slot.buffer.numel() < vector.numel():
-            slot = self._new_slot(self._device, vector.numel() + SPARE_NUMBERS)
+            slot = self._new_slot(vector.device, vector.numel() + SPARE_NUMBERS)
         slot.buffer[: vector.numel()].copy_(vector, non_blocking=True)
         slot.record()
-        return _CopiedNumbers(slot, vector.numel(), places, self._free)
+        return _Copy(slot, vector.numel(), free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,53 +96,74 @@ class _Position:
     position: int
 
 
-class Parcel:
+_Place: TypeAlias = Numbers | slice
+
+
+class _Parcel:
     """The tensors that one copy joins, and the position of each number in it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, host: str) -> None:
+        self._host = host
         self._end = 0
         self.parts: list[Tensor] = []
+        self.device: torch.device | None = None  # None if every number is on the host
 
-    def add(self, numbers: Tensor | Sequence[object]) -> slice | list[object]:
-        """Add a reading's tensors, and return where their numbers are after the copy; scalars on the host stay."""
+    def add(self, numbers: Tensor | Sequence[object]) -> _Place:
+        """Add a reading's numbers: those on the host are returned, for others their position after the copy."""
         if isinstance(numbers, Tensor):
-            return self._append(numbers)
-        return [self._scalar(number) for number in numbers]
+            vector = numbers.detach()
+            return vector.numpy() if vector.device.type == self._host else self._append(vector)
+        return [self._scalar(number) if isinstance(number, Tensor) else number for number in numbers]
 
-    def _scalar(self, number: object) -> object:
-        if not isinstance(number, Tensor):
-            return number
-        if number.device.type == "cpu":
+    def _scalar(self, number: Tensor) -> object:
+        if number.device.type == self._host:
             return number.item()
         return _Position(self._append(number.detach().reshape(1)).start)
 
     def _append(self, vector: Tensor) -> slice:
+        if self.device is None:
+            self.device = vector.device
         start, self._end = self._end, self._end + vector.numel()
-        self.parts.append(vector.to(self._device, torch.float32, non_blocking=True))
+        self.parts.append(vector.to(self.device, torch.float32, non_blocking=True))
         return slice(start, self._end)
 
 
-class _CopiedNumbers:
+class _Copy:
     """Numbers that the device may still be copying."""
 
-    def __init__(self, slot: Slot, num_numbers: int, places: Sequence[slice | list[object]], free: deque[Slot]) -> None:
+    def __init__(self, slot: Slot, num_numbers: int, free: deque[Slot]) -> None:
         self._slot = slot
         self._num_numbers = num_numbers
-        self._places = places
         self._free = free
 
-    def read(self) -> list[Numbers]:
+    def wait(self) -> NDArray[np.float32]:
         """Wait for the copy, take the numbers out of the slot and free the slot."""
         try:
             self._slot.wait()
-            vector = self._slot.buffer[: self._num_numbers].numpy().copy()
+            vector: NDArray[np.float32] = self._slot.buffer[: self._num_numbers].numpy().copy()
         finally:
             self._free.append(self._slot)
+        return vector
+
+
+class _StagedStep:
+    """One step's numbers: on the host, or in a copy that is waited for."""
+
+    def __init__(self, places: list[_Place], copy: _Copy | None) -> None:
+        self._places = places
+        self._copy = copy
+
+    def read(self) -> list[Numbers]:
+        vector = _NO_NUMBERS if self._copy is None else self._copy.wait()
         return [_numbers_at(vector, place) for place in self._places]
 
 
-def _numbers_at(vector: NDArray[np.float32], place: slice | list[object]) -> Numbers:
+_NO_NUMBERS = np.empty(0, dtype=np.float32)
+
+
+def _numbers_at(vector: NDArray[np.float32], place: _Place) -> Numbers:
     if isinstance(place, slice):
         return vector[place]
+    if isinstance(place, np.ndarray):
+        return place
     return [float(vector[number.position]) if isinstance(number, _Position) else number for number in place]

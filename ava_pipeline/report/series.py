@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ava_pipeline.contract.arrays import BatchIndices, Bools, Floats, floats, integers, null_mask
 from ava_pipeline.contract.manifest import Manifest, Role
+from ava_pipeline.contract.tables import number_columns
 from ava_pipeline.report.run_data import RunData
 
 NORMS, RATES, STEPS = "gradient_norms", "learning_rates", "steps"
@@ -68,14 +69,14 @@ class Series:
 
 
 def columns_of(run: RunData, table: str, *, is_log: bool = True) -> list[Series]:
-    """A series for each float column of a table in which a value was measured; none if the table has no rows.
+    """A series for each column of numbers in which a value was measured; none if the table has no rows.
 
     Columns of the norms and the rates are kept even if all of their values are null.
     """
     rows = run.table(table)
     if rows is None:
         return []
-    names = [field.name for field in rows.schema if pa.types.is_floating(field.type)]
+    names = number_columns(rows.schema)
     breaks = _breaks(integers(rows, "batch_idx"), run.manifest)
     series = [_series(run.name, name, rows, floats(rows, name), null_mask(rows[name]), breaks) for name in names]
     if table in {NORMS, RATES}:

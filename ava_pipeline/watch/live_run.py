@@ -13,7 +13,7 @@ from pyarrow import csv
 from ava_pipeline.contract.arrays import Bools, Floats, floats, integers, null_mask
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest, Status, status_now
-from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.contract.tables import RunTable, number_columns
 from ava_pipeline.contract.untrusted import MAX_LINE_BYTES, read_line
 from ava_pipeline.errors import DamagedFileError, RunError
 from ava_pipeline.read.csv import csv_options
@@ -102,12 +102,11 @@ class LatestRows:
         return self._rows if self._rows is not None and self._rows.num_rows else None
 
     def columns(self) -> Columns:
-        """The values of each float column as float64, and where they are null."""
+        """The values of each column of numbers as float64, and where they are null."""
         rows = self.rows
         if rows is None:
             return {}
-        names = [field.name for field in rows.schema if pa.types.is_floating(field.type)]
-        return {name: (floats(rows, name), null_mask(rows[name])) for name in names}
+        return {name: (floats(rows, name), null_mask(rows[name])) for name in number_columns(rows.schema)}
 
 
 class CsvTail:

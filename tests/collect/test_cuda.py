@@ -9,10 +9,12 @@ from torch import nn
 
 from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.collect.measures.measure import Reading
-from ava_pipeline.collect.staging import DeviceStaging
+from ava_pipeline.collect.staging import Staging
 from ava_pipeline.write.channel import StagedNumbers
 from tests.collect.clipped import INFINITE, NOT_A_NUMBER, assert_clips_to_torchs_bits
 from tests.collect.models import ava_resnet18
+
+CUDA = torch.device("cuda:0")
 
 pytestmark = [
     pytest.mark.cuda,
@@ -53,16 +55,16 @@ def test_no_sync_and_norms_equal_float64(tmp_path: Path, on_side_stream: bool) -
     assert norms["overall"].tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def assert_read(staging: DeviceStaging, staged: StagedNumbers, step: int) -> None:
+def assert_read(staging: Staging, staged: StagedNumbers, step: int) -> None:
     """The step's numbers come; free memory holds poison afterwards, for whoever does not wait for the next copy."""
     assert np.asarray(staged.read()[0]).tolist() == [float(step)] * 100
-    for slot in staging._free:
+    for slot in staging._free[CUDA]:
         slot.buffer.fill_(float("nan"))
 
 
 def test_a_slot_is_not_used_again_before_it_is_read() -> None:
     """Numbers staged behind long kernels arrive whole, in four slots that go round with three copies in flight."""
-    staging = DeviceStaging(torch.device("cuda"))
+    staging = Staging()
     long = torch.randn(4096, 4096, device="cuda")
     staged = []
     for step in range(50):
@@ -72,15 +74,15 @@ def test_a_slot_is_not_used_again_before_it_is_read() -> None:
             assert_read(staging, staged[step - 3], step - 3)
     for step in range(47, 50):
         assert_read(staging, staged[step], step)
-    assert len(staging._free) == 4
+    assert len(staging._free[CUDA]) == 4
 
 
 def test_slots_are_used_again() -> None:
     """Pinned memory does not grow with the length of a run."""
-    staging = DeviceStaging(torch.device("cuda"))
+    staging = Staging()
     for step in range(100):
         staging.stage([Reading([torch.tensor(float(step), device="cuda")])]).read()
-    assert len(staging._free) == 1
+    assert len(staging._free[CUDA]) == 1
 
 
 @pytest.mark.parametrize("number", [1.0, INFINITE, -INFINITE, NOT_A_NUMBER])

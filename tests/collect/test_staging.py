@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ava_pipeline.collect.measures.measure import Reading
-from ava_pipeline.collect.staging import SPARE_NUMBERS, DeviceStaging, Slot
+from ava_pipeline.collect.staging import SPARE_NUMBERS, Slot, Staging
 from ava_pipeline.write.channel import StagedNumbers
 from tests.collect.late import LateDevice, late_device
 
@@ -24,12 +24,12 @@ def device() -> Iterator[LateDevice]:
         yield device
 
 
-def staging_on(device: LateDevice) -> DeviceStaging:
-    """The staging of accelerators, with memory and events of that one."""
-    return DeviceStaging(torch.device("cpu"), device.new_slot)
+def staging_on(device: LateDevice) -> Staging:
+    """A staging to which the CPU's numbers are on this device, with its memory and events."""
+    return Staging(device.new_slot, host="")
 
 
-def stage(staging: DeviceStaging, step: int, length: int = LENGTH) -> StagedNumbers:
+def stage(staging: Staging, step: int, length: int = LENGTH) -> StagedNumbers:
     """Stage a step whose numbers differ from those of other steps."""
     return staging.stage([Reading(torch.full((length,), float(step)))])
 
@@ -48,10 +48,23 @@ def test_what_was_given_comes_back_in_place(device: LateDevice) -> None:
     assert np.asarray(ones).tolist() == [1.0, 1.0]
 
 
+def test_numbers_that_require_gradients_keep_no_graph_alive(device: LateDevice) -> None:
+    """A measure that forgets `no_grad` costs nothing: the slot's memory stays out of the graph, step after step."""
+    staging = staging_on(device)
+    for step in (1.0, 2.0):
+        vector = torch.full((LENGTH,), step, requires_grad=True) * 3
+        staged = staging.stage([Reading(vector), Reading([vector[0]])])
+        assert not any(slot.buffer.requires_grad for slot in device.slots)
+        whole, first = staged.read()
+        assert np.asarray(whole).tolist() == [3 * step] * LENGTH
+        assert list(first) == [3 * step]
+    assert len(device.slots) == 1
+
+
 class UsedAtOnce(deque[Slot]):
     """Free slots, each of which the training thread uses in the very moment that it is given back."""
 
-    def __init__(self, staging: DeviceStaging) -> None:
+    def __init__(self, staging: Staging) -> None:
         super().__init__()
         self.staged: list[StagedNumbers] = []
         self._staging = staging
@@ -65,7 +78,7 @@ class UsedAtOnce(deque[Slot]):
 def test_a_slot_is_not_used_again_before_it_is_read(device: LateDevice) -> None:
     """The worker waits, takes the numbers out, and gives the slot back, in that order."""
     staging = staging_on(device)
-    free = staging._free = UsedAtOnce(staging)
+    free = staging._free[torch.device("cpu")] = UsedAtOnce(staging)
     for step, one in [(step, stage(staging, step)) for step in range(5)]:
         assert_read(one, step)
     assert len(device.slots) == 5

@@ -5,6 +5,7 @@ real ones from end to end, but for the pinned memory and the event behind it, wh
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -19,8 +20,9 @@ from ava_pipeline.collect.call_checks import CallChecks
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.measures import BUILT_IN_MEASURES
+from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.predictions import EpochPredictions
-from ava_pipeline.collect.staging import DeviceStaging, Slot
+from ava_pipeline.collect.staging import Slot, Staging
 from tests.collect.models import TinyNet
 from tests.collect.no_waiting import FakeSlot, NoWaiting, WaitedError, no_waiting
 
@@ -37,7 +39,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[NoWaiting]:
             mode.pinned.append(slot.buffer)
             return slot
 
-        monkeypatch.setattr(recorder, "staging_for", lambda device: DeviceStaging(device, new_slot))
+        monkeypatch.setattr(recorder, "Staging", lambda: Staging(new_slot))
         monkeypatch.setattr(torch.cuda, "get_device_name", str)
         yield mode
 
@@ -96,6 +98,14 @@ def test_a_collected_step_waits_for_nothing(
     assert torchs.call_count == num_passes
 
 
+def test_a_loss_on_the_device_beside_parameters_on_the_host_is_copied(fake_cuda: NoWaiting) -> None:
+    """As under CPU offload: where the numbers are decides, not where the parameters are."""
+    readings = [Reading([0.5, None]), Reading([torch.empty((), device="cuda")])]
+    staged = recorder.Staging().stage(readings)
+    with ThreadPoolExecutor(1) as background:  # where tensors are real
+        assert background.submit(staged.read).result() == [[0.5, None], [1.0]]
+
+
 def test_predictions_on_the_device_are_taken_without_waiting(fake_cuda: NoWaiting) -> None:
     """Ids too: all is read when the block ends."""
     taken = EpochPredictions(Path("unused"), is_written=lambda: False, write=print, report=print)
@@ -138,7 +148,7 @@ PATH: list[tuple[Any, str]] = [
     (gradient_pass, "scaler_state"),
     (CallChecks, "check"),
     *((measure, "read") for measure in BUILT_IN_MEASURES),
-    (DeviceStaging, "stage"),
+    (Staging, "stage"),
     (Clipping, "clip"),
 ]
 

@@ -3,14 +3,18 @@
 import math
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from ava_pipeline.contract.arrays import numpy_values
-from ava_pipeline.contract.columns import Column, Dtype, to_arrow
+from ava_pipeline.contract.columns import Column, Dtype, broken_values, to_arrow
 from ava_pipeline.contract.tables import RunTable, Table
 
 DTYPES: list[Dtype] = ["int64", "float32", "float64", "string", "timestamp"]
@@ -59,6 +63,44 @@ def test_columns_and_pydantic_agree_on_every_value(column: Column, values: list[
         with np.errstate(over="ignore"):
             exact = [None if value is None else float(np.float32(value)) for value in exact]  # type: ignore[arg-type]  # checked
     assert [_text(value) for value in kept.column(0).to_pylist()] == [_text(value) for value in exact]
+
+
+VECTORS = st.one_of(
+    arrays(dtype, st.integers(1, 6))
+    for dtype in (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8, np.uint64, np.bool_)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(column=columns(), vector=VECTORS)
+def test_a_vector_is_checked_as_its_numbers_are(column: Column, vector: NDArray[Any]) -> None:
+    """Measures return vectors: a row is kept if pydantic accepts its number."""
+    table = RunTable.of(Table(name="t", description="", columns=(column,)))
+    good = [row for row, value in enumerate(vector) if not table.problems([{"x": value}])]
+    kept, findings, _ = table.check({"x": vector}, len(vector))
+    assert [finding.row for finding in findings] == [row + 1 for row in range(len(vector)) if row not in good]
+    assert kept.num_rows == len(good)
+
+
+STORED: dict[Dtype, st.SearchStrategy[object]] = {
+    "int64": st.integers(-(2**63), 2**63 - 1),
+    "float32": st.floats(width=32),
+    "float64": st.floats(),
+    "string": st.sampled_from(["good", "bad", "other", ""]),
+    "timestamp": st.datetimes(timezones=st.just(UTC)),
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(column=columns(), data=st.data())
+def test_rules_of_files_and_pydantic_agree(column: Column, data: st.DataObject) -> None:
+    """`validate` finds in a file the rows that were never written."""
+    values = data.draw(st.lists(st.none() | STORED[column.dtype], min_size=1, max_size=6))
+    table = RunTable.of(Table(name="t", description="", columns=(column,)))
+    stored = pa.table({"x": pa.array(values, table.arrow_schema.field("x").type)})
+    broken = {row for _, _, rows in broken_values([column], stored) for row in np.flatnonzero(rows)}
+    given_back = stored["x"].to_pylist()
+    assert broken == {row for row, value in enumerate(given_back) if table.problems([{"x": value}])}
 
 
 def _text(value: object) -> str:

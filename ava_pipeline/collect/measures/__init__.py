@@ -7,7 +7,7 @@ from ava_pipeline.collect.measures.learning_rates import LearningRates
 from ava_pipeline.collect.measures.measure import Measure
 from ava_pipeline.collect.measures.steps import Steps
 from ava_pipeline.collect.targets import TrainingTargets
-from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, EPOCH_METRICS
+from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, EPOCH_METRICS, PREDICTIONS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.tables import KEY_COLUMNS, Table
 from ava_pipeline.errors import MisuseError
@@ -19,7 +19,7 @@ def check_measures(measures: Sequence[type[Measure]]) -> tuple[type[Measure], ..
     """Raise MisuseError unless these are concrete subclasses of `Measure`, each with a table that can be used."""
     if not isinstance(measures, list | tuple):
         raise MisuseError(f"measures: expected a list of subclasses of Measure, got {measures!r}.")
-    taken = {table.name.lower() for table in (*BUILT_IN_TABLES, EPOCH_METRICS, EVENTS)}
+    taken = {table.name.lower() for table in (*BUILT_IN_TABLES, EPOCH_METRICS, EVENTS, PREDICTIONS)}
     for measure in measures:
         if not (isinstance(measure, type) and issubclass(measure, Measure)):
             raise MisuseError(
@@ -43,12 +43,15 @@ def check_measures(measures: Sequence[type[Measure]]) -> tuple[type[Measure], ..
 
 
 def make_measures(
-    own: Sequence[type[Measure]], targets: TrainingTargets, *, on_failure: Callable[[Exception, str], None]
+    own: Sequence[type[Measure]],
+    targets: TrainingTargets,
+    *,
+    on_failure: Callable[[type[Measure], Exception], None],
 ) -> list[Measure]:
     """Make the built-in measures and the user's own, without those of the user's that raise.
 
-    `on_failure` is given the exception of such a measure, and the clause that says what failed. Raise MisuseError if a
-    run column has a name that cannot name a column, or the name of another column.
+    `on_failure` is given such a measure and its exception. Raise MisuseError if a run column has a name that cannot
+    name a column, or the name of another column.
     """
     made = [measure(targets) for measure in BUILT_IN_MEASURES]
     for measure in made:
@@ -61,5 +64,5 @@ def make_measures(
         except MisuseError:
             raise
         except Exception as error:  # noqa: BLE001  # user code: its table is missing, and the training continues
-            on_failure(error, f"the measure {measure_class.__name__} could not be made")
+            on_failure(measure_class, error)
     return made

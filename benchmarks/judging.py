@@ -48,6 +48,11 @@ class Bench:
         self._benchmark: Any = benchmark  # pytest-benchmark does not annotate its methods
         self._sizes = sizes
 
+    @property
+    def is_tiny(self) -> bool:
+        """Whether this run only shows that everything runs."""
+        return self._sizes.is_tiny
+
     def in_turn(self, works: Mapping[str, Work], num_rounds: int | None = None) -> dict[str, Samples]:
         """Time all work once per round; return name -> seconds per round."""
         num_rounds = self._sizes.num_rounds if num_rounds is None or self._sizes.is_tiny else num_rounds

@@ -79,6 +79,7 @@ before = Path(sys.argv[1]) / "before"
 room = Room(before)
 room.write([1])
 room.close()
+assert open_run(before).events().empty  # imports pandas here, rather than in every child
 feeder = threading.Thread(target=feed, args=(Path(sys.argv[1]) / "run",), daemon=True)
 feeder.start()
 children, num_forks = [], 0

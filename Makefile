@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Tests start many interpreters, each of which would compile every library again.
+unexport PYTHONDONTWRITEBYTECODE
+
 COUNT ?= 5000
 DURATION ?= 600
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal, get_args
 
 from ava_pipeline.contract.columns import Column
+from ava_pipeline.contract.finding import Severity
 from ava_pipeline.contract.tables import Table
 
 EventName = Literal[
@@ -41,7 +42,8 @@ EventName = Literal[
     "spike",
     "vanishing",
 ]
-Severity = Literal["info", "warning", "error"]
+# Events that explain why batches have no rows.
+EXPLAIN_MISSING_ROWS: frozenset[EventName] = frozenset({"gap", "failed_row", "failed_write", "damaged_file"})
 
 _FORMULA_STARTS = ("=", "+", "-", "@")
 

@@ -79,7 +79,7 @@ def _unknown_predictions(layout: RunLayout) -> Iterator[Breach]:
             yield NAME.broken(relative(layout, path), "expected a name such as val_epoch_000.parquet.")
 
 
-def check_columns(found: pa.Schema, declared: pa.Schema, file: str, report: Report) -> bool:
+def check_schema(found: pa.Schema, declared: pa.Schema, file: str, report: Report) -> bool:
     """Compare the columns of a Parquet file with its declaration; if the names are right, rows may be cast to it."""
     if found.names != declared.names:
         message = f"expected the columns {','.join(declared.names)}, got {','.join(found.names)}."
@@ -95,7 +95,7 @@ def check_columns(found: pa.Schema, declared: pa.Schema, file: str, report: Repo
 def cast_rows(rows: pa.Table, declaration: RunTable, file: str, report: Report) -> pa.Table | None:
     """Give rows the declared types; None if they have other columns, or values of other types."""
     declared = declaration.arrow_schema
-    if not check_columns(rows.schema, declared, file, report):
+    if not check_schema(rows.schema, declared, file, report):
         return None
     try:
         return rows.cast(nullable(declared))

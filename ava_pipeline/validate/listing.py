@@ -65,7 +65,7 @@ class Breach:
     num: int
 
 
-Report = Callable[[Breach], None]
+AddBreach = Callable[[Breach], None]
 
 
 @dataclass(slots=True)

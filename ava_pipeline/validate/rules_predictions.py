@@ -27,7 +27,7 @@ from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, Window
-from ava_pipeline.validate.listing import Breach, Cell, Report, Rule, relative, without_path
+from ava_pipeline.validate.listing import AddBreach, Breach, Cell, Rule, relative, without_path
 from ava_pipeline.validate.rules_files import UNREADABLE, cast_rows
 from ava_pipeline.validate.rules_values import check_columns
 
@@ -68,17 +68,17 @@ def check_run(run: CheckedRun) -> Iterator[Breach]:
             yield from _missing_files(run.layout, run.metrics, {file.epoch for file in files})
 
 
-def read_predictions(layout: RunLayout, file: PredictionFile, report: Report) -> Window | None:
+def read_predictions(layout: RunLayout, file: PredictionFile, add: AddBreach) -> Window | None:
     """Read a file of predictions; None if it cannot be used, which is reported."""
     name = relative(layout, file.path)
     try:
         rows = read_parquet(file.path)
     except DamagedFileError as error:
-        report(UNREADABLE.broken(name, without_path(error, file.path)))
+        add(UNREADABLE.broken(name, without_path(error, file.path)))
         return None
     has_text_ids = "image_id" in rows.column_names and pa.types.is_string(rows.schema.field("image_id").type)
     declaration = _TEXT_IDS if has_text_ids else _INTEGER_IDS
-    cast = cast_rows(rows, declaration, name, report)
+    cast = cast_rows(rows, declaration, name, add)
     return None if cast is None else CheckedFile(name, declaration).append(cast)
 
 

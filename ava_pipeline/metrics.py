@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ava_pipeline.contract.finding import finite_or_null
 from ava_pipeline.errors import PredictionsError
 
 NUM_SCORES = 10
@@ -30,7 +31,7 @@ class Metrics:
 
     def to_json(self) -> dict[str, float | None]:
         """The values by name; None if a value is not finite, because JSON has no nan."""
-        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+        return finite_or_null(asdict(self))
 
 
 def prediction_metrics(

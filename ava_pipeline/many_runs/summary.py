@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ava_pipeline.config.load import read_yaml
 from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
-from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.finding import Finding, finite_or_null
 from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.contract.manifest import status_now
 from ava_pipeline.contract.tables import RunTable
@@ -83,16 +83,9 @@ class Summary:
             "is_generated": self.is_generated,
             "path": str(self.path),
             "best": {name: best._asdict() for name, best in self.best.items()},
-            "settings": _finite_or_null(self.settings),
+            "settings": finite_or_null(self.settings),
             "finding": None if self.finding is None else self.finding.to_json(),
         }
-
-
-def _finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no nan and no inf."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
 
 
 def summary_of(name: str, layout: RunLayout, *, now: datetime | None = None, findings: bool = True) -> Summary:

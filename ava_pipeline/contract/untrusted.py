@@ -56,6 +56,7 @@ _FILE_SUFFIXES = frozenset({".csv", ".parquet", ".journal", ".json", ".lock", ".
 # A column of equal values is packed thousandfold; the batches beside it are not.
 _MAX_PACKING = 10_000
 _ALWAYS_ALLOWED_BYTES = 64 * 2**20
+_BLOCK_BYTES = 2**20
 _TEXT_BYTES = 8  # of a text in memory, at least
 
 
@@ -131,6 +132,12 @@ def read_line(file: BinaryIO) -> bytes:
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
     """Read every line from here on, as `read_line` does."""
     yield from iter(lambda: read_line(file), b"")
+
+
+def num_csv_rows(path: Path) -> int:
+    """The number of whole lines below the header, of whatever length."""
+    with path.open("rb") as file:
+        return max(0, sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK_BYTES), b"")) - 1)
 
 
 def check_parquet_size(metadata: pq.FileMetaData, file_bytes: int) -> None:

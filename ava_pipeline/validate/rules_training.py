@@ -1,8 +1,5 @@
 """Rules of runs of `ava-pipeline train`: their config, the checkpoint, and the files that the config promises."""
 
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +8,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ava_pipeline.contract.layout import RunLayout, prediction_files
-from ava_pipeline.contract.untrusted import check_name
+from ava_pipeline.contract.untrusted import check_name, check_zip
 from ava_pipeline.errors import ConfigError, DamagedFileError
 from ava_pipeline.validate import rules_manifest, rules_predictions
 from ava_pipeline.validate.checked_run import CheckedRun
@@ -66,13 +63,9 @@ def _checkpoint(layout: RunLayout) -> Iterator[Breach]:
         return
     try:
         check_name(layout, layout.checkpoint)
-        with zipfile.ZipFile(layout.checkpoint) as parts:
-            damaged = parts.testzip()
-        reason = damaged and f"its part {damaged} does not have its checksum"
-    # Anything that the reader of a damaged zip may raise.
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error) as error:
+        check_zip(layout.checkpoint)
+    except (OSError, DamagedFileError) as error:
         reason = f"it cannot be read as a checkpoint: {error}".rstrip(".")
-    if reason:
         message = f"{reason}; train --resume refuses it. Restore it from a backup, or start over with --restart."
         yield CHECKPOINT.broken(relative(layout, layout.checkpoint), message)
 

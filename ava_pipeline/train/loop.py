@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ava_pipeline.config.models import RunConfig
+from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import NonFiniteLossError
 from ava_pipeline.metrics import Metrics, mean_scores, prediction_metrics
@@ -114,7 +115,7 @@ def validate(
     return _metrics(*(torch.cat(parts).cpu().numpy() for parts in zip(*gathered, strict=True)))
 
 
-def _metrics(softmax: npt.NDArray[np.float32], votes: npt.NDArray[np.int64]) -> Metrics:
+def _metrics(softmax: npt.NDArray[np.float32], votes: Integers) -> Metrics:
     """Compute the metrics from shares and means as in the predictions file, so that both give the same values."""
     shares = softmax.astype(np.float64)
     pred = shares / shares.sum(axis=1)[:, None]

@@ -8,10 +8,10 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from ava_pipeline.contract.arrays import (
     Floats,
+    Integers,
     bools,
     differing,
     float_columns,
@@ -197,7 +197,7 @@ def _metrics_order(metrics: Window) -> Iterator[Breach]:
         yield METRIC_ORDER.broken(metrics.file, message, row=row + 1, column="epoch", value=str(epochs[row]))
 
 
-def _epochs(metrics: Window) -> NDArray[np.int64]:
+def _epochs(metrics: Window) -> Integers:
     """The epochs of metrics.csv [rows]; none if one of them is null."""
     return np.empty(0, np.int64) if metrics.rows.column("epoch").null_count else integers(metrics.rows, "epoch")
 

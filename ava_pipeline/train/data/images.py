@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.errors import ConfigError, ImagesError
 
@@ -117,7 +118,6 @@ __all__ = ["ImageScan", "image_path", "open_rgb", "scan_images", "write_excluded
 
 logger = logging.getLogger(__name__)
 
-Int64Array = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
 _PER_TASK = 32
@@ -136,7 +136,7 @@ _CACHE_SCHEMA = pa.schema(_CACHE_COLUMNS, metadata={"ava_pipeline.scan": f"1, Pi
 class ImageScan:
     """The result of a scan."""
 
-    good_ids: Int64Array  # int64[G], the ids whose image decodes fully, in the given order
+    good_ids: Integers  # int64[G], the ids whose image decodes fully, in the given order
     excluded: pd.DataFrame  # one row for every other id: `image_id` (int64), `file`, `reason`
 
 
@@ -209,7 +209,7 @@ def _refuse_unusable(folder: Path) -> None:
 
 
 def _checked(
-    folder: Path, ids: Int64Array, known: dict[int, _Check], num_workers: int | None
+    folder: Path, ids: Integers, known: dict[int, _Check], num_workers: int | None
 ) -> Iterator[tuple[int, _Check]]:
     """Yield ids and outcomes in the order of the ids, while a few threads work ahead."""
 
@@ -241,7 +241,7 @@ def _check(path: Path, known: _Check | None) -> _Check:
     return _Check(stat.st_size, stat.st_mtime_ns, "")
 
 
-def _sorted_out(ids: Int64Array, checks: dict[int, _Check]) -> ImageScan:
+def _sorted_out(ids: Integers, checks: dict[int, _Check]) -> ImageScan:
     reasons = np.array([checks[image_id].reason for image_id in ids.tolist()], dtype=object)
     bad = reasons.astype(bool)
     files = [image_path(Path(), image_id).name for image_id in ids[bad].tolist()]

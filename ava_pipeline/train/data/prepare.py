@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from ava_pipeline.config.models import DataConfig, RunConfig, SampleConfig, SplitConfig
+from ava_pipeline.contract.arrays import Floats, Integers
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.metrics import Metrics, constant_predictor
 from ava_pipeline.train.data.dataset import AvaDataset, BatchLoader, make_loader
@@ -90,7 +90,7 @@ class TrainData:
         with training_error_if_refused(excluded_path(layout)):
             write_excluded(excluded_path(layout), self.scan)
 
-    def _votes(self, image_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _votes(self, image_ids: Integers) -> Integers:
         votes = self.labels.set_index("image_id").loc[image_ids, list(VOTE_COLUMNS)]
         return votes.to_numpy(dtype=np.int64)
 
@@ -135,7 +135,7 @@ def _generate(sample: SampleConfig, folder: Path, display: Display) -> None:
         )
 
 
-def _to_scan(chosen: SplitConfig, labels: pd.DataFrame, begun: Split | None) -> npt.NDArray[np.int64]:
+def _to_scan(chosen: SplitConfig, labels: pd.DataFrame, begun: Split | None) -> Integers:
     """The images to check: those of the id lists and of the saved split; without lists, all that have labels."""
     image_ids = labels["image_id"].to_numpy()
     if not chosen.paths:
@@ -144,7 +144,7 @@ def _to_scan(chosen: SplitConfig, labels: pd.DataFrame, begun: Split | None) -> 
     return image_ids[np.isin(image_ids, np.concatenate(listed))]
 
 
-def _scan(data: DataConfig, image_ids: npt.NDArray[np.int64], display: Display) -> ImageScan:
+def _scan(data: DataConfig, image_ids: Integers, display: Display) -> ImageScan:
     with display.bar("looking at every image", total=len(image_ids)) as bar:
         return scan_images(
             data.images,
@@ -162,10 +162,10 @@ def _split(config: RunConfig, scan: ImageScan) -> Split:
     return split_by_hash(scan.good_ids, fractions=fractions, seed=config.seed)
 
 
-def _dataset(config: RunConfig, labels: pd.DataFrame, ids: npt.NDArray[np.int64], *, augment: bool) -> AvaDataset:
+def _dataset(config: RunConfig, labels: pd.DataFrame, ids: Integers, *, augment: bool) -> AvaDataset:
     size = config.data.image_size
     return AvaDataset(config.data.images, labels, ids, image_size=size, augment=augment, seed=config.seed)
 
 
-def _shares(votes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _shares(votes: Integers) -> Floats:
     return np.asarray(votes / votes.sum(axis=1, keepdims=True), dtype=np.float64)

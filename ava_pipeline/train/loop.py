@@ -127,7 +127,7 @@ def _metrics(softmax: npt.NDArray[np.float32], votes: Integers) -> Metrics:
 
 
 # A CUDA stream queues about a thousand launches before the host must wait; a loss this old was computed long ago.
-_MAX_BEHIND = 64
+_MAX_PENDING = 64
 _NUM_SHOWN = 5
 
 
@@ -147,7 +147,7 @@ class BatchLoss:
 
 
 @dataclass(frozen=True, slots=True)
-class _OnItsWay:
+class _PendingLoss:
     host: Tensor
     copied: torch.cuda.Event
     epoch: int
@@ -164,33 +164,33 @@ class LossWatch:
 
     def __init__(self, on_nonfinite: Callable[[BatchLoss], None]) -> None:
         self._on_nonfinite = on_nonfinite
-        self._behind: deque[_OnItsWay] = deque()
+        self._pending: deque[_PendingLoss] = deque()
         self.latest = math.nan
 
     def add(self, loss: Tensor, *, epoch: int, batch: int, image_ids: list[int]) -> None:
         """Add one batch's loss, a scalar on any device, and check the losses that have become known."""
         if loss.device.type != "cuda":
-            self._look(BatchLoss(epoch, batch, image_ids, float(loss.detach())))
+            self._check(BatchLoss(epoch, batch, image_ids, float(loss.detach())))
             return
         host = torch.empty((), dtype=loss.dtype, pin_memory=True)
         host.copy_(loss.detach(), non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it out
         copied.record()
-        self._behind.append(_OnItsWay(host, copied, epoch, batch, image_ids))
-        while self._behind and (self._behind[0].is_known() or len(self._behind) > _MAX_BEHIND):
+        self._pending.append(_PendingLoss(host, copied, epoch, batch, image_ids))
+        while self._pending and (self._pending[0].is_known() or len(self._pending) > _MAX_PENDING):
             self._take()
 
     def catch_up(self) -> None:
         """Wait until every loss is known. Call it before a checkpoint, which must not hold nan weights."""
-        while self._behind:
+        while self._pending:
             self._take()
 
     def _take(self) -> None:
-        oldest = self._behind.popleft()
+        oldest = self._pending.popleft()
         oldest.copied.synchronize()
-        self._look(BatchLoss(oldest.epoch, oldest.batch, oldest.image_ids, float(oldest.host)))
+        self._check(BatchLoss(oldest.epoch, oldest.batch, oldest.image_ids, float(oldest.host)))
 
-    def _look(self, loss: BatchLoss) -> None:
+    def _check(self, loss: BatchLoss) -> None:
         self.latest = loss.value
         if not math.isfinite(loss.value):
             self._on_nonfinite(loss)

@@ -145,7 +145,7 @@ def _to_scan(chosen: SplitConfig, labels: pd.DataFrame, begun: Split | None) -> 
 
 
 def _scan(data: DataConfig, image_ids: Integers, display: Display) -> ImageScan:
-    with display.bar("looking at every image", total=len(image_ids)) as bar:
+    with display.bar("checking images", total=len(image_ids)) as bar:
         return scan_images(
             data.images,
             image_ids,

@@ -91,11 +91,11 @@ def _write(
 ) -> None:
     (data / "images").mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    attributes = rng.uniform(size=(num_images, len(WEIGHTS)))
-    rows = _labels(rng, attributes)
+    attributes_of_all = rng.uniform(size=(num_images, len(WEIGHTS)))
+    rows = _labels(rng, attributes_of_all)
     np.savetxt(data / "AVA.txt", rows, fmt="%d")
-    for done, (image_id, look) in enumerate(zip(rows[:, 1].tolist(), attributes, strict=True), start=1):
-        image = _draw(np.random.default_rng([seed, image_id]), look, image_size)
+    for done, (image_id, attributes) in enumerate(zip(rows[:, 1].tolist(), attributes_of_all, strict=True), start=1):
+        image = _draw(np.random.default_rng([seed, image_id]), attributes, image_size)
         image.save(image_path(data / "images", image_id), "JPEG", quality=92)
         if on_progress:
             on_progress(done, num_images)
@@ -133,9 +133,9 @@ def _votes(rng: np.random.Generator, scores: Floats) -> Integers:
     return rng.multinomial(counts.clip(*_VOTES_RANGE).astype(np.int64), shares)
 
 
-def _draw(rng: np.random.Generator, look: Floats, size: int) -> Image.Image:
+def _draw(rng: np.random.Generator, attributes: Floats, size: int) -> Image.Image:
     """Draw a striped, two-coloured background with a bright disc, RGB, `size` by `size` pixels."""
-    sharpness, contrast, saturation, cleanness, placement = look
+    sharpness, contrast, saturation, cleanness, placement = attributes
     light, colour = _scene(rng, size, placement)
     pixels = 0.5 + (0.1 + 0.3 * contrast) * light[..., None] + (0.02 + 0.4 * saturation) * colour
     blur = ImageFilter.GaussianBlur(float(1 - sharpness) * size / 40)

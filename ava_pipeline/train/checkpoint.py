@@ -16,6 +16,9 @@ from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.untrusted import check_zip
 from ava_pipeline.errors import CheckpointError
 
+FORMAT = "ava_pipeline checkpoint 1"
+_REMEDY = "Give the checkpoint of a run of ava-pipeline, or start over with --restart (nothing is deleted)."
+
 
 def seed_all(seed: int) -> None:
     """Seed torch on every device, and Python's `random`."""
@@ -35,10 +38,6 @@ def restore_rng_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
-
-
-FORMAT = "ava_pipeline checkpoint 1"
-_REMEDY = "Give the checkpoint of a run of ava-pipeline, or start over with --restart (nothing is deleted)."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

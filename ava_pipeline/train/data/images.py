@@ -24,6 +24,10 @@ from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.errors import ConfigError, ImagesError
 
+_log = logging.getLogger("ava_pipeline")
+
+Progress = Callable[[int, int], None]
+
 # No other format is tried: some of Pillow's other readers start programs, or apply the orientation themselves.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
@@ -37,6 +41,18 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PER_TASK = 32
+_NUM_SHOWN = 5
+_CACHE_COLUMNS: dict[str, pa.DataType] = {
+    "image_id": pa.int64(),
+    "size_bytes": pa.int64(),
+    "mtime_ns": pa.int64(),
+    "reason": pa.string(),
+}
+# Another version of Pillow may decode files that this one refuses; the number is the version of our own rules.
+_CACHE_SCHEMA = pa.schema(_CACHE_COLUMNS, metadata={"ava_pipeline.scan": f"1, Pillow {PIL.__version__}"})
+# `catch_warnings` replaces a list that all threads share, so pixels are decoded outside this lock.
+_warnings_lock = Lock()
 
 
 def open_rgb(path: str | Path) -> Image.Image:
@@ -85,10 +101,6 @@ def _rgb(image: Image.Image, *, transparent: bool) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-# `catch_warnings` replaces a list that all threads share, so pixels are decoded outside this lock.
-_warnings_lock = Lock()
-
-
 @contextmanager
 def _pillow_warnings() -> Iterator[None]:
     """Turn Pillow's warning about a decompression bomb into an error, and ignore its warnings about metadata."""
@@ -112,24 +124,6 @@ def _reason(error: Exception) -> str:
 def system_reason(error: OSError) -> str:
     """Say why the system could not read a file."""
     return "missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-
-
-__all__ = ["ImageScan", "image_path", "open_rgb", "scan_images", "write_excluded"]
-
-logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]
-
-_PER_TASK = 32
-_NUM_SHOWN = 5
-_CACHE_COLUMNS: dict[str, pa.DataType] = {
-    "image_id": pa.int64(),
-    "size_bytes": pa.int64(),
-    "mtime_ns": pa.int64(),
-    "reason": pa.string(),
-}
-# Another version of Pillow may decode files that this one refuses; the number is the version of our own rules.
-_CACHE_SCHEMA = pa.schema(_CACHE_COLUMNS, metadata={"ava_pipeline.scan": f"1, Pillow {PIL.__version__}"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,10 +263,10 @@ def _read_cache(path: Path) -> dict[int, _Check]:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, ValueError, pa.ArrowException) as error:
-        logger.warning("%s: damaged (%s); every image is decoded again.", path, error)
+        _log.warning("%s: damaged (%s); every image is decoded again.", path, error)
         return {}
     if not table.schema.equals(_CACHE_SCHEMA, check_metadata=True):
-        logger.warning("%s: written by another version; every image is decoded again.", path)
+        _log.warning("%s: written by another version; every image is decoded again.", path)
         return {}
     ids, *columns = (column.to_pylist() for column in table.columns)
     return {image_id: _Check(*values) for image_id, *values in zip(ids, *columns, strict=True)}
@@ -285,4 +279,4 @@ def _write_cache(path: Path, checks: dict[int, _Check]) -> None:
         with written_aside(path) as file:
             pq.write_table(table, file, write_page_checksum=True)
     except OSError as error:
-        logger.warning("%s: not written (%s); the next run decodes every image again.", path, error)
+        _log.warning("%s: not written (%s); the next run decodes every image again.", path, error)

@@ -18,7 +18,7 @@ import pandas as pd
 from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.errors import ConfigError, LabelsError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger("ava_pipeline")
 
 VOTE_COLUMNS = tuple(f"votes_{score}" for score in range(1, 11))
 COLUMNS = ("index", "image_id", *VOTE_COLUMNS, "tag_1", "tag_2", "challenge")
@@ -171,7 +171,7 @@ def _warn_of_repeats(path: Path, data: bytes, rows: Integers, pairs: Integers) -
             "right: delete the wrong one of each pair."
         )
     others = (rows[pairs[:, 0], 12:] != rows[pairs[:, 1], 12:]).any(axis=1).sum()
-    logger.warning(
+    _log.warning(
         "%s: dropped %d rows that repeat an image with the same votes%s.\n%s",
         path,
         len(repeats),
@@ -186,7 +186,7 @@ def _warn_of_unknown_tags(path: Path, rows: Integers) -> None:
     unknown = (tags < 0) | (tags > _NUM_TAGS)
     if unknown.any():
         shown = ", ".join(str(tag) for tag in np.unique(tags[unknown])[:_MAX_SHOWN])
-        logger.warning(
+        _log.warning(
             "%s: %d rows have tags that AVA does not have (0 to %d): %s. Tags are kept unchanged; training does not "
             "use them.",
             path,

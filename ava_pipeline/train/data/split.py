@@ -15,7 +15,7 @@ from ava_pipeline.contract.arrays import Floats, Integers
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.errors import ConfigError, SplitError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger("ava_pipeline")
 
 UInt64Array = npt.NDArray[np.uint64]
 
@@ -151,7 +151,7 @@ def _only_known(path: str | Path | None, ids: Integers, known: Integers) -> Inte
     """Return the known ids, and warn of the others."""
     unknown = ids[~np.isin(ids, known)]
     if len(unknown):
-        logger.warning(
+        _log.warning(
             "%s: %d of %d ids have no labels or no usable image and are skipped: %s",
             path,
             len(unknown),

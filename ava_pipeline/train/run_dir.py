@@ -78,16 +78,6 @@ def _lines(results: Sequence[EpochResult], *, header: bool) -> str:
     return text.getvalue()
 
 
-def split_path(layout: RunLayout) -> Path:
-    """The file that lists the images of each set."""
-    return layout.root / "split.csv"
-
-
-def excluded_path(layout: RunLayout) -> Path:
-    """The file that lists the excluded images with the reason."""
-    return layout.root / "excluded_images.csv"
-
-
 def check_free(layout: RunLayout) -> None:
     """Raise RunExistsError if the directory already holds a run, ConfigError if it is not a directory."""
     if layout.root.exists() and not layout.root.is_dir():
@@ -144,8 +134,8 @@ def _own_files(layout: RunLayout) -> list[Path]:
         layout.metrics,
         layout.checkpoint.parent,
         layout.predictions,
-        split_path(layout),
-        excluded_path(layout),
+        layout.split,
+        layout.excluded_images,
     ]
 
 

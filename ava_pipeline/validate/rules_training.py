@@ -1,7 +1,6 @@
 """Rules of runs of `ava-pipeline train`: their config, the checkpoint, and the files that the config promises."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -51,7 +50,7 @@ def _missing_config(run: CheckedRun) -> Iterator[Breach]:
     """Only files of the job's own prove that it ran: another loop may write metrics.csv and checkpoints/ too."""
     if run.manifest is not None and run.manifest.run_info.get("job") == JOB:
         proof = f"the manifest's run_info names the job {JOB!r}"
-    elif run.layout.metrics.exists() and _split(run.layout).exists():
+    elif run.layout.metrics.exists() and run.layout.split.exists():
         proof = f"metrics.csv and split.csv are those of {JOB}"
     else:
         return
@@ -117,7 +116,7 @@ def _missing_telemetry(run: CheckedRun, config: "RunConfig") -> Iterator[Breach]
 def _num_batches(run: CheckedRun, config: "RunConfig") -> int:
     """The least number of batches trained: those of the epochs in metrics.csv."""
     try:
-        sets = csv.read_csv(_split(run.layout)).column("set").to_pylist()
+        sets = csv.read_csv(run.layout.split).column("set").to_pylist()
     except (OSError, KeyError, pa.ArrowException):
         sets = []  # the number of images is unknown: at least one batch
     return len(_epochs(run)) * max(1, sets.count("train") // config.train.batch_size)
@@ -127,7 +126,3 @@ def _epochs(run: CheckedRun) -> list[int]:
     """The epochs in metrics.csv; none if it cannot be read or misses one, which other rules report."""
     epochs: list[int | None] = run.metrics.rows.column("epoch").to_pylist() if run.metrics else []
     return [] if None in epochs else [epoch for epoch in epochs if epoch is not None]
-
-
-def _split(layout: RunLayout) -> Path:
-    return layout.root / "split.csv"

@@ -19,7 +19,7 @@ from ava_pipeline.train.data.labels import VOTE_COLUMNS, read_ava_labels
 from ava_pipeline.train.data.sample import write_sample_data
 from ava_pipeline.train.data.split import Split, listed_ids, split_by_hash, split_from_files
 from ava_pipeline.train.display import Display
-from ava_pipeline.train.run_dir import excluded_path, split_path, training_error_if_refused
+from ava_pipeline.train.run_dir import training_error_if_refused
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -85,10 +85,10 @@ class TrainData:
 
     def save(self, layout: RunLayout) -> None:
         """Write the split and the excluded images into the run; raise TrainingError if that fails."""
-        with training_error_if_refused(split_path(layout)):
-            self.split.save(split_path(layout))
-        with training_error_if_refused(excluded_path(layout)):
-            write_excluded(excluded_path(layout), self.scan)
+        with training_error_if_refused(layout.split):
+            self.split.save(layout.split)
+        with training_error_if_refused(layout.excluded_images):
+            write_excluded(layout.excluded_images, self.scan)
 
     def _votes(self, image_ids: Integers) -> Integers:
         votes = self.labels.set_index("image_id").loc[image_ids, list(VOTE_COLUMNS)]
@@ -105,15 +105,14 @@ def prepare_data(config: RunConfig, layout: RunLayout, display: Display, *, resu
     if data.sample is not None:
         _generate(data.sample, data.labels.parent, display)
     labels = read_ava_labels(data.labels)
-    saved = split_path(layout)
-    begun = Split.load(saved) if resume and saved.exists() else None
+    begun = Split.load(layout.split) if resume and layout.split.exists() else None
     scan = _scan(data, _to_scan(data.split, labels, begun), display)
     if len(scan.excluded):
         _log.warning("%d images cannot be used and are excluded: see excluded_images.csv.", len(scan.excluded))
     split = _split(config, scan) if begun is None else begun
     if begun is not None:
         reasons = dict(zip(scan.excluded["image_id"], scan.excluded["reason"], strict=True))
-        begun.check_usable(saved, scan.good_ids, reasons)
+        begun.check_usable(layout.split, scan.good_ids, reasons)
     return TrainData(
         config=config,
         labels=labels,

@@ -88,7 +88,7 @@ class WrittenRun:
         log = EventLog(root)
         facts = RunFacts(groups=GROUPS, collect_every_n=1)
         signs = OnlineSigns(GROUPS, Thresholds(), log, lambda _: None)
-        files = RunWriter(root, [PlainSource(table) for table in TABLES], facts, log, watch=signs)
+        files = RunWriter(root, [PlainSource(table) for table in TABLES], facts, log, signs=signs)
         self._channel: Channel[PendingStep] = Channel(MAX_PENDING, on_full="block", block_timeout_s=_BLOCK_TIMEOUT_S)
         self._worker = Worker(self._channel, files, log, flush_interval_s=flush_interval_s)
         self._worker.start()

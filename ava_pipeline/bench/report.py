@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ava_pipeline.bench.ends import measure_ends, measure_import, measure_lag
-from ava_pipeline.bench.options import Options, Setting
+from ava_pipeline.bench.options import BenchContext, Options
 from ava_pipeline.bench.peers import Compared, compare
 from ava_pipeline.bench.results import TIMES, Result, Target, rounded
 from ava_pipeline.bench.steps import measure_gradients, measure_hand_off, measure_rest
@@ -44,7 +44,7 @@ _LIBRARIES = (
 _LEAST_SHARE = 0.01  # the shortest bar of the picture
 
 
-PARTS: tuple[Callable[[Setting], list[Result]], ...] = (
+PARTS: tuple[Callable[[BenchContext], list[Result]], ...] = (
     measure_gradients,
     measure_rest,
     measure_hand_off,
@@ -94,11 +94,11 @@ def measure(options: Options, console: Console) -> Report:
     where, version = machine(pick_device(options.device)), commit()  # before anything is measured
     # The bar is redrawn between rounds only: a thread that draws would take time from what is measured.
     with TemporaryDirectory(prefix="ava-bench-") as folder, Progress(console=console, auto_refresh=False) as progress:
-        setting = Setting(options, Path(folder), _Tracker(progress))
-        results, stats = measure_training(setting)
+        context = BenchContext(options, Path(folder), _Tracker(progress))
+        results, stats = measure_training(context)
         for part in PARTS:
-            results += part(setting)
-        compared, peer_results = compare(setting) if options.peers else ([], [])
+            results += part(context)
+        compared, peer_results = compare(context) if options.peers else ([], [])
     return Report(
         options=options,
         machine=where,

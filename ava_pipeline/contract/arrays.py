@@ -136,7 +136,7 @@ def take_rows(rows: pa.Table, positions: NDArray[np.intp]) -> pa.Table:
     return rows.take(pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)]))
 
 
-def text(rows: pa.Table, name: str, position: int) -> str:
+def cell_text(rows: pa.Table, name: str, position: int) -> str:
     """One value as a finding shows it; null is "null"."""
     value = rows.column(name)[position].as_py()
     return "null" if value is None else str(value)

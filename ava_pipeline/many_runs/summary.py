@@ -203,7 +203,7 @@ def _flat(prefix: str, values: Mapping[Any, Any]) -> Iterator[tuple[str, Value]]
             yield name, json.dumps(value, default=str)
 
 
-def differing(settings: Sequence[Mapping[str, Value]]) -> list[str]:
+def differing_settings(settings: Sequence[Mapping[str, Value]]) -> list[str]:
     """Names of the settings in which runs differ, sorted; runs without any settings are left out."""
     known = [values for values in settings if values]
     names = sorted({name for values in known for name in values})

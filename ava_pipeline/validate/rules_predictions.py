@@ -13,13 +13,13 @@ from ava_pipeline.contract.arrays import (
     Floats,
     Integers,
     bools,
+    cell_text,
     differing,
     float_columns,
     integers,
     null_mask,
     numpy_values,
     take_rows,
-    text,
 )
 from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS, PREDICTIONS, SCORES
 from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_files
@@ -129,7 +129,7 @@ def _repeated_images(window: Window) -> Iterator[Breach]:
 
 
 def _image_cell(window: Window, row: int, message: str, column: str = "image_id") -> Cell:
-    return Cell(message.format(text(window.rows, "image_id", row)), column, text(window.rows, column, row))
+    return Cell(message.format(cell_text(window.rows, "image_id", row)), column, cell_text(window.rows, column, row))
 
 
 def _skipped_epochs(layout: RunLayout, files: Sequence[PredictionFile]) -> Iterator[Breach]:
@@ -169,7 +169,7 @@ def _compare(window: Window, first: Window) -> Iterator[Breach]:
     yield from window.breaches(IDS, ~is_known, explain)
     missing = np.flatnonzero(~bools(pc.is_in(first_ids, ids)))
     if len(missing):
-        image = text(first.rows, "image_id", int(missing[0]))
+        image = cell_text(first.rows, "image_id", int(missing[0]))
         message = f"expected the images of {other}; {len(missing)} are missing, such as {image}."
         yield IDS.broken(window.file, message, column="image_id", value=image)
     yield from _compare_truth(window, first, other)

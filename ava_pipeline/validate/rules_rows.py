@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.arrays import BatchIndices, differing, null_mask, take_rows, text
+from ava_pipeline.contract.arrays import BatchIndices, cell_text, differing, null_mask, take_rows
 from ava_pipeline.contract.manifest import AttemptSpan, attempt_spans
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, ExplainedBatches, RowsByBatch, Window
@@ -263,7 +263,7 @@ class ParquetComparison:
         rows, others = take_rows(window.rows, here), take_rows(held, there - first)
         for name, is_different in differing(rows, others).items():
             broken = np.flatnonzero(is_different)[:MAX_LISTED]
-            values = [(text(rows, name, int(at)), text(others, name, int(at))) for at in broken]
+            values = [(cell_text(rows, name, int(at)), cell_text(others, name, int(at))) for at in broken]
             cells = [
                 Cell(
                     f"expected equal values, got {ours} here and {theirs} in row {there[at] + 1} of {other}.",

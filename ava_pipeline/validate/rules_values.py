@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic_core import PydanticCustomError
 
-from ava_pipeline.contract.arrays import Bools, Floats, float_columns, floats, null_mask, text
+from ava_pipeline.contract.arrays import Bools, Floats, cell_text, float_columns, floats, null_mask
 from ava_pipeline.contract.columns import Column, broken_values
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Group, Manifest, attempt_spans, partitions
@@ -62,7 +62,7 @@ class _ExplainValue:
         try:
             self.column.checked(self.rows.column(name)[position].as_py())
         except PydanticCustomError as error:
-            return Cell(error.message(), name, text(self.rows, name, position))
+            return Cell(error.message(), name, cell_text(self.rows, name, position))
         raise AssertionError(f"the checks of a value and of a column disagree about {name} at row {position}")
 
 
@@ -81,7 +81,7 @@ def _backward_events(window: Window) -> Iterator[Breach]:
 
 def _broken_cells(rule: Rule, window: Window, column: str, is_broken: Bools, message: str) -> Iterator[Breach]:
     def explain(row: int) -> Cell:
-        value = text(window.rows, column, row)
+        value = cell_text(window.rows, column, row)
         return Cell(message.format(value), column, value)
 
     return window.breaches(rule, is_broken, explain)

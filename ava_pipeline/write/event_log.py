@@ -83,8 +83,7 @@ class EventLog:
         rows = [waiting.merged_event.row() for waiting in due]
         columns = {column.name: [row[column.name] for row in rows] for column in EVENTS.columns}
         outcome = self._files.write(columns, len(rows))
-        for error in outcome.errors.values():
-            self.fail(error, "events.csv could not be written")
+        self._fail_each(outcome.errors, "events.csv could not be written")
         if not outcome.errors:
             self._queue.discard(due)
         for finding in outcome.findings:
@@ -93,21 +92,23 @@ class EventLog:
     def sync(self) -> None:
         """Wait until every event written survives a power loss."""
         if self._files is not None:
-            for error in self._files.sync().values():
-                self.fail(error, "events.csv could not be synced")
+            self._fail_each(self._files.sync(), "events.csv could not be synced")
 
     def close(self) -> None:
         """Write every waiting event and close the file."""
         self.write(is_last=True)
         if self._files is not None:
-            for error in self._files.close().values():
-                self.fail(error, "events.csv could not be closed")
+            self._fail_each(self._files.close(), "events.csv could not be closed")
 
     def abandon(self) -> None:
         """Close the file as it is; waiting events go to the next one."""
         if self._files is not None:
-            self._files.abandon()
+            self._fail_each(self._files.abandon(), "events.csv could not be released")
             self._files = None
+
+    def _fail_each(self, errors: Mapping[str, Exception], what: str) -> None:
+        for error in errors.values():
+            self.fail(error, what)
 
     def _remember(self, message: str) -> None:
         remedy = f"Some rows are missing from {self._root / 'telemetry'}: fix the cause, or set on_error='warn'."

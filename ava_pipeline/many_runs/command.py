@@ -140,7 +140,8 @@ def _finding(summary: "Summary") -> _Cell:
         return summary.verdict or "", "green" if summary.verdict == "healthy" else ""
     column = f" {summary.finding.column}" if summary.finding.column else ""
     more = f" and {summary.num_findings - 1} more" if summary.num_findings and summary.num_findings > 1 else ""
-    text = f"{summary.finding.id}{column} at {summary.finding.place}{more}"
+    place = f" at {summary.finding.place}" if summary.finding.place else ""  # empty before the first row
+    text = f"{summary.finding.id}{column}{place}{more}"
     return text, _SEVERITY_STYLES.get(summary.finding.severity, "")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from ava_pipeline.contract.events import EVENTS, Event, name_samples
+from ava_pipeline.contract.events import EVENTS, Event, event_columns, name_samples
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import WriteError, in_words
@@ -80,9 +80,7 @@ class EventLog:
         due = self._queue.due(is_last=is_last)
         if self._files is None or not due:
             return
-        rows = [waiting.merged_event.row() for waiting in due]
-        columns = {column.name: [row[column.name] for row in rows] for column in EVENTS.columns}
-        outcome = self._files.write(columns, len(rows))
+        outcome = self._files.write(event_columns([waiting.merged_event for waiting in due]), len(due))
         self._fail_each(outcome.errors, "events.csv could not be written")
         if not outcome.errors:
             self._queue.discard(due)

@@ -262,7 +262,7 @@ def damage_event(finding: Finding, first_batch_idx: int, last_batch_idx: int) ->
     return Event(
         event="damaged_file",
         severity="warning",
-        message=f"{file}: {finding.message} {finding.advice}",
+        message=f"{file}: {finding.message} {finding.advice}".rstrip(),
         batch_idx=first_batch_idx,
         batch_idx_end=last_batch_idx,
         epoch=0,

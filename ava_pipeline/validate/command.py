@@ -62,7 +62,7 @@ def _list_rules(is_given: bool) -> None:  # noqa: FBT001  # typer passes the opt
 def _path_of(text: str) -> Path:
     """Refuse the empty text of an unset shell variable, which pathlib takes for the current directory."""
     if not text:
-        raise typer.BadParameter("expected a run directory, got an empty text; the current directory is a dot: .")
+        raise typer.BadParameter("expected a run directory, got an empty text; use . for the current directory.")
     return Path(text)
 
 

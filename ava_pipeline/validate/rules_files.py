@@ -1,6 +1,7 @@
 """Rules of files: present, readable, with the declared columns and types, and nothing left over."""
 
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -145,18 +146,12 @@ def _value_breaches(text: pa.Table, file: str, declaration: RunTable, rows: NDAr
         bad = list(_uncastable(distinct.dictionary, arrow_type, 0))
         if bad:
             broken = np.flatnonzero(np.isin(numpy_values(distinct.indices), bad) & ~null_mask(values))
-            yield VALUE.broken_rows(file, rows[broken], _ExplainValue(column, values, broken))
+            yield VALUE.broken_rows(file, rows[broken], partial(_explain_value, column, values, broken))
 
 
-class _ExplainValue:
-    def __init__(self, column: Column, values: "pa.Array[Any]", broken: NDArray[np.intp]) -> None:
-        self._column = column
-        self._values = values
-        self._broken = broken
-
-    def __call__(self, index: int) -> Cell:
-        value = self._values[int(self._broken[index])].as_py()
-        return Cell(f"expected {self._column.dtype}, got {shown(value)}.", self._column.name, value)
+def _explain_value(column: Column, values: "pa.Array[Any]", broken: NDArray[np.intp], index: int) -> Cell:
+    value = values[int(broken[index])].as_py()
+    return Cell(f"expected {column.dtype}, got {shown(value)}.", column.name, value)
 
 
 def _uncastable(values: "pa.Array[Any]", arrow_type: pa.DataType, start: int) -> Iterator[int]:

@@ -191,19 +191,21 @@ def _compare_truth(window: Window, first: Window, other: str) -> Iterator[Breach
 
 
 def _metrics_order(metrics: Window) -> Iterator[Breach]:
-    epochs = _epochs(metrics)
+    epochs = epochs_of(metrics)
     for row in (np.flatnonzero(np.diff(epochs) != 1) + 1).tolist():
         message = f"expected epoch {epochs[row - 1] + 1}, got {epochs[row]}."
         yield METRIC_ORDER.broken(metrics.file, message, row=row + 1, column="epoch", value=str(epochs[row]))
 
 
-def _epochs(metrics: Window) -> Integers:
-    """The epochs of metrics.csv [rows]; none if one of them is null."""
-    return np.empty(0, np.int64) if metrics.rows.column("epoch").null_count else integers(metrics.rows, "epoch")
+def epochs_of(metrics: Window | None) -> Integers:
+    """The epochs of metrics.csv [rows]; none if it cannot be read or one of them is null, which other rules report."""
+    if metrics is None or metrics.rows.column("epoch").null_count:
+        return np.empty(0, np.int64)
+    return integers(metrics.rows, "epoch")
 
 
 def _missing_files(layout: RunLayout, metrics: Window, present: set[int]) -> Iterator[Breach]:
-    for row, epoch in enumerate(_epochs(metrics).tolist(), start=1):
+    for row, epoch in enumerate(epochs_of(metrics).tolist(), start=1):
         if epoch not in present:
             message = f"expected {relative(layout, layout.epoch_predictions(epoch))}, which is missing."
             yield MISSING.broken(metrics.file, message, row=row, column="epoch", value=str(epoch))
@@ -213,7 +215,7 @@ def _compare_metrics(metrics: Window, predictions: Window, epoch: int) -> Iterat
     if not predictions.rows.num_rows:
         return
     name = predictions.file.rpartition("/")[2]
-    for row in np.flatnonzero(_epochs(metrics) == epoch).tolist():
+    for row in np.flatnonzero(epochs_of(metrics) == epoch).tolist():
         for column, expected in _expected_metrics(predictions.rows).items():
             value = metrics.rows.column(column)[row].as_py()
             found = np.nan if value is None else float(value)

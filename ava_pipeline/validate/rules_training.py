@@ -86,7 +86,7 @@ def _missing_predictions(run: CheckedRun, config: "RunConfig") -> Iterator[Breac
     """All of them; rules_predictions reports single missing files, with or without a config."""
     layout = run.layout
     if config.save_val_predictions and not any(file.name == "val" for file in prediction_files(layout)):
-        for row, epoch in enumerate(_epochs(run), start=1):
+        for row, epoch in enumerate(rules_predictions.epochs_of(run.metrics).tolist(), start=1):
             file = relative(layout, layout.epoch_predictions(epoch))
             message = f"expected {file}, as config.yaml has save_val_predictions; it is missing."
             yield rules_predictions.MISSING.broken(
@@ -119,10 +119,4 @@ def _num_batches(run: CheckedRun, config: "RunConfig") -> int:
         sets = csv.read_csv(run.layout.split).column("set").to_pylist()
     except (OSError, KeyError, pa.ArrowException):
         sets = []  # the number of images is unknown: at least one batch
-    return len(_epochs(run)) * max(1, sets.count("train") // config.train.batch_size)
-
-
-def _epochs(run: CheckedRun) -> list[int]:
-    """The epochs in metrics.csv; none if it cannot be read or misses one, which other rules report."""
-    epochs: list[int | None] = run.metrics.rows.column("epoch").to_pylist() if run.metrics else []
-    return [] if None in epochs else [epoch for epoch in epochs if epoch is not None]
+    return len(rules_predictions.epochs_of(run.metrics)) * max(1, sets.count("train") // config.train.batch_size)

@@ -1,4 +1,4 @@
-"""Metrics of predicted score distributions against the true ones, in float64; NumPy and SciPy only."""
+"""Metrics of predicted score distributions against the true ones, in float64."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ava_pipeline.contract.arrays import Floats
+from ava_pipeline.contract.builtin_tables import NUM_SCORES
+from ava_pipeline.contract.finding import finite_or_null
 from ava_pipeline.errors import PredictionsError
 
-NUM_SCORES = 10
 GOOD_ABOVE = 5.0
 HIGHER_IS_BETTER = frozenset({"srcc", "plcc", "accuracy"})  # for the other metrics, lower is better
-
-_Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Metrics:
 
     def to_json(self) -> dict[str, float | None]:
         """The values by name; None if a value is not finite, because JSON has no nan."""
-        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+        return finite_or_null(asdict(self))
 
 
 def prediction_metrics(
@@ -62,7 +62,7 @@ def prediction_metrics(
     )
 
 
-def same_side(pred_mean: _Floats, gt_mean: _Floats) -> _Floats:
+def same_side(pred_mean: Floats, gt_mean: Floats) -> Floats:
     """Whether predicted and true mean scores are on the same side of 5: 1, 0, or nan if either is not finite."""
     is_same = (pred_mean > GOOD_ABOVE) == (gt_mean > GOOD_ABOVE)
     return np.where(np.isfinite(pred_mean) & np.isfinite(gt_mean), is_same, np.nan)
@@ -82,12 +82,12 @@ def constant_predictor(known_dist: npt.ArrayLike, gt_dist: npt.ArrayLike, gt_mea
     )
 
 
-def mean_scores(dist: npt.ArrayLike) -> _Floats:
+def mean_scores(dist: npt.ArrayLike) -> Floats:
     """The mean score of distributions [..., 10]: sum of k times the share of score k, in float64."""
     return np.asarray(dist, dtype=np.float64) @ np.arange(1.0, NUM_SCORES + 1)
 
 
-def _distributions(name: str, values: npt.ArrayLike) -> _Floats:
+def _distributions(name: str, values: npt.ArrayLike) -> Floats:
     dist = np.asarray(values, dtype=np.float64)
     if dist.ndim != 2 or dist.shape[1] != NUM_SCORES or not len(dist):  # noqa: PLR2004  # [images, scores].
         raise PredictionsError(
@@ -96,14 +96,14 @@ def _distributions(name: str, values: npt.ArrayLike) -> _Floats:
     return dist
 
 
-def _means(name: str, values: npt.ArrayLike, num_images: int) -> _Floats:
+def _means(name: str, values: npt.ArrayLike, num_images: int) -> Floats:
     means = np.asarray(values, dtype=np.float64)
     if means.shape != (num_images,):
         raise PredictionsError(f"{name}: expected shape [{num_images}], one score per image, got {list(means.shape)}.")
     return means
 
 
-def _correlation(correlate: Any, pred: _Floats, truth: _Floats) -> float:
+def _correlation(correlate: Any, pred: Floats, truth: Floats) -> float:
     """SciPy's correlation; nan, without SciPy's warning, if it is not defined."""
     defined = all(np.isfinite(side).all() and np.ptp(side) > 0 for side in (pred, truth))
     return float(correlate(pred, truth).statistic) if defined else math.nan

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import wasserstein_distance
 
+from ava_pipeline.contract.builtin_tables import NUM_SCORES
 from ava_pipeline.errors import PredictionsError
-from ava_pipeline.metrics import NUM_SCORES, constant_predictor, mean_scores, prediction_metrics
+from ava_pipeline.metrics import constant_predictor, mean_scores, prediction_metrics
 
 AVA = Path(__file__).parents[1].parent / "shared" / "ava"
 needs_ava = pytest.mark.skipif(not AVA.is_dir(), reason=f"real AVA predictions are not at {AVA}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ava_pipeline.bench.options import Setting
+from ava_pipeline.bench.options import BenchContext
 from ava_pipeline.bench.results import Result, Target, median, percentile
 from ava_pipeline.bench.timing import Work, host_s, interleaved
 from ava_pipeline.bench.workload import Workload, collector
@@ -31,10 +31,10 @@ def import_works() -> dict[str, Work]:
     return {name: _Interpreter(code) for name, code in (("import", "import ava_pipeline"), ("bare", "pass"))}
 
 
-def measure_import(setting: Setting) -> list[Result]:
+def measure_import(context: BenchContext) -> list[Result]:
     """Measure `import ava_pipeline` beyond the start of the interpreter."""
-    num_rounds = min(setting.options.steps, _MOST_ROUNDS)
-    times_s = interleaved(import_works(), setting.track(num_rounds, "import ava_pipeline"))
+    num_rounds = min(context.options.steps, _MOST_ROUNDS)
+    times_s = interleaved(import_works(), context.track(num_rounds, "import ava_pipeline"))
     return [
         Result(
             name="import",
@@ -47,14 +47,14 @@ def measure_import(setting: Setting) -> list[Result]:
     ]
 
 
-def measure_ends(setting: Setting) -> list[Result]:
+def measure_ends(context: BenchContext) -> list[Result]:
     """Start and close a run of one row several times, each in a new folder."""
-    workload = Workload(setting.options)
+    workload = Workload(context.options)
     workload.backward()
-    num_rounds = min(setting.options.steps, _MOST_ROUNDS)
+    num_rounds = min(context.options.steps, _MOST_ROUNDS)
     rows = [
-        _time_one_run(workload, setting.folder / f"ends_{number}")
-        for number in setting.track(num_rounds, "start-up and close")
+        _time_one_run(workload, context.folder / f"ends_{number}")
+        for number in context.track(num_rounds, "start-up and close")
     ]
     titles = {
         "start_up": "start-up: constructor to the end of the first collected step()",
@@ -83,10 +83,10 @@ class _Interpreter:
         subprocess.run(self._command, check=True)  # noqa: S603  # this interpreter and constant code
 
 
-def measure_lag(setting: Setting) -> list[Result]:
+def measure_lag(context: BenchContext) -> list[Result]:
     """Step a small model fifty times a second at the default flush interval, and poll its CSV file."""
-    folder = setting.folder / "lag"
-    rounds = setting.track(3 * setting.options.steps, "lag from step() to file")
+    folder = context.folder / "lag"
+    rounds = context.track(3 * context.options.steps, "lag from step() to file")
     with _polled(RunLayout(folder).csv("gradient_norms")) as appeared_s:
         returned_s = _run_steps(folder, rounds)
     lag_s = np.array(appeared_s) - np.array(returned_s)

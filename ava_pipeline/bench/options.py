@@ -46,7 +46,7 @@ def _words(value: object) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class BenchContext:
     """The options, folder and progress display that every part of a bench receives."""
 
     options: Options

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ava_pipeline.bench.options import Setting
+from ava_pipeline.bench.options import BenchContext
 from ava_pipeline.bench.results import TIMES, Estimate, Result, Target, median, ratio
 from ava_pipeline.bench.timing import Clock, Samples, interleaved
 from ava_pipeline.bench.workload import Workload
@@ -200,12 +200,12 @@ class Compared:
         return asdict(self) | {name: estimate and estimate._asdict() for name, estimate in estimates.items()}
 
 
-def compare(setting: Setting, peers: tuple[type[Peer], ...] = PEERS) -> tuple[list[Compared], list[Result]]:
+def compare(context: BenchContext, peers: tuple[type[Peer], ...] = PEERS) -> tuple[list[Compared], list[Result]]:
     """Record the same gradients with each installed peer; return every peer, the collector first, and the results."""
-    workload = Workload(setting.options)
+    workload = Workload(context.options)
     trained = _trained_model(workload)
     installed: list[type[Peer]] = [Ours, *(peer for peer in peers if peer.missing() is None)]
-    times_s = {peer.title: _times_s(peer, trained, setting, workload.clock) for peer in installed}
+    times_s = {peer.title: _times_s(peer, trained, context, workload.clock) for peer in installed}
     ours_s = times_s[Ours.title]
     candidates: tuple[type[Peer], ...] = (Ours, *peers)
     compared = [_compared(peer, times_s.get(peer.title), ours_s) for peer in candidates]
@@ -221,13 +221,13 @@ def _trained_model(workload: Workload) -> TrainedModel:
     return TrainedModel(workload.model, workload.optimizer(), loss, groups)
 
 
-def _times_s(kind: type[Peer], trained: TrainedModel, setting: Setting, clock: Clock) -> Samples:
+def _times_s(kind: type[Peer], trained: TrainedModel, context: BenchContext, clock: Clock) -> Samples:
     peer, steps = kind(), count(1)
-    folder = setting.folder / kind.__name__
+    folder = context.folder / kind.__name__
     folder.mkdir()
     peer.prepare(trained, folder)
     try:
-        rounds = setting.track(max(2, setting.options.steps // _STEPS_PER_PEER), kind.title)
+        rounds = context.track(max(2, context.options.steps // _STEPS_PER_PEER), kind.title)
         return interleaved({kind.title: lambda: peer.record(next(steps))}, rounds, clock)[kind.title]
     finally:
         peer.close()

@@ -18,9 +18,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ava_pipeline.bench.ends import measure_ends, measure_import, measure_lag
-from ava_pipeline.bench.options import Options, Setting
+from ava_pipeline.bench.options import BenchContext, Options
 from ava_pipeline.bench.peers import Compared, compare
-from ava_pipeline.bench.results import TIMES, Result, Target, rounded
+from ava_pipeline.bench.results import TIMES, Result, Target, three_digits
 from ava_pipeline.bench.steps import measure_gradients, measure_hand_off, measure_rest
 from ava_pipeline.bench.training import measure_fed, measure_training
 from ava_pipeline.bench.writing import measure_sustained
@@ -44,7 +44,7 @@ _LIBRARIES = (
 _LEAST_SHARE = 0.01  # the shortest bar of the picture
 
 
-PARTS: tuple[Callable[[Setting], list[Result]], ...] = (
+PARTS: tuple[Callable[[BenchContext], list[Result]], ...] = (
     measure_gradients,
     measure_rest,
     measure_hand_off,
@@ -94,11 +94,11 @@ def measure(options: Options, console: Console) -> Report:
     where, version = machine(pick_device(options.device)), commit()  # before anything is measured
     # The bar is redrawn between rounds only: a thread that draws would take time from what is measured.
     with TemporaryDirectory(prefix="ava-bench-") as folder, Progress(console=console, auto_refresh=False) as progress:
-        setting = Setting(options, Path(folder), _Tracker(progress))
-        results, stats = measure_training(setting)
+        context = BenchContext(options, Path(folder), _Tracker(progress))
+        results, stats = measure_training(context)
         for part in PARTS:
-            results += part(setting)
-        compared, peer_results = compare(setting) if options.peers else ([], [])
+            results += part(context)
+        compared, peer_results = compare(context) if options.peers else ([], [])
     return Report(
         options=options,
         machine=where,
@@ -171,7 +171,7 @@ def _results_table(report: Report) -> Table:
     for result in report.results:
         table.add_row(
             escape(result.title),
-            f"{rounded(result.estimate.value)} {result.unit}",
+            f"{three_digits(result.estimate.value)} {result.unit}",
             _interval_text(result),
             _target_text(result.target),
             _reached_text(result),
@@ -192,13 +192,13 @@ def _peers_table(report: Report) -> Table:
 def _peer_cells(peer: Compared) -> tuple[str, str]:
     if peer.record_ms is None or peer.times_ours is None:
         return escape(peer.missing or "not measured"), ""
-    return rounded(peer.record_ms.value), f"{rounded(peer.times_ours.value)} {TIMES}"
+    return three_digits(peer.record_ms.value), f"{three_digits(peer.times_ours.value)} {TIMES}"
 
 
 def _interval_text(result: Result) -> str:
     """The confidence interval; empty for a value that was counted."""
     _, low, high = result.estimate
-    return "" if low == high else f"{rounded(low)}–{rounded(high)}"  # noqa: RUF001  # a range
+    return "" if low == high else f"{three_digits(low)}–{three_digits(high)}"  # noqa: RUF001  # a range
 
 
 def _target_text(target: Target | None) -> str:
@@ -221,9 +221,8 @@ def write_plot(report: Report, path: Path) -> None:
     for place, result in enumerate(reversed(judged)):
         used = max(_used_share(result), _LEAST_SHARE)
         axes.barh(place, used, color="tab:green" if result.is_reached else "tab:red")
-        axes.text(
-            used, place, f" {rounded(result.estimate.value)} {result.unit} ({_target_text(result.target)})", va="center"
-        )
+        label = f" {three_digits(result.estimate.value)} {result.unit} ({_target_text(result.target)})"
+        axes.text(used, place, label, va="center")
     axes.set_yticks(range(len(judged)), [result.title for result in reversed(judged)])
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xlim(_LEAST_SHARE / 2, 10 * max([1.0, *map(_used_share, judged)]))

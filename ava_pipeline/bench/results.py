@@ -119,7 +119,7 @@ class Result:
         }
 
 
-def rounded(value: float) -> str:
+def three_digits(value: float) -> str:
     """Format three significant digits, with thousands separated."""
     size = abs(value)
     if size >= 10 * _SMALL:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ava_pipeline.bench.options import Setting
+from ava_pipeline.bench.options import BenchContext
 from ava_pipeline.bench.results import TIMES, Result, Target, median, ratio
 from ava_pipeline.bench.timing import Samples, Work, interleaved
 from ava_pipeline.bench.workload import Workload, collector, collector_of
@@ -28,13 +28,13 @@ _JUDGED_MODEL = "resnet50"
 _MAX_NORM = 1e9
 
 
-def measure_gradients(setting: Setting) -> list[Result]:
+def measure_gradients(context: BenchContext) -> list[Result]:
     """Collect and clip the same gradients repeatedly, beside torch's own norms and clipping."""
-    workload = Workload(setting.options)
+    workload = Workload(context.options)
     loss = workload.backward()
     with (
-        collector(workload, workload.optimizer(), setting.folder / "step", 1) as telemetry,
-        collector(workload, workload.optimizer(), setting.folder / "clip", 1) as clipping,
+        collector(workload, workload.optimizer(), context.folder / "step", 1) as telemetry,
+        collector(workload, workload.optimizer(), context.folder / "clip", 1) as clipping,
     ):
         values = {"loss": loss}
 
@@ -49,8 +49,8 @@ def measure_gradients(setting: Setting) -> list[Result]:
             "clip": lambda: nn.utils.clip_grad_norm_(parameters, _MAX_NORM),
             "step_and_clip": step_and_clip,
         }
-        rounds = setting.track(2 * setting.options.steps, "passes over the gradients")
-        return _gradient_results(interleaved(works, rounds, workload.clock), setting, workload.device)
+        rounds = context.track(2 * context.options.steps, "passes over the gradients")
+        return _gradient_results(interleaved(works, rounds, workload.clock), context, workload.device)
 
 
 def references(workload: Workload) -> dict[str, Work]:
@@ -65,10 +65,10 @@ def references(workload: Workload) -> dict[str, Work]:
     }
 
 
-def _gradient_results(times_s: dict[str, Samples], setting: Setting, device: torch.device) -> list[Result]:
+def _gradient_results(times_s: dict[str, Samples], context: BenchContext, device: torch.device) -> list[Result]:
     raw = {f"{name}_s": float(np.median(samples)) for name, samples in times_s.items()}
     is_cpu = device.type == "cpu"
-    is_judged = is_cpu and setting.options.model == _JUDGED_MODEL
+    is_judged = is_cpu and context.options.model == _JUDGED_MODEL
     ratios = (
         ("step", "total_norm", "collected step() over get_total_norm", STEP_OF_TOTAL_NORM if is_judged else None),
         ("step", "read", "collected step() over reading the gradients once", STEP_OF_READING if is_judged else None),
@@ -99,13 +99,13 @@ def _gradient_results(times_s: dict[str, Samples], setting: Setting, device: tor
     ]
 
 
-def measure_rest(setting: Setting) -> list[Result]:
+def measure_rest(context: BenchContext) -> list[Result]:
     """Time a collected step and its pass alone, on as many parameters as the model has, with one number each."""
     # Long gradients would hide the difference, which does not depend on their length, in the variation of the pass.
-    workload = Workload(setting.options)
+    workload = Workload(context.options)
     num_parameters = len(list(workload.model.parameters()))
-    with short_gradient_works(num_parameters, setting.folder / "rest", workload.device) as works:
-        rounds = setting.track(_ROUNDS_PER_STEP * setting.options.steps, "steps without the pass")
+    with short_gradient_works(num_parameters, context.folder / "rest", workload.device) as works:
+        rounds = context.track(_ROUNDS_PER_STEP * context.options.steps, "steps without the pass")
         times_s = interleaved(works, rounds, workload.clock)
     return [
         Result(
@@ -157,10 +157,10 @@ def uncollected_works(workload: Workload, folder: Path) -> dict[str, Work]:
     return {"step": call_step, "empty": call_empty}
 
 
-def measure_hand_off(setting: Setting) -> list[Result]:
+def measure_hand_off(context: BenchContext) -> list[Result]:
     """Measure a step that is not collected, relative to an empty method call."""
-    works = uncollected_works(Workload(setting.options), setting.folder / "never")
-    times_s = interleaved(works, setting.track(setting.options.steps, "steps not collected"))
+    works = uncollected_works(Workload(context.options), context.folder / "never")
+    times_s = interleaved(works, context.track(context.options.steps, "steps not collected"))
     return [
         Result(
             name="step_of_empty_call",

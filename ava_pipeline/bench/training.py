@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-from ava_pipeline.bench.options import Options, Setting
+from ava_pipeline.bench.options import BenchContext, Options
 from ava_pipeline.bench.results import TIMES, Estimate, Result, Target, bootstrap, median, percentile, ratio
 from ava_pipeline.bench.timing import NUM_WARMUP, Samples, interleaved
 from ava_pipeline.bench.workload import Workload, collector
@@ -64,15 +64,15 @@ class Trainer:
         self.is_collected.append(is_collected)
 
 
-def measure_training(setting: Setting) -> tuple[list[Result], list[TelemetryStats]]:
+def measure_training(context: BenchContext) -> tuple[list[Result], list[TelemetryStats]]:
     """Train without telemetry and with each `collect_every_n`; return the results and each collector's counters."""
-    options, workload = setting.options, Workload(setting.options)
-    trainers = {f"every_{n}": Trainer(workload, setting.folder / f"every_{n}", n) for n in options.every}
+    options, workload = context.options, Workload(context.options)
+    trainers = {f"every_{n}": Trainer(workload, context.folder / f"every_{n}", n) for n in options.every}
     with ExitStack() as opened:
         for trainer in trainers.values():
             opened.enter_context(trainer.running())
         works = {"off": Trainer(workload).step, **{name: trainer.step for name, trainer in trainers.items()}}
-        rounds = setting.track(options.steps, f"training steps of {options.model}")
+        rounds = context.track(options.steps, f"training steps of {options.model}")
         times_s = interleaved(works, rounds, workload.clock)
     is_judged = workload.device.type == "cpu" and options.is_like(Options())
     results = [
@@ -187,16 +187,16 @@ class Feed:
             time.sleep(max(0.0, due_s - time.perf_counter()))
 
 
-def measure_fed(setting: Setting) -> list[Result]:
+def measure_fed(context: BenchContext) -> list[Result]:
     """Alternate blocks of a few training steps: without telemetry, and with telemetry and a busy writer."""
-    workload = Workload(setting.options)
-    off, on = Trainer(workload), Trainer(workload, setting.folder / "fed_telemetry", 1)
+    workload = Workload(context.options)
+    off, on = Trainer(workload), Trainer(workload, context.folder / "fed_telemetry", 1)
     off_s: list[float] = []
     on_s: list[float] = []
-    with WrittenRun(setting.folder / "fed", flush_interval_s=0.1) as run, on.running() as fed:
+    with WrittenRun(context.folder / "fed", flush_interval_s=0.1) as run, on.running() as fed:
         off.step()
         fed.step()
-        for _ in setting.track(-(-setting.options.steps // _BLOCK), "training while a writer is fed"):
+        for _ in context.track(-(-context.options.steps // _BLOCK), "training while a writer is fed"):
             off_s += [workload.clock(off.step) for _ in range(_BLOCK)]
             with Feed(run):
                 on_s += [workload.clock(fed.step) for _ in range(_BLOCK)]

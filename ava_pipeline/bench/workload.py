@@ -11,8 +11,9 @@ from ava_pipeline.bench.options import Options
 from ava_pipeline.bench.timing import Clock, clock_for
 from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.config.models import ModelConfig, OptimConfig
+from ava_pipeline.contract.builtin_tables import NUM_SCORES
 from ava_pipeline.train.losses import squared_emd
-from ava_pipeline.train.models import NUM_SCORES, build_model
+from ava_pipeline.train.models import build_model
 from ava_pipeline.train.optim import build_optimizer, pick_device
 
 _BLOCK_TIMEOUT_S = 600.0

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from ava_pipeline.bench.options import Setting
+from ava_pipeline.bench.options import BenchContext
 from ava_pipeline.bench.results import Estimate, Result, Target, median
 from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES, STEPS
 from ava_pipeline.contract.events import Event
@@ -88,7 +88,7 @@ class WrittenRun:
         log = EventLog(root)
         facts = RunFacts(groups=GROUPS, collect_every_n=1)
         signs = OnlineSigns(GROUPS, Thresholds(), log, lambda _: None)
-        files = RunWriter(root, [PlainSource(table) for table in TABLES], facts, log, watch=signs)
+        files = RunWriter(root, [PlainSource(table) for table in TABLES], facts, log, signs=signs)
         self._channel: Channel[PendingStep] = Channel(MAX_PENDING, on_full="block", block_timeout_s=_BLOCK_TIMEOUT_S)
         self._worker = Worker(self._channel, files, log, flush_interval_s=flush_interval_s)
         self._worker.start()
@@ -174,11 +174,11 @@ def _write_part(run: WrittenRun, batches: range) -> float:
     return len(batches) / (perf_counter() - start_s)
 
 
-def measure_sustained(setting: Setting) -> list[Result]:
+def measure_sustained(context: BenchContext) -> list[Result]:
     """Measure how fast validated rows are written to CSV and Parquet, and how memory grows."""
     (sustained,) = (
-        write_rows_in_subprocess(setting.folder / "sustained", setting.options.rows)
-        for _ in setting.track(1, f"{setting.options.rows:,} rows a table")
+        write_rows_in_subprocess(context.folder / "sustained", context.options.rows)
+        for _ in context.track(1, f"{context.options.rows:,} rows a table")
     )
     raw = {"num_steps": sustained.stats.written, "close_s": sustained.close_s}
     return [

@@ -18,8 +18,9 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from ava_pipeline.contract.arrays import Bools, Floats, Integers
 
 ROW_LENGTH = 16_384
 
@@ -39,7 +40,7 @@ class NormPlan:
 
     whole_tensors: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     by_rows: tuple[tuple[int, torch.dtype], ...]
-    owners: NDArray[np.int64]
+    owners: Integers
     is_dense: bool
     is_multi_device: bool
     equals_torch: bool
@@ -108,10 +109,10 @@ class NormLayout:
     is True even if a GradScaler's gradients are unscaled already.
     """
 
-    owners: NDArray[np.int64]
-    present: NDArray[np.bool_]
-    unknown: NDArray[np.bool_]
-    is_scaled: NDArray[np.bool_]
+    owners: Integers
+    present: Bools
+    unknown: Bools
+    is_scaled: Bools
     has_scale: bool = False
 
     @classmethod
@@ -126,9 +127,7 @@ class NormLayout:
         )
 
 
-def combine(
-    numbers: NDArray[np.float64], layout: NormLayout, groups: Sequence[NDArray[np.int64]]
-) -> NDArray[np.float64]:
+def combine(numbers: Floats, layout: NormLayout, groups: Sequence[Integers]) -> Floats:
     """The norm of every group, sqrt(Σ norm²) over its pieces, unscaled, in float64.
 
     `numbers` are (steps, pieces), or (steps, pieces + 1) if gradients are still scaled; `groups` hold the positions of
@@ -141,7 +140,7 @@ def combine(
             norms = norms / scale
     squares = np.square(norms)
     columns = [squares[:, np.flatnonzero(np.isin(layout.owners, group))].sum(axis=1) for group in groups]
-    norms_of_groups: NDArray[np.float64] = np.sqrt(np.stack(columns, axis=1))
+    norms_of_groups: Floats = np.sqrt(np.stack(columns, axis=1))
     return norms_of_groups
 
 

@@ -152,7 +152,7 @@ class Recorder:
             formats=config.formats,
             writers=self._own_writers,
             fsync=config.fsync,
-            watch=signs,
+            signs=signs,
         )
         self._value_names = targets.value_names
         self._measures = measures

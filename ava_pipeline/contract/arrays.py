@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 Bools: TypeAlias = NDArray[np.bool_]
 Floats: TypeAlias = NDArray[np.float64]
-BatchIndices: TypeAlias = NDArray[np.int64]
+Integers: TypeAlias = NDArray[np.int64]
+BatchIndices: TypeAlias = Integers
 ArrowColumn: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"
 
 
@@ -35,8 +36,8 @@ class NumberColumns(NamedTuple):
     `floats` holds by name the numbers, nan at a null, and the null mask of a column that has nulls.
     """
 
-    batch_idx: NDArray[np.int64]
-    epoch: NDArray[np.int64]
+    batch_idx: BatchIndices
+    epoch: Integers
     floats: "dict[str, tuple[NDArray[Any], Bools | None]]"
 
 
@@ -93,7 +94,7 @@ def floats(rows: pa.Table, name: str) -> Floats:
     return numpy_values(rows.column(name).cast(pa.float64()))
 
 
-def integers(rows: pa.Table, name: str) -> BatchIndices:
+def integers(rows: pa.Table, name: str) -> Integers:
     """A column of integers [rows] as int64; null becomes 0."""
     return numpy_values(rows.column(name)).astype(np.int64, copy=False)
 
@@ -135,7 +136,7 @@ def take_rows(rows: pa.Table, positions: NDArray[np.intp]) -> pa.Table:
     return rows.take(pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)]))
 
 
-def text(rows: pa.Table, name: str, position: int) -> str:
+def cell_text(rows: pa.Table, name: str, position: int) -> str:
     """One value as a finding shows it; null is "null"."""
     value = rows.column(name)[position].as_py()
     return "null" if value is None else str(value)

@@ -5,9 +5,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ava_pipeline.contract.columns import Column
+from ava_pipeline.contract.finding import Severity
 from ava_pipeline.contract.tables import Table
 
 EventName = Literal[
@@ -41,7 +42,8 @@ EventName = Literal[
     "spike",
     "vanishing",
 ]
-Severity = Literal["info", "warning", "error"]
+# Events that explain why batches have no rows.
+EXPLAIN_MISSING_ROWS: frozenset[EventName] = frozenset({"gap", "failed_row", "failed_write", "damaged_file"})
 
 _FORMULA_STARTS = ("=", "+", "-", "@")
 
@@ -81,11 +83,12 @@ class Event:
     value: float | None = None
     time_utc: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    def row(self) -> dict[str, object]:
-        """The event as a row of `EVENTS`: its texts on one line, and none that a spreadsheet would run as a formula."""
-        row = {column.name: getattr(self, column.name) for column in EVENTS.columns}
-        column = None if self.column is None else _harmless(self.column)
-        return row | {"message": _harmless(self.message), "column": column}
+
+def event_columns(events: Sequence[Event]) -> dict[str, list[Any]]:
+    """The columns of `EVENTS`: texts on one line, and none that a spreadsheet would run as a formula."""
+    columns = {column.name: [getattr(event, column.name) for event in events] for column in EVENTS.columns}
+    harmless = {name: [text and _harmless(text) for text in columns[name]] for name in ("column", "message")}
+    return columns | harmless
 
 
 def _harmless(text: str) -> str:

@@ -5,7 +5,8 @@ printed, exported and listed in the same way.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -87,6 +88,19 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Every attribute for a program; null for a number that is not finite, and for batches if it is about none."""
-        is_finite = not isinstance(self.value, float) or math.isfinite(self.value)
         batches = dict.fromkeys(("batch_idx", "batch_idx_end", "epoch")) if not self.batch_idx else {}
-        return asdict(self) | batches | {"value": self.value if is_finite else None}
+        return finite_or_null(asdict(self)) | batches
+
+
+def verdict_line(path: str, verdict: str, findings: Iterable[Finding]) -> str:
+    """`path: verdict (1 error, 2 warnings).`, the last line that a command prints about a run."""
+    num = Counter(finding.severity for finding in findings)
+    counts = ", ".join(f"{num[kind]} {kind}{'s' * (num[kind] != 1)}" for kind in SEVERITY_RANK if num[kind])
+    return f"{path}: {verdict}{f' ({counts})' if counts else ''}."
+
+
+def finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with None for each number that is not finite, because JSON has no nan and no inf."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }

@@ -31,6 +31,16 @@ class RunLayout:
         return self.root / "metrics.csv"
 
     @property
+    def split(self) -> Path:
+        """The images of each set, which `ava-pipeline train` writes."""
+        return self.root / "split.csv"
+
+    @property
+    def excluded_images(self) -> Path:
+        """The images that `ava-pipeline train` leaves out, with the reason."""
+        return self.root / "excluded_images.csv"
+
+    @property
     def checkpoint(self) -> Path:
         """The last checkpoint."""
         return self.root / "checkpoints" / "last.pt"

@@ -2,7 +2,7 @@
 
 A run directory may lie on a broken disk, be copied in part, be unpacked from an archive or be edited by another
 program. Reading it runs no code, follows no link out of it, crashes no library and takes a bounded amount of memory.
-The checksums that `journal.py` and `parquet.py` verify find changed bytes; this list holds the rest:
+The checksums that `journal.py`, `parquet.py` and `check_zip` verify find changed bytes; this list holds the rest:
 
     threat: a link that leads out of the run directory, in a circle or to nothing
     check:  check_inside for telemetry's own names, check_name for a config and a checkpoint
@@ -33,6 +33,9 @@ The checksums that `journal.py` and `parquet.py` verify find changed bytes; this
     test:   tests/contract/test_untrusted.py::test_a_frame_that_holds_no_rows_of_the_table_costs_itself
 """
 
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -56,6 +59,7 @@ _FILE_SUFFIXES = frozenset({".csv", ".parquet", ".journal", ".json", ".lock", ".
 # A column of equal values is packed thousandfold; the batches beside it are not.
 _MAX_PACKING = 10_000
 _ALWAYS_ALLOWED_BYTES = 64 * 2**20
+_BLOCK_BYTES = 2**20
 _TEXT_BYTES = 8  # of a text in memory, at least
 
 
@@ -131,6 +135,24 @@ def read_line(file: BinaryIO) -> bytes:
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
     """Read every line from here on, as `read_line` does."""
     yield from iter(lambda: read_line(file), b"")
+
+
+def num_csv_rows(path: Path) -> int:
+    """The number of whole lines below the header, of whatever length."""
+    with path.open("rb") as file:
+        return max(0, sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK_BYTES), b"")) - 1)
+
+
+def check_zip(path: Path) -> None:
+    """Raise DamagedFileError unless every part of a zip file, such as a checkpoint of torch, has its checksum."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+    # What the reader of a damaged zip may raise.
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error, zlib.error) as error:
+        raise DamagedFileError(str(error)) from error
+    if damaged is not None:
+        raise DamagedFileError(f"the checksum of its part {damaged} is wrong")
 
 
 def check_parquet_size(metadata: pq.FileMetaData, file_bytes: int) -> None:

@@ -1,7 +1,6 @@
 """The diagnosis of a run: its warning signs and healthy signs, over all of its rows."""
 
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ava_pipeline.contract.events import EVENTS, samples_in
-from ava_pipeline.contract.finding import SEVERITY_RANK, Finding
+from ava_pipeline.contract.finding import SEVERITY_RANK, Finding, verdict_line
 from ava_pipeline.contract.manifest import Manifest, attempt_spans
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.read.run import Run, open_run, read_table
@@ -71,11 +70,7 @@ class Diagnosis:
         """
         lines = [line for finding in self.findings for line in finding.lines()]
         lines += [f"healthy: {finding.message} [{finding.id}]" for finding in self.healthy]
-        num = Counter(finding.severity for finding in self.findings)
-        counts = ", ".join(
-            f"{num[severity]} {severity}{'s' * (num[severity] != 1)}" for severity in SEVERITY_RANK if num[severity]
-        )
-        return "\n".join([*lines, f"{run}: {self.verdict}{f' ({counts})' if counts else ''}."])
+        return "\n".join([*lines, verdict_line(run, self.verdict, self.findings)])
 
 
 def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:

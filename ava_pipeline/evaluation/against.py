@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ava_pipeline.contract.finding import finite_or_null
 from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.errors import MisuseError, PredictionsError
 from ava_pipeline.evaluation.evaluate import Interval, interval, method_text, prediction_paths, resampled
@@ -74,7 +75,7 @@ class Comparison:
             "difference": Metrics(**self.differences()).to_json(),
             "difference_interval": self.difference.to_json(),
             "verdicts": self.verdicts(),
-            "furthest": [_finite_or_null(asdict(image)) for image in self.furthest],
+            "furthest": [finite_or_null(asdict(image)) for image in self.furthest],
         }
 
 
@@ -185,12 +186,6 @@ def _verdict(low: float, high: float, higher_is_better: bool) -> str:  # noqa: F
     if not (low > 0 or high < 0):
         return "unclear"
     return "better" if (low > 0) == higher_is_better else "worse"
-
-
-def _finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in values.items()
-    }
 
 
 def show_comparison(found: Comparison, *, generated: bool) -> None:

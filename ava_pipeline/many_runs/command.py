@@ -61,7 +61,7 @@ def runs_command(
 
     from ava_pipeline.many_runs.find import find_runs
     from ava_pipeline.many_runs.selection import ordered, where
-    from ava_pipeline.many_runs.summary import differing, summary_of
+    from ava_pipeline.many_runs.summary import differing_settings, summary_of
 
     found = [summary_of(name, layout, findings=not quick) for name, layout in find_runs(patterns).items()]
     try:
@@ -70,7 +70,7 @@ def runs_command(
     except MisuseError as error:
         raise typer.BadParameter(str(error)) from error
     if as_json:
-        names = differing([run.settings for run in listed])
+        names = differing_settings([run.settings for run in listed])
         typer.echo(json.dumps({"differing_settings": names, "runs": [run.to_json() for run in listed]}, indent=1))
     else:
         show_runs(listed, Console())
@@ -92,13 +92,13 @@ def show_runs(summaries: Sequence["Summary"], console: "Console") -> None:
 def _table(summaries: Sequence["Summary"], metrics: Sequence[str], *, fills_line: bool) -> "Table":
     from rich.text import Text
 
-    from ava_pipeline.many_runs.summary import differing, short_names
+    from ava_pipeline.many_runs.summary import differing_settings, short_names
     from ava_pipeline.terminal import metric_title, plain_table, printable
 
     table = plain_table(_title(summaries))
     table.expand = fills_line
     metrics = [name for name in metrics if any(name in summary.best for summary in summaries)]
-    names = short_names(differing([summary.settings for summary in summaries]))
+    names = short_names(differing_settings([summary.settings for summary in summaries]))
     for name in ("run", "status", "age", "batch", *map(metric_title, metrics), *_FLEXIBLE):
         is_text = name in {"run", "status", *_FLEXIBLE}
         share = 1 if fills_line and name in _FLEXIBLE else None
@@ -140,7 +140,8 @@ def _finding(summary: "Summary") -> _Cell:
         return summary.verdict or "", "green" if summary.verdict == "healthy" else ""
     column = f" {summary.finding.column}" if summary.finding.column else ""
     more = f" and {summary.num_findings - 1} more" if summary.num_findings and summary.num_findings > 1 else ""
-    text = f"{summary.finding.id}{column} at {summary.finding.place}{more}"
+    place = f" at {summary.finding.place}" if summary.finding.place else ""  # empty before the first row
+    text = f"{summary.finding.id}{column}{place}{more}"
     return text, _SEVERITY_STYLES.get(summary.finding.severity, "")
 
 

@@ -10,19 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from ava_pipeline.config.load import read_yaml
 from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
-from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.finding import Finding, finite_or_null
 from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.contract.manifest import status_now
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.diagnose.diagnose import Verdict, diagnose_run
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import HIGHER_IS_BETTER, Metrics
 from ava_pipeline.read.csv import read_csv
 from ava_pipeline.read.predictions import read_predicted
-from ava_pipeline.read.run import Run, open_run
+from ava_pipeline.read.run import Run, open_run, read_settings
 
 UNREADABLE = "unreadable"
 UNKNOWN = "unknown"
@@ -83,16 +81,9 @@ class Summary:
             "is_generated": self.is_generated,
             "path": str(self.path),
             "best": {name: best._asdict() for name, best in self.best.items()},
-            "settings": _finite_or_null(self.settings),
+            "settings": finite_or_null(self.settings),
             "finding": None if self.finding is None else self.finding.to_json(),
         }
-
-
-def _finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no nan and no inf."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
 
 
 def summary_of(name: str, layout: RunLayout, *, now: datetime | None = None, findings: bool = True) -> Summary:
@@ -196,15 +187,9 @@ def settings_of(run: Run) -> dict[str, Value]:
 
 
 def _nested_settings(run: Run) -> Mapping[str, Any]:
-    path = run.layout.config
-    if not path.exists():
-        return run.manifest.run_info if run.layout.manifest.exists() else {}
-    check_name(run.layout, path)
-    try:
-        values = read_yaml(path)
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}. Restore it, or move it away.") from error
-    return values if isinstance(values, dict) else {}
+    if run.layout.config.exists():
+        return read_settings(run.layout)
+    return run.manifest.run_info if run.layout.manifest.exists() else {}
 
 
 def _flat(prefix: str, values: Mapping[Any, Any]) -> Iterator[tuple[str, Value]]:
@@ -218,7 +203,7 @@ def _flat(prefix: str, values: Mapping[Any, Any]) -> Iterator[tuple[str, Value]]
             yield name, json.dumps(value, default=str)
 
 
-def differing(settings: Sequence[Mapping[str, Value]]) -> list[str]:
+def differing_settings(settings: Sequence[Mapping[str, Value]]) -> list[str]:
     """Names of the settings in which runs differ, sorted; runs without any settings are left out."""
     known = [values for values in settings if values]
     names = sorted({name for values in known for name in values})

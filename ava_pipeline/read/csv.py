@@ -7,11 +7,10 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.contract.untrusted import check_csv_size
+from ava_pipeline.contract.untrusted import check_csv_size, num_csv_rows
 from ava_pipeline.errors import DamagedFileError
 
 ONE_THREAD = csv.ReadOptions(use_threads=False)  # Arrow's errors name the row only if one thread reads
-_BLOCK_BYTES = 2**20
 
 
 def read_csv(path: Path, declaration: RunTable) -> pa.Table:
@@ -38,8 +37,7 @@ def read_csv(path: Path, declaration: RunTable) -> pa.Table:
 def num_rows(path: Path) -> int:
     """The number of whole lines below the header. Raise DamagedFileError if the file is too large."""
     check_csv_size(path)
-    with path.open("rb") as file:
-        return max(0, sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK_BYTES), b"")) - 1)
+    return num_csv_rows(path)
 
 
 def check_header(path: Path, data: bytes, declaration: RunTable) -> None:

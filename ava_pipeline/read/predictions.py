@@ -10,9 +10,9 @@ from ava_pipeline.contract.arrays import Floats, float_columns
 from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.parquet import read_parquet
-from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import Metrics, prediction_metrics
+from ava_pipeline.read.run import read_settings
 
 _COLUMNS = (*PRED_COLUMNS, *GT_COLUMNS, "pred_mean", "gt_mean")
 _IMAGE = "image_id"
@@ -67,16 +67,7 @@ def is_generated(path: Path) -> bool:
 
     Raise DamagedFileError if the config cannot be read, or is a link out of its run.
     """
-    candidates = (folder / "config.yaml" for folder in (path, *path.resolve().parents[:2]))
-    config = next((file for file in candidates if file.is_file()), None)
-    if config is None:
-        return False
-    from ava_pipeline.config.load import read_yaml  # noqa: PLC0415  # predictions of other programs have no config
-
-    check_name(RunLayout(config.parent), config)
-    try:
-        values = read_yaml(config)
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{config} cannot be read: {error}. Restore it, or move it away.") from error
-    data = values.get("data") if isinstance(values, dict) else None
+    candidates = map(RunLayout, (path, *path.resolve().parents[:2]))
+    layout = next((candidate for candidate in candidates if candidate.config.is_file()), None)
+    data = None if layout is None else read_settings(layout).get("data")
     return isinstance(data, dict) and data.get("sample") is not None

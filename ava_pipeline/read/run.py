@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -17,7 +17,7 @@ from ava_pipeline.contract.manifest import Manifest, read_manifest
 from ava_pipeline.contract.parquet import num_parquet_rows, parquet_schema, read_parquet
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import BATCH, KEY_COLUMNS, RunTable
-from ava_pipeline.contract.untrusted import check_inside
+from ava_pipeline.contract.untrusted import check_inside, check_name
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
 from ava_pipeline.read.csv import num_rows, read_csv
 
@@ -248,6 +248,21 @@ def has_complete_parquet(layout: RunLayout, manifest: Manifest, name: str) -> bo
     if manifest.status != "running" and all(in_csv <= in_parquet for in_csv, in_parquet in written):
         return True  # without counting the lines of the CSV file
     return not (csv.exists() and num_rows(csv) > num_parquet_rows(path))
+
+
+def read_settings(layout: RunLayout) -> dict[str, Any]:
+    """The settings as a run's config.yaml gives them, not validated; empty if the file holds no mapping.
+
+    Raise DamagedFileError if the file cannot be read, or is a link that leads out of the run.
+    """
+    from ava_pipeline.config.load import read_yaml  # noqa: PLC0415  # only runs of the training job have a config
+
+    check_name(layout, layout.config)
+    try:
+        values = read_yaml(layout.config)
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{layout.config} cannot be read: {error}. Restore it, or move it away.") from error
+    return values if isinstance(values, dict) else {}
 
 
 def frame(rows: pa.Table) -> "pd.DataFrame":

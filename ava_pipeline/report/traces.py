@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.arrays import BatchIndices
+from ava_pipeline.contract.arrays import BatchIndices, Floats
 from ava_pipeline.report.figure import Style, Trace, label_text
 from ava_pipeline.report.series import Points, ReducedLine, Series
 
@@ -79,7 +79,7 @@ def _backwards(batches: BatchIndices) -> BatchIndices:
     return np.append(batches[::-1], batches[0])
 
 
-def _segments(values: NDArray[np.float64]) -> list[slice]:
+def _segments(values: Floats) -> list[slice]:
     """The ranges of rows between nans."""
     edges = np.flatnonzero(np.diff(np.isfinite(values).astype(np.int8), prepend=0, append=0))
     return [slice(first, end) for first, end in edges.reshape(-1, 2)]

@@ -4,21 +4,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ava_pipeline.contract.arrays import BatchIndices
+from ava_pipeline.contract.events import EXPLAIN_MISSING_ROWS
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Attempt
 from ava_pipeline.signs.evidence import collected_steps
 
-_GAP_EVENTS = ("gap", "failed_row", "failed_write", "damaged_file")
 _ADVICE = (
     "Check the disk. If it is merely slower than training, raise collect_every_n or max_pending_rows, or let training "
     "wait for it with on_full: block."
 )
 # While an attempt has one of these states, the manifest's count of deferred steps may be too low.
 _UNFINISHED = {"running", "killed"}
-
-BatchIndices = NDArray[np.int64]
 
 
 def gap_findings(
@@ -28,7 +26,7 @@ def gap_findings(
 
     Each attempt comes with the batches whose rows it left: after the first number, up to the second. `batches` rise.
     """
-    gap_events = [event for event in events if event["event"] in _GAP_EVENTS]
+    gap_events = [event for event in events if event["event"] in EXPLAIN_MISSING_ROWS]
     for event in gap_events:
         yield _finding(
             event["batch_idx"],

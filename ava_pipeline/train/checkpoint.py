@@ -5,7 +5,6 @@ Training takes random numbers from torch's generators and from Python's, not fro
 
 import pickle
 import random
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +13,11 @@ from typing import Any
 import torch
 
 from ava_pipeline.contract.files import written_aside
+from ava_pipeline.contract.untrusted import check_zip
 from ava_pipeline.errors import CheckpointError
+
+FORMAT = "ava_pipeline checkpoint 1"
+_REMEDY = "Give the checkpoint of a run of ava-pipeline, or start over with --restart (nothing is deleted)."
 
 
 def seed_all(seed: int) -> None:
@@ -35,10 +38,6 @@ def restore_rng_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
-
-
-FORMAT = "ava_pipeline checkpoint 1"
-_REMEDY = "Give the checkpoint of a run of ava-pipeline, or start over with --restart (nothing is deleted)."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +94,7 @@ def check_fits(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) 
 
 def _read(path: Path) -> Any:
     try:
-        _check_sums(path)
+        check_zip(path)  # torch does not notice flipped bytes
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -107,11 +106,3 @@ def _read(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: cannot be read; it is truncated or not a checkpoint ({reason}). {_REMEDY}"
         ) from error
-
-
-def _check_sums(path: Path) -> None:
-    """Check the zip file's checksums, because torch does not notice flipped bytes."""
-    with zipfile.ZipFile(path) as entries:
-        damaged = entries.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")

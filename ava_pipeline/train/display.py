@@ -18,6 +18,7 @@ from ava_pipeline.terminal import GENERATED, add_metrics, metrics_table, plain_t
 from ava_pipeline.train.batch_step import Costs
 from ava_pipeline.train.run_dir import EpochResult
 
+_NORMS = "gradient_norms"
 _SECONDS_BETWEEN_UPDATES = 0.2
 
 
@@ -88,9 +89,6 @@ class Outcome:
     costs: Costs  # of this process
     stopped_by: int | None  # the signal that stopped training; None for a complete run
     generated: bool  # the data was generated and is not AVA
-
-
-_NORMS = "gradient_norms"
 
 
 def show_summary(outcome: Outcome, console: Console) -> None:

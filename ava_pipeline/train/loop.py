@@ -1,4 +1,4 @@
-"""The loop over epochs: training, validation, checkpoints, losses that are not finite, and a clean stop on a signal."""
+"""The loop over epochs: training, validation, checkpoints, and a clean stop on a signal."""
 
 import logging
 import math
@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,17 +18,22 @@ import torch
 from torch import Tensor
 
 from ava_pipeline.config.models import RunConfig
+from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.errors import NonFiniteLossError
 from ava_pipeline.metrics import Metrics, mean_scores, prediction_metrics
 from ava_pipeline.train.batch_step import BatchStep
 from ava_pipeline.train.checkpoint import Checkpoint, restore_rng_states, rng_states, save_checkpoint
 from ava_pipeline.train.display import Display
+from ava_pipeline.train.losses import BatchLoss, LossWatch
 from ava_pipeline.train.run_dir import EpochResult, append_result
 
 if TYPE_CHECKING:
     from ava_pipeline.train.data.dataset import BatchLoader
     from ava_pipeline.train.data.prepare import TrainData
+
+_log = logging.getLogger("ava_pipeline")
+_MAX_WARNINGS = 3
 
 
 class StopRequested(KeyboardInterrupt):
@@ -114,7 +118,7 @@ def validate(
     return _metrics(*(torch.cat(parts).cpu().numpy() for parts in zip(*gathered, strict=True)))
 
 
-def _metrics(softmax: npt.NDArray[np.float32], votes: npt.NDArray[np.int64]) -> Metrics:
+def _metrics(softmax: npt.NDArray[np.float32], votes: Integers) -> Metrics:
     """Compute the metrics from shares and means as in the predictions file, so that both give the same values."""
     shares = softmax.astype(np.float64)
     pred = shares / shares.sum(axis=1)[:, None]
@@ -123,80 +127,6 @@ def _metrics(softmax: npt.NDArray[np.float32], votes: npt.NDArray[np.int64]) -> 
     return prediction_metrics(
         pred.astype(np.float32), gt_dist.astype(np.float32), mean_scores(pred), mean_scores(votes) / counts
     )
-
-
-# A CUDA stream queues about a thousand launches before the host must wait; a loss this old was computed long ago.
-_MAX_BEHIND = 64
-_NUM_SHOWN = 5
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLoss:
-    """The known loss of one batch."""
-
-    epoch: int  # 0-based
-    batch: int  # 1-based in the epoch
-    image_ids: list[int]
-    value: float  # may be nan or inf
-
-    def __str__(self) -> str:
-        shown = ", ".join(map(str, self.image_ids[:_NUM_SHOWN]))
-        more = ", ..." if len(self.image_ids) > _NUM_SHOWN else ""
-        return f"The loss of epoch {self.epoch}, batch {self.batch} is {self.value} (images {shown}{more})"
-
-
-@dataclass(frozen=True, slots=True)
-class _OnItsWay:
-    host: Tensor
-    copied: torch.cuda.Event
-    epoch: int
-    batch: int
-    image_ids: list[int]
-
-    def is_known(self) -> bool:
-        """Whether the copy has arrived; does not wait for it."""
-        return bool(self.copied.query())  # type: ignore[no-untyped-call]  # torch leaves it out
-
-
-class LossWatch:
-    """Calls `on_nonfinite` with each nan or inf loss: at once on the CPU; on CUDA later, so that nothing waits."""
-
-    def __init__(self, on_nonfinite: Callable[[BatchLoss], None]) -> None:
-        self._on_nonfinite = on_nonfinite
-        self._behind: deque[_OnItsWay] = deque()
-        self.latest = math.nan
-
-    def add(self, loss: Tensor, *, epoch: int, batch: int, image_ids: list[int]) -> None:
-        """Add one batch's loss, a scalar on any device, and check the losses that have become known."""
-        if loss.device.type != "cuda":
-            self._look(BatchLoss(epoch, batch, image_ids, float(loss.detach())))
-            return
-        host = torch.empty((), dtype=loss.dtype, pin_memory=True)
-        host.copy_(loss.detach(), non_blocking=True)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it out
-        copied.record()
-        self._behind.append(_OnItsWay(host, copied, epoch, batch, image_ids))
-        while self._behind and (self._behind[0].is_known() or len(self._behind) > _MAX_BEHIND):
-            self._take()
-
-    def catch_up(self) -> None:
-        """Wait until every loss is known. Call it before a checkpoint, which must not hold nan weights."""
-        while self._behind:
-            self._take()
-
-    def _take(self) -> None:
-        oldest = self._behind.popleft()
-        oldest.copied.synchronize()
-        self._look(BatchLoss(oldest.epoch, oldest.batch, oldest.image_ids, float(oldest.host)))
-
-    def _look(self, loss: BatchLoss) -> None:
-        self.latest = loss.value
-        if not math.isfinite(loss.value):
-            self._on_nonfinite(loss)
-
-
-_log = logging.getLogger("ava_pipeline")
-_MAX_WARNINGS = 3
 
 
 @dataclass(slots=True)

@@ -10,9 +10,9 @@ import torchvision
 from torch import Tensor, nn
 
 from ava_pipeline.config.models import ModelConfig
+from ava_pipeline.contract.builtin_tables import NUM_SCORES
 from ava_pipeline.errors import ConfigError
 
-NUM_SCORES = 10
 _SHOWN_KEYS = 3
 
 

@@ -20,6 +20,10 @@ from ava_pipeline.errors import ConfigError, RunExistsError, RunInUseError, Trai
 from ava_pipeline.metrics import Metrics
 from ava_pipeline.write.lock import RunLock
 
+_log = logging.getLogger("ava_pipeline")
+
+COLUMNS = ("epoch", "train_loss", *(field.name for field in fields(Metrics)))
+
 
 @contextmanager
 def training_error_if_refused(path: Path) -> Iterator[None]:
@@ -31,9 +35,6 @@ def training_error_if_refused(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror}). Free disk space or repair the disk, then continue with "
             "--resume."
         ) from error
-
-
-COLUMNS = ("epoch", "train_loss", *(field.name for field in fields(Metrics)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +76,6 @@ def _lines(results: Sequence[EpochResult], *, header: bool) -> str:
         rows.writeheader()
     rows.writerows(result.to_row() for result in results)
     return text.getvalue()
-
-
-def split_path(layout: RunLayout) -> Path:
-    """The file that lists the images of each set."""
-    return layout.root / "split.csv"
-
-
-def excluded_path(layout: RunLayout) -> Path:
-    """The file that lists the excluded images with the reason."""
-    return layout.root / "excluded_images.csv"
 
 
 def check_free(layout: RunLayout) -> None:
@@ -143,8 +134,8 @@ def _own_files(layout: RunLayout) -> list[Path]:
         layout.metrics,
         layout.checkpoint.parent,
         layout.predictions,
-        split_path(layout),
-        excluded_path(layout),
+        layout.split,
+        layout.excluded_images,
     ]
 
 
@@ -180,9 +171,6 @@ def _unwritable(folder: Path, error: OSError) -> ConfigError:
 def _num_lines(path: Path) -> int:
     """Count lines, including an unfinished last line, so that a file with one is superseded."""
     return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
-
-
-_log = logging.getLogger("ava_pipeline")
 
 
 def train_lock(layout: RunLayout) -> Path:

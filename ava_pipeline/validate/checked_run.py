@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ava_pipeline.contract.arrays import BatchIndices, Bools, integers, null_mask, numpy_columns
+from ava_pipeline.contract.events import EXPLAIN_MISSING_ROWS
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import RunTable
@@ -203,10 +204,6 @@ class RowsByBatch:
             missing.append(part[positions])
             start += len(part)
         return np.concatenate(rows), np.concatenate(missing)
-
-
-# Events that explain why batches have no rows.
-EXPLAIN_MISSING_ROWS = ("gap", "failed_row", "failed_write", "damaged_file")
 
 
 class ExplainedBatches:

@@ -1,7 +1,6 @@
 """The command `ava-pipeline validate`."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ava_pipeline.contract.finding import Finding, verdict_line
 from ava_pipeline.errors import AvaPipelineError, ExitStatus, MisuseError, exit_status
 
 if TYPE_CHECKING:
-    from ava_pipeline.contract.finding import Finding
     from ava_pipeline.validate.listing import Rule
 
 
@@ -21,7 +20,7 @@ class Validation:
     """The findings in one run directory or file; `strict` counts warnings as problems."""
 
     path: str
-    findings: "Sequence[Finding]"
+    findings: Sequence[Finding]
     strict: bool = False
 
     @property
@@ -34,21 +33,13 @@ class Validation:
         """One line per finding and a summary, all of them safe to print on a terminal."""
         from ava_pipeline.terminal import printable
 
-        return "\n".join(printable(line) for line in (*map(str, self.findings), self._summary()))
+        verdict = "clean" if self.is_clean else "not clean"
+        lines = (*map(str, self.findings), verdict_line(self.path, verdict, self.findings))
+        return "\n".join(map(printable, lines))
 
     def to_json(self) -> dict[str, Any]:
         """Whether it is clean, and the findings."""
         return {"clean": self.is_clean, "findings": [finding.to_json() for finding in self.findings]}
-
-    def _summary(self) -> str:
-        num = Counter(finding.severity for finding in self.findings)
-        counts = ", ".join(
-            f"{num[severity]} {severity}{'s' * (num[severity] != 1)}"
-            for severity in ("error", "warning", "info")
-            if num[severity]
-        )
-        verdict = "clean" if self.is_clean else "not clean"
-        return f"{self.path}: {verdict}{f' ({counts})' if counts else ''}."
 
 
 def rules_text(rules: "Sequence[Rule]") -> str:
@@ -71,7 +62,7 @@ def _list_rules(is_given: bool) -> None:  # noqa: FBT001  # typer passes the opt
 def _path_of(text: str) -> Path:
     """Refuse the empty text of an unset shell variable, which pathlib takes for the current directory."""
     if not text:
-        raise typer.BadParameter("expected a run directory, got an empty text; the current directory is a dot: .")
+        raise typer.BadParameter("expected a run directory, got an empty text; use . for the current directory.")
     return Path(text)
 
 
@@ -134,7 +125,7 @@ def validate_command(
     raise typer.Exit(worst)
 
 
-def _findings(path: Path, table: str | None, ignore: Sequence[str]) -> "list[Finding]":
+def _findings(path: Path, table: str | None, ignore: Sequence[str]) -> list[Finding]:
     from ava_pipeline.validate.validate import validate_file, validate_run
 
     if path.is_file():

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.contract.layout import RunLayout
 
@@ -65,7 +66,7 @@ class Breach:
     num: int
 
 
-Report = Callable[[Breach], None]
+AddBreach = Callable[[Breach], None]
 
 
 @dataclass(slots=True)
@@ -143,7 +144,7 @@ class LineNumbers:
         self.num_rows = 0
         self._num_lines = 1
         self._starts: list[int] = []  # of each block: how many rows stand before it
-        self._lines: list[int | NDArray[np.int64]] = []  # of each block: line minus row, or the line of each row
+        self._lines: list[int | Integers] = []  # of each block: line minus row, or the line of each row
 
     def append(self, data: bytes, num_rows: int) -> None:
         """Add a block of whole lines that hold `num_rows` rows."""
@@ -168,7 +169,7 @@ class LineNumbers:
         return int(lines[min(row - 1 - self._starts[block], len(lines) - 1)]) if len(lines) else self._num_lines
 
 
-def _row_lines(data: bytes) -> NDArray[np.int64]:
+def _row_lines(data: bytes) -> Integers:
     """The 0-based line on which each row begins: blank lines are not rows, and quoted text may hold line feeds."""
     lines: list[int] = []
     line, start = 0, 0

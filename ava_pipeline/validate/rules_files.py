@@ -1,6 +1,7 @@
 """Rules of files: present, readable, with the declared columns and types, and nothing left over."""
 
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -16,7 +17,7 @@ from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.read.csv import ONE_THREAD, convert_options, parse_options
 from ava_pipeline.validate.checked_run import CheckedRun
-from ava_pipeline.validate.listing import Breach, Cell, Report, Rule, relative
+from ava_pipeline.validate.listing import AddBreach, Breach, Cell, Rule, relative
 
 MISSING = Rule("files.missing", "Every format of a table that the manifest counts rows in has its file.")
 LEFTOVER = Rule("files.leftover", "No half-written or unfinished file is left over.", "warning")
@@ -79,28 +80,28 @@ def _unknown_predictions(layout: RunLayout) -> Iterator[Breach]:
             yield NAME.broken(relative(layout, path), "expected a name such as val_epoch_000.parquet.")
 
 
-def check_columns(found: pa.Schema, declared: pa.Schema, file: str, report: Report) -> bool:
+def check_schema(found: pa.Schema, declared: pa.Schema, file: str, add: AddBreach) -> bool:
     """Compare the columns of a Parquet file with its declaration; if the names are right, rows may be cast to it."""
     if found.names != declared.names:
         message = f"expected the columns {','.join(declared.names)}, got {','.join(found.names)}."
-        report(COLUMNS.broken(file, message))
+        add(COLUMNS.broken(file, message))
         return False
     for field, given in zip(declared, found.types, strict=True):
         if not given.equals(field.type):
             message = f"expected {dtype_name(field.type)}, got {dtype_name(given)}."
-            report(DTYPE.broken(file, message, column=field.name, value=dtype_name(given)))
+            add(DTYPE.broken(file, message, column=field.name, value=dtype_name(given)))
     return True
 
 
-def cast_rows(rows: pa.Table, declaration: RunTable, file: str, report: Report) -> pa.Table | None:
+def cast_rows(rows: pa.Table, declaration: RunTable, file: str, add: AddBreach) -> pa.Table | None:
     """Give rows the declared types; None if they have other columns, or values of other types."""
     declared = declaration.arrow_schema
-    if not check_columns(rows.schema, declared, file, report):
+    if not check_schema(rows.schema, declared, file, add):
         return None
     try:
         return rows.cast(nullable(declared))
     except pa.ArrowException as error:
-        report(UNREADABLE.broken(file, f"its values cannot become the declared types: {str(error).rstrip('.')}."))
+        add(UNREADABLE.broken(file, f"its values cannot become the declared types: {str(error).rstrip('.')}."))
         return None
 
 
@@ -145,18 +146,12 @@ def _value_breaches(text: pa.Table, file: str, declaration: RunTable, rows: NDAr
         bad = list(_uncastable(distinct.dictionary, arrow_type, 0))
         if bad:
             broken = np.flatnonzero(np.isin(numpy_values(distinct.indices), bad) & ~null_mask(values))
-            yield VALUE.broken_rows(file, rows[broken], _ExplainValue(column, values, broken))
+            yield VALUE.broken_rows(file, rows[broken], partial(_explain_value, column, values, broken))
 
 
-class _ExplainValue:
-    def __init__(self, column: Column, values: "pa.Array[Any]", broken: NDArray[np.intp]) -> None:
-        self._column = column
-        self._values = values
-        self._broken = broken
-
-    def __call__(self, index: int) -> Cell:
-        value = self._values[int(self._broken[index])].as_py()
-        return Cell(f"expected {self._column.dtype}, got {shown(value)}.", self._column.name, value)
+def _explain_value(column: Column, values: "pa.Array[Any]", broken: NDArray[np.intp], index: int) -> Cell:
+    value = values[int(broken[index])].as_py()
+    return Cell(f"expected {column.dtype}, got {shown(value)}.", column.name, value)
 
 
 def _uncastable(values: "pa.Array[Any]", arrow_type: pa.DataType, start: int) -> Iterator[int]:

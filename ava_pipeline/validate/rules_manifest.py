@@ -7,7 +7,7 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import KILLED_AFTER, Attempt, Manifest, read_manifest
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun
-from ava_pipeline.validate.listing import Breach, Report, Rule, without_path
+from ava_pipeline.validate.listing import AddBreach, Breach, Rule, without_path
 
 # A run of training without any telemetry, though its config has it on, breaks this rule too: rules_training.
 MISSING = Rule("manifest.missing", "Tables stand beside a manifest, and what a config says is collected does.")
@@ -24,15 +24,15 @@ WRITTEN = Rule("counters.written", "Every file took a row of each step that coun
 MANIFEST = "telemetry/manifest.json"
 
 
-def load_manifest(layout: RunLayout, report: Report) -> Manifest | None:
+def load_manifest(layout: RunLayout, add: AddBreach) -> Manifest | None:
     """Read the manifest; None if it is missing or invalid, which is reported."""
     try:
         return read_manifest(layout.manifest)
     except FileNotFoundError:
         if layout.telemetry.is_dir():
-            report(MISSING.broken(MANIFEST, "the file is missing, so the tables' columns and counters are unknown."))
+            add(MISSING.broken(MANIFEST, "the file is missing, so the tables' columns and counters are unknown."))
     except (DamagedFileError, OSError) as error:
-        report(INVALID.broken(MANIFEST, without_path(error, layout.manifest)))
+        add(INVALID.broken(MANIFEST, without_path(error, layout.manifest)))
     return None
 
 

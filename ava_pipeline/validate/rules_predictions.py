@@ -8,18 +8,18 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from ava_pipeline.contract.arrays import (
     Floats,
+    Integers,
     bools,
+    cell_text,
     differing,
     float_columns,
     integers,
     null_mask,
     numpy_values,
     take_rows,
-    text,
 )
 from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS, PREDICTIONS, SCORES
 from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_files
@@ -27,7 +27,7 @@ from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, Window
-from ava_pipeline.validate.listing import Breach, Cell, Report, Rule, relative, without_path
+from ava_pipeline.validate.listing import AddBreach, Breach, Cell, Rule, relative, without_path
 from ava_pipeline.validate.rules_files import UNREADABLE, cast_rows
 from ava_pipeline.validate.rules_values import check_columns
 
@@ -68,17 +68,17 @@ def check_run(run: CheckedRun) -> Iterator[Breach]:
             yield from _missing_files(run.layout, run.metrics, {file.epoch for file in files})
 
 
-def read_predictions(layout: RunLayout, file: PredictionFile, report: Report) -> Window | None:
+def read_predictions(layout: RunLayout, file: PredictionFile, add: AddBreach) -> Window | None:
     """Read a file of predictions; None if it cannot be used, which is reported."""
     name = relative(layout, file.path)
     try:
         rows = read_parquet(file.path)
     except DamagedFileError as error:
-        report(UNREADABLE.broken(name, without_path(error, file.path)))
+        add(UNREADABLE.broken(name, without_path(error, file.path)))
         return None
     has_text_ids = "image_id" in rows.column_names and pa.types.is_string(rows.schema.field("image_id").type)
     declaration = _TEXT_IDS if has_text_ids else _INTEGER_IDS
-    cast = cast_rows(rows, declaration, name, report)
+    cast = cast_rows(rows, declaration, name, add)
     return None if cast is None else CheckedFile(name, declaration).append(cast)
 
 
@@ -129,7 +129,7 @@ def _repeated_images(window: Window) -> Iterator[Breach]:
 
 
 def _image_cell(window: Window, row: int, message: str, column: str = "image_id") -> Cell:
-    return Cell(message.format(text(window.rows, "image_id", row)), column, text(window.rows, column, row))
+    return Cell(message.format(cell_text(window.rows, "image_id", row)), column, cell_text(window.rows, column, row))
 
 
 def _skipped_epochs(layout: RunLayout, files: Sequence[PredictionFile]) -> Iterator[Breach]:
@@ -169,7 +169,7 @@ def _compare(window: Window, first: Window) -> Iterator[Breach]:
     yield from window.breaches(IDS, ~is_known, explain)
     missing = np.flatnonzero(~bools(pc.is_in(first_ids, ids)))
     if len(missing):
-        image = text(first.rows, "image_id", int(missing[0]))
+        image = cell_text(first.rows, "image_id", int(missing[0]))
         message = f"expected the images of {other}; {len(missing)} are missing, such as {image}."
         yield IDS.broken(window.file, message, column="image_id", value=image)
     yield from _compare_truth(window, first, other)
@@ -191,19 +191,21 @@ def _compare_truth(window: Window, first: Window, other: str) -> Iterator[Breach
 
 
 def _metrics_order(metrics: Window) -> Iterator[Breach]:
-    epochs = _epochs(metrics)
+    epochs = epochs_of(metrics)
     for row in (np.flatnonzero(np.diff(epochs) != 1) + 1).tolist():
         message = f"expected epoch {epochs[row - 1] + 1}, got {epochs[row]}."
         yield METRIC_ORDER.broken(metrics.file, message, row=row + 1, column="epoch", value=str(epochs[row]))
 
 
-def _epochs(metrics: Window) -> NDArray[np.int64]:
-    """The epochs of metrics.csv [rows]; none if one of them is null."""
-    return np.empty(0, np.int64) if metrics.rows.column("epoch").null_count else integers(metrics.rows, "epoch")
+def epochs_of(metrics: Window | None) -> Integers:
+    """The epochs of metrics.csv [rows]; none if it cannot be read or one of them is null, which other rules report."""
+    if metrics is None or metrics.rows.column("epoch").null_count:
+        return np.empty(0, np.int64)
+    return integers(metrics.rows, "epoch")
 
 
 def _missing_files(layout: RunLayout, metrics: Window, present: set[int]) -> Iterator[Breach]:
-    for row, epoch in enumerate(_epochs(metrics).tolist(), start=1):
+    for row, epoch in enumerate(epochs_of(metrics).tolist(), start=1):
         if epoch not in present:
             message = f"expected {relative(layout, layout.epoch_predictions(epoch))}, which is missing."
             yield MISSING.broken(metrics.file, message, row=row, column="epoch", value=str(epoch))
@@ -213,7 +215,7 @@ def _compare_metrics(metrics: Window, predictions: Window, epoch: int) -> Iterat
     if not predictions.rows.num_rows:
         return
     name = predictions.file.rpartition("/")[2]
-    for row in np.flatnonzero(_epochs(metrics) == epoch).tolist():
+    for row in np.flatnonzero(epochs_of(metrics) == epoch).tolist():
         for column, expected in _expected_metrics(predictions.rows).items():
             value = metrics.rows.column(column)[row].as_py()
             found = np.nan if value is None else float(value)

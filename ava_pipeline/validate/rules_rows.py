@@ -1,13 +1,14 @@
 """Rules of rows: in order, at the right distances, and the same in every table and in both formats."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.arrays import BatchIndices, differing, null_mask, take_rows, text
+from ava_pipeline.contract.arrays import BatchIndices, cell_text, differing, null_mask, take_rows
 from ava_pipeline.contract.manifest import AttemptSpan, attempt_spans
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, ExplainedBatches, RowsByBatch, Window
@@ -78,7 +79,7 @@ def _missing_batches(run: CheckedRun, files: Sequence[CheckedFile]) -> Iterator[
         if len(missing):
             # A finding names the row before which the missing one belongs.
             rows = np.searchsorted(file.batches.to_numpy(), missing[:MAX_LISTED]) + 1
-            yield TABLES.broken_rows(file.file, rows, _ExplainMissing(missing), num=len(missing))
+            yield TABLES.broken_rows(file.file, rows, partial(_explain_missing, missing), num=len(missing))
 
 
 def _superseded_up_to(run: CheckedRun, file: CheckedFile) -> int:
@@ -90,14 +91,9 @@ def _superseded_up_to(run: CheckedRun, file: CheckedFile) -> int:
     return np.iinfo(np.int64).max if lowest is None else lowest
 
 
-class _ExplainMissing:
-    def __init__(self, batches: BatchIndices) -> None:
-        self._batches = batches
-
-    def __call__(self, index: int) -> Cell:
-        batch = self._batches[index]
-        message = f"expected a row of batch {batch}, as in other tables; no event explains why it is missing."
-        return Cell(message, "batch_idx", str(batch))
+def _explain_missing(batches: BatchIndices, index: int) -> Cell:
+    message = f"expected a row of batch {batches[index]}, as in other tables; no event explains why it is missing."
+    return Cell(message, "batch_idx", str(batches[index]))
 
 
 def _irregular_batches(run: CheckedRun, file: CheckedFile, spans: Sequence[AttemptSpan]) -> Iterator[Breach]:
@@ -263,7 +259,7 @@ class ParquetComparison:
         rows, others = take_rows(window.rows, here), take_rows(held, there - first)
         for name, is_different in differing(rows, others).items():
             broken = np.flatnonzero(is_different)[:MAX_LISTED]
-            values = [(text(rows, name, int(at)), text(others, name, int(at))) for at in broken]
+            values = [(cell_text(rows, name, int(at)), cell_text(others, name, int(at))) for at in broken]
             cells = [
                 Cell(
                     f"expected equal values, got {ours} here and {theirs} in row {there[at] + 1} of {other}.",

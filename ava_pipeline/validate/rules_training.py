@@ -1,17 +1,13 @@
 """Rules of runs of `ava-pipeline train`: their config, the checkpoint, and the files that the config promises."""
 
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from pyarrow import csv
 
 from ava_pipeline.contract.layout import RunLayout, prediction_files
-from ava_pipeline.contract.untrusted import check_name
+from ava_pipeline.contract.untrusted import check_name, check_zip
 from ava_pipeline.errors import ConfigError, DamagedFileError
 from ava_pipeline.validate import rules_manifest, rules_predictions
 from ava_pipeline.validate.checked_run import CheckedRun
@@ -54,7 +50,7 @@ def _missing_config(run: CheckedRun) -> Iterator[Breach]:
     """Only files of the job's own prove that it ran: another loop may write metrics.csv and checkpoints/ too."""
     if run.manifest is not None and run.manifest.run_info.get("job") == JOB:
         proof = f"the manifest's run_info names the job {JOB!r}"
-    elif run.layout.metrics.exists() and _split(run.layout).exists():
+    elif run.layout.metrics.exists() and run.layout.split.exists():
         proof = f"metrics.csv and split.csv are those of {JOB}"
     else:
         return
@@ -66,13 +62,9 @@ def _checkpoint(layout: RunLayout) -> Iterator[Breach]:
         return
     try:
         check_name(layout, layout.checkpoint)
-        with zipfile.ZipFile(layout.checkpoint) as parts:
-            damaged = parts.testzip()
-        reason = damaged and f"its part {damaged} does not have its checksum"
-    # Anything that the reader of a damaged zip may raise.
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error) as error:
+        check_zip(layout.checkpoint)
+    except (OSError, DamagedFileError) as error:
         reason = f"it cannot be read as a checkpoint: {error}".rstrip(".")
-    if reason:
         message = f"{reason}; train --resume refuses it. Restore it from a backup, or start over with --restart."
         yield CHECKPOINT.broken(relative(layout, layout.checkpoint), message)
 
@@ -94,7 +86,7 @@ def _missing_predictions(run: CheckedRun, config: "RunConfig") -> Iterator[Breac
     """All of them; rules_predictions reports single missing files, with or without a config."""
     layout = run.layout
     if config.save_val_predictions and not any(file.name == "val" for file in prediction_files(layout)):
-        for row, epoch in enumerate(_epochs(run), start=1):
+        for row, epoch in enumerate(rules_predictions.epochs_of(run.metrics).tolist(), start=1):
             file = relative(layout, layout.epoch_predictions(epoch))
             message = f"expected {file}, as config.yaml has save_val_predictions; it is missing."
             yield rules_predictions.MISSING.broken(
@@ -124,17 +116,7 @@ def _missing_telemetry(run: CheckedRun, config: "RunConfig") -> Iterator[Breach]
 def _num_batches(run: CheckedRun, config: "RunConfig") -> int:
     """The least number of batches trained: those of the epochs in metrics.csv."""
     try:
-        sets = csv.read_csv(_split(run.layout)).column("set").to_pylist()
+        sets = csv.read_csv(run.layout.split).column("set").to_pylist()
     except (OSError, KeyError, pa.ArrowException):
         sets = []  # the number of images is unknown: at least one batch
-    return len(_epochs(run)) * max(1, sets.count("train") // config.train.batch_size)
-
-
-def _epochs(run: CheckedRun) -> list[int]:
-    """The epochs in metrics.csv; none if it cannot be read or misses one, which other rules report."""
-    epochs: list[int | None] = run.metrics.rows.column("epoch").to_pylist() if run.metrics else []
-    return [] if None in epochs else [epoch for epoch in epochs if epoch is not None]
-
-
-def _split(layout: RunLayout) -> Path:
-    return layout.root / "split.csv"
+    return len(rules_predictions.epochs_of(run.metrics)) * max(1, sets.count("train") // config.train.batch_size)

@@ -1,13 +1,13 @@
 """Rules of values: those of their columns, and those of the norms of groups."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from pydantic_core import PydanticCustomError
 
-from ava_pipeline.contract.arrays import Bools, Floats, float_columns, floats, null_mask, text
+from ava_pipeline.contract.arrays import Bools, Floats, cell_text, float_columns, floats, null_mask
 from ava_pipeline.contract.columns import Column, broken_values
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Group, Manifest, attempt_spans, partitions
@@ -47,23 +47,16 @@ def check_rows(window: Window, manifest: Manifest | None) -> Iterator[Breach]:
 def check_columns(window: Window) -> Iterator[Breach]:
     """Values that break a rule of their column."""
     for column, rule, is_broken in broken_values(window.declaration.columns, window.rows):
-        yield from window.breaches(_COLUMN_RULES[rule], is_broken, _ExplainValue(column, window.rows))
+        yield from window.breaches(_COLUMN_RULES[rule], is_broken, partial(_explain_value, column, window.rows))
 
 
-@dataclass(frozen=True, slots=True)
-class _ExplainValue:
+def _explain_value(column: Column, rows: pa.Table, row: int) -> Cell:
     """The sentence about a value of one column, in the words of the row model."""
-
-    column: Column
-    rows: pa.Table
-
-    def __call__(self, position: int) -> Cell:
-        name = self.column.name
-        try:
-            self.column.checked(self.rows.column(name)[position].as_py())
-        except PydanticCustomError as error:
-            return Cell(error.message(), name, text(self.rows, name, position))
-        raise AssertionError(f"the checks of a value and of a column disagree about {name} at row {position}")
+    try:
+        column.checked(rows.column(column.name)[row].as_py())
+    except PydanticCustomError as error:
+        return Cell(error.message(), column.name, cell_text(rows, column.name, row))
+    raise AssertionError(f"the checks of a value and of a column disagree about {column.name} at row {row}")
 
 
 def _infinite_rates(window: Window) -> Iterator[Breach]:
@@ -81,7 +74,7 @@ def _backward_events(window: Window) -> Iterator[Breach]:
 
 def _broken_cells(rule: Rule, window: Window, column: str, is_broken: Bools, message: str) -> Iterator[Breach]:
     def explain(row: int) -> Cell:
-        value = text(window.rows, column, row)
+        value = cell_text(window.rows, column, row)
         return Cell(message.format(value), column, value)
 
     return window.breaches(rule, is_broken, explain)
@@ -97,7 +90,7 @@ def _sums(window: Window, manifest: Manifest, norms: Mapping[str, Floats]) -> It
         if is_broken.any():
             is_broken &= _is_measured(window, manifest, {parent, *children})
             rule = HEAD_SUM if manifest.groups[parent].role == "head" else PARTITION
-            yield from window.breaches(rule, is_broken, _ExplainSum(parent, children, norm, total))
+            yield from window.breaches(rule, is_broken, partial(_explain_sum, parent, children, norm, total))
 
 
 def _combined(norms: list[Floats], window: Window, children: tuple[str, ...]) -> Floats:
@@ -120,18 +113,10 @@ def _is_measured(window: Window, manifest: Manifest, columns: set[str]) -> Bools
     return is_measured
 
 
-@dataclass(frozen=True, slots=True)
-class _ExplainSum:
+def _explain_sum(parent: str, children: tuple[str, ...], norm: Floats, total: Floats, row: int) -> Cell:
     """The sentence about a norm that is not the sum of its parts."""
-
-    parent: str
-    children: tuple[str, ...]
-    norm: Floats
-    total: Floats
-
-    def __call__(self, row: int) -> Cell:
-        expected = f"expected {self.total[row]:.9g}, the root of the summed squares of {' and '.join(self.children)}"
-        return Cell(f"{expected}, got {self.norm[row]:.9g}.", self.parent, f"{self.norm[row]:.9g}")
+    expected = f"expected {total[row]:.9g}, the root of the summed squares of {' and '.join(children)}"
+    return Cell(f"{expected}, got {norm[row]:.9g}.", parent, f"{norm[row]:.9g}")
 
 
 def _above_overall(window: Window, groups: Mapping[str, Group], norms: Mapping[str, Floats]) -> Iterator[Breach]:
@@ -141,18 +126,10 @@ def _above_overall(window: Window, groups: Mapping[str, Group], norms: Mapping[s
             with np.errstate(invalid="ignore"):
                 is_broken = np.isfinite(whole) & np.isfinite(norm) & (norm > whole + RELATIVE * np.abs(whole))
             if name != overall and is_broken.any():
-                yield from window.breaches(OVERALL, is_broken, _ExplainAbove(name, overall, norm, whole))
+                yield from window.breaches(OVERALL, is_broken, partial(_explain_above, name, overall, norm, whole))
 
 
-@dataclass(frozen=True, slots=True)
-class _ExplainAbove:
+def _explain_above(name: str, overall: str, norm: Floats, whole: Floats, row: int) -> Cell:
     """The sentence about a norm that is larger than the overall norm."""
-
-    name: str
-    overall: str
-    norm: Floats
-    whole: Floats
-
-    def __call__(self, row: int) -> Cell:
-        message = f"expected at most {self.whole[row]:.9g}, the norm of {self.overall}, got {self.norm[row]:.9g}."
-        return Cell(message, self.name, f"{self.norm[row]:.9g}")
+    message = f"expected at most {whole[row]:.9g}, the norm of {overall}, got {norm[row]:.9g}."
+    return Cell(message, name, f"{norm[row]:.9g}")

@@ -25,8 +25,8 @@ from ava_pipeline.validate.rules_files import (
     LINE_END,
     TORN,
     UNREADABLE,
-    check_columns,
     check_lines,
+    check_schema,
     nullable,
 )
 from ava_pipeline.validate.rules_rows import ParquetComparison
@@ -121,7 +121,7 @@ class StoredFile:
             listing.add(UNREADABLE.broken(file, without_path(error, parquet)))
             return None
         schema = declaration.arrow_schema
-        if not check_columns(stored.schema, schema, file, listing.add):
+        if not check_schema(stored.schema, schema, file, listing.add):
             return None
         return cls(file, parquet, declaration, schema, stored)
 

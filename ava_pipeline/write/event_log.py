@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from ava_pipeline.contract.events import EVENTS, Event, name_samples
+from ava_pipeline.contract.events import EVENTS, Event, event_columns, name_samples
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import WriteError, in_words
@@ -80,11 +80,8 @@ class EventLog:
         due = self._queue.due(is_last=is_last)
         if self._files is None or not due:
             return
-        rows = [waiting.merged_event.row() for waiting in due]
-        columns = {column.name: [row[column.name] for row in rows] for column in EVENTS.columns}
-        outcome = self._files.write(columns, len(rows))
-        for error in outcome.errors.values():
-            self.fail(error, "events.csv could not be written")
+        outcome = self._files.write(event_columns([waiting.merged_event for waiting in due]), len(due))
+        self._fail_each(outcome.errors, "events.csv could not be written")
         if not outcome.errors:
             self._queue.discard(due)
         for finding in outcome.findings:
@@ -93,21 +90,23 @@ class EventLog:
     def sync(self) -> None:
         """Wait until every event written survives a power loss."""
         if self._files is not None:
-            for error in self._files.sync().values():
-                self.fail(error, "events.csv could not be synced")
+            self._fail_each(self._files.sync(), "events.csv could not be synced")
 
     def close(self) -> None:
         """Write every waiting event and close the file."""
         self.write(is_last=True)
         if self._files is not None:
-            for error in self._files.close().values():
-                self.fail(error, "events.csv could not be closed")
+            self._fail_each(self._files.close(), "events.csv could not be closed")
 
     def abandon(self) -> None:
         """Close the file as it is; waiting events go to the next one."""
         if self._files is not None:
-            self._files.abandon()
+            self._fail_each(self._files.abandon(), "events.csv could not be released")
             self._files = None
+
+    def _fail_each(self, errors: Mapping[str, Exception], what: str) -> None:
+        for error in errors.values():
+            self.fail(error, what)
 
     def _remember(self, message: str) -> None:
         remedy = f"Some rows are missing from {self._root / 'telemetry'}: fix the cause, or set on_error='warn'."
@@ -263,7 +262,7 @@ def damage_event(finding: Finding, first_batch_idx: int, last_batch_idx: int) ->
     return Event(
         event="damaged_file",
         severity="warning",
-        message=f"{file}: {finding.message} {finding.advice}",
+        message=f"{file}: {finding.message} {finding.advice}".rstrip(),
         batch_idx=first_batch_idx,
         batch_idx_end=last_batch_idx,
         epoch=0,

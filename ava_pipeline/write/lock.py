@@ -165,7 +165,7 @@ def _acquire(descriptor: int, operation: int, path: Path, manifest: Path) -> Non
 
 
 def _refusal(path: Path, holder: "Holder | None") -> WriteError:
-    name = f"pid {holder.pid} on host {holder.host}, since {holder.start}" if holder else "its name is unknown"
+    name = f"pid {holder.pid} on host {holder.host}, since {holder.start}" if holder else "process unknown"
     return WriteError(
         f"{path.parent} is being written by another process ({name}). "
         "End that process, or give this run an output directory of its own."

@@ -21,12 +21,11 @@ from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.contract.parquet import check_parquet, num_parquet_rows, parquet_rows, write_parquet
 from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.contract.tables import BATCH, RunTable
-from ava_pipeline.contract.untrusted import read_line, read_lines
+from ava_pipeline.contract.untrusted import num_csv_rows, read_line, read_lines
 from ava_pipeline.errors import DamagedFileError
 
 _BUILT_IN = frozenset(table.name for table in (GRADIENT_NORMS, LEARNING_RATES, STEPS))
 _EVENTS_HEADER = (",".join(column.name for column in EVENTS.columns) + "\n").encode()
-_BLOCK_BYTES = 2**20
 
 
 def table_names(layout: RunLayout, tables: Sequence[RunTable] = ()) -> frozenset[str]:
@@ -181,12 +180,7 @@ def with_place(finding: Finding, place: Path) -> Finding:
 def count_rows(layout: RunLayout, names: Collection[str]) -> dict[str, int]:
     """Rows in each file of the named tables, by file name; the files were repaired before."""
     counts = {path.name: num_parquet_rows(path) for path in table_paths(layout, names, "parquet")}
-    for path in table_paths(layout, names, "csv"):
-        with path.open("rb") as file:
-            counts[path.name] = max(
-                0, sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK_BYTES), b"")) - 1
-            )
-    return counts
+    return counts | {path.name: num_csv_rows(path) for path in table_paths(layout, names, "csv")}
 
 
 def supersede_rows(layout: RunLayout, names: Collection[str], *, after_batch: int, attempt: int) -> bool:

@@ -55,7 +55,7 @@ class RunWriter:
         writers: Sequence[type[Writer]] = (),
         fsync: bool = False,
         retry_s: float = RETRY_S,
-        watch: OnlineSigns | None = None,
+        signs: OnlineSigns | None = None,
     ) -> None:
         self._layout = RunLayout(root)
         self._sources = sources
@@ -65,7 +65,7 @@ class RunWriter:
         self._own_writers = tuple(writers)
         self._fsync = fsync
         self._retry_s = retry_s
-        self._signs = watch
+        self._signs = signs
         self.doing = "waiting for rows"
         self._refusal = ""
         self._closed_until = -math.inf

@@ -97,8 +97,9 @@ class TableWriter:
             self._log.fail(error, f"{name} could not be finished")
 
     def abandon(self) -> None:
-        """Release every file as it is."""
-        self._files.abandon()
+        """Release every file as it is; a file that cannot be released is logged."""
+        for name, error in self._files.abandon().items():
+            self._log.fail(error, f"{name} could not be released")
 
     def _add_events(self, rows: pa.RecordBatch, steps: Sequence[PendingStep]) -> None:
         try:

@@ -153,9 +153,9 @@ class TableFiles:
         """Finish every file, even if another could not be finished; return exceptions, by file name."""
         return self._for_each(lambda writer: writer.close())
 
-    def abandon(self) -> None:
-        """Release every file as it is."""
-        self._for_each(lambda writer: writer.abandon())
+    def abandon(self) -> dict[str, Exception]:
+        """Release every file as it is, even if another could not be released; return exceptions, by file name."""
+        return self._for_each(lambda writer: writer.abandon())
 
     def _for_each(self, call: Callable[[Writer], None]) -> dict[str, Exception]:
         errors: dict[str, Exception] = {}

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from ava_pipeline import open_run
-from ava_pipeline.bench.options import Options, Setting
+from ava_pipeline.bench.options import BenchContext, Options
 from ava_pipeline.bench.peers import PEERS, Compared, Ours, Peer, _compared, compare
 from ava_pipeline.bench.report import Report, print_report
 from ava_pipeline.bench.results import Estimate, Result, Target, median, ratio
@@ -101,8 +101,8 @@ def test_a_bench_counts_what_became_of_its_rows(result: dict[str, Any]) -> None:
 
 def test_a_missing_peer_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
     """The table says what to install."""
-    setting = Setting(TINY, tmp_path, lambda num_rounds, _: range(num_rounds))
-    compared, results = compare(setting, (Absent,))
+    context = BenchContext(TINY, tmp_path, lambda num_rounds, _: range(num_rounds))
+    compared, results = compare(context, (Absent,))
     ours, absent = compared
     assert ours.record_ms is not None
     assert absent.record_ms is None
@@ -117,8 +117,8 @@ def test_a_peer_that_is_installed_is_measured(peer: type[Peer], tmp_path: Path) 
     """The collector is compared with it if it records the same columns."""
     if peer.missing():
         pytest.skip(f"{peer.title}: {peer.missing()}")
-    setting = Setting(TINY, tmp_path, lambda num_rounds, _: range(num_rounds))
-    compared, results = compare(setting, (peer,))
+    context = BenchContext(TINY, tmp_path, lambda num_rounds, _: range(num_rounds))
+    compared, results = compare(context, (peer,))
     assert [one.missing for one in compared] == [None, None]
     assert bool(results) == peer.has_same_columns
 

@@ -4,9 +4,10 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from ava_pipeline.contract.events import EVENTS, Event
+from ava_pipeline.contract.events import EVENTS, Event, event_columns
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
@@ -14,18 +15,17 @@ from ava_pipeline.read.run import open_run
 from ava_pipeline.write.writers import CsvWriter
 from tests.validate.building import RunBuilder
 from tests.validate.damaging import Json, edit_manifest
-from tests.write.feeding import batch_of
 
 
 def events_csv(path: Path, texts: Sequence[str]) -> list[dict[str, str]]:
     """Events with these messages, as another program reads them."""
     table = RunTable.of(EVENTS)
-    rows = [
-        Event(event="misuse", severity="info", message=text, column=text, batch_idx=1, batch_idx_end=1, epoch=0).row()
+    events = [
+        Event(event="misuse", severity="info", message=text, column=text, batch_idx=1, batch_idx_end=1, epoch=0)
         for text in texts
     ]
     writer = CsvWriter(path, table.arrow_schema)
-    writer.write(batch_of(table.arrow_schema, rows))
+    writer.write(pa.RecordBatch.from_pydict(event_columns(events), schema=table.arrow_schema))
     writer.close()
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ava_pipeline.contract.events import MAX_NAMED_SAMPLES, Event, name_samples, samples_in
+from ava_pipeline.contract.events import MAX_NAMED_SAMPLES, Event, event_columns, name_samples, samples_in
 
 BEHIND = ("", " And 3 more of this kind, up to batch 9.")
 
@@ -12,7 +12,7 @@ BEHIND = ("", " And 3 more of this kind, up to batch 9.")
 def in_events(message: str) -> str:
     """The message as it stands in events.csv."""
     event = Event(event="spike", severity="warning", message=message, batch_idx=5, batch_idx_end=5, epoch=0)
-    return str(event.row()["message"])
+    return str(event_columns([event])["message"][0])
 
 
 @pytest.mark.parametrize("behind", BEHIND)

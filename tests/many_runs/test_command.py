@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from ava_pipeline import cli
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import utc_now
+from ava_pipeline.contract.manifest import Attempt, StepCounters, utc_now
 from ava_pipeline.diagnose.diagnose import diagnose_run
 from ava_pipeline.errors import MisuseError
 from ava_pipeline.many_runs.command import show_runs
@@ -297,6 +297,16 @@ def test_the_first_finding_is_listed_with_its_batch(tmp_path: Path) -> None:
     assert found["num_findings"] == len(findings)
     assert f"{first.sign} {first.column} at batch 50" in run_command(str(root)).stdout
     assert runs_json(str(root), "--quick")[0]["finding"] is None
+
+
+def test_a_finding_before_the_first_row_is_listed_without_a_batch(tmp_path: Path) -> None:
+    """Every collected step was dropped, so no row says at which batch."""
+    counters = StepCounters(collected=5, dropped=5)
+    attempt = Attempt(number=1, started_utc=NOW, collect_every_n=1, counters=counters, rows={"steps.csv": 0})
+    root = RunBuilder(root=tmp_path / "run", batches=(), attempts=[attempt]).write()
+    line = run_command(str(root)).stdout.splitlines()[-1]
+    assert "telemetry-gap" in line
+    assert "telemetry-gap at" not in line
 
 
 def test_a_damaged_run_is_listed_with_the_others(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ava_pipeline.contract.builtin_tables import GT_COLUMNS, PRED_COLUMNS, SCORES, predictions_schema
 from ava_pipeline.contract.columns import Column
-from ava_pipeline.contract.events import EVENTS, Event
+from ava_pipeline.contract.events import EVENTS, Event, event_columns
 from ava_pipeline.contract.journal import JournalWriter
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, Group, Manifest, Status, StepCounters, TableEntry, write_manifest
@@ -176,7 +176,7 @@ class RunBuilder:
         return keys | norms_of(batch) | self.norms.get(batch, {})
 
     def _event_rows(self) -> pa.RecordBatch:
-        return _batch(RunTable.of(EVENTS), [event.row() for event in self.events])
+        return pa.RecordBatch.from_pydict(event_columns(self.events), schema=RunTable.of(EVENTS).arrow_schema)
 
 
 def norms_of(batch: int) -> Row:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ava_pipeline.contract.events import Event, EventName
+from ava_pipeline.contract.events import EXPLAIN_MISSING_ROWS, Event, EventName
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, StepCounters
 from ava_pipeline.contract.parquet import write_parquet
 from ava_pipeline.errors import MisuseError, NotARunError
-from ava_pipeline.validate.checked_run import EXPLAIN_MISSING_ROWS
 from ava_pipeline.validate.listing import MAX_LISTED
 from ava_pipeline.validate.validate import RULES, validate_run
 from tests.validate.building import GROUPS, NOW, Format, Row, RunBuilder, prediction_rows

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ava_pipeline.contract.events import Event, EventName, Severity
+from ava_pipeline.contract.events import Event, EventName
+from ava_pipeline.contract.finding import Severity
 from ava_pipeline.write.event_log import EventLog
 from tests.write.feeding import csv_rows
 

@@ -1,11 +1,16 @@
 """One table's rows to all of its files: bad rows and broken writers cost only themselves."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
 from ava_pipeline.contract.columns import Column
 from ava_pipeline.contract.tables import KEY_COLUMNS, RunTable, Table
+from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.table_writer import TableWriter
 from ava_pipeline.write.writers import Outcome, TableFiles
+from tests.write.feeding import PlainMeasure
 from tests.write.memory_writer import MemoryWriter
 
 TABLE = RunTable.of(
@@ -98,6 +103,26 @@ def test_an_unexpected_exception_of_a_writer_is_an_outcome_like_any_other() -> N
     broken = BrokenWriter("broken.csv")
     broken.error = ZeroDivisionError("a writer with a bug")
     assert write(TableFiles(TABLE, [broken]), [row(1)]).errors == {"broken.csv": broken.error}
+
+
+def test_a_file_that_cannot_be_released_is_reported(tmp_path: Path) -> None:
+    """A writer of the user's that raises when the run directory was moved away costs the other files nothing."""
+
+    class StuckWriter(MemoryWriter):
+        def abandon(self) -> None:
+            raise OSError("the connection is gone")
+
+    class ReleasedWriter(MemoryWriter):
+        is_released = False
+
+        def abandon(self) -> None:
+            self.is_released = True
+
+    log, released = EventLog(tmp_path), ReleasedWriter("mixed.released")
+    files = TableFiles(TABLE, [StuckWriter("mixed.stuck"), released])
+    TableWriter(PlainMeasure(), 0, files, log).abandon()
+    assert "mixed.stuck could not be released: OSError: the connection is gone." in str(log.first_error)
+    assert released.is_released
 
 
 def test_rows_that_are_all_bad_are_no_batch() -> None:

@@ -6,12 +6,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from ava_pipeline.collect.amp import Scaling
 from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
 from ava_pipeline.collect.norms import NormLayout, NormPlan, combine
 from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS
 from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.events import Event
@@ -83,6 +83,6 @@ class GradientNorms(Measure):
         )
 
 
-def _is_measured(layout: NormLayout, group: NDArray[np.int64]) -> bool:
+def _is_measured(layout: NormLayout, group: Integers) -> bool:
     """Whether every gradient of a group is measured: the norm of a part of them would be too small."""
     return bool(layout.present[group].any() and not layout.unknown[group].any())

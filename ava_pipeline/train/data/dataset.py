@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.errors import ConfigError, ImagesError, LabelsError
 from ava_pipeline.train.data.images import image_path, open_rgb
 from ava_pipeline.train.data.labels import VOTE_COLUMNS
 
-Int64Array = npt.NDArray[np.int64]
 Sample = tuple[int, Tensor, Tensor]
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -48,7 +48,7 @@ class AvaDataset(Dataset[Sample]):
         augment: bool,
         seed: int,
     ) -> None:
-        self.image_ids: Int64Array = np.asarray(image_ids, dtype=np.int64)
+        self.image_ids: Integers = np.asarray(image_ids, dtype=np.int64)
         self._votes = torch.from_numpy(_votes_of(labels, self.image_ids))
         self._folder = Path(folder)
         self._size = image_size
@@ -70,7 +70,7 @@ class AvaDataset(Dataset[Sample]):
         return image_id, _normalised(_resized(image, self._size, rng)), self._votes[index]
 
 
-def _votes_of(labels: pd.DataFrame, image_ids: Int64Array) -> Int64Array:
+def _votes_of(labels: pd.DataFrame, image_ids: Integers) -> Integers:
     """Return the votes for each id, int64[N, 10]."""
     rows: npt.NDArray[np.intp] = pd.Index(labels["image_id"]).get_indexer(pd.Index(image_ids))
     missing = image_ids[rows < 0]
@@ -79,7 +79,7 @@ def _votes_of(labels: pd.DataFrame, image_ids: Int64Array) -> Int64Array:
         raise LabelsError(
             f"{len(missing)} image ids have no labels, such as {shown}. Give only ids that the labels file contains."
         )
-    votes: Int64Array = labels[list(VOTE_COLUMNS)].to_numpy(dtype=np.int64)[rows]
+    votes: Integers = labels[list(VOTE_COLUMNS)].to_numpy(dtype=np.int64)[rows]
     return votes
 
 

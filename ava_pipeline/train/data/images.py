@@ -20,8 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.errors import ConfigError, ImagesError
+
+_log = logging.getLogger("ava_pipeline")
+
+Progress = Callable[[int, int], None]
 
 # No other format is tried: some of Pillow's other readers start programs, or apply the orientation themselves.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
@@ -36,6 +41,18 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PER_TASK = 32
+_NUM_SHOWN = 5
+_CACHE_COLUMNS: dict[str, pa.DataType] = {
+    "image_id": pa.int64(),
+    "size_bytes": pa.int64(),
+    "mtime_ns": pa.int64(),
+    "reason": pa.string(),
+}
+# Another version of Pillow may decode files that this one refuses; the number is the version of our own rules.
+_CACHE_SCHEMA = pa.schema(_CACHE_COLUMNS, metadata={"ava_pipeline.scan": f"1, Pillow {PIL.__version__}"})
+# `catch_warnings` replaces a list that all threads share, so pixels are decoded outside this lock.
+_warnings_lock = Lock()
 
 
 def open_rgb(path: str | Path) -> Image.Image:
@@ -84,10 +101,6 @@ def _rgb(image: Image.Image, *, transparent: bool) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-# `catch_warnings` replaces a list that all threads share, so pixels are decoded outside this lock.
-_warnings_lock = Lock()
-
-
 @contextmanager
 def _pillow_warnings() -> Iterator[None]:
     """Turn Pillow's warning about a decompression bomb into an error, and ignore its warnings about metadata."""
@@ -113,30 +126,11 @@ def system_reason(error: OSError) -> str:
     return "missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
 
 
-__all__ = ["ImageScan", "image_path", "open_rgb", "scan_images", "write_excluded"]
-
-logger = logging.getLogger(__name__)
-
-Int64Array = npt.NDArray[np.int64]
-Progress = Callable[[int, int], None]
-
-_PER_TASK = 32
-_NUM_SHOWN = 5
-_CACHE_COLUMNS: dict[str, pa.DataType] = {
-    "image_id": pa.int64(),
-    "size_bytes": pa.int64(),
-    "mtime_ns": pa.int64(),
-    "reason": pa.string(),
-}
-# Another version of Pillow may decode files that this one refuses; the number is the version of our own rules.
-_CACHE_SCHEMA = pa.schema(_CACHE_COLUMNS, metadata={"ava_pipeline.scan": f"1, Pillow {PIL.__version__}"})
-
-
 @dataclass(frozen=True, eq=False)
 class ImageScan:
     """The result of a scan."""
 
-    good_ids: Int64Array  # int64[G], the ids whose image decodes fully, in the given order
+    good_ids: Integers  # int64[G], the ids whose image decodes fully, in the given order
     excluded: pd.DataFrame  # one row for every other id: `image_id` (int64), `file`, `reason`
 
 
@@ -209,7 +203,7 @@ def _refuse_unusable(folder: Path) -> None:
 
 
 def _checked(
-    folder: Path, ids: Int64Array, known: dict[int, _Check], num_workers: int | None
+    folder: Path, ids: Integers, known: dict[int, _Check], num_workers: int | None
 ) -> Iterator[tuple[int, _Check]]:
     """Yield ids and outcomes in the order of the ids, while a few threads work ahead."""
 
@@ -241,7 +235,7 @@ def _check(path: Path, known: _Check | None) -> _Check:
     return _Check(stat.st_size, stat.st_mtime_ns, "")
 
 
-def _sorted_out(ids: Int64Array, checks: dict[int, _Check]) -> ImageScan:
+def _sorted_out(ids: Integers, checks: dict[int, _Check]) -> ImageScan:
     reasons = np.array([checks[image_id].reason for image_id in ids.tolist()], dtype=object)
     bad = reasons.astype(bool)
     files = [image_path(Path(), image_id).name for image_id in ids[bad].tolist()]
@@ -269,10 +263,10 @@ def _read_cache(path: Path) -> dict[int, _Check]:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, ValueError, pa.ArrowException) as error:
-        logger.warning("%s: damaged (%s); every image is decoded again.", path, error)
+        _log.warning("%s: damaged (%s); every image is decoded again.", path, error)
         return {}
     if not table.schema.equals(_CACHE_SCHEMA, check_metadata=True):
-        logger.warning("%s: written by another version; every image is decoded again.", path)
+        _log.warning("%s: written by another version; every image is decoded again.", path)
         return {}
     ids, *columns = (column.to_pylist() for column in table.columns)
     return {image_id: _Check(*values) for image_id, *values in zip(ids, *columns, strict=True)}
@@ -285,4 +279,4 @@ def _write_cache(path: Path, checks: dict[int, _Check]) -> None:
         with written_aside(path) as file:
             pq.write_table(table, file, write_page_checksum=True)
     except OSError as error:
-        logger.warning("%s: not written (%s); the next run decodes every image again.", path, error)
+        _log.warning("%s: not written (%s); the next run decodes every image again.", path, error)

@@ -13,14 +13,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.errors import ConfigError, LabelsError
 
-logger = logging.getLogger(__name__)
-
-Int64Array = npt.NDArray[np.int64]
+_log = logging.getLogger("ava_pipeline")
 
 VOTE_COLUMNS = tuple(f"votes_{score}" for score in range(1, 11))
 COLUMNS = ("index", "image_id", *VOTE_COLUMNS, "tag_1", "tag_2", "challenge")
@@ -90,7 +88,7 @@ def _read_bytes(path: Path) -> bytes:
     return text
 
 
-def _parse_vectorised(data: bytes) -> Int64Array | None:
+def _parse_vectorised(data: bytes) -> Integers | None:
     """Return the rows, int64[N, 15], or None if anything is unusual."""
     text = data.translate(_TO_SPACE)
     if text.translate(None, b"0123456789- \r\n") or not text.strip():
@@ -102,13 +100,13 @@ def _parse_vectorised(data: bytes) -> Int64Array | None:
     return rows if rows.shape[1] == len(COLUMNS) and _plausible(rows) else None
 
 
-def _plausible(rows: Int64Array) -> bool:
+def _plausible(rows: Integers) -> bool:
     """Whether every row, int64[N, 15], is one that `_reason` accepts."""
     votes = rows[:, _VOTES]
     return bool(rows[:, 1].min() >= 0 and votes.min() >= 0 and votes.max() <= _MAX_COUNT and votes.any(axis=1).all())
 
 
-def _parse_line_by_line(path: Path, data: bytes) -> Int64Array:
+def _parse_line_by_line(path: Path, data: bytes) -> Integers:
     """Return the rows, int64[N, 15], or raise a LabelsError that lists every invalid line."""
     numbered = [(number, line.split()) for number, line in _numbered_lines(data)]
     reasons = ((number, _reason(words)) for number, words in numbered)
@@ -149,7 +147,7 @@ def _shown(word: str) -> str:
     return repr(word if len(word) <= _MAX_SHOWN else f"{word[:_MAX_SHOWN]}...")
 
 
-def _first_rows(path: Path, data: bytes, rows: Int64Array) -> Int64Array:
+def _first_rows(path: Path, data: bytes, rows: Integers) -> Integers:
     """Return the positions of each image's first row; warn of repeats, and raise if their votes differ."""
     ids = pd.Series(rows[:, 1])
     if not ids.duplicated().any():
@@ -161,7 +159,7 @@ def _first_rows(path: Path, data: bytes, rows: Int64Array) -> Int64Array:
     return first
 
 
-def _warn_of_repeats(path: Path, data: bytes, rows: Int64Array, pairs: Int64Array) -> None:
+def _warn_of_repeats(path: Path, data: bytes, rows: Integers, pairs: Integers) -> None:
     """Warn of repeated images; raise if the votes of a pair of rows, int64[P, 2] positions, differ."""
     numbers = np.array([number for number, _ in _numbered_lines(data)])
     differ = (rows[pairs[:, 0], _VOTES] != rows[pairs[:, 1], _VOTES]).any(axis=1)
@@ -173,7 +171,7 @@ def _warn_of_repeats(path: Path, data: bytes, rows: Int64Array, pairs: Int64Arra
             "right: delete the wrong one of each pair."
         )
     others = (rows[pairs[:, 0], 12:] != rows[pairs[:, 1], 12:]).any(axis=1).sum()
-    logger.warning(
+    _log.warning(
         "%s: dropped %d rows that repeat an image with the same votes%s.\n%s",
         path,
         len(repeats),
@@ -182,13 +180,13 @@ def _warn_of_repeats(path: Path, data: bytes, rows: Int64Array, pairs: Int64Arra
     )
 
 
-def _warn_of_unknown_tags(path: Path, rows: Int64Array) -> None:
+def _warn_of_unknown_tags(path: Path, rows: Integers) -> None:
     """Warn once if tags are outside AVA's range of 0 (none) to 66."""
     tags = rows[:, 12:14]
     unknown = (tags < 0) | (tags > _NUM_TAGS)
     if unknown.any():
         shown = ", ".join(str(tag) for tag in np.unique(tags[unknown])[:_MAX_SHOWN])
-        logger.warning(
+        _log.warning(
             "%s: %d rows have tags that AVA does not have (0 to %d): %s. Tags are kept unchanged; training does not "
             "use them.",
             path,
@@ -198,7 +196,7 @@ def _warn_of_unknown_tags(path: Path, rows: Int64Array) -> None:
         )
 
 
-def _frame(rows: Int64Array) -> pd.DataFrame:
+def _frame(rows: Integers) -> pd.DataFrame:
     """Return the public frame of rows, int64[N, 15]."""
     frame = pd.DataFrame(rows[:, 1:], columns=list(COLUMNS[1:]))
     votes = rows[:, _VOTES]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from ava_pipeline.config.models import DataConfig, RunConfig, SampleConfig, SplitConfig
+from ava_pipeline.contract.arrays import Floats, Integers
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.metrics import Metrics, constant_predictor
 from ava_pipeline.train.data.dataset import AvaDataset, BatchLoader, make_loader
@@ -19,7 +19,7 @@ from ava_pipeline.train.data.labels import VOTE_COLUMNS, read_ava_labels
 from ava_pipeline.train.data.sample import write_sample_data
 from ava_pipeline.train.data.split import Split, listed_ids, split_by_hash, split_from_files
 from ava_pipeline.train.display import Display
-from ava_pipeline.train.run_dir import excluded_path, split_path, training_error_if_refused
+from ava_pipeline.train.run_dir import training_error_if_refused
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -85,12 +85,12 @@ class TrainData:
 
     def save(self, layout: RunLayout) -> None:
         """Write the split and the excluded images into the run; raise TrainingError if that fails."""
-        with training_error_if_refused(split_path(layout)):
-            self.split.save(split_path(layout))
-        with training_error_if_refused(excluded_path(layout)):
-            write_excluded(excluded_path(layout), self.scan)
+        with training_error_if_refused(layout.split):
+            self.split.save(layout.split)
+        with training_error_if_refused(layout.excluded_images):
+            write_excluded(layout.excluded_images, self.scan)
 
-    def _votes(self, image_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _votes(self, image_ids: Integers) -> Integers:
         votes = self.labels.set_index("image_id").loc[image_ids, list(VOTE_COLUMNS)]
         return votes.to_numpy(dtype=np.int64)
 
@@ -105,15 +105,14 @@ def prepare_data(config: RunConfig, layout: RunLayout, display: Display, *, resu
     if data.sample is not None:
         _generate(data.sample, data.labels.parent, display)
     labels = read_ava_labels(data.labels)
-    saved = split_path(layout)
-    begun = Split.load(saved) if resume and saved.exists() else None
+    begun = Split.load(layout.split) if resume and layout.split.exists() else None
     scan = _scan(data, _to_scan(data.split, labels, begun), display)
     if len(scan.excluded):
         _log.warning("%d images cannot be used and are excluded: see excluded_images.csv.", len(scan.excluded))
     split = _split(config, scan) if begun is None else begun
     if begun is not None:
         reasons = dict(zip(scan.excluded["image_id"], scan.excluded["reason"], strict=True))
-        begun.check_usable(saved, scan.good_ids, reasons)
+        begun.check_usable(layout.split, scan.good_ids, reasons)
     return TrainData(
         config=config,
         labels=labels,
@@ -135,7 +134,7 @@ def _generate(sample: SampleConfig, folder: Path, display: Display) -> None:
         )
 
 
-def _to_scan(chosen: SplitConfig, labels: pd.DataFrame, begun: Split | None) -> npt.NDArray[np.int64]:
+def _to_scan(chosen: SplitConfig, labels: pd.DataFrame, begun: Split | None) -> Integers:
     """The images to check: those of the id lists and of the saved split; without lists, all that have labels."""
     image_ids = labels["image_id"].to_numpy()
     if not chosen.paths:
@@ -144,8 +143,8 @@ def _to_scan(chosen: SplitConfig, labels: pd.DataFrame, begun: Split | None) -> 
     return image_ids[np.isin(image_ids, np.concatenate(listed))]
 
 
-def _scan(data: DataConfig, image_ids: npt.NDArray[np.int64], display: Display) -> ImageScan:
-    with display.bar("looking at every image", total=len(image_ids)) as bar:
+def _scan(data: DataConfig, image_ids: Integers, display: Display) -> ImageScan:
+    with display.bar("checking images", total=len(image_ids)) as bar:
         return scan_images(
             data.images,
             image_ids,
@@ -162,10 +161,10 @@ def _split(config: RunConfig, scan: ImageScan) -> Split:
     return split_by_hash(scan.good_ids, fractions=fractions, seed=config.seed)
 
 
-def _dataset(config: RunConfig, labels: pd.DataFrame, ids: npt.NDArray[np.int64], *, augment: bool) -> AvaDataset:
+def _dataset(config: RunConfig, labels: pd.DataFrame, ids: Integers, *, augment: bool) -> AvaDataset:
     size = config.data.image_size
     return AvaDataset(config.data.images, labels, ids, image_size=size, augment=augment, seed=config.seed)
 
 
-def _shares(votes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _shares(votes: Integers) -> Floats:
     return np.asarray(votes / votes.sum(axis=1, keepdims=True), dtype=np.float64)

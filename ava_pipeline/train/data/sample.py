@@ -13,12 +13,10 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 from scipy.stats import norm
 
+from ava_pipeline.contract.arrays import Floats, Integers
 from ava_pipeline.contract.layout import PARTIAL_SUFFIX
 from ava_pipeline.errors import ConfigError
 from ava_pipeline.train.data.images import image_path
-
-FloatArray = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
 
 # Attribute -> weight in the score. Higher is better for each.
 WEIGHTS = {"sharpness": 1.0, "contrast": 0.9, "saturation": 0.9, "cleanness": 0.9, "placement": 0.9}
@@ -93,17 +91,17 @@ def _write(
 ) -> None:
     (data / "images").mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    attributes = rng.uniform(size=(num_images, len(WEIGHTS)))
-    rows = _labels(rng, attributes)
+    attributes_of_all = rng.uniform(size=(num_images, len(WEIGHTS)))
+    rows = _labels(rng, attributes_of_all)
     np.savetxt(data / "AVA.txt", rows, fmt="%d")
-    for done, (image_id, look) in enumerate(zip(rows[:, 1].tolist(), attributes, strict=True), start=1):
-        image = _draw(np.random.default_rng([seed, image_id]), look, image_size)
+    for done, (image_id, attributes) in enumerate(zip(rows[:, 1].tolist(), attributes_of_all, strict=True), start=1):
+        image = _draw(np.random.default_rng([seed, image_id]), attributes, image_size)
         image.save(image_path(data / "images", image_id), "JPEG", quality=92)
         if on_progress:
             on_progress(done, num_images)
 
 
-def _labels(rng: np.random.Generator, attributes: FloatArray) -> Int64Array:
+def _labels(rng: np.random.Generator, attributes: Floats) -> Integers:
     """Return rows of AVA.txt, int64[N, 15], for attributes, float64[N, 5]."""
     num = len(attributes)
     ids = rng.choice(max(_LARGEST_ID, 2 * num), size=num, replace=False) + 1
@@ -114,15 +112,15 @@ def _labels(rng: np.random.Generator, attributes: FloatArray) -> Int64Array:
     return np.column_stack([np.arange(1, num + 1), ids, _votes(rng, _scores(attributes)), tags, challenges])
 
 
-def _scores(attributes: FloatArray) -> FloatArray:
+def _scores(attributes: Floats) -> Floats:
     """Return the expected score, float64[N]: the weighted sum of the attributes, scaled to AVA's mean and spread."""
     weights = np.array(list(WEIGHTS.values()))
     std = np.sqrt((weights**2).sum() / 12)  # the variance of a uniform number is 1/12
-    scores: FloatArray = _SCORE_MEAN + _SCORE_STD * ((attributes - 0.5) @ weights) / std
+    scores: Floats = _SCORE_MEAN + _SCORE_STD * ((attributes - 0.5) @ weights) / std
     return scores
 
 
-def _votes(rng: np.random.Generator, scores: FloatArray) -> Int64Array:
+def _votes(rng: np.random.Generator, scores: Floats) -> Integers:
     """Draw vote counts, int64[N, 10]: a rounded normal around the score, mixed with a few arbitrary votes."""
     num = len(scores)
     counts = _VOTES_MEDIAN * np.exp(_VOTES_LOG_STD * rng.standard_normal(num))
@@ -135,9 +133,9 @@ def _votes(rng: np.random.Generator, scores: FloatArray) -> Int64Array:
     return rng.multinomial(counts.clip(*_VOTES_RANGE).astype(np.int64), shares)
 
 
-def _draw(rng: np.random.Generator, look: FloatArray, size: int) -> Image.Image:
+def _draw(rng: np.random.Generator, attributes: Floats, size: int) -> Image.Image:
     """Draw a striped, two-coloured background with a bright disc, RGB, `size` by `size` pixels."""
-    sharpness, contrast, saturation, cleanness, placement = look
+    sharpness, contrast, saturation, cleanness, placement = attributes
     light, colour = _scene(rng, size, placement)
     pixels = 0.5 + (0.1 + 0.3 * contrast) * light[..., None] + (0.02 + 0.4 * saturation) * colour
     blur = ImageFilter.GaussianBlur(float(1 - sharpness) * size / 40)
@@ -146,7 +144,7 @@ def _draw(rng: np.random.Generator, look: FloatArray, size: int) -> Image.Image:
     return Image.fromarray(_to_bytes(blurred + grain))
 
 
-def _scene(rng: np.random.Generator, size: int, placement: float) -> tuple[FloatArray, FloatArray]:
+def _scene(rng: np.random.Generator, size: int, placement: float) -> tuple[Floats, Floats]:
     """Return light, float64[S, S] in [-1, 1], and colour without light, float64[S, S, 3], of a random scene."""
     y, x = np.mgrid[0:size, 0:size] / size - 0.5
     angle = rng.uniform(0, np.pi)
@@ -160,12 +158,12 @@ def _scene(rng: np.random.Generator, size: int, placement: float) -> tuple[Float
     return light, np.where(disc[..., None], _hue(rng), ground)
 
 
-def _hue(rng: np.random.Generator) -> FloatArray:
+def _hue(rng: np.random.Generator) -> Floats:
     """Return a random colour without light, float64[3]: its channels differ by 1, its luminance is 0."""
     channels = rng.permutation(np.array([0.0, rng.random(), 1.0]))
-    colour: FloatArray = channels - (channels * _LUMINANCE).sum()
+    colour: Floats = channels - (channels * _LUMINANCE).sum()
     return colour
 
 
-def _to_bytes(pixels: FloatArray) -> npt.NDArray[np.uint8]:
+def _to_bytes(pixels: Floats) -> npt.NDArray[np.uint8]:
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)

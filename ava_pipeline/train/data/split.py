@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ava_pipeline.contract.arrays import Floats, Integers
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.errors import ConfigError, SplitError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger("ava_pipeline")
 
-Int64Array = npt.NDArray[np.int64]
 UInt64Array = npt.NDArray[np.uint64]
 
 _NUM_SHOWN = 20
@@ -27,9 +27,9 @@ _MASK = (1 << 64) - 1
 class Split:
     """Three sets of image ids, each int64, ascending; raise SplitError if sets overlap or `train` or `val` is empty."""
 
-    train: Int64Array
-    val: Int64Array
-    test: Int64Array  # may be empty
+    train: Integers
+    val: Integers
+    test: Integers  # may be empty
 
     def __post_init__(self) -> None:
         sets = {field.name: np.unique(getattr(self, field.name)).astype(np.int64) for field in fields(self)}
@@ -90,7 +90,7 @@ def split_by_hash(image_ids: npt.ArrayLike, *, fractions: Sequence[float], seed:
     return Split(ids[place < to_val], ids[(to_val <= place) & (place < to_test)], ids[place >= to_test])
 
 
-def _uniform(ids: Int64Array, seed: int) -> npt.NDArray[np.float64]:
+def _uniform(ids: Integers, seed: int) -> Floats:
     """Return a number in [0, 1) for each id, float64[N], from the upper 53 bits of its hash with the seed."""
     key = _splitmix64(np.array([seed & _MASK], dtype=np.uint64))
     bits: UInt64Array = _splitmix64(ids.astype(np.uint64) ^ key) >> np.uint64(11)
@@ -121,12 +121,12 @@ def split_from_files(paths: Mapping[str, str | Path], known_ids: npt.ArrayLike) 
     return Split(**{name: _only_known(paths.get(name), ids, known) for name, ids in listed.items()})
 
 
-def listed_ids(paths: Mapping[str, str | Path]) -> Int64Array:
+def listed_ids(paths: Mapping[str, str | Path]) -> Integers:
     """Return every id in the lists; raise ConfigError if a file cannot be read, SplitError if a line is not an id."""
     return np.concatenate([np.array([], np.int64), *(_read_ids(Path(path)) for path in paths.values())])
 
 
-def _read_ids(path: Path) -> Int64Array:
+def _read_ids(path: Path) -> Integers:
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
@@ -147,11 +147,11 @@ def _is_id(word: str) -> bool:
     return word.isascii() and word.isdecimal() and len(word) <= len("953619000000000000")
 
 
-def _only_known(path: str | Path | None, ids: Int64Array, known: Int64Array) -> Int64Array:
+def _only_known(path: str | Path | None, ids: Integers, known: Integers) -> Integers:
     """Return the known ids, and warn of the others."""
     unknown = ids[~np.isin(ids, known)]
     if len(unknown):
-        logger.warning(
+        _log.warning(
             "%s: %d of %d ids have no labels or no usable image and are skipped: %s",
             path,
             len(unknown),
@@ -161,7 +161,7 @@ def _only_known(path: str | Path | None, ids: Int64Array, known: Int64Array) -> 
     return ids[np.isin(ids, known)]
 
 
-def _refuse_overlap(sets: Mapping[str, Int64Array]) -> None:
+def _refuse_overlap(sets: Mapping[str, Integers]) -> None:
     for (one, ids), (other, others) in combinations(sets.items(), 2):
         shared = np.intersect1d(ids, others)
         if len(shared):
@@ -171,7 +171,7 @@ def _refuse_overlap(sets: Mapping[str, Int64Array]) -> None:
             )
 
 
-def _refuse_empty(sets: Mapping[str, Int64Array]) -> None:
+def _refuse_empty(sets: Mapping[str, Integers]) -> None:
     empty = [name for name in ("train", "val") if not len(sets[name])]
     if empty:
         counts = ", ".join(f"{name} {len(ids)}" for name, ids in sets.items())

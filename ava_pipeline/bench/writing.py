@@ -214,7 +214,7 @@ def write_rows_in_subprocess(folder: Path, num_rows: int) -> Sustained:
         sustained = pool.submit(write_rows, folder, num_rows).result()
     if sustained.stats.written != sustained.stats.collected:
         raise WriteError(
-            f"The writer took {sustained.stats.written} of {sustained.stats.collected} steps, so its speed means "
+            f"Only {sustained.stats.written} of {sustained.stats.collected} steps were written, so their rate means "
             f"nothing. Check that {folder} has free space."
         )
     return sustained

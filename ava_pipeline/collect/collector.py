@@ -275,7 +275,7 @@ class TelemetryCollector:
         """
         if not self.flush(CHECKPOINT_TIMEOUT_S):
             _log.warning(
-                "the disk took no rows for %s s; the checkpoint is made without waiting for them.", CHECKPOINT_TIMEOUT_S
+                "not all rows were written within %s s; the checkpoint does not wait any longer.", CHECKPOINT_TIMEOUT_S
             )
         epoch = whole_number("epoch", self._count.epoch)
         return {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}

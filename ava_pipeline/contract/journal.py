@@ -66,7 +66,7 @@ class JournalWriter:
     def _append(self, magic: bytes, message: pa.Buffer, num_rows: int) -> None:
         payload = memoryview(message)
         if len(payload) > MAX_PAYLOAD_BYTES:
-            raise OSError(f"{num_rows} rows take {len(payload)} bytes; a journal takes {MAX_PAYLOAD_BYTES} at once")
+            raise OSError(f"{num_rows} rows are {len(payload)} bytes; a journal accepts {MAX_PAYLOAD_BYTES} at once")
         header = _header(magic, payload, rows_before=self._num_rows, num_rows=num_rows)
         self._end = append_whole(self._file.fileno(), header + payload, self._end)
 

@@ -44,8 +44,8 @@ class StepCounters(_Entry):
     """Collected steps of one attempt: `collected == written + dropped + failed + pending`."""
 
     collected: Count = 0
-    written: Count = Field(default=0, description="Every writer took every row of the step.")
-    dropped: Count = Field(default=0, description="The channel had no room, or was closed.")
+    written: Count = Field(default=0, description="Every writer wrote every row of the step.")
+    dropped: Count = Field(default=0, description="The channel was full or closed, or measuring failed.")
     failed: Count = Field(default=0, description="A rule or a writer refused a row of the step, or fsync failed.")
     pending: Count = 0
 
@@ -64,7 +64,7 @@ class Attempt(_Entry):
         default=0, description="Steps collected later than due: batches that only accumulated, or a user's own count."
     )
     counters: StepCounters = Field(default_factory=StepCounters)
-    rows: dict[str, Count] = Field(default_factory=dict, description="Rows that each file took, by file name.")
+    rows: dict[str, Count] = Field(default_factory=dict, description="Rows written to each file, by file name.")
     set_aside: dict[str, Count] = Field(
         default_factory=dict,
         description="Rows of earlier attempts that are no longer in the file, by its name: in superseded/, or lost.",

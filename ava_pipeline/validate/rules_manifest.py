@@ -19,7 +19,7 @@ KILLED = Rule("run.killed", "A run with the status running shows a sign of life 
 SUM = Rule("counters.sum", "collected = written + dropped + failed + pending, in each attempt.")
 PENDING = Rule("counters.pending", "A finished attempt has no pending rows.")
 ROWS = Rule("counters.rows", "A file holds the rows that its attempts wrote, less those moved to superseded/.")
-WRITTEN = Rule("counters.written", "Every file took a row of each step that counts as written.")
+WRITTEN = Rule("counters.written", "Each step that counts as written has a row in every file.")
 
 MANIFEST = "telemetry/manifest.json"
 

@@ -313,7 +313,7 @@ def test_rows_that_the_disk_does_not_sync_are_told_and_count_as_failed(
     (event,) = event_rows(tmp_path, "failed_sync")
     file = name.replace("journal", "parquet")
     assert (event["batch_idx"], event["batch_idx_end"], event["value"], event["column"]) == (2, 3, 2, file)
-    assert f"{file} took 2 collected steps that could not be synced" in str(event["message"])
+    assert f"2 collected steps in {file} could not be synced" in str(event["message"])
 
 
 def test_events_that_the_disk_does_not_sync_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

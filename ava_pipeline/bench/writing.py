@@ -178,13 +178,13 @@ def measure_sustained(setting: Setting) -> list[Result]:
     """Measure how fast validated rows are written to CSV and Parquet, and how memory grows."""
     (sustained,) = (
         write_rows_in_subprocess(setting.folder / "sustained", setting.options.rows)
-        for _ in setting.track(1, f"{setting.options.rows:,} rows a table")
+        for _ in setting.track(1, f"{setting.options.rows:,} rows per table")
     )
     raw = {"num_steps": sustained.stats.written, "close_s": sustained.close_s}
     return [
         Result(
             name="writer_steps_per_s",
-            title="steps the writer sustains, CSV + Parquet, validated",
+            title="sustained rate of writing, CSV + Parquet, validated",
             unit="steps/s",
             estimate=median(np.array(sustained.steps_per_s)),
             target=STEPS_PER_S,
@@ -192,7 +192,7 @@ def measure_sustained(setting: Setting) -> list[Result]:
         ),
         Result(
             name="memory_growth",
-            title=f"memory growth over {sustained.stats.written:,} rows a table",
+            title=f"memory growth over {sustained.stats.written:,} rows per table",
             unit="MB",
             estimate=Estimate.exactly(sustained.growth_bytes / _MB),
             target=GROWTH_MB,
@@ -200,7 +200,7 @@ def measure_sustained(setting: Setting) -> list[Result]:
         ),
         Result(
             name="memory_growth_with_close",
-            title="the same, finishing the files included",
+            title="memory growth including the time while files are finished",
             unit="MB",
             estimate=Estimate.exactly(sustained.growth_with_close_bytes / _MB),
             raw=raw,

@@ -253,13 +253,22 @@ class TelemetryCollector:
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every row so far is written or reported as failed; False if the time is up first.
 
+        Example:
+            if telemetry.flush(timeout_s=10.0):
+                norms = open_run("outputs/ava/my_run").gradient_norms()
+
         Raises:
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
         return self._recorder.flush(timeout_s)
 
     def stats(self) -> TelemetryStats:
-        """How many collected steps are written, dropped, failed and pending."""
+        """How many collected steps are written, dropped, failed and pending.
+
+        Example:
+            stats = telemetry.stats()
+            print(f"{stats.pending} of {stats.collected} steps wait to be written, {stats.failed} failed")
+        """
         return self._recorder.stats()
 
     def state_dict(self) -> dict[str, float]:

@@ -66,7 +66,7 @@ class Run:
     Frames are Arrow-backed: nan means "measured and not finite", `pd.NA` means "not measured".
 
     Example:
-        >>> run = Run(RunLayout(Path("outputs/ava/my_run")))
+        >>> run = open_run("outputs/ava/my_run")  # doctest: +SKIP
         >>> run.arrow("learning_rates", batches=(100, None)).num_rows  # doctest: +SKIP
     """
 

@@ -63,7 +63,7 @@ def report_command(
     if path.is_dir():
         raise typer.BadParameter(f"-o {path} is a folder; give the name of a file in it.")
     with _naming_the_file(path):
-        write_report(found, path)
+        write_report({name: layout.root for name, layout in found.items()}, path)
     typer.echo(f"Report: {path}")
     if open_it:
         webbrowser.open(path.resolve().as_uri())

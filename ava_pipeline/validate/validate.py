@@ -82,7 +82,7 @@ def validate_run(
         MisuseError: `ignore` names a rule that does not exist.
 
     Example:
-        >>> for finding in validate_run("outputs/ava/my_run"):
+        >>> for finding in validate_run("outputs/ava/my_run"):  # doctest: +SKIP
         ...     print(finding)
     """
     listing = Listing(_checked_ids(ignore))

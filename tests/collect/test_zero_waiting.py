@@ -96,7 +96,7 @@ def test_a_collected_step_waits_for_nothing(
     assert torchs.call_count == num_passes
 
 
-def test_predictions_on_the_device_are_taken_without_waiting(fake_cuda: NoWaiting) -> None:
+def test_predictions_on_the_device_are_added_without_waiting(fake_cuda: NoWaiting) -> None:
     """Ids too: all is read when the block ends."""
     taken = EpochPredictions(Path("unused"), is_written=lambda: False, write=print, report=print)
     taken.add(torch.arange(2, device="cuda"), torch.empty(2, 10, device="cuda"), torch.empty(2, 10, device="cuda"))

@@ -72,7 +72,7 @@ def test_a_fresh_attempt_supersedes_all_older_rows(tmp_path: Path, caplog: pytes
     assert_accounts_balance(tmp_path)
 
 
-def test_a_resume_supersedes_the_rows_behind_the_checkpoint(tmp_path: Path) -> None:
+def test_a_resume_supersedes_the_rows_after_the_checkpoint(tmp_path: Path) -> None:
     """The tables continue without a gap or a repetition."""
     attempt(tmp_path, range(1, 11))
     attempt(tmp_path, range(7, 13), resumed_from=6)

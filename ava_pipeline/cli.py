@@ -40,7 +40,7 @@ COMMANDS = {
     "validate": Entry("validate", "Check runs against their contract: tables, predictions, metrics and manifest."),
     "diagnose": Entry("diagnose", "Report warning signs in a run's numbers, with what to try, and healthy signs."),
     "recover": Entry("write", "Repair a run that was killed or damaged, and list what was saved and what is lost."),
-    "runs": Entry("many_runs", "List runs, one a line: status, best metrics, settings that differ, first finding."),
+    "runs": Entry("many_runs", "List runs, one per line: status, best metrics, settings that differ, first finding."),
     "watch": Entry("watch", "Follow a running job in the terminal: events, norms, rates, values and delay."),
     "report": Entry("report", "Write an HTML page of one run or several: findings, plots and tables."),
     "plot": Entry("report", "Draw the gradient norms of a run as a picture."),
@@ -49,7 +49,7 @@ COMMANDS = {
 
 
 class _PlainFlags:
-    """Shows no type beside a flag: `--json` takes no value."""
+    """Shows no type after a flag: `--json` takes no value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # mixed into a command

@@ -32,7 +32,7 @@ class TrainedModel:
     model: nn.Module
     optimizer: Optimizer
     loss: Tensor  # a scalar on the model's device
-    groups: Mapping[str, Sequence[nn.Parameter]]  # column -> the parameters behind it
+    groups: Mapping[str, Sequence[nn.Parameter]]  # column -> the parameters that it measures
 
     def rates(self) -> dict[str, float]:
         """Column -> learning rate of one optimizer group."""

@@ -1,6 +1,6 @@
 """Checks of how the collector is called: its arguments, the count of batches, and the order of the calls.
 
-A call that cannot be right raises. A loop that looks wrong is recorded as a warning, once, with the remedy.
+A call that cannot be right raises. A loop that is probably wrong is recorded as a warning, once, with the remedy.
 """
 
 import json
@@ -176,7 +176,7 @@ class BatchCount:
 
 
 class CallChecks:
-    """Checks each collected step and warns once about each thing that looks wrong."""
+    """Checks each collected step and warns once about each probable mistake."""
 
     def __init__(self, events: EventLog, count: BatchCount, targets: TrainingTargets, model: nn.Module) -> None:
         self._events = events

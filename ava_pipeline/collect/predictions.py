@@ -168,7 +168,7 @@ class PredictionFiles:
         if self._is_strict:
             raise error
         batch_idx = self._count.batch_idx
-        if name in self._reported:  # the log shows only the first event of a name by itself
+        if name in self._reported:  # the log itself shows only the first event of a name
             _log.warning("telemetry of %s: batch %d: %s", self._layout.root, batch_idx, error)
         self._reported.add(name)
         self._events.add(

@@ -96,7 +96,7 @@ class Event:
 
 
 def _harmless(text: str) -> str:
-    """On one line, in UTF-8, and behind an apostrophe if a spreadsheet would run the text as a formula.
+    """On one line, in UTF-8, and after an apostrophe if a spreadsheet would run the text as a formula.
 
     Source: https://owasp.org/www-community/attacks/CSV_Injection
     """

@@ -2,7 +2,7 @@
 
 A journal is a sequence of frames, the schema's first. A frame is a header (magic, payload length, rows before the
 frame, rows in it, CRC32 of header and payload) and a payload, one Arrow IPC message. The checksum shows that a frame is
-damaged, the magic lets a reader find the next frame behind damaged bytes, and the rows before a frame show which of its
+damaged, the magic lets a reader find the next frame after damaged bytes, and the rows before a frame show which of its
 rows a Parquet file already holds.
 """
 
@@ -216,7 +216,7 @@ def _header(magic: bytes, payload: bytes | memoryview, *, rows_before: int, num_
 
 
 def _next_magic(file: BinaryIO, start: int, size: int) -> int:
-    """Where the next frame may begin, at `start` or behind it; `size` if none follows."""
+    """Where the next frame may begin, at `start` or after it; `size` if none follows."""
     while start < size:
         file.seek(start)
         block = file.read(_BLOCK_BYTES)

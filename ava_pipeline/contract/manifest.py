@@ -27,7 +27,7 @@ class _Entry(BaseModel):
 
 
 class Group(_Entry):
-    """A group: the parameters behind one column."""
+    """A group: the parameters that one column measures."""
 
     role: Role
     parent: str | None = Field(default=None, description="The smallest group that contains all of this one.")

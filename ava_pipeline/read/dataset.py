@@ -1,6 +1,6 @@
 """Tables of runs as one Arrow dataset, which reads files when it is scanned.
 
-A complete Parquet file is scanned where it lies. Rows in a journal or a CSV file are files of an in-memory file system,
+A complete Parquet file is scanned in place. Rows in a journal or a CSV file are files of an in-memory file system,
 each made when it is opened, so that a query also finds the latest rows of a live run and nothing is written.
 """
 
@@ -34,7 +34,7 @@ _IPC = ds.IpcFileFormat()
 
 @dataclass(frozen=True, slots=True)
 class DatasetPart:
-    """Rows of a dataset that lie together."""
+    """Rows of a dataset that come from one source."""
 
     source: Path | ReadRows  # a complete Parquet file, or a function that reads all rows when a query needs them
     schema: pa.Schema

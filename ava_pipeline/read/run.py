@@ -101,7 +101,7 @@ class Run:
         return self.table("steps")
 
     def events(self) -> "pd.DataFrame":
-        """What happened beside the rows; empty if nothing did."""
+        """What happened besides the rows; empty if nothing was recorded."""
         return frame(read_table(self.layout, RunTable.of(EVENTS)))
 
     def table(
@@ -251,7 +251,7 @@ def has_complete_parquet(layout: RunLayout, manifest: Manifest, name: str) -> bo
 
 
 def frame(rows: pa.Table) -> "pd.DataFrame":
-    """Arrow rows as an Arrow-backed frame, since pandas' own floats do not tell nan from null."""
+    """Arrow rows as an Arrow-backed frame, since pandas' own floats do not distinguish nan from null."""
     import pandas as pd  # noqa: PLC0415  # takes half a second, and most readers need only Arrow
 
     return rows.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)

@@ -9,7 +9,7 @@ from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues
 from ava_pipeline.signs.gradients import share
 from ava_pipeline.signs.thresholds import Thresholds
 
-# No group learns beside a warning of these,
+# No group learns if one of these warns,
 _NOTHING_LEARNS = ("non-finite", "vanishing", "exploding", "not-measured")
 # and a group does not learn if one of these names it.
 _GROUP_DOES_NOT_LEARN = ("backbone-not-learning", "dead-layer", "head-dominating", "not-optimized")

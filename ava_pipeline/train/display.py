@@ -94,7 +94,7 @@ _NORMS = "gradient_norms"
 
 
 def show_summary(outcome: Outcome, console: Console) -> None:
-    """Print the epochs beside the constant predictor, the last norms, telemetry's cost, the files and what is next."""
+    """Print the epochs and the constant predictor, the last norms, telemetry's cost, the files and what is next."""
     if outcome.results:
         console.print(_epochs(outcome))
     norms = last_norms(outcome.layout)

@@ -106,7 +106,7 @@ def validate_command(
     Each finding is a line: file:line column: severity: what is wrong \[rule].
     The line is that of the CSV file; in Parquet it is the number of the row.
     Rows that a running job has yet to finish are not findings. A single file
-    is checked by the rules for its rows; if it lies in a run, the manifest of
+    is checked by the rules for its rows; if it is in a run, the manifest of
     that run applies. A path that is not a run is reported, the others are still
     checked, and the exit status is the worst of all.
 

@@ -142,7 +142,7 @@ class LineNumbers:
     def __init__(self) -> None:
         self.num_rows = 0
         self._num_lines = 1
-        self._starts: list[int] = []  # of each block: how many rows stand before it
+        self._starts: list[int] = []  # of each block: how many rows come before it
         self._lines: list[int | NDArray[np.int64]] = []  # of each block: line minus row, or the line of each row
 
     def append(self, data: bytes, num_rows: int) -> None:

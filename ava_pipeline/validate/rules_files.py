@@ -140,7 +140,7 @@ def _line_breach(file: str, line: csv.InvalidRow, start: int) -> Breach:
 def _value_breaches(text: pa.Table, file: str, declaration: RunTable, rows: NDArray[np.intp]) -> Iterator[Breach]:
     for column, arrow_type in zip(declaration.columns, declaration.arrow_schema.types, strict=True):
         values = text.column(column.name).combine_chunks()
-        # Each distinct text is cast once: the same mistake often stands in many rows.
+        # Each distinct text is cast once: the same mistake is often in many rows.
         distinct = values.dictionary_encode()
         bad = list(_uncastable(distinct.dictionary, arrow_type, 0))
         if bad:

@@ -140,7 +140,7 @@ def _skipped_epochs(layout: RunLayout, files: Sequence[PredictionFile]) -> Itera
 
 
 def _check_set(run: CheckedRun, files: Sequence[PredictionFile]) -> Iterator[Breach]:
-    """Each file by itself, against the set's first readable file, and against metrics.csv."""
+    """Each file alone, against the set's first readable file, and against metrics.csv."""
     first: Window | None = None
     for file in files:
         problems: list[Breach] = []

@@ -1,4 +1,4 @@
-"""Reads the files of a table window by window: CSV in blocks of lines, and Parquet with the journal behind it."""
+"""Reads the files of a table window by window: CSV in blocks of lines, and Parquet with the journal after it."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -182,7 +182,7 @@ def _stored_rows(file: str, parquet: Path, journal: Path, declaration: RunTable,
 
 
 def _new_rows(journal: Path, declaration: RunTable, num_stored: int) -> Iterator[pa.RecordBatch]:
-    """The journal's rows behind those of the Parquet file; none if the run ended, and it became Parquet, meanwhile."""
+    """The journal's rows after those of the Parquet file; none if the run ended, and it became Parquet, meanwhile."""
     with suppress(FileNotFoundError):
         yield from JournalReader(journal, declaration.arrow_schema).new_batches(num_stored)
 

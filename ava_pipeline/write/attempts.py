@@ -155,7 +155,7 @@ def _attempt(number: int, facts: RunFacts, superseded: dict[str, int]) -> Attemp
 
 
 def _git_commit() -> str | None:
-    """The commit of the training code, if it lies in a git checkout."""
+    """The commit of the training code, if it is in a git checkout."""
     folder = Path(sys.argv[0]).resolve().parent if sys.argv and sys.argv[0] else Path.cwd()
     return ask_git(folder, "rev-parse", "HEAD")
 

@@ -125,7 +125,7 @@ EventKey = tuple[str, str, str | None]
 
 @dataclass(slots=True)
 class WaitingEvent:
-    """An event to be written, and the number of events that it stands for."""
+    """An event to be written, and the number of events that it represents."""
 
     key: EventKey
     event: Event
@@ -145,7 +145,7 @@ class WaitingEvent:
 
     @property
     def merged_event(self) -> Event:
-        """The event, with a message that says how many others it stands for."""
+        """The event, with a message that says how many others it represents."""
         if self.num_merged == 1:
             return self.event
         more = f"And {self.num_merged - 1} more of this kind, up to batch {self.event.batch_idx_end}."
@@ -211,7 +211,7 @@ def gap_event(gap: Gap) -> Event:
 
 
 def lost_event(steps: Sequence[PendingStep], reason: object, *, file: str | None = None) -> Event:
-    """Steps, at least one and in order, that could not be written to a file; None stands for all files."""
+    """Steps, at least one and in order, that could not be written to a file; None means all files."""
     return Event(
         event="failed_write",
         severity="error",

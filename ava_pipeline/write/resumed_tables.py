@@ -18,7 +18,7 @@ class ResumedTable:
     """A table and how it continues.
 
     Its columns are the older ones, then the new ones; a row leaves empty what its attempt did not measure. `change`
-    says how they differ from those of the older rows, if they do. If it `is_superseded`, older rows cannot stand in
+    says how they differ from those of the older rows, if they do. If it `is_superseded`, older rows cannot be in
     one table with the new ones, so the table starts over.
     """
 
@@ -112,7 +112,7 @@ def _fields(table: RunTable) -> list[object]:
 
 
 def redefined_groups(older: Mapping[str, Group], groups: Mapping[str, Group]) -> list[str]:
-    """Groups whose name now stands for other parameters.
+    """Groups whose name now means other parameters.
 
     A model that grew or shrank changes its groups as well. So a group is the same if, of the parameters that the model
     has now and had before, it holds the same ones as before, and at least one of them.

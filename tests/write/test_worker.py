@@ -127,7 +127,7 @@ def test_close_waits_again_if_the_disk_was_stuck_while_files_were_finished(
     assert room.channel.flush(SOON_S)
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
         assert room.worker.close(0.01, "failed", "ValueError") == TelemetryStats(collected=1, written=1)
-    assert ": the files are not finished yet. It is finishing the files, and the disk may be stuck" in caplog.text
+    assert ": it still has files to finish. It is finishing the files, and the disk may be stuck" in caplog.text
     gate.opened.set()
     room.worker.close(SOON_S, "finished")
     assert not room.layout.journal("norms").exists()

@@ -126,7 +126,7 @@ class Measure(ABC):
 
     @abstractmethod
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:
-        """Make the table's columns beside `batch_idx` and `epoch`, in the background thread.
+        """Make the table's columns other than `batch_idx` and `epoch`, in the background thread.
 
         Args:
             numbers: one entry per step, as `read` returned them: a NumPy vector, or a list of Python numbers.

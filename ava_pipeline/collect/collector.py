@@ -1,4 +1,4 @@
-"""The collector that a training loop calls: once a batch, for one row every n batches."""
+"""The collector that a training loop calls: once per batch, for one row every n batches."""
 
 import logging
 import math
@@ -51,7 +51,7 @@ class TelemetryCollector:
     with the environment (permission, lock, disk) costs telemetry, not the run, unless `on_error="raise"`.
 
     Example:
-        Call `step` once a batch, after `backward` and before clipping and `optimizer.step`:
+        Call `step` once per batch, after `backward` and before clipping and `optimizer.step`:
 
             with TelemetryCollector(model, optimizer, "outputs/ava/my_run", collect_every_n=10) as telemetry:
                 for epoch in range(epochs):

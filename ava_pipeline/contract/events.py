@@ -55,15 +55,8 @@ EVENTS = Table(
         Column(name="time_utc", dtype="timestamp", description="When it was noticed, in UTC."),
         Column(name="event", dtype="string", description="What happened.", one_of=get_args(EventName)),
         Column(name="severity", dtype="string", description="How serious it is.", one_of=get_args(Severity)),
-        Column(
-            name="column", dtype="string", description="The column, table or file concerned, or null.", nullable=True
-        ),
-        Column(
-            name="value",
-            dtype="float64",
-            description="The number that the event is about, such as how many steps were lost; null if it has none.",
-            nullable=True,
-        ),
+        Column(name="column", dtype="string", description="Column, table or file concerned, if any.", nullable=True),
+        Column(name="value", dtype="float64", description="A number such as the steps lost, if any.", nullable=True),
         Column(name="message", dtype="string", description="What happened, for a person to read."),
     ),
 )

@@ -232,7 +232,7 @@ def _next_magic(file: BinaryIO, start: int, size: int) -> int:
 def _decoded(payload: pa.Buffer, schema: pa.Schema, num_rows: int) -> pa.RecordBatch:
     batch = pa.ipc.read_record_batch(payload, schema)
     if batch.num_rows != num_rows:
-        raise DamagedFileError(f"{batch.num_rows} rows; the header counts {num_rows}")
+        raise DamagedFileError(f"the frame has {batch.num_rows} rows, but its header counts {num_rows}")
     check_values(batch)
     check_batches(batch)
     return batch

@@ -53,7 +53,7 @@ def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -
     try:
         return StoredTable(pa.concat_tables(tables, promote_options="permissive"), tuple(reader.damage))
     except pa.ArrowException as error:
-        raise DamagedFileError(f"{parquet} and the journal beside it have other columns: {error}.") from error
+        raise DamagedFileError(f"{parquet} and the journal beside it have different columns: {error}.") from error
 
 
 def _all_batches(reader: JournalReader) -> list[pa.RecordBatch] | None:

@@ -84,7 +84,7 @@ def _unified_schema(parts: Sequence[DatasetPart], keys: Sequence[str]) -> pa.Sch
             schema = pa.unify_schemas([schema, _nullable(part, keys)], promote_options="permissive")
         except pa.ArrowException as error:
             raise DamagedFileError(
-                f"{_part_name(part)}: types differ from those of earlier tables: {error}."
+                f"{_part_name(part)}: its types differ from those of earlier tables: {error}."
             ) from error
     return schema
 

@@ -40,7 +40,7 @@ _LAYOUT: dict[str, Any] = {
 
 
 def write_report(runs: Pattern | Iterable[Pattern] | Mapping[str, Pattern], path: str | PathLike[str]) -> None:
-    """Write one HTML page of one run or several: findings, plots and tables.
+    """Write an HTML page of one or several runs: findings, plots and tables.
 
         from ava_pipeline import write_report
         write_report("outputs/ava/my_run", "report.html")

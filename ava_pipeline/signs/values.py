@@ -20,8 +20,8 @@ from ava_pipeline.signs.evidence import (
 from ava_pipeline.signs.thresholds import Thresholds
 
 _NON_FINITE_ADVICE = (
-    "Check the first of these batches: labels, decoding, a logarithm or a division of 0. Every weight may be nan after "
-    "it: return to a checkpoint from before."
+    "Check the first of these batches: labels, decoding, a logarithm of 0 or a division by 0. Every weight may be nan "
+    "after it: go back to an earlier checkpoint."
 )
 # Floats that are not finite over fewer rows can be a single batch.
 _LASTING_ROWS = 3

@@ -146,7 +146,7 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     yield f"Files: {root}/ ({', '.join(_written(outcome.layout))})"
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
-        yield f"Stopped by {name}, with a checkpoint. To continue: the same command with --resume, without --restart."
+        yield f"Stopped by {name}, with a checkpoint. To continue, run it again with --resume and without --restart."
         return
     yield f"Next: ava-pipeline validate {root}; ava-pipeline evaluate {root}"
 

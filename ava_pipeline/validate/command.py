@@ -87,7 +87,7 @@ def validate_command(
     ],
     *,
     table: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The table of a single file, if its name does not say it.")
+        str | None, typer.Option(metavar="NAME", help="The table of a single file, if its name does not show it.")
     ] = None,
     ignore: Annotated[
         list[str] | None,

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from ava_pipeline.config.models import RunConfig
 
 INVALID = Rule("config.invalid", "config.yaml is a config of ava-pipeline train.")
-MISSING = Rule("config.missing", "A run of ava-pipeline train holds its config.yaml.")
-METRICS = Rule("metrics.missing", "A run of ava-pipeline train that finished an epoch holds metrics.csv.")
-NO_ROW = Rule("telemetry.no-row", "A run whose config has telemetry on is long enough for a row of it.", "warning")
-CHECKPOINT = Rule("files.checkpoint", "Every part of a checkpoint of ava-pipeline train has its checksum.")
+MISSING = Rule("config.missing", "A run of ava-pipeline train has its config.yaml.")
+METRICS = Rule("metrics.missing", "A run of ava-pipeline train that finished an epoch has metrics.csv.")
+NO_ROW = Rule("telemetry.no-row", "A run whose config has telemetry on is long enough for a row.", "warning")
+CHECKPOINT = Rule("files.checkpoint", "Every part of a checkpoint of ava-pipeline train matches its checksum.")
 
 JOB = "ava-pipeline train"
 

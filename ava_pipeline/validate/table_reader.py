@@ -150,7 +150,7 @@ class StoredFile:
         try:
             return rows.cast(self.schema)
         except pa.ArrowException as error:
-            raise DamagedFileError(f"its values cannot become the declared types: {error}") from error
+            raise DamagedFileError(f"its values cannot be cast to the declared types: {error}") from error
 
 
 def _stored_rows(file: str, parquet: Path, journal: Path, declaration: RunTable, listing: Listing) -> RowStream:
@@ -178,7 +178,7 @@ def _stored_rows(file: str, parquet: Path, journal: Path, declaration: RunTable,
     try:
         return concat_rows(*streams) if streams else RowStream.of(pa.table({}))
     except pa.ArrowException as error:
-        raise DamagedFileError(f"{parquet} and the journal beside it hold different columns: {error}.") from error
+        raise DamagedFileError(f"{parquet} and the journal beside it have different columns: {error}.") from error
 
 
 def _new_rows(journal: Path, declaration: RunTable, num_stored: int) -> Iterator[pa.RecordBatch]:

@@ -293,6 +293,6 @@ def check_writers(writers: Sequence[type[Writer]]) -> tuple[type[Writer], ...]:
         if not (isinstance(suffix, str) and _SUFFIX.fullmatch(suffix)):
             raise MisuseError(f"writers: expected {writer.__name__}.suffix to be letters and digits, got {suffix!r}.")
         if suffix.lower() in taken:
-            raise MisuseError(f"writers: the suffix {suffix!r} of {writer.__name__} is taken: give it another one.")
+            raise MisuseError(f"writers: the suffix {suffix!r} of {writer.__name__} is taken: choose another one.")
         taken.add(suffix.lower())
     return tuple(writers)

@@ -172,7 +172,7 @@ def test_the_page_in_a_run_directory_is_not_a_violation(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (["report", "{}/nothing"], "no run found"),
-        (["report", "{}/one", "{}/two"], "name its file with -o"),
+        (["report", "{}/one", "{}/two"], "give it with -o"),
         (["report", "{}/one", "-o", "{}"], "is a folder"),
         (["report", "{}/one", "-o", "{}/one/config.yaml/r.html"], "cannot be written"),
         (["report", "{}/one", "--live", "0", "-o", "{}/r.html"], "leave out --output"),

@@ -36,7 +36,7 @@ def check_measures(measures: Sequence[type[Measure]]) -> tuple[type[Measure], ..
             )
         if table.name.lower() in taken:
             raise MisuseError(
-                f"measures: the table name {table.name!r} of {measure.__name__} is taken: give it another one."
+                f"measures: the table name {table.name!r} of {measure.__name__} is taken: choose another one."
             )
         taken.add(table.name.lower())
     return tuple(measures)

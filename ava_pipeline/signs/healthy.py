@@ -59,7 +59,7 @@ class _RunHealth:
         if not self._has("telemetry-gap"):
             num_rows = self._run.norms.num_rows
             rows = f"{num_rows} of " if self._num_collected is not None else ""
-            message = f"all {rows}{self._num_collected or num_rows} collected steps are there."
+            message = f"rows exist for all {rows}{self._num_collected or num_rows} collected steps."
             yield _healthy("rows-complete", self._run.norms, message, value=float(num_rows))
 
     def steady(self) -> Iterator[Finding]:

@@ -190,8 +190,8 @@ class TelemetryCollector:
     def on_finding(self, callback: Callable[[Finding], object]) -> None:
         """Call a function with every warning sign that appears.
 
-        It is called in the training thread, by the next `step` that does not only accumulate. What it raises comes out
-        of that `step`, so it can end the training. Signs found after the last `step` are only in `events.csv` and in
+        It is called in the training thread, by the next `step` that does not only accumulate. That `step` raises
+        its exceptions, so it can end the training. Signs found after the last `step` are only in `events.csv` and in
         the log.
 
         Example:
@@ -220,7 +220,7 @@ class TelemetryCollector:
 
         Args:
             epoch: 0-based.
-            name: of the set, such as `val`, `test` or `val_ema`.
+            name: the set, such as `val`, `test` or `val_ema`.
 
         Raises:
             MisuseError: the name cannot be part of a file name, or the epoch is not an int from 0.
@@ -228,13 +228,13 @@ class TelemetryCollector:
         return self._prediction_files.block(whole_number("epoch", epoch), name, is_written=self._may_write)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Clip the model's gradients, with the same bits as `torch.nn.utils.clip_grad_norm_`. Call it after `step`.
+        """Clip the model's gradients, bit for bit as `torch.nn.utils.clip_grad_norm_` does. Call it after `step`.
 
-        After a collected step, float32 gradients are not read again: the step's norms serve, so between the two calls
-        nothing may change gradients through `.data`. With several processes this holds if `DistributedDataParallel` has
-        reduced the gradients; otherwise torch reads them again. On a CPU the rows of a loop that clips here come from
-        torch's norms of whole tensors, with torch's accuracy (up to 1e-4 on ResNet-50) instead of 1e-5. Rows always
-        hold the norms before clipping. Clipping works if telemetry is disabled, in trouble or closed too.
+        After a collected step, float32 gradients are not read again: the step's norms are used, so nothing may change
+        gradients through `.data` between the two calls. With several processes, this holds if `DistributedDataParallel`
+        has reduced the gradients; otherwise torch reads them again. On a CPU, the rows of a loop that clips here come
+        from torch's norms of whole tensors, with torch's accuracy (up to 1e-4 on ResNet-50) instead of 1e-5. Rows
+        always hold the norms before clipping. Clipping also works if telemetry is disabled, in trouble or closed.
 
         Example:
             loss.backward()

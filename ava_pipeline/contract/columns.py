@@ -169,7 +169,7 @@ def _exact(dtype: Dtype, value: Any) -> Any:
 
 
 def _microseconds(time: datetime) -> int:
-    """Since 1970 UTC; a time without a zone is taken for UTC."""
+    """Since 1970 UTC; a time without a zone counts as UTC."""
     return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
 
 

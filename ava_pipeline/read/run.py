@@ -116,7 +116,7 @@ class Run:
         """Any table that the manifest declares, as Arrow.
 
         Args:
-            name: of the table.
+            name: the table.
             columns: the columns to read, in this order; all if left out.
             batches: the first and the last `batch_idx` to read, both included; None as the last reads to the end.
                 Of a Parquet file, only the row groups and columns needed are read.

@@ -75,7 +75,7 @@ def plot_command(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="The picture; its ending, such as .png or .svg, decides the format."
+            "--output", "-o", metavar="FILE", help="The picture; its suffix, such as .png or .svg, sets the format."
         ),
     ] = Path("norms.png"),
 ) -> None:

@@ -30,7 +30,7 @@ JOB = "ava-pipeline train"
 
 
 def check_run(run: CheckedRun) -> Iterator[Breach]:
-    """The config, the checkpoint, and the files that the config promises; a training loop of the user's needs none."""
+    """The config, the checkpoint, and the files that the config promises; a user's own training loop needs none."""
     if not run.layout.config.exists():
         yield from () if run.is_open else _missing_config(run)
         return
@@ -51,7 +51,7 @@ def check_run(run: CheckedRun) -> Iterator[Breach]:
 
 
 def _missing_config(run: CheckedRun) -> Iterator[Breach]:
-    """Only files of the job's own prove that it ran: another loop may write metrics.csv and checkpoints/ too."""
+    """Only files that no other loop writes prove that the job ran: metrics.csv and checkpoints/ may be another's."""
     if run.manifest is not None and run.manifest.run_info.get("job") == JOB:
         proof = f"the manifest's run_info names the job {JOB!r}"
     elif run.layout.metrics.exists() and _split(run.layout).exists():

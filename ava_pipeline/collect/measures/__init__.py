@@ -1,4 +1,4 @@
-"""The built-in measures, one file each, and how the collector uses them beside the user's own."""
+"""The built-in measures, one file each, and how the collector uses them and the user's own."""
 
 from collections.abc import Callable, Sequence
 
@@ -45,7 +45,7 @@ def check_measures(measures: Sequence[type[Measure]]) -> tuple[type[Measure], ..
 def make_measures(
     own: Sequence[type[Measure]], targets: TrainingTargets, *, on_failure: Callable[[Exception, str], None]
 ) -> list[Measure]:
-    """Make the built-in measures and the user's own, without those of the user's that raise.
+    """Make the built-in measures and the user's own, except those of the user that raise.
 
     `on_failure` is given the exception of such a measure, and the clause that says what failed. Raise MisuseError if a
     run column has a name that cannot name a column, or the name of another column.

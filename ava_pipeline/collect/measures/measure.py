@@ -81,7 +81,7 @@ class Measure(ABC):
     """Fills one table, with one row per collected step.
 
     Subclass it and give the class to `TelemetryCollector(..., measures=[MyMeasure])`. The collector makes one object
-    of it, at the first collected step. What it raises costs rows of its own table only.
+    of the class at the first collected step. If it raises, rows are missing from its own table only.
 
     Args:
         targets: the parameters, groups and optimizers that are measured.

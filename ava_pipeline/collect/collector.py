@@ -348,7 +348,7 @@ class TelemetryCollector:
     def __del__(self) -> None:
         if hasattr(self, "_recorder") and self._recorder.abandon():  # without a recorder, the constructor raised
             warnings.warn(
-                f"The TelemetryCollector of {self._root} was never closed: call close(), or use it in a `with`.",
+                f"The TelemetryCollector of {self._root} was never closed: call close(), or use a `with` statement.",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
@@ -357,7 +357,7 @@ class TelemetryCollector:
     def __reduce__(self) -> str:
         raise MisuseError(
             "A TelemetryCollector cannot be pickled or copied: it belongs to one process. "
-            "Give other processes the model, and keep the collector in the one that trains."
+            "Pass the model to other processes, and keep the collector in the one that trains."
         )
 
     def _end(self, status: Status, error: str | None, timeout_s: float | None) -> TelemetryStats:
@@ -369,8 +369,8 @@ class TelemetryCollector:
 
     def _follow(self, batch_idx: int) -> None:
         remedy = (
-            " The batches of the run count from 1, across epochs: with enumerate, give "
-            "enumerate(loader, start=1) plus the batches of earlier epochs, or leave batch_idx out."
+            " The batches of the run are counted from 1, across epochs: pass the number of enumerate(loader, start=1) "
+            "plus the batches of earlier epochs, or leave batch_idx out."
         )
         complaint = self._count.follow(whole_number("batch_idx", batch_idx, least=1, remedy=remedy))
         if complaint is not None:

@@ -93,7 +93,7 @@ def _nullable(part: DatasetPart, keys: Sequence[str]) -> pa.Schema:
     taken = set(keys) & set(part.schema.names)
     if taken:
         raise DamagedFileError(
-            f"{_part_name(part)} already has a column {', '.join(sorted(taken))}. Read it alone, with open_run()."
+            f"{_part_name(part)} already has a column {', '.join(sorted(taken))}. Read it separately, with open_run()."
         )
     return pa.schema([column.with_nullable(True) for column in part.schema])  # noqa: FBT003  # Arrow's own order
 

@@ -83,8 +83,8 @@ def _refuse_other_content(folder: Path, readme: str, num_images: int) -> None:
     if not (same and whole):
         wanted = ", ".join(readme.splitlines()[-4:-1])
         raise ConfigError(
-            f"{folder} does not hold {'all of ' if same else ''}the sample data of {wanted}, but other files. Nothing "
-            "was changed: give another folder, or delete this one to have it written again."
+            f"{folder} holds {'only a part of the' if same else 'other files than the'} sample data of {wanted}. "
+            "Nothing was changed: give another folder, or delete this one to have it written again."
         )
 
 

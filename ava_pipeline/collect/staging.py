@@ -92,7 +92,7 @@ def _host_numbers(numbers: Tensor | Sequence[object]) -> Numbers:
 
 
 class DeviceStaging(Staging):
-    """For gradients on an accelerator: one asynchronous copy a step, into a slot that is reused.
+    """For gradients on an accelerator: one asynchronous copy per step, into a slot that is reused.
 
     The copy and the slot's event are queued on the current stream, so the stream itself runs them after the kernels
     that compute the numbers and before any later work.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = "ava_pipeline.report"
 _LAYOUT: dict[str, Any] = {
-    "template": {},  # plotly's default template is 7 kB a figure and has no dark colours
+    "template": {},  # plotly's default template is 7 kB per figure and has no dark colours
     "autosize": True,
     "showlegend": False,  # the page has its own legends
     "margin": {"l": 56, "r": 14, "t": 26, "b": 44},

@@ -136,7 +136,7 @@ class LineNumbers:
     """The lines on which the rows of a CSV file begin, as an editor counts them; the header is line 1.
 
     Rows of one line each take no memory; a block with blank lines, or with line feeds in quoted text, takes 8 bytes
-    a row.
+    per row.
     """
 
     def __init__(self) -> None:

@@ -31,13 +31,13 @@ demo: $(READY)  ## train a ResNet-18 on generated data with telemetry, into outp
 test: $(READY) lint types  ## lint, format check, strict types, tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-fuzz: $(READY)  ## read, recover and go on with COUNT runs that were damaged at random
+fuzz: $(READY)  ## read, recover and resume COUNT runs that were damaged at random
 	AVA_FUZZ_EXAMPLES=$(COUNT) $(BIN)/python -m pytest tests/read/test_fuzz.py tests/write/test_fuzz.py
 
 soak: $(READY)  ## feed runs for DURATION seconds while disks fail and processes are killed
 	$(BIN)/python -m tests.soak --duration-s $(DURATION) $(if $(SEED),--seed $(SEED))
 
-# Takes minutes, on a machine that does nothing else. The gates come last, so that one missed leaves everything measured.
+# Takes minutes, on a machine that does nothing else. The gates come last, so that a missed one leaves everything measured.
 bench: $(READY)  ## measure what telemetry costs, into outputs/bench
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,peers]'
 	$(BIN)/python -m ava_pipeline.bench --peers --json outputs/bench/resnet18.json --plot outputs/bench/resnet18.png
@@ -56,10 +56,10 @@ fmt: $(READY)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-schemas: $(READY)  ## export the JSON Schemas of every contract
+schemas: $(READY)  ## export the JSON Schemas of all file formats
 	$(BIN)/python -m ava_pipeline.schemas schemas
 
-lock: $(READY)  ## renew constraints.txt
+lock: $(READY)  ## update the locked versions in constraints.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --upgrade --output-file constraints.txt pyproject.toml
 

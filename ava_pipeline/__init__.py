@@ -1,4 +1,4 @@
-"""Telemetry of gradients, weights and learning rates for PyTorch training, with AVA score prediction as its home.
+"""Gradient and learning-rate telemetry for PyTorch training, developed for AVA aesthetic score prediction.
 
     from ava_pipeline import TelemetryCollector, open_run
 
@@ -10,8 +10,8 @@
             optimizer.step()
     open_run("outputs/ava/my_run").gradient_norms()      # a pandas DataFrame
 
-Every public name is in `__all__` and is imported when it is first used. So `import ava_pipeline` loads no library, and
-reading a run needs no torch.
+Every public name is in `__all__` and is imported when it is first used. Therefore `import ava_pipeline` loads no other
+library, and reading a run does not need torch.
 """
 
 from importlib import import_module

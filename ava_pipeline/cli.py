@@ -38,18 +38,18 @@ COMMANDS = {
     "train": Entry("train", "Train a model from a YAML config, with telemetry and validation predictions."),
     "evaluate": Entry("evaluation", "Print the metrics of validation predictions next to a constant predictor's."),
     "validate": Entry("validate", "Check runs against their contract: tables, predictions, metrics and manifest."),
-    "diagnose": Entry("diagnose", "Report warning signs in a run's numbers, with what to try, and healthy signs."),
+    "diagnose": Entry("diagnose", "Report warning signs and healthy signs in a run's numbers, with what to try."),
     "recover": Entry("write", "Repair a run that was killed or damaged, and list what was saved and what is lost."),
-    "runs": Entry("many_runs", "List runs, one a line: status, best metrics, settings that differ, first finding."),
+    "runs": Entry("many_runs", "List runs, one per line: status, best metrics, settings that differ, first finding."),
     "watch": Entry("watch", "Follow a running job in the terminal: events, norms, rates, values and delay."),
-    "report": Entry("report", "Write an HTML page of one run or several: findings, plots and tables."),
+    "report": Entry("report", "Write an HTML page of one or several runs: findings, plots and tables."),
     "plot": Entry("report", "Draw the gradient norms of a run as a picture."),
     "bench": Entry("bench", "Measure what telemetry costs on this machine, and compare it with the targets."),
 }
 
 
 class _PlainFlags:
-    """Shows no type beside a flag: `--json` takes no value."""
+    """Shows no type after a flag: `--json` takes no value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # mixed into a command

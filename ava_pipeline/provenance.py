@@ -55,7 +55,7 @@ def _exit_status(process: "subprocess.Popen[bytes]", timeout_s: float) -> int | 
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
-        with suppress(subprocess.TimeoutExpired):  # it hangs in a dead file system and is left behind
+        with suppress(subprocess.TimeoutExpired):  # it hangs in a dead file system and is abandoned
             process.wait(_KILL_TIMEOUT_S)
         return None
 

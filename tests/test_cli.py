@@ -296,7 +296,7 @@ def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(signum: signal.Si
         "mlp_layer_0",
         "telemetry.step took ",
         "Files: ",
-        f"Stopped by {signum.name}, with a checkpoint. To continue: the same command with --resume, without --restart.",
+        f"Stopped by {signum.name}, with a checkpoint. To continue, run it again with --resume and without --restart.",
     ):
         assert part in done.stdout
     assert "Traceback" not in done.stderr

@@ -1,9 +1,11 @@
 """docs/extending.md holds: a measure and a writer in files of the user's own, given to the collector."""
 
 import importlib
+import inspect
 import json
 import re
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,12 @@ def reference(model: TinyNet) -> float:
 def batches(path: Path) -> list[int]:
     """The batches in a file of JSON Lines."""
     return [json.loads(line)["batch_idx"] for line in path.read_text().splitlines()]
+
+
+def test_the_example_of_a_writer_is_that_of_the_page() -> None:
+    """The docstring of `Writer` shows the class that the other tests take from the page."""
+    example = inspect.cleandoc(Writer.__doc__ or "").partition("\nExample:\n")[2]
+    assert "class " + code("json_lines.py").partition("class ")[2].rstrip() == textwrap.dedent(example)
 
 
 def test_a_measure_in_one_file(tmp_path: Path) -> None:

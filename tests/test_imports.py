@@ -148,6 +148,18 @@ def test_the_public_names_are_sorted_and_importable() -> None:
     assert set(ava_pipeline.__all__) <= set(dir(ava_pipeline))
 
 
+def test_the_lists_of_public_names_agree() -> None:
+    """The imports for type checkers, the modules imported on first use, and `__all__` name the same objects."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    errors_or_lazy = {
+        name.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names
+    }
+    public = {name: module for name, module in errors_or_lazy.items() if str(module).startswith("ava_pipeline.")}
+    lazy = {name: module for name, module in public.items() if module != errors.__name__}
+    assert lazy == ava_pipeline._MODULES
+    assert set(public) == set(ava_pipeline.__all__)
+
+
 def test_every_exception_is_public() -> None:
     """Programs catch errors without knowing the module they come from."""
     exceptions = {

@@ -135,4 +135,4 @@ def test_the_demo_is_healthy(home: Path, tmp_path: Path) -> None:
     assert output.endswith(f"{tmp_path / 'run'}: healthy.\n")
     for sign in ("all-finite", "backbone-learning", "head-learning", "rates-in-order", "rows-complete"):
         assert f"[{sign}]" in output
-    assert "all 24 of 24 collected steps are there." in output
+    assert "rows exist for all 24 of 24 collected steps." in output

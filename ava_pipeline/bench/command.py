@@ -60,7 +60,7 @@ def bench_command(  # noqa: PLR0913  # each is an option of the command line
         channels_last=channels_last,
         peers=peers,
     )
-    require_extra("A bench", "train", "torch", "torchvision")
+    require_extra("A benchmark", "train", "torch", "torchvision")
     if plot_file is not None:
         require_extra("--plot", "plot", "matplotlib")
     from rich.console import Console

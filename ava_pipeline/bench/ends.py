@@ -58,7 +58,7 @@ def measure_ends(context: BenchContext) -> list[Result]:
     ]
     titles = {
         "start_up": "start-up: constructor to the end of the first collected step()",
-        "first_rows": "until its rows are in the files",
+        "first_rows": "start-up: until its rows are in the files",
         "close": "close()",
     }
     return [

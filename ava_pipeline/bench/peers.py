@@ -32,7 +32,7 @@ class TrainedModel:
     model: nn.Module
     optimizer: Optimizer
     loss: Tensor  # a scalar on the model's device
-    groups: Mapping[str, Sequence[nn.Parameter]]  # column -> the parameters behind it
+    groups: Mapping[str, Sequence[nn.Parameter]]  # column -> the parameters that it measures
 
     def rates(self) -> dict[str, float]:
         """Column -> learning rate of one optimizer group."""
@@ -88,7 +88,7 @@ class Ours(Peer):
 class TensorBoardScalars(Peer):
     """`get_total_norm(...).item()` of every group, written as scalars."""
 
-    title = "get_total_norm().item() a group + TensorBoard scalars"
+    title = "get_total_norm().item() per group + TensorBoard scalars"
     packages = ("tensorboard",)
     has_same_columns = True
 
@@ -253,7 +253,7 @@ def _results(compared: list[Compared]) -> list[Result]:
     return [
         Result(
             name="times_cheaper_than_peers",
-            title="cheaper than the cheapest peer with the same columns",
+            title="advantage over the cheapest peer with the same columns",
             unit=TIMES,
             estimate=min(ratios),
             target=TIMES_CHEAPER,

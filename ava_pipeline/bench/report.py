@@ -180,9 +180,9 @@ def _results_table(report: Report) -> Table:
 
 
 def _peers_table(report: Report) -> Table:
-    table = plain_table("The same work through others: time in the training thread a recorded step")
+    table = plain_table("The same recording with other tools: time in the training thread per recorded step")
     table.add_column("what", overflow="fold")
-    for name in ("ms", "over ours", "same columns"):
+    for name in ("ms", "relative", "same columns"):
         table.add_column(name, justify="right")
     for peer in report.compared:
         table.add_row(escape(peer.title), *_peer_cells(peer), "yes" if peer.has_same_columns else "no")
@@ -215,9 +215,7 @@ def write_plot(report: Report, path: Path) -> None:
 
     judged = [result for result in report.results if result.target is not None]
     picture = Picture(figsize=(9, 1 + 0.4 * len(judged)), layout="constrained")
-    axes = picture.add_subplot(
-        xscale="log", xlabel="share of the limit that is used; left of the line the target is reached"
-    )
+    axes = picture.add_subplot(xscale="log", xlabel="used share of the limit; the target is reached left of the line")
     for place, result in enumerate(reversed(judged)):
         used = max(_used_share(result), _LEAST_SHARE)
         axes.barh(place, used, color="tab:green" if result.is_reached else "tab:red")

@@ -72,8 +72,8 @@ def _gradient_results(times_s: dict[str, Samples], context: BenchContext, device
     ratios = (
         ("step", "total_norm", "collected step() over get_total_norm", STEP_OF_TOTAL_NORM if is_judged else None),
         ("step", "read", "collected step() over reading the gradients once", STEP_OF_READING if is_judged else None),
-        ("pass", "read", "the pass over reading once", None if is_cpu else PASS_OF_READING_ON_DEVICE),
-        ("pass", "total_norm", "the pass over get_total_norm", None),
+        ("pass", "read", "gradient pass over reading once", None if is_cpu else PASS_OF_READING_ON_DEVICE),
+        ("pass", "total_norm", "gradient pass over get_total_norm", None),
         ("step_and_clip", "clip", "step() and clip_grad_norm_ over torch's own clipping", CLIPPING),
     )
     rest = median(times_s["step"] - times_s["pass"]).times(1e6)
@@ -91,7 +91,7 @@ def _gradient_results(times_s: dict[str, Samples], context: BenchContext, device
         ),
         Result(
             name="step_minus_pass",
-            title="collected step() minus the pass, on these gradients",
+            title="collected step() minus its gradient pass, on these gradients",
             unit="µs",
             estimate=rest,
             raw=raw,
@@ -110,7 +110,7 @@ def measure_rest(context: BenchContext) -> list[Result]:
     return [
         Result(
             name="step_without_pass",
-            title=f"collected step() without the pass, {num_parameters} parameters",
+            title=f"collected step() without its gradient pass, {num_parameters} parameters",
             unit="µs",
             estimate=median(times_s["step"] - times_s["pass"]).times(1e6),
             target=REST_US if workload.device.type == "cpu" else None,

@@ -115,7 +115,7 @@ def _share_result(every: int, trainer: Trainer, on_s: Samples, target: Target | 
     return [
         Result(
             name=f"share_every_{every}",
-            title=f"time inside step() over the training step's, of medians, collect_every_n={every}",
+            title=f"share of the training step inside step(), by medians, collect_every_n={every}",
             unit="%",
             estimate=share(*kinds.values(), every=every).times(100),
             target=target,

@@ -178,13 +178,13 @@ def measure_sustained(context: BenchContext) -> list[Result]:
     """Measure how fast validated rows are written to CSV and Parquet, and how memory grows."""
     (sustained,) = (
         write_rows_in_subprocess(context.folder / "sustained", context.options.rows)
-        for _ in context.track(1, f"{context.options.rows:,} rows a table")
+        for _ in context.track(1, f"{context.options.rows:,} rows per table")
     )
     raw = {"num_steps": sustained.stats.written, "close_s": sustained.close_s}
     return [
         Result(
             name="writer_steps_per_s",
-            title="steps the writer sustains, CSV + Parquet, validated",
+            title="sustained rate of writing, CSV + Parquet, validated",
             unit="steps/s",
             estimate=median(np.array(sustained.steps_per_s)),
             target=STEPS_PER_S,
@@ -192,7 +192,7 @@ def measure_sustained(context: BenchContext) -> list[Result]:
         ),
         Result(
             name="memory_growth",
-            title=f"memory growth over {sustained.stats.written:,} rows a table",
+            title=f"memory growth over {sustained.stats.written:,} rows per table",
             unit="MB",
             estimate=Estimate.exactly(sustained.growth_bytes / _MB),
             target=GROWTH_MB,
@@ -200,7 +200,7 @@ def measure_sustained(context: BenchContext) -> list[Result]:
         ),
         Result(
             name="memory_growth_with_close",
-            title="the same, finishing the files included",
+            title="memory growth including the time while files are finished",
             unit="MB",
             estimate=Estimate.exactly(sustained.growth_with_close_bytes / _MB),
             raw=raw,
@@ -214,7 +214,7 @@ def write_rows_in_subprocess(folder: Path, num_rows: int) -> Sustained:
         sustained = pool.submit(write_rows, folder, num_rows).result()
     if sustained.stats.written != sustained.stats.collected:
         raise WriteError(
-            f"The writer took {sustained.stats.written} of {sustained.stats.collected} steps, so its speed means "
+            f"Only {sustained.stats.written} of {sustained.stats.collected} steps were written, so their rate means "
             f"nothing. Check that {folder} has free space."
         )
     return sustained

@@ -1,1 +1,1 @@
-"""The training thread: gradients -> one pending row."""
+"""The training thread: from gradients to a pending row."""

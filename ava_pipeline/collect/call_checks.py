@@ -1,6 +1,6 @@
 """Checks of how the collector is called: its arguments and the process, the count of batches, the order of the calls.
 
-A call that cannot be right raises. A loop that looks wrong is recorded as a warning, once, with the remedy.
+A call that cannot be right raises. A loop that is probably wrong is recorded as a warning, once, with the remedy.
 """
 
 import json
@@ -176,7 +176,7 @@ class BatchCount:
 
 
 class CallChecks:
-    """Checks each collected step and warns once about each thing that looks wrong."""
+    """Checks each collected step and warns once about each probable mistake."""
 
     def __init__(self, events: EventLog, count: BatchCount, targets: TrainingTargets, model: nn.Module) -> None:
         self._events = events
@@ -195,8 +195,8 @@ class CallChecks:
             self.warn_once(
                 "optimizer",
                 "no parameter of the model is in an optimizer that the collector was given, so the learning rates are "
-                "another model's. Give it the optimizer that was made of this model's parameters, and make that after "
-                "anything that replaces them.",
+                "another model's. Give it the optimizer that was created from this model's parameters, and create that "
+                "after anything that replaces them.",
             )
 
     def check(self, snapshot: StepSnapshot, value_names: Sequence[str]) -> None:
@@ -214,8 +214,8 @@ class CallChecks:
             message = (
                 f"{len(snapshot.plan.unmeasured)} gradients are not measured, so the norms of their groups are null: "
                 "reading a sparse gradient on a device would wait for it, and a gradient that is sharded among "
-                "processes (FSDP) is read by all of them together. torch.nn.utils.clip_grad_norm_ returns the norm "
-                "of all gradients: give it in values."
+                "processes (FSDP) can only be read by all of them together. torch.nn.utils.clip_grad_norm_ returns the "
+                "norm of all gradients: pass it in values."
             )
             self.warn_once("unmeasured", message, event="left_out")
         elif all(gradient is None for gradient in snapshot.gradients):
@@ -228,7 +228,7 @@ class CallChecks:
     def _check_scaling(self, snapshot: StepSnapshot) -> None:
         if Scaling.UNKNOWN in snapshot.scaler.of_optimizer.values():
             message = (
-                "the GradScaler's scale cannot be read, so the row's norms are null. Give the torch.amp.GradScaler "
+                "the GradScaler's scale cannot be read, so the row's norms are null. Pass the torch.amp.GradScaler "
                 "that scales this loss, and call step() after scaler.scale(loss).backward()."
             )
             self.warn_once("unknown scale", message, event="unknown_scale")
@@ -239,7 +239,7 @@ class CallChecks:
             message = (
                 "the model runs under float16 autocast and the collector was given no grad_scaler, so if a scaler "
                 "scales the loss, the norms are those of scaled gradients. "
-                "Give TelemetryCollector(..., grad_scaler=scaler)."
+                "Pass the scaler: TelemetryCollector(..., grad_scaler=scaler)."
             )
             self.warn_once("no scaler", message)
 
@@ -248,7 +248,7 @@ class CallChecks:
         if unknown:
             message = (
                 f"values {unknown} were not among those of the first collected step, {list(value_names)}, "
-                "and have no column. Give every value from the first step on."
+                "and have no column. Pass every value from the first step on."
             )
             self.warn_once("new values", message)
         num_groups = sum(len(optimizer.param_groups) for optimizer in self._optimizers)
@@ -257,7 +257,7 @@ class CallChecks:
         if num_groups > self._num_groups:
             message = (
                 f"the optimizers have {num_groups} groups now and had {self._num_groups} at the first collected step, "
-                "so the new groups' rates have no column. Add every group before the first step, at rate 0 if need be."
+                "so the new groups' rates have no column. Add every group before the first step, with rate 0 if needed."
             )
             self.warn_once("new groups", message)
 
@@ -270,7 +270,7 @@ class CallChecks:
             event = Event(
                 event="skipped_step",
                 severity="info",
-                message=f"{num_skipped} optimizer steps were skipped by the GradScaler: gradients were not finite.",
+                message=f"the GradScaler skipped {num_skipped} of the optimizer's steps: gradients were not finite.",
                 batch_idx=max(self._count.resumed_from + 1, self._last_batch_idx),
                 batch_idx_end=self._count.batch_idx - 1,
                 epoch=self._count.epoch,
@@ -338,7 +338,7 @@ class CallOrder:
         if may_skip or num_steps == 0 or num_calls < MIN_CALLS or num_calls - 1 < 2 * num_steps:
             return None
         return (
-            f"step() was called {num_calls} times for {num_steps} optimizer steps. Call it once a batch, with "
+            f"step() was called {num_calls} times for {num_steps} optimizer steps. Call it once per batch, with "
             "accumulating=True for batches that only accumulate gradients."
         )
 

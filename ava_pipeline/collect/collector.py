@@ -1,4 +1,4 @@
-"""The collector that a training loop calls: once a batch, for one row every n batches."""
+"""The collector that a training loop calls: once per batch, for one row every n batches."""
 
 import logging
 import math
@@ -51,7 +51,7 @@ class TelemetryCollector:
     with the environment (permission, lock, disk) costs telemetry, not the run, unless `on_error="raise"`.
 
     Example:
-        Call `step` once a batch, after `backward` and before clipping and `optimizer.step`:
+        Call `step` once per batch, after `backward` and before clipping and `optimizer.step`:
 
             with TelemetryCollector(model, optimizer, "outputs/ava/my_run", collect_every_n=10) as telemetry:
                 for epoch in range(epochs):
@@ -190,8 +190,8 @@ class TelemetryCollector:
     def on_finding(self, callback: Callable[[Finding], object]) -> None:
         """Call a function with every warning sign that appears.
 
-        It is called in the training thread, by the next `step` that does not only accumulate. What it raises comes out
-        of that `step`, so it can end the training. Signs found after the last `step` are only in `events.csv` and in
+        It is called in the training thread, by the next `step` that does not only accumulate. That `step` raises
+        its exceptions, so it can end the training. Signs found after the last `step` are only in `events.csv` and in
         the log.
 
         Example:
@@ -220,7 +220,7 @@ class TelemetryCollector:
 
         Args:
             epoch: 0-based.
-            name: of the set, such as `val`, `test` or `val_ema`.
+            name: the set, such as `val`, `test` or `val_ema`.
 
         Raises:
             MisuseError: the name cannot be part of a file name, or the epoch is not an int from 0.
@@ -228,13 +228,13 @@ class TelemetryCollector:
         return self._prediction_files.block(whole_number("epoch", epoch), name, is_written=self._may_write)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Clip the model's gradients, with the same bits as `torch.nn.utils.clip_grad_norm_`. Call it after `step`.
+        """Clip the model's gradients, bit for bit as `torch.nn.utils.clip_grad_norm_` does. Call it after `step`.
 
-        After a collected step, float32 gradients are not read again: the step's norms serve, so between the two calls
-        nothing may change gradients through `.data`. With several processes this holds if `DistributedDataParallel` has
-        reduced the gradients; otherwise torch reads them again. On a CPU the rows of a loop that clips here come from
-        torch's norms of whole tensors, with torch's accuracy (up to 1e-4 on ResNet-50) instead of 1e-5. Rows always
-        hold the norms before clipping. Clipping works if telemetry is disabled, in trouble or closed too.
+        After a collected step, float32 gradients are not read again: the step's norms are used, so nothing may change
+        gradients through `.data` between the two calls. With several processes, this holds if `DistributedDataParallel`
+        has reduced the gradients; otherwise torch reads them again. On a CPU, the rows of a loop that clips here come
+        from torch's norms of whole tensors, with torch's accuracy (up to 1e-4 on ResNet-50) instead of 1e-5. Rows
+        always hold the norms before clipping. Clipping also works if telemetry is disabled, in trouble or closed.
 
         Example:
             loss.backward()
@@ -253,13 +253,22 @@ class TelemetryCollector:
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every row so far is written or reported as failed; False if the time is up first.
 
+        Example:
+            if telemetry.flush(timeout_s=10.0):
+                norms = open_run("outputs/ava/my_run").gradient_norms()
+
         Raises:
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
         return self._recorder.flush(timeout_s)
 
     def stats(self) -> TelemetryStats:
-        """How many collected steps are written, dropped, failed and pending."""
+        """How many collected steps are written, dropped, failed and pending.
+
+        Example:
+            stats = telemetry.stats()
+            print(f"{stats.pending} of {stats.collected} steps wait to be written, {stats.failed} failed")
+        """
         return self._recorder.stats()
 
     def state_dict(self) -> dict[str, float]:
@@ -275,7 +284,7 @@ class TelemetryCollector:
         """
         if not self.flush(CHECKPOINT_TIMEOUT_S):
             _log.warning(
-                "the disk took no rows for %s s; the checkpoint is made without waiting for them.", CHECKPOINT_TIMEOUT_S
+                "not all rows were written within %s s; the checkpoint does not wait any longer.", CHECKPOINT_TIMEOUT_S
             )
         epoch = whole_number("epoch", self._count.epoch)
         return {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
@@ -339,7 +348,7 @@ class TelemetryCollector:
     def __del__(self) -> None:
         if hasattr(self, "_recorder") and self._recorder.abandon():  # without a recorder, the constructor raised
             warnings.warn(
-                f"The TelemetryCollector of {self._root} was never closed: call close(), or use it in a `with`.",
+                f"The TelemetryCollector of {self._root} was never closed: call close(), or use a `with` statement.",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
@@ -348,7 +357,7 @@ class TelemetryCollector:
     def __reduce__(self) -> str:
         raise MisuseError(
             "A TelemetryCollector cannot be pickled or copied: it belongs to one process. "
-            "Give other processes the model, and keep the collector in the one that trains."
+            "Pass the model to other processes, and keep the collector in the one that trains."
         )
 
     def _end(self, status: Status, error: str | None, timeout_s: float | None) -> TelemetryStats:
@@ -360,8 +369,8 @@ class TelemetryCollector:
 
     def _follow(self, batch_idx: int) -> None:
         remedy = (
-            " The batches of the run count from 1, across epochs: with enumerate, give "
-            "enumerate(loader, start=1) plus the batches of earlier epochs, or leave batch_idx out."
+            " The batches of the run are counted from 1, across epochs: pass the number of enumerate(loader, start=1) "
+            "plus the batches of earlier epochs, or leave batch_idx out."
         )
         complaint = self._count.follow(whole_number("batch_idx", batch_idx, least=1, remedy=remedy))
         if complaint is not None:

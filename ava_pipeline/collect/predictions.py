@@ -147,7 +147,7 @@ class PredictionFiles:
             num_bytes = sum(table.nbytes for table in self._waiting.values())
             if num_bytes + rows.nbytes > self._max_bytes:
                 raise PredictionsError(
-                    f"{reason}. {num_bytes} bytes of other files wait already, so these rows are lost."
+                    f"{reason}. {num_bytes} bytes of other files are already waiting, so these rows are lost."
                 ) from error
             self._waiting[path] = rows
             raise PredictionsError(f"{reason}. They are kept in memory, and close() tries again.") from error
@@ -158,9 +158,9 @@ class PredictionFiles:
             try:
                 self._replace(path, rows)
             except (OSError, DamagedFileError) as error:
-                _log.warning("%s was not written at the end either, and is lost: %s.", path, error)
+                _log.warning("%s could not be written at the end either, and is lost: %s.", path, error)
             else:
-                _log.info("%s, which could not be written before, is written now.", path)
+                _log.info("%s, which could not be written before, has been written now.", path)
         self._waiting.clear()
 
     def report(self, name: str, error: AvaPipelineError) -> None:
@@ -168,7 +168,7 @@ class PredictionFiles:
         if self._is_strict:
             raise error
         batch_idx = self._count.batch_idx
-        if name in self._reported:  # the log shows only the first event of a name by itself
+        if name in self._reported:  # the log itself shows only the first event of a name
             _log.warning("telemetry of %s: batch %d: %s", self._layout.root, batch_idx, error)
         self._reported.add(name)
         self._events.add(
@@ -226,7 +226,7 @@ def _tensor_ids(image_ids: Tensor) -> Tensor:
     is_whole = image_ids.dtype != torch.bool and not (image_ids.is_floating_point() or image_ids.is_complex())
     if not is_whole or image_ids.ndim != 1:
         raise MisuseError(
-            f"image ids of {image_ids.dtype} and shape {tuple(image_ids.shape)} cannot be kept: "
+            f"image ids of {image_ids.dtype} and shape {tuple(image_ids.shape)} cannot be stored: "
             "give 64-bit integers or strings, one for each image."
         )
     return image_ids.detach().clone()
@@ -236,14 +236,14 @@ def _plain_ids(image_ids: Sequence[object] | NDArray[Any]) -> list[int | str]:
     given = image_ids.tolist() if isinstance(image_ids, np.ndarray) else image_ids
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         raise MisuseError(
-            f"image ids are {given!r}, which cannot be kept: give a list or a tensor of 64-bit integers or strings, "
+            f"image ids are {given!r}, which cannot be stored: give a list or a tensor of 64-bit integers or strings, "
             "one for each image."
         )
     ids = [int(one) if isinstance(one, np.integer) else one for one in given]
     wrong = [one for one in ids if not isinstance(one, int | str) or isinstance(one, bool)]
     wrong += [one for one in ids if isinstance(one, int) and not -(2**63) <= one < 2**63]
     if wrong:
-        raise MisuseError(f"image ids such as {wrong[0]!r} cannot be kept: give 64-bit integers or strings.")
+        raise MisuseError(f"image ids such as {wrong[0]!r} cannot be stored: give 64-bit integers or strings.")
     return [one for one in ids if isinstance(one, int | str)]
 
 

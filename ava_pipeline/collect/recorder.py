@@ -89,7 +89,7 @@ class Recorder:
         if rows could not be written, and any error of a measure, which otherwise costs the step.
         """
         if self.is_closed:
-            raise MisuseError("step() was called after close(): make a new collector, or close after the last step.")
+            raise MisuseError("step() was called after close(): create a new collector, or close after the last step.")
         self.raise_first_error()
         check_values(values)
         count = self._count

@@ -60,7 +60,7 @@ class Staging:
     """Hands a step's readings over to the background thread, without waiting for the device.
 
     Numbers on the host are taken as they are. Those on accelerators are joined to one vector on the device of the
-    first, and copied by one asynchronous copy a step into a slot that is reused. The copy and the slot's event are
+    first, and copied by one asynchronous copy per step into a slot that is reused. The copy and the slot's event are
     queued on the current stream, so the stream itself runs them after the kernels that compute the numbers and before
     any later work. The devices are those of the numbers, because a model may move, and a loss may be on an accelerator
     while the parameters are not.

@@ -19,7 +19,7 @@ class TrainingTargets:
     Attributes:
         parameters: every parameter of the model, once, in the model's order.
         names: the name of each.
-        groups: column -> the names of the parameters behind it; the first is `overall`.
+        groups: column -> the names of its parameters; the first is `overall`.
         optimizers: by name, in the user's order.
         value_names: names of the user's values, known at the first collected step.
         resumed_from: last batch of the checkpoint; 0 for a fresh start.

@@ -61,7 +61,7 @@ def describe_errors(error: ValidationError, model: type[BaseModel], *, source_of
 
 
 def _keys(loc: Sequence[str | int], model: type[BaseModel]) -> tuple[list[str], Iterable[str]]:
-    """The keys that lead to a value, without pydantic's names of union branches, and the known keys beside the last."""
+    """The keys that lead to a value, without pydantic's names of union branches, and the known keys at that level."""
     keys: list[str] = []
     known: Iterable[str] = ()
     choices: tuple[Any, ...] = (model,)

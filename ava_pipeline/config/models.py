@@ -40,25 +40,25 @@ class TelemetryConfig(_Settings):
     TelemetryCollector(model, optimizer, output_dir, TelemetryConfig(collect_every_n=25, formats=("parquet",)))
     """
 
-    enabled: bool = Field(default=True, description="Collect at all. Predictions and clipping work in either case.")
+    enabled: bool = Field(default=True, description="Whether to collect. Predictions and clipping work in either case.")
     collect_every_n: int = Field(default=10, ge=1, description="Collect every n-th batch: n, 2n, 3n, ...")
     formats: tuple[Literal["csv", "parquet"], ...] = Field(
         default=("csv", "parquet"), min_length=1, description="File formats of the tables.", strict=False
     )
     groups: dict[str, str | Globs] | None = Field(
         default=None,
-        description="Column: globs of parameter names. By default the groups are found in the model.",
+        description="Globs of parameter names for each column. By default the groups are found in the model.",
         strict=False,
     )
     flush_interval_s: Positive = Field(
-        default=1.0, description="Rows are in the files after at most this many seconds."
+        default=1.0, description="Rows are written to the files after at most this many seconds."
     )
-    max_pending_rows: int = Field(default=1024, ge=1, description="Collected steps that may wait to be written.")
+    max_pending_rows: int = Field(default=1024, ge=1, description="How many collected steps may wait to be written.")
     on_full: Literal["drop", "block"] = Field(
-        default="drop", description="When that many steps wait: drop the new one, or block until there is space."
+        default="drop", description="When that many steps are waiting: drop the new one, or block until there is space."
     )
     block_timeout_s: Positive = Field(
-        default=1.0, description="With on_full: block, wait this many seconds, then drop."
+        default=1.0, description="With on_full: block, drop a step after waiting this many seconds."
     )
     on_error: Literal["warn", "raise"] = Field(
         default="warn", description="If the disk or the data cause trouble: warn once and continue training, or raise."
@@ -113,12 +113,12 @@ class SplitConfig(_Settings):
 
 
 class DataConfig(_Settings):
-    """Paths of labels and images. Relative paths start at the current directory."""
+    """Paths of labels and images. Relative paths are resolved from the current directory."""
 
     labels: AnyPath = Field(description="AVA.txt: index, image id, votes for 1..10, two tags, challenge.")
-    images: AnyPath = Field(description="Folder of <image_id>.jpg.")
+    images: AnyPath = Field(description="Folder of the images, each named <image_id>.jpg.")
     split: SplitConfig = Field(
-        default=SplitConfig(train=0.9, val=0.05, test=0.05), description="Which images train, validate and test."
+        default=SplitConfig(train=0.9, val=0.05, test=0.05), description="Images for training, validation and testing."
     )
     image_size: int = Field(default=224, ge=32, description="Width and height of the network's input, in pixels.")
     max_bad_fraction: float = Field(
@@ -140,7 +140,7 @@ class DataConfig(_Settings):
 
 
 class ModelConfig(_Settings):
-    """A ResNet of torchvision with an MLP head that has ten logits."""
+    """A torchvision ResNet with an MLP head that outputs ten logits."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = Field(
         default="resnet50", description="The torchvision ResNet in front of the head."
@@ -159,7 +159,7 @@ class ModelConfig(_Settings):
 
 
 class OptimConfig(_Settings):
-    """Two parameter groups: 0 the backbone, 1 the head."""
+    """The optimizer with two parameter groups: 0 is the backbone, 1 the head."""
 
     name: Literal["sgd", "adamw"] = Field(default="adamw", description="The optimizer.")
     base_lr: Positive = Field(default=1e-4, description="Learning rate of the backbone after warm-up.")
@@ -173,7 +173,7 @@ class OptimConfig(_Settings):
     )
     min_lr: NotNegative = Field(
         default=0.0,
-        description="Last learning rate of the cosine for the backbone; the head's is head_lr_mult times as high.",
+        description="Backbone's learning rate at the end of the cosine; the head's is head_lr_mult times as high.",
     )
 
     @model_validator(mode="after")
@@ -222,12 +222,12 @@ class RunConfig(_Settings):
     config.train.epochs, config.telemetry.collect_every_n
     """
 
-    output_dir: AnyPath = Field(description="Directory of the run. Relative paths start at the current directory.")
+    output_dir: AnyPath = Field(description="Directory of the run, relative to the current directory.")
     seed: int = Field(
         default=0,
         ge=0,
         lt=2**63,
-        description="Decides the initial weights, the order of images, the augmentation and the split.",
+        description="Determines the initial weights, the order of images, the augmentation and the split.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="auto: CUDA if available, else MPS if available, else the CPU."

@@ -7,12 +7,12 @@ from ava_pipeline.contract.tables import KEY_COLUMNS, RunTable, Table
 
 GRADIENT_NORMS = Table(
     name="gradient_norms",
-    description="L2 norm of every group's gradients taken as one vector: true scale, before clipping.",
+    description="L2 norm of each group's gradients, taken as one vector: at true scale and before clipping.",
     columns=KEY_COLUMNS,
     run_columns=Column(
         name="<group>",
         dtype="float32",
-        description="L2 norm of the group's gradients; null where it had none.",
+        description="L2 norm of the group's gradients; null if they were missing or could not be measured.",
         nullable=True,
         not_below=0,
     ),
@@ -21,12 +21,12 @@ GRADIENT_NORMS = Table(
 
 LEARNING_RATES = Table(
     name="learning_rates",
-    description="The learning rate this step uses, in the optimizer's own group order, on through further optimizers.",
+    description="The learning rates that each step uses: those of the optimizer's groups, then of further optimizers.",
     columns=KEY_COLUMNS,
     run_columns=Column(
         name="<lr_group>",
         dtype="float64",
-        description="Rate of one parameter group; null where the group came later or is gone.",
+        description="Rate of one parameter group; null before the group was added and after it was removed.",
         nullable=True,
         not_below=0,
     ),
@@ -34,35 +34,35 @@ LEARNING_RATES = Table(
 
 STEPS = Table(
     name="steps",
-    description="When each collected step was, its loss scale, and what the user gave as values.",
+    description="The time and the loss scale of each collected step, the effect of clipping, and the user's values.",
     columns=(
         *KEY_COLUMNS,
-        Column(name="time_utc", dtype="timestamp", description="When the step was collected, UTC."),
+        Column(name="time_utc", dtype="timestamp", description="When the step was collected, in UTC."),
         Column(
             name="loss_scale",
             dtype="float64",
-            description="What the loss was multiplied by under AMP; null without a GradScaler.",
+            description="Factor by which AMP multiplied the loss; null without a GradScaler.",
             nullable=True,
             not_below=0,
         ),
         Column(
             name="clip_coefficient",
             dtype="float64",
-            description="What clipping multiplies this step's gradients by, 1 where they are short enough; "
-            "by the max_norm of the clip before. Null without telemetry.clip_grad_norm_.",
+            description="Factor by which clipping to the previous clip's max_norm multiplies this step's gradients; "
+            "1 if they are short enough. Null without telemetry.clip_grad_norm_.",
             nullable=True,
             not_below=0,
         ),
         Column(
             name="clip_rate",
             dtype="float64",
-            description="Share of the clips since the last row, this step's not yet among them, that shortened.",
+            description="Share of the clips since the previous row, without this step's own, that shortened gradients.",
             nullable=True,
             not_below=0,
         ),
     ),
     run_columns=Column(
-        name="<value>", dtype="float64", description="A value that the user gave to step().", nullable=True
+        name="<value>", dtype="float64", description="A value that was passed to step().", nullable=True
     ),
 )
 
@@ -75,15 +75,15 @@ def _metric(name: str, description: str, *, not_below: int | None = None) -> Col
 
 EPOCH_METRICS = Table(
     name="metrics",
-    description="Validation metrics, a row an epoch. nan: not defined, as a correlation with a constant.",
+    description="Validation metrics, one row per epoch; nan if not defined, such as a correlation with a constant.",
     columns=(
         Column(name="epoch", dtype="int64", description="0-based epoch.", not_below=0),
         _metric("train_loss", "Mean training loss of the epoch."),
         _metric("emd_r1", "Mean absolute difference of the cumulative distributions.", not_below=0),
-        _metric("emd_r2", "Mean over images of the root mean squared CDF difference.", not_below=0),
+        _metric("emd_r2", "Mean over images of the root mean squared difference of their CDFs.", not_below=0),
         _metric("srcc", "Spearman's rank correlation of the mean scores.", not_below=-1),
         _metric("plcc", "Pearson's correlation of the mean scores.", not_below=-1),
-        _metric("accuracy", "Share of images on the right side of a mean score of 5.", not_below=0),
+        _metric("accuracy", "Share of images predicted on the right side of a mean score of 5.", not_below=0),
         _metric("mae", "Mean absolute error of the mean scores, in score points.", not_below=0),
         _metric("rmse", "Root mean squared error of the mean scores, in score points.", not_below=0),
     ),
@@ -101,9 +101,9 @@ def _share(name: str, what: str) -> Column:
 
 PREDICTIONS = Table(
     name="predictions",
-    description="Predicted and true score distributions, a row an image. image_id may be a string.",
+    description="Predicted and true score distributions, one row per image. image_id may be a string.",
     columns=(
-        Column(name="image_id", dtype="int64", description="The image's id; int64 where every id is an integer."),
+        Column(name="image_id", dtype="int64", description="The image's id; int64 if every id is an integer."),
         Column(name="pred_mean", dtype="float64", description="Mean of the predicted distribution, 1 to 10."),
         Column(name="gt_mean", dtype="float64", description="Mean of the true votes, 1 to 10, from integer counts."),
         *(_share(f"pred_dist_{score}", f"Predicted share of score {score}.") for score in SCORES),

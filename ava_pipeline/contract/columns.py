@@ -80,7 +80,7 @@ class Column(Declaration):
         is_number = self.dtype in {"int64", "float32", "float64"}
         if self.not_below is not None and not (is_number and abs(self.not_below) <= _LARGEST_INTEGERS["float64"]):
             raise ValueError(
-                f"column {self.name!r}: not_below needs a number column and a limit between -2**53 and 2**53"
+                f"column {self.name!r}: not_below needs a column of numbers and a limit between -2**53 and 2**53"
             )
         if self.one_of is not None and not (self.dtype == "string" and self.one_of):
             raise ValueError(f"column {self.name!r}: one_of needs a string column and at least one text")
@@ -169,7 +169,7 @@ def _exact(dtype: Dtype, value: Any) -> Any:
 
 
 def _microseconds(time: datetime) -> int:
-    """Since 1970 UTC; a time without a zone is taken for UTC."""
+    """Since 1970 UTC; a time without a zone counts as UTC."""
     return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
 
 

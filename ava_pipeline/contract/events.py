@@ -1,4 +1,4 @@
-"""events.csv: what happened to a run beside its rows, under a closed set of names."""
+"""events.csv: what happened to a run besides its rows, under a closed set of names."""
 
 import json
 import re
@@ -49,17 +49,17 @@ _FORMULA_STARTS = ("=", "+", "-", "@")
 
 EVENTS = Table(
     name="events",
-    description="What happened to the run beside its rows. Written as CSV, whatever the formats.",
+    description="What happened to the run besides its rows. Always CSV, whatever the formats of the tables.",
     columns=(
         Column(name="batch_idx", dtype="int64", description="First batch concerned.", not_below=0),
         Column(name="batch_idx_end", dtype="int64", description="Last batch concerned.", not_below=0),
         Column(name="epoch", dtype="int64", description="0-based epoch of the first batch.", not_below=0),
-        Column(name="time_utc", dtype="timestamp", description="When it was noticed, UTC."),
+        Column(name="time_utc", dtype="timestamp", description="When it was noticed, in UTC."),
         Column(name="event", dtype="string", description="What happened.", one_of=get_args(EventName)),
-        Column(name="severity", dtype="string", description="How bad it is.", one_of=get_args(Severity)),
-        Column(name="column", dtype="string", description="The column concerned, where it is one.", nullable=True),
-        Column(name="value", dtype="float64", description="The figure that tells, where there is one.", nullable=True),
-        Column(name="message", dtype="string", description="One sentence for a person."),
+        Column(name="severity", dtype="string", description="How serious it is.", one_of=get_args(Severity)),
+        Column(name="column", dtype="string", description="Column, table or file concerned, if any.", nullable=True),
+        Column(name="value", dtype="float64", description="A number such as the steps lost, if any.", nullable=True),
+        Column(name="message", dtype="string", description="What happened, for a person to read."),
     ),
 )
 
@@ -92,7 +92,7 @@ def event_columns(events: Sequence[Event]) -> dict[str, list[Any]]:
 
 
 def _harmless(text: str) -> str:
-    """On one line, in UTF-8, and behind an apostrophe if a spreadsheet would run the text as a formula.
+    """On one line, in UTF-8, and after an apostrophe if a spreadsheet would run the text as a formula.
 
     Source: https://owasp.org/www-community/attacks/CSV_Injection
     """

@@ -2,7 +2,7 @@
 
 A journal is a sequence of frames, the schema's first. A frame is a header (magic, payload length, rows before the
 frame, rows in it, CRC32 of header and payload) and a payload, one Arrow IPC message. The checksum shows that a frame is
-damaged, the magic lets a reader find the next frame behind damaged bytes, and the rows before a frame show which of its
+damaged, the magic lets a reader find the next frame after damaged bytes, and the rows before a frame show which of its
 rows a Parquet file already holds.
 """
 
@@ -66,7 +66,7 @@ class JournalWriter:
     def _append(self, magic: bytes, message: pa.Buffer, num_rows: int) -> None:
         payload = memoryview(message)
         if len(payload) > MAX_PAYLOAD_BYTES:
-            raise OSError(f"{num_rows} rows take {len(payload)} bytes; a journal takes {MAX_PAYLOAD_BYTES} at once")
+            raise OSError(f"{num_rows} rows are {len(payload)} bytes; a journal accepts {MAX_PAYLOAD_BYTES} at once")
         header = _header(magic, payload, rows_before=self._num_rows, num_rows=num_rows)
         self._end = append_whole(self._file.fileno(), header + payload, self._end)
 
@@ -216,7 +216,7 @@ def _header(magic: bytes, payload: bytes | memoryview, *, rows_before: int, num_
 
 
 def _next_magic(file: BinaryIO, start: int, size: int) -> int:
-    """Where the next frame may begin, at `start` or behind it; `size` if none follows."""
+    """Where the next frame may begin, at `start` or after it; `size` if none follows."""
     while start < size:
         file.seek(start)
         block = file.read(_BLOCK_BYTES)
@@ -232,7 +232,7 @@ def _next_magic(file: BinaryIO, start: int, size: int) -> int:
 def _decoded(payload: pa.Buffer, schema: pa.Schema, num_rows: int) -> pa.RecordBatch:
     batch = pa.ipc.read_record_batch(payload, schema)
     if batch.num_rows != num_rows:
-        raise DamagedFileError(f"{batch.num_rows} rows; the header counts {num_rows}")
+        raise DamagedFileError(f"the frame has {batch.num_rows} rows, but its header counts {num_rows}")
     check_values(batch)
     check_batches(batch)
     return batch

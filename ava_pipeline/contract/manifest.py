@@ -27,13 +27,13 @@ class _Entry(BaseModel):
 
 
 class Group(_Entry):
-    """A group: the parameters behind one column."""
+    """A group: the parameters that one column measures."""
 
     role: Role
-    parent: str | None = Field(default=None, description="The smallest group that holds all of this one.")
-    parameters: tuple[str, ...] = Field(description="Names of the parameters in the model.")
+    parent: str | None = Field(default=None, description="The smallest group that contains all of this one.")
+    parameters: tuple[str, ...] = Field(description="Names of its parameters in the model.")
     trainable: bool | None = Field(
-        default=None, description="Whether any of them required gradients at the first collected step; null: not known."
+        default=None, description="Whether any of them required gradients at the first collected step; null if unknown."
     )
     learning_rates: tuple[str, ...] = Field(
         default=(), description="Columns of learning_rates whose optimizer groups held any of them at that step."
@@ -44,8 +44,8 @@ class StepCounters(_Entry):
     """Collected steps of one attempt: `collected == written + dropped + failed + pending`."""
 
     collected: Count = 0
-    written: Count = Field(default=0, description="Every writer took every row of the step.")
-    dropped: Count = Field(default=0, description="The channel had no room, or was closed.")
+    written: Count = Field(default=0, description="Every writer wrote every row of the step.")
+    dropped: Count = Field(default=0, description="The channel was full or closed, or measuring failed.")
     failed: Count = Field(default=0, description="A rule or a writer refused a row of the step, or fsync failed.")
     pending: Count = 0
 
@@ -58,22 +58,22 @@ class Attempt(_Entry):
     error: str | None = Field(default=None, description="Type of the exception that ended it.")
     started_utc: AwareDatetime
     ended_utc: AwareDatetime | None = None
-    resumed_from: Count = Field(default=0, description="Rows up to this batch are of earlier attempts.")
+    resumed_from: Count = Field(default=0, description="Rows up to this batch belong to earlier attempts.")
     collect_every_n: Annotated[int, Field(ge=1)]
     deferred: Count = Field(
-        default=0, description="Steps collected later than due: batches that only accumulated, or a user's own count."
+        default=0, description="Steps collected later than due, because of accumulation or the user's own count."
     )
     counters: StepCounters = Field(default_factory=StepCounters)
-    rows: dict[str, Count] = Field(default_factory=dict, description="Rows that each file took, by file name.")
+    rows: dict[str, Count] = Field(default_factory=dict, description="Rows written to each file, by file name.")
     set_aside: dict[str, Count] = Field(
         default_factory=dict,
-        description="Rows of earlier attempts that are no longer in the file, by its name: in superseded/, or lost.",
+        description="Rows of earlier attempts that are no longer in the file, by file name: superseded or lost.",
     )
     columns: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict, description="Of each table, the run's columns that this attempt measured."
+        default_factory=dict, description="The run's columns that this attempt measured, by table."
     )
     thresholds: dict[str, int | float | bool | None] = Field(
-        default_factory=dict, description="What signs are judged by, where it is not the usual."
+        default_factory=dict, description="Thresholds of signs that differ from their defaults."
     )
     argv: tuple[str, ...] = ()
     pid: Count = 0
@@ -91,7 +91,7 @@ class TableEntry(_Entry):
 
 
 class Manifest(_Entry):
-    """The content of the file."""
+    """The content of telemetry/manifest.json."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     status: Status = "running"

@@ -1,6 +1,6 @@
 """Parquet files: written whole and read back, read a part at a time, so that memory does not grow with a run's length.
 
-`RowStream` stands for the rows of a table without holding them. Writing compares the new file with its rows bit for bit
+`RowStream` represents the rows of a table without holding them. Writing compares the new file with its rows bit for bit
 before it gets its name; reading verifies the checksum of every page.
 """
 
@@ -230,7 +230,7 @@ def _batches(
             numbers = range(parquet.num_row_groups)
             groups = [number for number in numbers if _may_hold(parquet.metadata.row_group(number), batches)]
             wanted = None if columns is None else list(columns)
-            # One thread, beside the training.
+            # One thread, since training runs meanwhile.
             for batch in parquet.iter_batches(rows_per_batch, groups, wanted, use_threads=False):
                 check_values(batch)
                 if has_keys:

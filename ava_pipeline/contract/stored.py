@@ -1,4 +1,4 @@
-"""A table as Parquet stores it: the Parquet file, and behind its rows those that are still in the journal."""
+"""A table as Parquet stores it: the rows of the Parquet file, followed by those that are still in the journal."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -53,7 +53,7 @@ def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -
     try:
         return StoredTable(pa.concat_tables(tables, promote_options="permissive"), tuple(reader.damage))
     except pa.ArrowException as error:
-        raise DamagedFileError(f"{parquet} and the journal beside it have other columns: {error}.") from error
+        raise DamagedFileError(f"{parquet} and the journal beside it have different columns: {error}.") from error
 
 
 def _all_batches(reader: JournalReader) -> list[pa.RecordBatch] | None:
@@ -98,7 +98,7 @@ def store_journal(parquet: Path, journal: Path, schema: pa.Schema | None = None)
 
 
 def find_misfit(parquet: Path, journal: Path, schema: pa.Schema | None = None) -> Finding | None:
-    """A finding about the whole journal if `store_journal` could not put its rows behind those of the Parquet file.
+    """A finding about the whole journal if `store_journal` could not append its rows to those of the Parquet file.
 
     Nothing is written. Raise DamagedFileError if the Parquet file cannot be read.
     """

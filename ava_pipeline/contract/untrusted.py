@@ -1,6 +1,6 @@
 """Guards against what a run directory may hold after a disk, a copy or another program changed it.
 
-A run directory may lie on a broken disk, be copied in part, be unpacked from an archive or be edited by another
+A run directory may be on a broken disk, be copied in part, be unpacked from an archive or be edited by another
 program. Reading it runs no code, follows no link out of it, crashes no library and takes a bounded amount of memory.
 The checksums that `journal.py`, `parquet.py` and `check_zip` verify find changed bytes; this list holds the rest:
 
@@ -56,7 +56,7 @@ UNREADABLE = (*ARROW_ERRORS, DamagedFileError)
 
 # A name with one of these suffixes is a file's name.
 _FILE_SUFFIXES = frozenset({".csv", ".parquet", ".journal", ".json", ".lock", ".yaml", ".pt", PARTIAL_SUFFIX})
-# A column of equal values is packed thousandfold; the batches beside it are not.
+# A column of equal values is compressed thousandfold; the batches in the same table are not.
 _MAX_PACKING = 10_000
 _ALWAYS_ALLOWED_BYTES = 64 * 2**20
 _BLOCK_BYTES = 2**20
@@ -67,7 +67,7 @@ def check_inside(layout: RunLayout) -> None:
     """Refuse a run in which a name that telemetry reads or writes leads elsewhere or has the wrong type.
 
     The run directory itself may be a link, and its names may be links to other places inside it. Raise DamagedFileError
-    if a link leads out of the run directory, in a circle or to nothing; or if a folder, a pipe or a device stands in
+    if a link leads out of the run directory, in a circle or to nothing; or if a folder, a pipe or a device is in
     place of a file, or a file in place of a folder.
     """
     root, folders = layout.root.resolve(), layout.folders

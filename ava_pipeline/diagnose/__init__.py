@@ -1,1 +1,1 @@
-"""What a run's numbers say."""
+"""Judges a run: reads its tables, applies the signs of `signs/` to all rows, and prints the verdict."""

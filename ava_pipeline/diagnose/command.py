@@ -14,7 +14,7 @@ def diagnose_command(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Report warning signs in a run's numbers, with what to try, and healthy signs.
+    """Report warning signs and healthy signs in a run's numbers, with what to try.
 
     Example: ava-pipeline diagnose outputs/ava/demo
 

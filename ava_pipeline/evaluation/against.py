@@ -52,7 +52,7 @@ class Comparison:
     furthest: tuple[Image, ...]  # whose predicted mean scores differ most, largest difference first
 
     def verdicts(self) -> dict[str, str]:
-        """For each metric `better` or `worse` if 0 lies outside its interval, else `unclear`."""
+        """For each metric `better` or `worse` if 0 is outside its interval, else `unclear`."""
         low, high = asdict(self.difference.low), asdict(self.difference.high)
         return {name: _verdict(low[name], high[name], name in HIGHER_IS_BETTER) for name in low}
 
@@ -163,7 +163,7 @@ def _take(predicted: Predicted, rows: list[int]) -> Predicted:
 
 def _furthest(first: Predicted, second: Predicted) -> tuple[Image, ...]:
     distance: Floats = np.abs(first.pred_mean - second.pred_mean)
-    rows = np.argsort(-distance, kind="stable")[:NUM_SHOWN]  # nan stands last
+    rows = np.argsort(-distance, kind="stable")[:NUM_SHOWN]  # nan is last
     ids = first.image_ids
     return tuple(
         Image(

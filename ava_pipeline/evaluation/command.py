@@ -46,7 +46,7 @@ def evaluate_command(
     The lines "from" and "to" below a file are the ends of its 95 % intervals
     (percentile bootstrap over the images, always with the same seed).
     --against pairs the images by image_id and draws the same images for both
-    sides. Of a run it takes the last epoch; give a file to compare another one.
+    sides. Of a run, the last epoch is compared; give a file for another epoch.
     Files that cannot be read are named, and the others are evaluated.
 
     Exit status: 0 success, 1 a file cannot be read or holds no predictions,

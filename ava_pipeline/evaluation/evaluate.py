@@ -40,7 +40,7 @@ Resampled: TypeAlias = Mapping[str, Floats]  # metric -> [resamples]
 class Interval:
     """The range that holds 95 % of the resamples, for each metric; nan where a metric is not defined."""
 
-    low: Metrics  # 2.5 % of the resamples lie below
+    low: Metrics  # 2.5 % of the resamples are below
     high: Metrics
     num_resamples: int
 
@@ -83,7 +83,7 @@ def evaluate(path: str | PathLike[str], *, num_resamples: int = 0) -> Evaluation
 
     Args:
         path: a Parquet file with the columns pred_dist_1..10, gt_dist_1..10, pred_mean and gt_mean.
-        num_resamples: resamples of the bootstrap behind each interval; 0 computes no intervals.
+        num_resamples: bootstrap resamples for each interval; 0 computes no intervals.
 
     Raises:
         DamagedFileError: the file is not Parquet, or lacks these columns.
@@ -102,7 +102,7 @@ def evaluate(path: str | PathLike[str], *, num_resamples: int = 0) -> Evaluation
 def prediction_paths(path: Path) -> Sequence[Path]:
     """List the files of predictions of a run directory, a predictions folder or a Parquet file, by set and epoch.
 
-    Raise NotARunError if there are no predictions, or if the file is not Parquet, and DamagedFileError if a file lies
+    Raise NotARunError if there are no predictions, or if the file is not Parquet, and DamagedFileError if a file is
     outside the run.
     """
     if path.is_file():

@@ -1,1 +1,1 @@
-"""Many runs at once: their tables as datasets, and a list with one run a line."""
+"""Many runs at once: their tables as datasets, and a list with one run per line."""

@@ -44,7 +44,7 @@ def runs_command(
     quick: Annotated[bool, typer.Option("--quick", help="Skip findings, which need every row to be read.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with all settings, for programs.")] = False,
 ) -> None:
-    """List runs, one a line: status, best metrics, settings that differ, first finding.
+    """List runs, one per line: status, best metrics, settings that differ, first finding.
 
     Example: ava-pipeline runs 'outputs/ava/*' --sort srcc --where 'lr>1e-3'
 

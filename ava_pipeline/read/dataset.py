@@ -1,6 +1,6 @@
 """Tables of runs as one Arrow dataset, which reads files when it is scanned.
 
-A complete Parquet file is scanned where it lies. Rows in a journal or a CSV file are files of an in-memory file system,
+A complete Parquet file is scanned in place. Rows in a journal or a CSV file are files of an in-memory file system,
 each made when it is opened, so that a query also finds the latest rows of a live run and nothing is written.
 """
 
@@ -34,7 +34,7 @@ _IPC = ds.IpcFileFormat()
 
 @dataclass(frozen=True, slots=True)
 class DatasetPart:
-    """Rows of a dataset that lie together."""
+    """Rows of a dataset that come from one source."""
 
     source: Path | ReadRows  # a complete Parquet file, or a function that reads all rows when a query needs them
     schema: pa.Schema
@@ -84,7 +84,7 @@ def _unified_schema(parts: Sequence[DatasetPart], keys: Sequence[str]) -> pa.Sch
             schema = pa.unify_schemas([schema, _nullable(part, keys)], promote_options="permissive")
         except pa.ArrowException as error:
             raise DamagedFileError(
-                f"{_part_name(part)}: types differ from those of earlier tables: {error}."
+                f"{_part_name(part)}: its types differ from those of earlier tables: {error}."
             ) from error
     return schema
 
@@ -93,7 +93,7 @@ def _nullable(part: DatasetPart, keys: Sequence[str]) -> pa.Schema:
     taken = set(keys) & set(part.schema.names)
     if taken:
         raise DamagedFileError(
-            f"{_part_name(part)} already has a column {', '.join(sorted(taken))}. Read it alone, with open_run()."
+            f"{_part_name(part)} already has a column {', '.join(sorted(taken))}. Read it separately, with open_run()."
         )
     return pa.schema([column.with_nullable(True) for column in part.schema])  # noqa: FBT003  # Arrow's own order
 

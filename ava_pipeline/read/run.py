@@ -66,7 +66,7 @@ class Run:
     Frames are Arrow-backed: nan means "measured and not finite", `pd.NA` means "not measured".
 
     Example:
-        >>> run = Run(RunLayout(Path("outputs/ava/my_run")))
+        >>> run = open_run("outputs/ava/my_run")  # doctest: +SKIP
         >>> run.arrow("learning_rates", batches=(100, None)).num_rows  # doctest: +SKIP
     """
 
@@ -101,7 +101,7 @@ class Run:
         return self.table("steps")
 
     def events(self) -> "pd.DataFrame":
-        """What happened beside the rows; empty if nothing did."""
+        """What happened besides the rows; empty if nothing was recorded."""
         return frame(read_table(self.layout, RunTable.of(EVENTS)))
 
     def table(
@@ -116,7 +116,7 @@ class Run:
         """Any table that the manifest declares, as Arrow.
 
         Args:
-            name: of the table.
+            name: the table.
             columns: the columns to read, in this order; all if left out.
             batches: the first and the last `batch_idx` to read, both included; None as the last reads to the end.
                 Of a Parquet file, only the row groups and columns needed are read.
@@ -266,7 +266,7 @@ def read_settings(layout: RunLayout) -> dict[str, Any]:
 
 
 def frame(rows: pa.Table) -> "pd.DataFrame":
-    """Arrow rows as an Arrow-backed frame, since pandas' own floats do not tell nan from null."""
+    """Arrow rows as an Arrow-backed frame, since pandas' own floats do not distinguish nan from null."""
     import pandas as pd  # noqa: PLC0415  # takes half a second, and most readers need only Arrow
 
     return rows.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)

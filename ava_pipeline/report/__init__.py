@@ -1,1 +1,1 @@
-"""One HTML page of one run or several: findings, plots, tables and facts."""
+"""An HTML page of one or several runs: findings, plots, tables and facts."""

@@ -15,7 +15,7 @@ from ava_pipeline.report.traces import bounds_of, traces_of
 
 _HEIGHT_PX, _SUBPLOT_HEIGHT_PX, _MARGINS_PX = 400, 165, 100
 _GAP_PX = 30
-_EPOCH_NAMES_PX = 16  # the names of epochs stand above the name of the first subplot
+_EPOCH_NAMES_PX = 16  # the names of epochs are above the name of the first subplot
 _LOG = {"type": "log", "exponentformat": "power"}
 _LINEAR = {"type": "linear", "exponentformat": "power", "minexponent": 6, "separatethousands": True}
 _NUM_TICKS, _NUM_LOG_TICKS = 5, 3  # a subplot is low: as many ticks as plotly chooses would overlap

@@ -24,18 +24,18 @@ def report_command(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="The page to write; of one run, RUN/report.html if omitted."
+            "--output", "-o", metavar="FILE", help="The page to write; by default RUN/report.html of a single run."
         ),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     live: Annotated[
         int | None,
         typer.Option(
-            metavar="PORT", min=0, max=65535, help="Serve an up-to-date page on 127.0.0.1; 0 picks a free port."
+            metavar="PORT", min=0, max=65535, help="Serve the page, kept up to date, on 127.0.0.1; 0 picks a free port."
         ),
     ] = None,
 ) -> None:
-    """Write an HTML page of one run or several: findings, plots and tables.
+    """Write an HTML page of one or several runs: findings, plots and tables.
 
     Example: ava-pipeline report outputs/ava/demo --open
 
@@ -63,7 +63,7 @@ def report_command(
     if path.is_dir():
         raise typer.BadParameter(f"-o {path} is a folder; give the name of a file in it.")
     with _naming_the_file(path):
-        write_report(found, path)
+        write_report({name: layout.root for name, layout in found.items()}, path)
     typer.echo(f"Report: {path}")
     if open_it:
         webbrowser.open(path.resolve().as_uri())
@@ -75,7 +75,7 @@ def plot_command(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="The picture; its ending, such as .png or .svg, decides the format."
+            "--output", "-o", metavar="FILE", help="The picture; its suffix, such as .png or .svg, sets the format."
         ),
     ] = Path("norms.png"),
 ) -> None:
@@ -99,7 +99,7 @@ def plot_command(
 
 def _default_path(layouts: Sequence["RunLayout"]) -> Path:
     if len(layouts) > 1:
-        raise typer.BadParameter(f"{len(layouts)} runs go on one page: name its file with -o FILE.html.")
+        raise typer.BadParameter(f"a page of {len(layouts)} runs needs a file name: give it with -o FILE.html.")
     return layouts[0].report
 
 

@@ -1,4 +1,4 @@
-"""What the page says beside its plots, and `page/contents.html` lays out: findings, tables, and facts of the run."""
+"""The findings, tables and facts of a run that `page/contents.html` shows beside the plots."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = "ava_pipeline.report"
 _LAYOUT: dict[str, Any] = {
-    "template": {},  # plotly's default template is 7 kB a figure and has no dark colours
+    "template": {},  # plotly's default template is 7 kB per figure and has no dark colours
     "autosize": True,
     "showlegend": False,  # the page has its own legends
     "margin": {"l": 56, "r": 14, "t": 26, "b": 44},
@@ -39,19 +39,20 @@ _LAYOUT: dict[str, Any] = {
 }
 
 
-def write_report(runs: Pattern | Iterable[Pattern] | Mapping[str, RunLayout], path: str | PathLike[str]) -> None:
-    """Write one HTML page of one run or several: findings, plots and tables.
+def write_report(runs: Pattern | Iterable[Pattern] | Mapping[str, Pattern], path: str | PathLike[str]) -> None:
+    """Write an HTML page of one or several runs: findings, plots and tables.
 
         from ava_pipeline import write_report
         write_report("outputs/ava/my_run", "report.html")
         write_report("outputs/ava/*", "compared.html")
+        write_report({"before": "outputs/ava/a", "after": "outputs/ava/b"}, "compared.html")
 
     The page is one file that needs no network, and it appears complete or not at all.
 
     Args:
-        runs: a run directory, a pattern such as `outputs/ava/*`, or several of them; or run layouts by the names
-            that the page shows.
-        path: of the page.
+        runs: a run directory, a pattern such as `outputs/ava/*`, or several of them; or run directories by the
+            names that the page shows.
+        path: the file to write.
 
     Raises:
         ConfigError: the extra `report` is not installed.
@@ -59,7 +60,9 @@ def write_report(runs: Pattern | Iterable[Pattern] | Mapping[str, RunLayout], pa
         OSError: the page cannot be written.
     """
     require_extra("A report", "report", "jinja2", "plotly")
-    layouts = runs if isinstance(runs, Mapping) else find_runs(runs)
+    layouts = (
+        {name: RunLayout(Path(run)) for name, run in runs.items()} if isinstance(runs, Mapping) else find_runs(runs)
+    )
     page = render_page([read_run_data(name, layout) for name, layout in layouts.items()])
     with written_aside(Path(path)) as file:
         file.write(page.encode("utf-8", "replace"))

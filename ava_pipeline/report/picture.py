@@ -23,9 +23,9 @@ _FORMATS = ("png", "svg", "pdf", "jpg", "webp")
 
 
 def write_picture(run: RunData, path: Path) -> None:
-    """Write a picture of the norms of each group, in the format of the file's ending.
+    """Write a picture of the norms of each group, in the format of the file's suffix.
 
-    Raise ConfigError if the ending is not that of a format, and NotARunError if the run has no gradient norms yet.
+    Raise ConfigError if the suffix is not that of a format, and NotARunError if the run has no gradient norms yet.
     """
     if path.suffix.removeprefix(".").lower() not in _FORMATS:
         raise ConfigError(f"{path}: expected a name that ends in .{', .'.join(_FORMATS)}, got {path.suffix!r}.")

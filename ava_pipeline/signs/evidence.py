@@ -52,7 +52,7 @@ class Evidence:
         early_median: their median; 0 if none is finite.
     """
 
-    def __init__(  # three tables, and what is known beside them, each with its name
+    def __init__(  # three tables and further facts, each with its name
         self,
         *,
         norms: TableValues,

@@ -75,7 +75,7 @@ def _uncounted_rows(attempt: Attempt, begin: int, rows: BatchIndices) -> Iterato
     num_missing = max(counters.dropped + counters.failed, counters.written - len(rows))
     if num_missing > 0:
         last = int(rows[-1]) if len(rows) else begin
-        message = f"{num_missing} of {collected_steps(counters.collected)}, by the manifest's counters."
+        message = f"{num_missing} of {collected_steps(counters.collected)}, according to the manifest's counters."
         yield _finding(min(begin + 1, last), last, message, value=float(num_missing))
 
 

@@ -31,7 +31,7 @@ _DEAD_LAYER = LastingState(
     sign="dead-layer",
     message="{column} is dead: its norm is {value:.2g} of {whole}'s over {num_rows} collected steps.",
     message_if_null="{column} is dead: it had no gradients over {num_rows} collected steps.",
-    advice="Check the activation behind this layer: ReLUs that are negative for every input pass no gradient back. "
+    advice="Check the activation after this layer: ReLUs that are negative for every input pass no gradient back. "
     "Lower the learning rate, start with a bias of 0, or use LeakyReLU or GELU.",
 )
 
@@ -66,7 +66,7 @@ _HEAD_DOMINATING = LastingState(
     sign="head-dominating",
     message="{column} dominates: its norm is {value:.3g} times that of all other parameters over {num_rows} collected "
     "steps.",
-    advice="Lower the head's initial weights or its learning rate, warm the rates up, or normalise the features. If "
+    advice="Lower the head's initial weights or its learning rate, use warm-up, or normalise the features. If "
     "the backbone should hardly learn, freeze it with requires_grad.",
 )
 

@@ -9,7 +9,7 @@ from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues
 from ava_pipeline.signs.gradients import share
 from ava_pipeline.signs.thresholds import Thresholds
 
-# No group learns beside a warning of these,
+# No group learns if one of these warns,
 _NOTHING_LEARNS = ("non-finite", "vanishing", "exploding", "not-measured")
 # and a group does not learn if one of these names it.
 _GROUP_DOES_NOT_LEARN = ("backbone-not-learning", "dead-layer", "head-dominating", "not-optimized")
@@ -59,7 +59,7 @@ class _RunHealth:
         if not self._has("telemetry-gap"):
             num_rows = self._run.norms.num_rows
             rows = f"{num_rows} of " if self._num_collected is not None else ""
-            message = f"all {rows}{self._num_collected or num_rows} collected steps are there."
+            message = f"rows exist for all {rows}{self._num_collected or num_rows} collected steps."
             yield _healthy("rows-complete", self._run.norms, message, value=float(num_rows))
 
     def steady(self) -> Iterator[Finding]:

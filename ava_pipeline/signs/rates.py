@@ -62,7 +62,7 @@ def _ratio_of_medians(values: Floats) -> float:
 
 _RATE_ORDER = LastingState(
     sign="learning-rate-order",
-    message="{column}, the head's rate, is {value:.3g} times {backbone}, the backbone's; expected it to be above.",
+    message="{column}, the head's rate, is {value:.3g} times {backbone}, the backbone's; expected it to be higher.",
     advice=_GROUPS_ADVICE,
     bridge=0,
     average=_ratio_of_medians,

@@ -32,7 +32,7 @@ SIGNS: tuple[Sign, ...] = (
 SINGLE_BATCH_SIGNS = frozenset({"spike", "non-finite", "learning-rate-jump", "telemetry-gap"})
 # Signs whose findings name the samples of their first batch.
 SIGNS_WITH_SAMPLES = frozenset({"spike", "non-finite"})
-# A finding of the sign on the left follows from one on the right over the same batches, and is left out beside it.
+# A finding of the sign on the left follows from one on the right over the same batches, and is then left out.
 _EXPLAINED_BY: Mapping[str, frozenset[str]] = {
     "head-dominating": frozenset({"backbone-not-learning"}),
     "spike": frozenset({"exploding"}),

@@ -69,7 +69,7 @@ def _spikes(rows: TableValues, column: str, ratios: Floats, limits: Thresholds) 
 
 
 def _deviations(values: Floats, index: int, window: int) -> float:
-    """How many robust deviations a value's logarithm lies above the median of those before it."""
+    """How many robust deviations a value's logarithm is above the median of those before it."""
     before = values[max(0, index - window) : index]
     logs = np.log10(before[np.isfinite(before) & (before > 0)])
     median = np.median(logs)
@@ -148,8 +148,8 @@ def ratios_to_median(values: Floats, window: int, *, below: float = -np.inf, abo
     """Each value divided by the median of the at most `window` positive values before it, as float64 [rows].
 
     A median costs more than a minimum, so a row gets its ratio only if it could be below or above the given bounds: the
-    median lies between the smallest and the largest value of its window. In place of values before the first row stands
-    the first positive value, as with `mode="nearest"` of `scipy.ndimage.median_filter`. Other rows are nan, and so are
+    median is between the smallest and the largest value of its window. Values before the first row are replaced by the
+    first positive value, as with `mode="nearest"` of `scipy.ndimage.median_filter`. Other rows are nan, and so are
     values that are not finite, or have fewer than 16 values before them.
     """
     ratios = np.full(len(values), np.nan)
@@ -204,8 +204,8 @@ class Trend(NamedTuple):
 def trend_of(values: Floats, *, least_rise: float) -> Trend | None:
     """The trend of the finite values in time; None if they are fewer than 128, or hardly rise.
 
-    The medians of 32 blocks stand for the rows, so that single batches weigh little and a million rows cost little.
-    Half of `least_rise` must lie between the medians of the first and of the last quarter.
+    The rows are reduced to medians of 32 blocks, so that single batches weigh little and a million rows cost little.
+    The medians of the first and of the last quarter must differ by half of `least_rise`.
     """
     finite = values[np.isfinite(values)]
     if len(finite) < _LEAST_TREND_ROWS:

@@ -20,8 +20,8 @@ from ava_pipeline.signs.evidence import (
 from ava_pipeline.signs.thresholds import Thresholds
 
 _NON_FINITE_ADVICE = (
-    "Check the first of these batches: labels, decoding, a logarithm or a division of 0. Every weight may be nan after "
-    "it: return to a checkpoint from before."
+    "Check the first of these batches: labels, decoding, a logarithm of 0 or a division by 0. Every weight may be nan "
+    "after it: go back to an earlier checkpoint."
 )
 # Floats that are not finite over fewer rows can be a single batch.
 _LASTING_ROWS = 3
@@ -78,7 +78,7 @@ def _loss_scales(steps: TableValues, rows: TableValues) -> Floats:
 def _is_scale_search(is_bad: Bools, scales: Floats, span: RowRange) -> bool:
     """Whether a GradScaler lowers its scale here, step by step, below any before, as at the beginning of a run.
 
-    The effect of the table's last row is not known yet, and is taken to be as it should.
+    The effect of the table's last row is not known yet, and is assumed to be as it should.
     """
     end = min(span.last + 1, len(scales) - 1)
     rows = np.flatnonzero(is_bad[span.first : end]) + span.first

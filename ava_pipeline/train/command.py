@@ -39,7 +39,7 @@ def train_command(
     Ctrl-C, SIGTERM and SIGUSR1 end training after the current batch, with a
     checkpoint. The exit status is then 128 plus the number of the signal (130,
     143, 138 on Linux). To continue, run the same command with --resume instead
-    of --restart. A second Ctrl-C ends at once.
+    of --restart. A second Ctrl-C ends it immediately.
     """
     if resume and restart:
         raise typer.BadParameter("--resume continues a run, --restart starts over; give only one of them.")

@@ -92,7 +92,7 @@ class Outcome:
 
 
 def show_summary(outcome: Outcome, console: Console) -> None:
-    """Print the epochs beside the constant predictor, the last norms, telemetry's cost, the files and what is next."""
+    """Print the epochs and the constant predictor, the last norms, telemetry's cost, the files and what is next."""
     if outcome.results:
         console.print(_epochs(outcome))
     norms = last_norms(outcome.layout)
@@ -144,7 +144,7 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     yield f"Files: {root}/ ({', '.join(_written(outcome.layout))})"
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
-        yield f"Stopped by {name}, with a checkpoint. To continue: the same command with --resume, without --restart."
+        yield f"Stopped by {name}, with a checkpoint. To continue, run it again with --resume and without --restart."
         return
     yield f"Next: ava-pipeline validate {root}; ava-pipeline evaluate {root}"
 

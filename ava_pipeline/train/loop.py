@@ -78,7 +78,7 @@ class StopSignals:
         if os.getpid() == self._owner:
             # The progress bar hides the cursor, and a second Ctrl-C would leave it hidden.
             cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-            os.write(2, f"{cursor}\nEnding after this batch, with a checkpoint. Ctrl-C ends at once.\n".encode())
+            os.write(2, f"{cursor}\nEnding after this batch, with a checkpoint. Ctrl-C ends immediately.\n".encode())
 
 
 def _handled_signals() -> list[int]:

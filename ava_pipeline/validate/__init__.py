@@ -1,1 +1,1 @@
-"""A run directory against its contract."""
+"""Checks a run directory against its contract."""

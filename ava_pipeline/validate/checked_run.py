@@ -90,7 +90,7 @@ class CheckedFile:
 
 @dataclass(frozen=True, slots=True)
 class CheckedTable:
-    """The readable files of one table: its CSV file, and its Parquet file with the journal behind it.
+    """The readable files of one table: its CSV file, and its Parquet file with the journal that continues it.
 
     `is_same` says whether both hold the same values, row by row.
     """

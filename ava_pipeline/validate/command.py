@@ -78,7 +78,7 @@ def validate_command(
     ],
     *,
     table: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The table of a single file, if its name does not say it.")
+        str | None, typer.Option(metavar="NAME", help="The table of a single file, if its name does not show it.")
     ] = None,
     ignore: Annotated[
         list[str] | None,
@@ -97,7 +97,7 @@ def validate_command(
     Each finding is a line: file:line column: severity: what is wrong \[rule].
     The line is that of the CSV file; in Parquet it is the number of the row.
     Rows that a running job has yet to finish are not findings. A single file
-    is checked by the rules for its rows; if it lies in a run, the manifest of
+    is checked by the rules for its rows; if it is in a run, the manifest of
     that run applies. A path that is not a run is reported, the others are still
     checked, and the exit status is the worst of all.
 

@@ -137,13 +137,13 @@ class LineNumbers:
     """The lines on which the rows of a CSV file begin, as an editor counts them; the header is line 1.
 
     Rows of one line each take no memory; a block with blank lines, or with line feeds in quoted text, takes 8 bytes
-    a row.
+    per row.
     """
 
     def __init__(self) -> None:
         self.num_rows = 0
         self._num_lines = 1
-        self._starts: list[int] = []  # of each block: how many rows stand before it
+        self._starts: list[int] = []  # of each block: how many rows come before it
         self._lines: list[int | Integers] = []  # of each block: line minus row, or the line of each row
 
     def append(self, data: bytes, num_rows: int) -> None:

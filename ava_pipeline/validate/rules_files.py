@@ -19,17 +19,17 @@ from ava_pipeline.read.csv import ONE_THREAD, convert_options, parse_options
 from ava_pipeline.validate.checked_run import CheckedRun
 from ava_pipeline.validate.listing import AddBreach, Breach, Cell, Rule, relative
 
-MISSING = Rule("files.missing", "Every format of a table that the manifest counts rows in has its file.")
+MISSING = Rule("files.missing", "Every file of a table in which the manifest counts rows exists.")
 LEFTOVER = Rule("files.leftover", "No half-written or unfinished file is left over.", "warning")
-NAME = Rule("files.name", "Every file in telemetry/ and predictions/ is one of the run's.", "warning")
+NAME = Rule("files.name", "Every file in telemetry/ and predictions/ belongs to the run.", "warning")
 # The reader of a table finds these.
 UNREADABLE = Rule("files.unreadable", "Every file can be read.")
 COLUMNS = Rule("files.columns", "A file has the columns that the manifest declares, in order.")
 DTYPE = Rule("files.dtype", "A Parquet column has its declared type.")
 TORN = Rule("files.torn-line", "The CSV file of an ended run ends with a whole line.")
-LINE_END = Rule("files.line-end", "A CSV line ends in LF alone.")
+LINE_END = Rule("files.line-end", "A CSV line ends in LF, without CR.")
 LINE = Rule("files.line", "A CSV line has one field for each column.")
-VALUE = Rule("values.dtype", "A CSV field reads as its column's type.")
+VALUE = Rule("values.dtype", "A CSV field can be read as its column's type.")
 JOURNAL = Rule("files.journal", "Every byte of a journal belongs to a whole frame.")
 
 
@@ -101,7 +101,7 @@ def cast_rows(rows: pa.Table, declaration: RunTable, file: str, add: AddBreach) 
     try:
         return rows.cast(nullable(declared))
     except pa.ArrowException as error:
-        add(UNREADABLE.broken(file, f"its values cannot become the declared types: {str(error).rstrip('.')}."))
+        add(UNREADABLE.broken(file, f"its values cannot be cast to the declared types: {str(error).rstrip('.')}."))
         return None
 
 
@@ -141,7 +141,7 @@ def _line_breach(file: str, line: csv.InvalidRow, start: int) -> Breach:
 def _value_breaches(text: pa.Table, file: str, declaration: RunTable, rows: NDArray[np.intp]) -> Iterator[Breach]:
     for column, arrow_type in zip(declaration.columns, declaration.arrow_schema.types, strict=True):
         values = text.column(column.name).combine_chunks()
-        # Each distinct text is cast once: the same mistake often stands in many rows.
+        # Each distinct text is cast once: the same mistake is often in many rows.
         distinct = values.dictionary_encode()
         bad = list(_uncastable(distinct.dictionary, arrow_type, 0))
         if bad:

@@ -10,7 +10,7 @@ from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun
 from ava_pipeline.validate.listing import AddBreach, Breach, Rule, without_path
 
 # A run of training without any telemetry, though its config has it on, breaks this rule too: rules_training.
-MISSING = Rule("manifest.missing", "Tables stand beside a manifest, and what a config says is collected does.")
+MISSING = Rule("manifest.missing", "A run with tables, or whose config has telemetry on, has a manifest.")
 INVALID = Rule("manifest.invalid", "The manifest is one of this schema version.")
 ATTEMPTS = Rule("manifest.attempts", "Attempts are numbered 1, 2, 3, ... and only the last one can be running.")
 STATUS = Rule("manifest.status", "The manifest's status is that of its last attempt.")
@@ -18,8 +18,8 @@ GROUPS = Rule("manifest.groups", "A column of norms is a group of the manifest, 
 KILLED = Rule("run.killed", "A run with the status running shows a sign of life every few seconds.", "info")
 SUM = Rule("counters.sum", "collected = written + dropped + failed + pending, in each attempt.")
 PENDING = Rule("counters.pending", "A finished attempt has no pending rows.")
-ROWS = Rule("counters.rows", "A file holds the rows that its attempts wrote, less those moved to superseded/.")
-WRITTEN = Rule("counters.written", "Every file took a row of each step that counts as written.")
+ROWS = Rule("counters.rows", "A file holds the rows that its attempts wrote, minus those moved to superseded/.")
+WRITTEN = Rule("counters.written", "Each step that counts as written has a row in every file.")
 
 MANIFEST = "telemetry/manifest.json"
 

@@ -33,13 +33,13 @@ from ava_pipeline.validate.rules_values import check_columns
 
 SUM = Rule("predictions.sum", "Ten shares add up to 1, to 1e-4.")
 MEAN = Rule("predictions.mean", "A mean is the sum of k times the share of score k, to 1e-4.")
-BOUNDS = Rule("predictions.bounds", "A mean lies between 1 and 10.")
+BOUNDS = Rule("predictions.bounds", "A mean is between 1 and 10.")
 UNIQUE = Rule("predictions.unique", "An image has one row in a file.")
 IDS = Rule("predictions.ids", "Every epoch of a set predicts the same images.")
-TRUTH = Rule("predictions.truth", "An image's true votes are the same every epoch.")
-EPOCH = Rule("predictions.epoch", "A set's epochs follow each other without one left out.", "warning")
+TRUTH = Rule("predictions.truth", "An image's true votes are the same in every epoch.")
+EPOCH = Rule("predictions.epoch", "The epochs of a set follow each other without a gap.", "warning")
 METRIC_ORDER = Rule("metrics.order", "metrics.csv has one row per epoch, each one epoch after the row before.")
-METRIC_MISMATCH = Rule("metrics.mismatch", "A figure of metrics.csv is what that epoch's predictions give, to 1e-6.")
+METRIC_MISMATCH = Rule("metrics.mismatch", "A value of metrics.csv is that of the epoch's predictions, to 1e-6.")
 MISSING = Rule("metrics.predictions", "If predictions are saved, each epoch of metrics.csv has its file.")
 
 # The error of ten float32 shares, and of shares rounded to four digits.
@@ -140,7 +140,7 @@ def _skipped_epochs(layout: RunLayout, files: Sequence[PredictionFile]) -> Itera
 
 
 def _check_set(run: CheckedRun, files: Sequence[PredictionFile]) -> Iterator[Breach]:
-    """Each file by itself, against the set's first readable file, and against metrics.csv."""
+    """Each file alone, against the set's first readable file, and against metrics.csv."""
     first: Window | None = None
     for file in files:
         problems: list[Breach] = []

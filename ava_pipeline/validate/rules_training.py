@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from ava_pipeline.config.models import RunConfig
 
 INVALID = Rule("config.invalid", "config.yaml is a config of ava-pipeline train.")
-MISSING = Rule("config.missing", "A run of ava-pipeline train holds its config.yaml.")
-METRICS = Rule("metrics.missing", "A run of ava-pipeline train that finished an epoch holds metrics.csv.")
-NO_ROW = Rule("telemetry.no-row", "A run whose config has telemetry on is long enough for a row of it.", "warning")
-CHECKPOINT = Rule("files.checkpoint", "Every part of a checkpoint of ava-pipeline train has its checksum.")
+MISSING = Rule("config.missing", "A run of ava-pipeline train has its config.yaml.")
+METRICS = Rule("metrics.missing", "A run of ava-pipeline train that finished an epoch has metrics.csv.")
+NO_ROW = Rule("telemetry.no-row", "A run whose config has telemetry on is long enough for a row.", "warning")
+CHECKPOINT = Rule("files.checkpoint", "Every part of a checkpoint of ava-pipeline train matches its checksum.")
 
 JOB = "ava-pipeline train"
 
 
 def check_run(run: CheckedRun) -> Iterator[Breach]:
-    """The config, the checkpoint, and the files that the config promises; a training loop of the user's needs none."""
+    """The config, the checkpoint, and the files that the config promises; a user's own training loop needs none."""
     if not run.layout.config.exists():
         yield from () if run.is_open else _missing_config(run)
         return
@@ -47,7 +47,7 @@ def check_run(run: CheckedRun) -> Iterator[Breach]:
 
 
 def _missing_config(run: CheckedRun) -> Iterator[Breach]:
-    """Only files of the job's own prove that it ran: another loop may write metrics.csv and checkpoints/ too."""
+    """Only files that no other loop writes prove that the job ran: metrics.csv and checkpoints/ may be another's."""
     if run.manifest is not None and run.manifest.run_info.get("job") == JOB:
         proof = f"the manifest's run_info names the job {JOB!r}"
     elif run.layout.metrics.exists() and run.layout.split.exists():

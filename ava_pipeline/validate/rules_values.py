@@ -15,13 +15,13 @@ from ava_pipeline.validate.checked_run import Window
 from ava_pipeline.validate.listing import Breach, Cell, Rule
 
 NULL = Rule("values.null", "A value is only missing if its column allows it.")
-RANGE = Rule("values.range", "A number is not below the least that its column allows.")
-CHOICE = Rule("values.choice", "A word is one of those that its column allows.")
+RANGE = Rule("values.range", "A number is not below the minimum of its column.")
+CHOICE = Rule("values.choice", "A text is one of those that its column allows.")
 FINITE = Rule("rates.finite", "A learning rate is a finite number.")
 ENDS = Rule("events.range", "An event ends at or after the batch at which it begins.")
 HEAD_SUM = Rule("norms.head-sum", "The head's squared norm is the sum of its layers' squares, to 1e-5.")
 PARTITION = Rule("norms.partition", "A group's squared norm is the sum of its children's squares, to 1e-5.")
-OVERALL = Rule("norms.overall", "No group's norm is above the overall norm, by more than 1e-5 of it.")
+OVERALL = Rule("norms.overall", "No group's norm is more than 1e-5 (relative) above the overall norm.")
 
 _COLUMN_RULES = {rule.id: rule for rule in (NULL, RANGE, CHOICE)}
 

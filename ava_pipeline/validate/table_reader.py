@@ -1,4 +1,4 @@
-"""Reads the files of a table window by window: CSV in blocks of lines, and Parquet with the journal behind it."""
+"""Reads the files of a table window by window: CSV in blocks of lines, and Parquet with the journal after it."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -150,7 +150,7 @@ class StoredFile:
         try:
             return rows.cast(self.schema)
         except pa.ArrowException as error:
-            raise DamagedFileError(f"its values cannot become the declared types: {error}") from error
+            raise DamagedFileError(f"its values cannot be cast to the declared types: {error}") from error
 
 
 def _stored_rows(file: str, parquet: Path, journal: Path, declaration: RunTable, listing: Listing) -> RowStream:
@@ -178,11 +178,11 @@ def _stored_rows(file: str, parquet: Path, journal: Path, declaration: RunTable,
     try:
         return concat_rows(*streams) if streams else RowStream.of(pa.table({}))
     except pa.ArrowException as error:
-        raise DamagedFileError(f"{parquet} and the journal beside it hold different columns: {error}.") from error
+        raise DamagedFileError(f"{parquet} and the journal beside it have different columns: {error}.") from error
 
 
 def _new_rows(journal: Path, declaration: RunTable, num_stored: int) -> Iterator[pa.RecordBatch]:
-    """The journal's rows behind those of the Parquet file; none if the run ended, and it became Parquet, meanwhile."""
+    """The journal's rows after those of the Parquet file; none if the run ended, and it became Parquet, meanwhile."""
     with suppress(FileNotFoundError):
         yield from JournalReader(journal, declaration.arrow_schema).new_batches(num_stored)
 

@@ -82,7 +82,7 @@ def validate_run(
         MisuseError: `ignore` names a rule that does not exist.
 
     Example:
-        >>> for finding in validate_run("outputs/ava/my_run"):
+        >>> for finding in validate_run("outputs/ava/my_run"):  # doctest: +SKIP
         ...     print(finding)
     """
     listing = Listing(_checked_ids(ignore))
@@ -109,7 +109,7 @@ def _read_run(layout: RunLayout, listing: Listing, now: datetime) -> CheckedRun:
         return ()
 
     events = read_files(layout, RunTable.of(EVENTS), [check_values, explain], listing, is_open=is_open)
-    if not events.files:  # of a file that cannot be used nothing counts, however much of it was read
+    if not events.files:  # nothing counts of a file that cannot be used, however much of it was read
         explained = ExplainedBatches()
     metrics = _read_metrics(layout, check_values, listing, is_open=is_open)
     return CheckedRun(layout, manifest, is_open, tables, events, metrics, explained, now)
@@ -132,9 +132,9 @@ def _read_metrics(layout: RunLayout, check: Check, listing: Listing, *, is_open:
 
 
 def validate_file(path: str | PathLike[str], *, table: str | None = None, ignore: Sequence[str] = ()) -> list[Finding]:
-    """Check one file by itself: its columns, its types, its values, and the order of its rows.
+    """Check a single file: its columns, its types, its values, and the order of its rows.
 
-    Its table follows from Parquet metadata, its name or its columns. If it lies in a run, the run's manifest declares
+    Its table follows from Parquet metadata, its name or its columns. If it is in a run, the run's manifest declares
     the columns of the table and the norms that add up. Other files are not read.
 
     Args:
@@ -185,7 +185,7 @@ def _parquet_columns(path: Path) -> tuple[Sequence[str], str | None]:
 
 
 def _manifest_beside(path: Path) -> Manifest | None:
-    """The run's manifest, if the file lies in the folder of one; what is wrong with it is not this file's fault."""
+    """The run's manifest, if the file is in the folder of one; what is wrong with it is not this file's fault."""
     folder = path.resolve().parent
     if folder.name != "telemetry":
         return None

@@ -1,1 +1,1 @@
-"""The background thread: pending rows -> files."""
+"""The background thread: from pending rows to files."""

@@ -155,7 +155,7 @@ def _attempt(number: int, facts: RunFacts, superseded: dict[str, int]) -> Attemp
 
 
 def _git_commit() -> str | None:
-    """The commit of the training code, if it lies in a git checkout."""
+    """The commit of the training code, if it is in a git checkout."""
     folder = Path(sys.argv[0]).resolve().parent if sys.argv and sys.argv[0] else Path.cwd()
     return ask_git(folder, "rev-parse", "HEAD")
 
@@ -168,7 +168,7 @@ def _loss_events(
     first = min(attempts[-1].resumed_from + 1, last) if attempts else last
     events = [damage_event(finding, last if finding.severity == "info" else first, last) for finding in damage]
     for name, num_rows in missing.items():
-        message = f"it holds {num_rows} rows fewer than its attempts wrote: search superseded/ and damaged/."
+        message = f"it holds {num_rows} fewer rows than its attempts wrote: look in superseded/ and damaged/."
         lost = Finding(id="rows.missing", severity="error", message=message, file=f"telemetry/{name}")
         events.append(damage_event(lost, min(1, last), last))
     return events

@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 Numbers: TypeAlias = NDArray[np.floating] | list[object]
 
 MAX_ROWS_PER_WAKE = 128
-FULL = "they came faster than the files took them"
+FULL = "steps were collected faster than they could be written"
 CLOSED = "the channel was closed"
 
 
@@ -58,7 +58,7 @@ class TelemetryStats:
 
     Attributes:
         collected: steps that were due to be written.
-        written: every configured writer took every row of the step; for Parquet, the rows are safe in the journal.
+        written: every configured writer wrote every row of the step; for Parquet, the rows are safe in the journal.
         dropped: the channel was full or closed, or the step could not be measured.
         failed: a rule or a writer refused a row of the step, or the disk failed to sync it under `fsync`.
         pending: handed over, and neither written nor failed yet.

@@ -11,6 +11,7 @@ from ava_pipeline.contract.events import EVENTS, Event, event_columns, name_samp
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import WriteError, in_words
+from ava_pipeline.signs.evidence import collected_steps
 from ava_pipeline.write.channel import Gap, PendingStep
 from ava_pipeline.write.writers import CsvWriter, TableFiles
 
@@ -28,7 +29,7 @@ class EventLog:
     """Writes events to `events.csv` and logs the first of each type as a warning.
 
     Events can be added from any thread and before the file is open, without a lock that a fork could leave held. The
-    worker brings them to the file; until then, and while the disk does not take them, they wait in an `EventQueue`.
+    worker writes them to the file; until then, and while the disk refuses them, they wait in an `EventQueue`.
     `first_error` has a remedy; it is None if nothing went wrong.
     """
 
@@ -74,7 +75,7 @@ class EventLog:
         self._remember(message)
 
     def write(self, *, is_last: bool = False) -> None:
-        """Write the events that are due; those that the file does not take keep waiting. Only the worker calls it."""
+        """Write the events that are due; those that cannot be written keep waiting. Only the worker calls it."""
         while self._arriving:
             self._queue.add(self._arriving.popleft())
         due = self._queue.due(is_last=is_last)
@@ -123,7 +124,7 @@ EventKey = tuple[str, str, str | None]
 
 @dataclass(slots=True)
 class WaitingEvent:
-    """An event to be written, and the number of events that it stands for."""
+    """An event to be written, and the number of events that it represents."""
 
     key: EventKey
     event: Event
@@ -143,7 +144,7 @@ class WaitingEvent:
 
     @property
     def merged_event(self) -> Event:
-        """The event, with a message that says how many others it stands for."""
+        """The event, with a message that says how many others it represents."""
         if self.num_merged == 1:
             return self.event
         more = f"And {self.num_merged - 1} more of this kind, up to batch {self.event.batch_idx_end}."
@@ -200,7 +201,7 @@ def gap_event(gap: Gap) -> Event:
     return Event(
         event="gap",
         severity="warning",
-        message=f"{gap.num_steps} collected steps were dropped: {gap.reason}.",
+        message=f"{collected_steps(gap.num_steps)} had to be dropped: {gap.reason}.",
         batch_idx=gap.first_batch_idx,
         batch_idx_end=gap.last_batch_idx,
         epoch=gap.epoch,
@@ -209,11 +210,11 @@ def gap_event(gap: Gap) -> Event:
 
 
 def lost_event(steps: Sequence[PendingStep], reason: object, *, file: str | None = None) -> Event:
-    """Steps, at least one and in order, that a file did not take; None stands for all files."""
+    """Steps, at least one and in order, that could not be written to a file; None means all files."""
     return Event(
         event="failed_write",
         severity="error",
-        message=f"{file or 'telemetry'} did not take {len(steps)} collected steps: {reason}",
+        message=f"{collected_steps(len(steps))} could not be written{f' to {file}' if file else ''}: {reason}",
         batch_idx=steps[0].batch_idx,
         batch_idx_end=steps[-1].batch_idx,
         epoch=steps[0].epoch,
@@ -223,9 +224,9 @@ def lost_event(steps: Sequence[PendingStep], reason: object, *, file: str | None
 
 
 def unsynced_event(steps: Sequence[PendingStep], reason: object, *, file: str) -> Event:
-    """Steps, at least one and in order, that a file took and the disk did not sync."""
-    message = f"{file} took {len(steps)} collected steps that could not be synced, so a power loss may take them:"
-    return replace(lost_event(steps, reason, file=file), event="failed_sync", message=f"{message} {reason}")
+    """Steps, at least one and in order, that were written to a file and could not be synced to the disk."""
+    message = f"{collected_steps(len(steps))} in {file} could not be synced and may not survive a power loss: {reason}"
+    return replace(lost_event(steps, reason, file=file), event="failed_sync", message=message)
 
 
 def refused_row_event(step: PendingStep, table: str, finding: Finding) -> Event:

@@ -184,7 +184,7 @@ def count_rows(layout: RunLayout, names: Collection[str]) -> dict[str, int]:
 
 
 def supersede_rows(layout: RunLayout, names: Collection[str], *, after_batch: int, attempt: int) -> bool:
-    """Move the named tables' rows behind `after_batch` to the attempt's folder under `superseded/`, if there are any.
+    """Move the named tables' rows after `after_batch` to the attempt's folder under `superseded/`, if there are any.
 
     Return whether a row was moved. Raise OSError if the disk refuses: every row is still in one of the two places; and
     DamagedFileError if a file cannot be read, which `repair_files` prevents.
@@ -222,7 +222,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _split_csv(path: Path, folder: Path, after_batch: int) -> bool:
-    """Move the lines behind `after_batch` to `folder`: first copy them, then remove them."""
+    """Move the lines after `after_batch` to `folder`: first copy them, then remove them."""
     is_past = any(_matching_lines(path, lambda batch: batch > after_batch))
     if is_past:
         _copy_lines(path, _free_name(folder / path.name), lambda batch: batch > after_batch)

@@ -18,7 +18,7 @@ class ResumedTable:
     """A table and how it continues.
 
     Its columns are the older ones, then the new ones; a row leaves empty what its attempt did not measure. `change`
-    says how they differ from those of the older rows, if they do. If it `is_superseded`, older rows cannot stand in
+    says how they differ from those of the older rows, if they do. If it `is_superseded`, older rows cannot be in
     one table with the new ones, so the table starts over.
     """
 
@@ -40,7 +40,7 @@ def resume_tables(
         result = _compare(table, older, groups) if older else ResumedTable(table)
         if result.is_superseded or not add_columns(layout, result.table):
             supersede_table(layout, table, attempt=attempt)
-            result = ResumedTable(table, result.change or "its files hold other columns", is_superseded=True)
+            result = ResumedTable(table, result.change or "its files have other columns", is_superseded=True)
         resumed.append(result)
     return resumed
 
@@ -67,7 +67,7 @@ def change_events(layout: RunLayout, resumed: Sequence[ResumedTable], *, up_to: 
             event="changed_columns",
             severity="warning" if one.is_superseded else "info",
             message=f"{one.table.table.name}: {one.change}. "
-            + (superseded if one.is_superseded else "A row leaves empty what its attempt did not measure."),
+            + (superseded if one.is_superseded else "Columns that an attempt did not measure are empty in its rows."),
             batch_idx=1,
             batch_idx_end=up_to,
             epoch=0,
@@ -89,7 +89,7 @@ def _compare(table: RunTable, older: Manifest, groups: Mapping[str, Group]) -> R
         both = [name for name in names if name in older_names]
         redefined = [name for name in redefined_groups(older.groups, groups) if name in both]
         if redefined:
-            reason = f"{', '.join(redefined)} stands for other parameters than before: give it another name"
+            reason = f"{', '.join(redefined)} must have another name, since the parameters changed"
     if reason:
         return ResumedTable(table, reason, is_superseded=True)
     changes = {"new": added, "no longer measured": missing}
@@ -102,7 +102,7 @@ def _misfit(table: RunTable, older: RunTable, *, is_changed: bool) -> str:
         return "the table's own columns have other names or types now"
     run_columns = table.table.run_columns
     if is_changed and run_columns is not None and not run_columns.nullable:
-        return "columns were added or removed, and this table's cannot be empty"
+        return "columns were added or removed, but columns of this table cannot be empty"
     return ""
 
 
@@ -112,7 +112,7 @@ def _fields(table: RunTable) -> list[object]:
 
 
 def redefined_groups(older: Mapping[str, Group], groups: Mapping[str, Group]) -> list[str]:
-    """Groups whose name now stands for other parameters.
+    """Groups whose name now means other parameters.
 
     A model that grew or shrank changes its groups as well. So a group is the same if, of the parameters that the model
     has now and had before, it holds the same ones as before, and at least one of them.

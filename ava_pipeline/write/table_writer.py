@@ -35,7 +35,7 @@ class RowSource(Protocol):
         """The table with the columns of this run."""
 
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:
-        """Make every column beside `batch_idx` and `epoch`, with one value per step as `to_arrow` takes them.
+        """Make every column other than `batch_idx` and `epoch`, with one value per step as `to_arrow` takes them.
 
         `numbers` has one entry per step, all of them read under `layout`, which the measure returned with them.
         """

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import in_words
+from ava_pipeline.signs.evidence import collected_steps
 from ava_pipeline.write.channel import MAX_ROWS_PER_WAKE, Channel, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import EventLog, gap_event, lost_event
 from ava_pipeline.write.run_writer import RunWriter
@@ -79,10 +80,10 @@ class Worker:
     def _warn_of_unfinished(self, timeout_s: float | None) -> None:
         num_pending = self._channel.stats().pending
         _log.warning(
-            "telemetry did not finish within %s s: %sthe files are not finished yet. It is %s; "
+            "telemetry did not finish within %s s: it still has %sfiles to finish. It is %s; "
             "open_run() reads the rows in the journal.",
             timeout_s,
-            f"{num_pending} collected steps are not written, and " if num_pending else "",
+            f"{collected_steps(num_pending)} to write and " if num_pending else "",
             self._files.doing,
         )
 

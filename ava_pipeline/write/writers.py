@@ -29,15 +29,15 @@ _TAKEN_SUFFIXES = frozenset({"csv", "parquet", "journal", "json", "lock", "parti
 
 
 class Writer(ABC):
-    """Writes one table to one file, in one format.
+    r"""Writes one table to one file, in one format.
 
     Subclass it and give the class to `TelemetryCollector(..., writers=[MyWriter])`. The collector makes one object per
     table, with the path `telemetry/<table>.<suffix>`, and calls it in the background thread only. The file starts over
     at each attempt: an older file is moved to `telemetry/superseded/`.
 
-    Whatever a writer raises costs the rows of its own file, which are counted as failed and named in `events.csv`.
-    `write` takes a batch in full or raises and takes nothing of it, so that the next batch can be tried again after
-    trouble with the disk.
+    If a writer raises, the rows are missing from its own file only; their steps are counted as failed and named in
+    `events.csv`. `write` writes a batch in full, or raises and writes none of it, so that the next batch can be written
+    when the disk works again.
 
     Args:
         path: the file.
@@ -49,22 +49,22 @@ class Writer(ABC):
         schema: as given.
 
     Example:
-        class JsonLinesWriter(Writer):
+        class JsonLines(Writer):
             suffix = "jsonl"
 
             def __init__(self, path, schema):
                 super().__init__(path, schema)
-                self._file = path.open("xb", buffering=0)
+                self.file = path.open("xb", buffering=0)
 
             def write(self, batch):
-                lines = [json.dumps(row, default=str) for row in batch.to_pylist()]
-                self._file.write("".join(f"{line}{os.linesep}" for line in lines).encode())
+                lines = [json.dumps(row, default=str) + "\n" for row in batch.to_pylist()]
+                self.file.write("".join(lines).encode())
 
             def sync(self):
-                os.fsync(self._file.fileno())
+                os.fsync(self.file.fileno())
 
             def close(self):
-                self._file.close()
+                self.file.close()
     """
 
     suffix: ClassVar[str]
@@ -293,6 +293,6 @@ def check_writers(writers: Sequence[type[Writer]]) -> tuple[type[Writer], ...]:
         if not (isinstance(suffix, str) and _SUFFIX.fullmatch(suffix)):
             raise MisuseError(f"writers: expected {writer.__name__}.suffix to be letters and digits, got {suffix!r}.")
         if suffix.lower() in taken:
-            raise MisuseError(f"writers: the suffix {suffix!r} of {writer.__name__} is taken: give it another one.")
+            raise MisuseError(f"writers: the suffix {suffix!r} of {writer.__name__} is taken: choose another one.")
         taken.add(suffix.lower())
     return tuple(writers)

@@ -161,7 +161,7 @@ def test_skipped_steps_are_events(tmp_path: Path, every: int, ranges: list[tuple
     assert skipped["value"].sum() == 3
 
 
-def test_with_a_fused_optimizer_the_scale_tells(tmp_path: Path) -> None:
+def test_with_a_fused_optimizer_the_scale_shows_skipped_steps(tmp_path: Path) -> None:
     """Its hooks run on skipped steps too; a falling scale gives them away, a drop an interval."""
     model, _ = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=True)
@@ -173,7 +173,7 @@ def test_with_a_fused_optimizer_the_scale_tells(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("every", "ranges"), [(1, [(2, 2), (6, 6)]), (5, [(1, 4), (5, 9)])])
-def test_the_scale_tells_between_which_batches_a_step_was_skipped(
+def test_the_scale_shows_between_which_batches_a_step_was_skipped(
     tmp_path: Path, every: int, ranges: list[tuple[int, int]]
 ) -> None:
     """From the first batch on, and as closely as rows stand."""

@@ -6,8 +6,8 @@ import pytest
 
 from ava_pipeline import TelemetryCollector
 from ava_pipeline.errors import MisuseError
-from tests.collect.left import batches, warnings_of
 from tests.collect.models import backward, tiny
+from tests.collect.recorded import batches, warnings_of
 
 
 class TestOwnCount:

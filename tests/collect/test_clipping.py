@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from ava_pipeline import TelemetryCollector, open_run
-from tests.collect.clipped import INFINITE, MAX_NORM, NOT_A_NUMBER, assert_clips_to_torchs_bits
 from tests.collect.models import TinyNet, backward, tiny
+from tests.collect.torch_clipping import INFINITE, MAX_NORM, NOT_A_NUMBER, assert_clips_to_torchs_bits
 from tests.scripts import run_script
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from ava_pipeline import TelemetryCollector, TelemetryStats, open_run
 from ava_pipeline.errors import MisuseError, WriteError
-from tests.collect.left import batches, warnings_of
 from tests.collect.models import backward, tiny, train
+from tests.collect.recorded import batches, warnings_of
 
 
 def test_rows_are_every_nth_batch_in_every_table(tmp_path: Path) -> None:

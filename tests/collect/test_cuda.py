@@ -11,8 +11,8 @@ from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.staging import Staging
 from ava_pipeline.write.channel import StagedNumbers
-from tests.collect.clipped import INFINITE, NOT_A_NUMBER, assert_clips_to_torchs_bits
 from tests.collect.models import ava_resnet18
+from tests.collect.torch_clipping import INFINITE, NOT_A_NUMBER, assert_clips_to_torchs_bits
 
 CUDA = torch.device("cuda:0")
 

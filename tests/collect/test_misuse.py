@@ -12,8 +12,8 @@ from torch import nn
 
 from ava_pipeline import TelemetryCollector, TelemetryConfig, TelemetryStats, open_run
 from ava_pipeline.errors import ConfigError, GroupsError, MisuseError
-from tests.collect.left import batches, warnings_of
 from tests.collect.models import backward, tiny, train
+from tests.collect.recorded import batches, warnings_of
 
 
 class TestMisuse:

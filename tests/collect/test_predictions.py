@@ -141,7 +141,7 @@ def test_an_epoch_that_names_no_file_is_refused(tmp_path: Path, epoch: Any) -> N
         collector(tmp_path).val_predictions(epoch)
 
 
-def test_every_failed_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_failed_file_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One sentence an epoch, not only for the first, and each time that one name is tried again."""
     telemetry = collector(tmp_path)
     for epoch in (0, 1, 1):
@@ -161,7 +161,7 @@ BAD: dict[str, tuple[Tensor, Tensor, list[Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_predictions_are_told_and_training_goes_on(
+def test_bad_predictions_are_reported_and_training_continues(
     tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One sentence with image and remedy, an event, no file; earlier epochs stay."""

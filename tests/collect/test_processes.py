@@ -182,7 +182,7 @@ if __name__ == "__main__":
     try:
         context.Process(target=child, args=(telemetry,)).start()
     except MisuseError as error:
-        assert "Give other processes the model" in str(error)
+        assert "Pass the model to other processes" in str(error)
     else:
         raise SystemExit("a collector was handed to another process")
     telemetry.close()

@@ -12,7 +12,7 @@ import torch
 from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.staging import SPARE_NUMBERS, Slot, Staging
 from ava_pipeline.write.channel import StagedNumbers
-from tests.collect.late import LateDevice, late_device
+from tests.collect.late_device import LateDevice, late_device
 
 LENGTH = 10
 

@@ -106,7 +106,7 @@ def test_a_loss_on_the_device_beside_parameters_on_the_host_is_copied(fake_cuda:
         assert background.submit(staged.read).result() == [[0.5, None], [1.0]]
 
 
-def test_predictions_on_the_device_are_taken_without_waiting(fake_cuda: NoWaiting) -> None:
+def test_predictions_on_the_device_are_added_without_waiting(fake_cuda: NoWaiting) -> None:
     """Ids too: all is read when the block ends."""
     taken = EpochPredictions(Path("unused"), is_written=lambda: False, write=print, report=print)
     taken.add(torch.arange(2, device="cuda"), torch.empty(2, 10, device="cuda"), torch.empty(2, 10, device="cuda"))

@@ -128,7 +128,7 @@ def test_a_finding_says_what_was_expected_and_what_was_given(dtype: Dtype, value
 
 
 @pytest.mark.parametrize("dtype", ["int64", "float32", "float64"])
-def test_numpy_vectors_are_taken_and_come_back(dtype: Dtype) -> None:
+def test_numpy_vectors_are_accepted_and_come_back(dtype: Dtype) -> None:
     """A measure may return vectors, also those that are slices of a matrix."""
     column = Column(name="x", dtype=dtype, description="", not_below=1)
     matrix = np.arange(6).reshape(3, 2).astype(dtype)

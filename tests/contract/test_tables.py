@@ -68,7 +68,7 @@ def test_a_missing_column_is_a_problem() -> None:
     assert [problem.column for problem in RUN_TABLE.problems([row])] == ["kind"]
 
 
-def test_a_table_without_run_columns_takes_no_others() -> None:
+def test_a_table_without_run_columns_accepts_no_others() -> None:
     """A typo in a column's name is no new column."""
     table = RunTable.of(Table(name="plain", description="Plain.", columns=TABLE.columns))
     row = {name: GOOD[name] for name in ("batch_idx", "time_utc", "kind")}
@@ -97,7 +97,7 @@ def test_the_declaration_survives_json() -> None:
 
 
 @pytest.mark.parametrize("names", [["head", "head"], ["batch_idx"]])
-def test_a_column_stands_once(names: list[str]) -> None:
+def test_a_column_is_declared_once(names: list[str]) -> None:
     """A CSV with two columns of one name cannot be read back."""
     with pytest.raises(MisuseError, match=f"{names[0]!r} twice"):
         RunTable.of(TABLE, names)

@@ -58,7 +58,7 @@ def rows_frame(payload: bytes = ROWS, num_rows: int = 2) -> bytes:
     [
         (b"no message at all " * 9, 2, "Expected"),
         (SCHEMA.serialize().to_pybytes(), 2, "record batch"),
-        (ROWS, 7, "2 rows; the header counts 7"),
+        (ROWS, 7, "2 rows, but its header counts 7"),
         (ROWS.replace(struct.pack("<3i", 0, 1, 2), struct.pack("<3i", 0, 2**30, 2**30)), 2, "out of bounds"),
     ],
     ids=["garbage", "schema", "count", "offsets"],

@@ -163,7 +163,7 @@ def test_missing_rows_are_found_without_an_event(tmp_path: Path) -> None:
     (gap,) = gaps(tmp_path / "counted", range(1, 151), StepCounters(collected=200, written=150, dropped=50))
     assert (gap.value, gap.message) == (
         50.0,
-        "rows are missing: 50 of 200 collected steps, by the manifest's counters.",
+        "rows are missing: 50 of 200 collected steps, according to the manifest's counters.",
     )
     (gap,) = gaps(tmp_path / "cut", range(1, 151), StepCounters(collected=200, written=200))
     assert gap.value == 50.0
@@ -184,7 +184,7 @@ def test_rows_that_an_event_explains_are_one_finding(tmp_path: Path) -> None:
 def test_rows_that_were_deferred_are_not_missing(tmp_path: Path) -> None:
     """Up to the number of deferred steps in the manifest; a complete run reports its number of steps."""
     assert gaps(tmp_path, range(2, 201, 2), StepCounters(collected=100, written=100), deferred=100) == []
-    assert "all 100 of 100 collected steps are there." in diagnose_run(tmp_path / "run").to_text("run")
+    assert "rows exist for all 100 of 100 collected steps." in diagnose_run(tmp_path / "run").to_text("run")
 
 
 def test_json_holds_everything(tmp_path: Path) -> None:

@@ -122,8 +122,8 @@ def test_several_runs_share_the_plots(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_text", [True, False], ids=["str", "Path"])
-def test_write_report_takes_paths_patterns_and_layouts(as_text: bool, tmp_path: Path) -> None:  # noqa: FBT001  # a parameter
-    """One run, a pattern, several of either, or layouts by the names to show."""
+def test_write_report_takes_directories_patterns_and_names(as_text: bool, tmp_path: Path) -> None:  # noqa: FBT001  # a parameter
+    """One run, a pattern, several of either, or run directories by the names to show."""
     one, two = (healthy(tmp_path / f"runs/{name}") for name in ("one", "two"))
     page: Any = str(tmp_path / "r.html") if as_text else tmp_path / "r.html"
     given: Any
@@ -131,7 +131,7 @@ def test_write_report_takes_paths_patterns_and_layouts(as_text: bool, tmp_path: 
         (str(one) if as_text else one, "one"),
         (f"{tmp_path}/runs/*", "one, two"),
         ([two, f"{tmp_path}/runs/o*"], "two, one"),
-        ({"mine": RunLayout(one)}, "mine"),
+        ({"mine": str(one) if as_text else one}, "mine"),
     ):
         write_report(given, page)
         assert f"<title>{title} · ava_pipeline</title>" in (tmp_path / "r.html").read_text()
@@ -172,7 +172,7 @@ def test_the_page_in_a_run_directory_is_not_a_violation(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (["report", "{}/nothing"], "no run found"),
-        (["report", "{}/one", "{}/two"], "name its file with -o"),
+        (["report", "{}/one", "{}/two"], "give it with -o"),
         (["report", "{}/one", "-o", "{}"], "is a folder"),
         (["report", "{}/one", "-o", "{}/one/config.yaml/r.html"], "cannot be written"),
         (["report", "{}/one", "--live", "0", "-o", "{}/r.html"], "leave out --output"),

@@ -32,7 +32,7 @@ def _broken(roots: Sequence[Path], last: int, file: str) -> list[str]:
         if batches != sorted(set(batches)):
             broken.append(f"{root / file} holds batches twice or out of order")
         found.update(batches)
-    lacking = set(range(1, last + 1)) - found - {batch for root in roots for batch in _told(root, file)}
+    lacking = set(range(1, last + 1)) - found - {batch for root in roots for batch in _explained(root, file)}
     if lacking:
         broken.append(f"{file} of {roots[-1]} lacks {len(lacking)} batches from {min(lacking)} that no event names")
     return broken
@@ -49,7 +49,7 @@ def _parquet_batches(root: Path) -> list[int]:
     return [] if stored is None else [int(str(one)) for one in stored.rows.column("batch_idx").to_pylist()]
 
 
-def _told(root: Path, file: str) -> set[int]:
+def _explained(root: Path, file: str) -> set[int]:
     """Batches that events report as missing from the file."""
     path = RunLayout(root).csv("events")
     rows = csv_rows(path) if path.exists() else []

@@ -110,7 +110,7 @@ def without(row: int) -> Callable[[pa.Table], pa.Table]:
 
 @pytest.mark.parametrize("row", range(3, 6))
 @pytest.mark.parametrize("index", range(len(row_damages(1))), ids=[name for name, _, _ in row_damages(1)])
-def test_a_row_before_at_and_behind_an_edge(index: int, row: int, valid_run: Path, tmp_path: Path) -> None:
+def test_a_row_before_at_and_after_an_edge(index: int, row: int, valid_run: Path, tmp_path: Path) -> None:
     """The first window of three rows ends with row 3."""
     run = shutil.copytree(valid_run, tmp_path / "run")
     _, damage, rule = row_damages(row)[index]

@@ -72,7 +72,7 @@ def test_a_fresh_attempt_supersedes_all_older_rows(tmp_path: Path, caplog: pytes
     assert_accounts_balance(tmp_path)
 
 
-def test_a_resume_supersedes_the_rows_behind_the_checkpoint(tmp_path: Path) -> None:
+def test_a_resume_supersedes_the_rows_after_the_checkpoint(tmp_path: Path) -> None:
     """The tables continue without a gap or a repetition."""
     attempt(tmp_path, range(1, 11))
     attempt(tmp_path, range(7, 13), resumed_from=6)
@@ -254,7 +254,7 @@ def test_rows_that_were_removed_are_reported(tmp_path: Path) -> None:
     RunLayout(tmp_path).csv("norms").write_text("batch_idx,epoch,overall,head\n1,0,1,0.5\n")
     attempt(tmp_path, range(6, 8), resumed_from=5)
     (event,) = event_rows(tmp_path, "damaged_file")
-    assert "norms.csv: it holds 4 rows fewer" in str(event["message"])
+    assert "norms.csv: it holds 4 fewer rows" in str(event["message"])
     assert (event["batch_idx"], event["batch_idx_end"]) == (1, 5)
     assert_accounts_balance(tmp_path)
 

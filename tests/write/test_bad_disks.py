@@ -128,7 +128,7 @@ def test_a_directory_that_turns_read_only_costs_nothing_that_was_open(open_folde
     warnings = run_script(READ_ONLY, open_folder).stderr.splitlines()
     assert len([line for line in warnings if "norms.parquet could not be finished" in line]) == 1
     assert len([line for line in warnings if "manifest.json could not be written" in line]) == 1
-    assert len([line for line in warnings if "did not take" in line]) == 1
+    assert len([line for line in warnings if "collected step" in line]) == 1
     assert len(warnings) == 3, warnings
 
 

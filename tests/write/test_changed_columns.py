@@ -150,8 +150,8 @@ def test_a_column_that_stands_for_other_parameters_starts_a_new_table(
     assert [row["batch_idx"] for row in csv_rows(aside / "norms.csv")] == [1, 2, 3]
     (event,) = event_rows(tmp_path, "changed_columns")
     assert (event["severity"], event["batch_idx_end"]) == ("warning", 3)
-    assert "head stands for other parameters than before: give it another name" in str(event["message"])
-    assert len([message for message in caplog.messages if "head stands for other parameters" in message]) == 1
+    assert "head must have another name, since the parameters changed" in str(event["message"])
+    assert len([message for message in caplog.messages if "head must have another name" in message]) == 1
     assert validate_run(tmp_path) == []
 
 

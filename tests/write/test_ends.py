@@ -127,7 +127,7 @@ room.offer(step(31))
 def test_a_stuck_disk_does_not_hold_up_the_interpreters_exit(tmp_path: Path) -> None:
     """The process logs what is unwritten and ends; flushed rows are readable."""
     ended = run_script(ENDING + STUCK, tmp_path)
-    assert "1 collected steps are not written, " in ended.stderr
+    assert "it still has 1 collected step to write and files to finish" in ended.stderr
     assert csv_batches(tmp_path) == parquet_batches(tmp_path) == list(range(1, 31))
 
 
@@ -145,7 +145,7 @@ atexit.register(freed.set)
 def test_the_interpreters_exit_waits_again_for_files_that_close_left_unfinished(tmp_path: Path) -> None:
     """The disk was stuck only during `close`; the manifest records how the run ended."""
     ended = run_script(ENDING + FREED, tmp_path)
-    assert "the files are not finished yet" in ended.stderr
+    assert "it still has files to finish" in ended.stderr
     layout = RunLayout(tmp_path)
     manifest = read_manifest(layout.manifest)
     assert (manifest.status, manifest.attempt.error) == ("failed", "ValueError")

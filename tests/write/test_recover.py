@@ -182,7 +182,7 @@ def test_rows_whose_own_schema_is_damaged_are_saved_by_the_manifest(killed: RunL
     assert stored_batches(killed) == BATCHES
 
 
-def test_a_damaged_parquet_file_is_kept_and_the_journal_behind_it_saved(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_kept_and_its_journal_saved(tmp_path: Path) -> None:
     """A file that cannot be read does not prevent saving the other."""
     layout = RunLayout(tmp_path)
     first = Room(tmp_path)

@@ -77,7 +77,7 @@ def test_numbers_that_do_not_come_cost_only_their_step(tmp_path: Path) -> None:
     assert ranges(tmp_path, "failed_row") == [(2, 2)]
 
 
-def test_a_file_that_takes_no_rows_is_named_and_the_other_one_goes_on(tmp_path: Path) -> None:
+def test_a_file_that_refuses_rows_is_named_and_the_other_one_is_written(tmp_path: Path) -> None:
     """Every row that one file lacks lies in a range that an event names together with the file."""
     room = Room(tmp_path)
     room.write([1])
@@ -226,7 +226,7 @@ def test_a_run_directory_that_vanishes_is_made_again(tmp_path: Path, caplog: pyt
     assert len([message for message in caplog.messages if "moved or removed" in message]) == 1
 
 
-def test_a_run_directory_that_vanishes_before_the_end_is_left_as_it_lies(
+def test_a_run_directory_that_vanishes_before_the_end_is_left_as_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No directory is made that holds a manifest and no row; where the rows went, they can be recovered."""
@@ -291,10 +291,10 @@ def test_syncing_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("name", ["norms.csv", "norms.journal", "telemetry"])
-def test_rows_that_the_disk_does_not_sync_are_told_and_count_as_failed(
+def test_rows_that_the_disk_does_not_sync_are_reported_and_count_as_failed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are in the files, and nobody knows whether on the disk; asking it again would tell nothing of them."""
+    """They are in the files, but may not be on the disk; a later sync that succeeds says nothing about them."""
     room = Room(tmp_path, fsync=True)
     room.write([1])
     fsync = os.fsync
@@ -313,10 +313,10 @@ def test_rows_that_the_disk_does_not_sync_are_told_and_count_as_failed(
     (event,) = event_rows(tmp_path, "failed_sync")
     file = name.replace("journal", "parquet")
     assert (event["batch_idx"], event["batch_idx_end"], event["value"], event["column"]) == (2, 3, 2, file)
-    assert f"{file} took 2 collected steps that could not be synced" in str(event["message"])
+    assert f"2 collected steps in {file} could not be synced" in str(event["message"])
 
 
-def test_events_that_the_disk_does_not_sync_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_that_the_disk_does_not_sync_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They cost no row."""
     room = Room(tmp_path, fsync=True)
     room.write([1])
@@ -327,7 +327,7 @@ def test_events_that_the_disk_does_not_sync_are_told(tmp_path: Path, monkeypatch
     room.close()
 
 
-def test_a_journal_that_does_not_become_parquet_is_kept_and_told(
+def test_a_journal_that_does_not_become_parquet_is_kept_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A disk too full for the Parquet file costs no row: the journal stands, and the next open makes it whole."""

@@ -111,7 +111,7 @@ def test_close_with_a_stuck_disk_returns_in_time_and_says_what_is_unwritten(
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
         stats = room.worker.close(0.01, "finished")
     assert stats == TelemetryStats(collected=2, pending=2)
-    assert "2 collected steps are not written, and the files are not finished yet. It is writing rows" in caplog.text
+    assert "it still has 2 collected steps to write and files to finish. It is writing rows" in caplog.text
     gate.opened.set()
     assert room.worker.close(SOON_S, "finished") == TelemetryStats(collected=2, written=2)
     assert csv_batches(room.root) == [1, 2]
@@ -127,7 +127,7 @@ def test_close_waits_again_if_the_disk_was_stuck_while_files_were_finished(
     assert room.channel.flush(SOON_S)
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
         assert room.worker.close(0.01, "failed", "ValueError") == TelemetryStats(collected=1, written=1)
-    assert ": the files are not finished yet. It is finishing the files, and the disk may be stuck" in caplog.text
+    assert ": it still has files to finish. It is finishing the files, and the disk may be stuck" in caplog.text
     gate.opened.set()
     room.worker.close(SOON_S, "finished")
     assert not room.layout.journal("norms").exists()

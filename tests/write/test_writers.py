@@ -154,7 +154,7 @@ def test_an_empty_batch_changes_nothing(open_writer: Open, tmp_path: Path) -> No
 
 
 @every_writer
-def test_abandoning_leaves_what_was_taken(open_writer: Open, tmp_path: Path) -> None:
+def test_abandoning_leaves_what_was_written(open_writer: Open, tmp_path: Path) -> None:
     """Letting go of a file, twice even, loses nothing of it."""
     writer = open_writer(tmp_path, SCHEMA)
     writer.write(batch_of(SCHEMA, [row(1)]))
@@ -163,7 +163,7 @@ def test_abandoning_leaves_what_was_taken(open_writer: Open, tmp_path: Path) -> 
     assert rows_of(writer, tmp_path, SCHEMA) == [row(1)]
 
 
-def test_parquet_goes_on_behind_a_file_that_exists(tmp_path: Path) -> None:
+def test_parquet_continues_after_the_rows_of_an_existing_file(tmp_path: Path) -> None:
     """Closing turns the journal into one file with the older rows, and the journal goes."""
     for batch in (1, 2):
         writer = open_parquet(tmp_path, SCHEMA)

@@ -1,4 +1,4 @@
-"""The built-in measures, one file each, and how the collector uses them beside the user's own."""
+"""The built-in measures, one file each, and how the collector uses them and the user's own."""
 
 from collections.abc import Callable, Sequence
 
@@ -36,7 +36,7 @@ def check_measures(measures: Sequence[type[Measure]]) -> tuple[type[Measure], ..
             )
         if table.name.lower() in taken:
             raise MisuseError(
-                f"measures: the table name {table.name!r} of {measure.__name__} is taken: give it another one."
+                f"measures: the table name {table.name!r} of {measure.__name__} is taken: choose another one."
             )
         taken.add(table.name.lower())
     return tuple(measures)
@@ -48,7 +48,7 @@ def make_measures(
     *,
     on_failure: Callable[[type[Measure], Exception], None],
 ) -> list[Measure]:
-    """Make the built-in measures and the user's own, without those of the user's that raise.
+    """Make the built-in measures and the user's own, except those of the user that raise.
 
     `on_failure` is given such a measure and its exception. Raise MisuseError if a run column has a name that cannot
     name a column, or the name of another column.

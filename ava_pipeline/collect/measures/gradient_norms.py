@@ -36,7 +36,7 @@ class GradientNorms(Measure):
         return tuple(self.targets.groups)
 
     def read(self, snapshot: StepSnapshot) -> Reading:
-        """Take the norm of every gradient, and behind them the loss scale if there is one."""
+        """Take the norm of every gradient, followed by the loss scale if there is one."""
         norms, scale = snapshot.norms, snapshot.scaler.scale
         # One layout object for all steps whose numbers mean the same, so that their rows are made together.
         layouts = self._layouts.setdefault(snapshot.plan, {})

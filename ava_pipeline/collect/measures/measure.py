@@ -81,7 +81,7 @@ class Measure(ABC):
     """Fills one table, with one row per collected step.
 
     Subclass it and give the class to `TelemetryCollector(..., measures=[MyMeasure])`. The collector makes one object
-    of it, at the first collected step. What it raises costs rows of its own table only.
+    of the class at the first collected step. If it raises, rows are missing from its own table only.
 
     Args:
         targets: the parameters, groups and optimizers that are measured.
@@ -126,7 +126,7 @@ class Measure(ABC):
 
     @abstractmethod
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:
-        """Make the table's columns beside `batch_idx` and `epoch`, in the background thread.
+        """Make the table's columns other than `batch_idx` and `epoch`, in the background thread.
 
         Args:
             numbers: one entry per step, as `read` returned them: a NumPy vector, or a list of Python numbers.

@@ -81,8 +81,8 @@ def _refuse_other_content(folder: Path, readme: str, num_images: int) -> None:
     if not (same and whole):
         wanted = ", ".join(readme.splitlines()[-4:-1])
         raise ConfigError(
-            f"{folder} does not hold {'all of ' if same else ''}the sample data of {wanted}, but other files. Nothing "
-            "was changed: give another folder, or delete this one to have it written again."
+            f"{folder} holds {'only a part of the' if same else 'other files than the'} sample data of {wanted}. "
+            "Nothing was changed: give another folder, or delete this one to have it written again."
         )
 
 
@@ -150,7 +150,7 @@ def _scene(rng: np.random.Generator, size: int, placement: float) -> tuple[Float
     angle = rng.uniform(0, np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)
     stripes = np.sign(np.sin(2 * np.pi * rng.uniform(8, 11) * along + rng.uniform(0, 6)))
-    # The disc lies on a diagonal: at a crossing of the thirds if placement is 1, in the corner if it is 0.
+    # The disc is on a diagonal: at a crossing of the thirds if placement is 1, in the corner if it is 0.
     centre = (1 / 6 + (1 - placement) * 0.22) * rng.choice([-1, 1], size=2)
     disc = np.hypot(x - centre[0], y - centre[1]) < rng.uniform(0.11, 0.14)
     light = np.where(disc, 1.0, 0.45 * stripes - 0.3 + rng.uniform(-0.3, 0.3) * along)

@@ -53,7 +53,7 @@ _COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-/]*")
 _COLUMNS = "files.columns"  # the rule of `ava-pipeline validate` for columns that the table does not have
 
 
-def number_columns(schema: pa.Schema) -> list[str]:
+def measured_columns(schema: pa.Schema) -> list[str]:
     """The names of the columns of numbers beside `KEY_COLUMNS`."""
     keys = {column.name for column in KEY_COLUMNS}
     is_number = {field.name: pa.types.is_floating(field.type) or pa.types.is_integer(field.type) for field in schema}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ava_pipeline.contract.arrays import BatchIndices, Bools, Floats, floats, integers, null_mask
 from ava_pipeline.contract.manifest import Manifest, Role
-from ava_pipeline.contract.tables import number_columns
+from ava_pipeline.contract.tables import measured_columns
 from ava_pipeline.report.run_data import RunData
 
 NORMS, RATES, STEPS = "gradient_norms", "learning_rates", "steps"
@@ -76,7 +76,7 @@ def columns_of(run: RunData, table: str, *, is_log: bool = True) -> list[Series]
     rows = run.table(table)
     if rows is None:
         return []
-    names = number_columns(rows.schema)
+    names = measured_columns(rows.schema)
     breaks = _breaks(integers(rows, "batch_idx"), run.manifest)
     series = [_series(run.name, name, rows, floats(rows, name), null_mask(rows[name]), breaks) for name in names]
     if table in {NORMS, RATES}:

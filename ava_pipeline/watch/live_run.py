@@ -13,7 +13,7 @@ from pyarrow import csv
 from ava_pipeline.contract.arrays import Bools, Floats, floats, integers, null_mask
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest, Status, status_now
-from ava_pipeline.contract.tables import RunTable, number_columns
+from ava_pipeline.contract.tables import RunTable, measured_columns
 from ava_pipeline.contract.untrusted import MAX_LINE_BYTES, read_line
 from ava_pipeline.errors import DamagedFileError, RunError
 from ava_pipeline.read.csv import csv_options
@@ -106,7 +106,7 @@ class LatestRows:
         rows = self.rows
         if rows is None:
             return {}
-        return {name: (floats(rows, name), null_mask(rows[name])) for name in number_columns(rows.schema)}
+        return {name: (floats(rows, name), null_mask(rows[name])) for name in measured_columns(rows.schema)}
 
 
 class CsvTail:

@@ -53,6 +53,7 @@ def from_page(file: str, name: str) -> Any:
 
 WeightNorms: type[Measure] = from_page("weight_norms.py", "WeightNorms")
 JsonLines: type[Writer] = from_page("json_lines.py", "JsonLines")
+Alerts: Any = from_page("alerts.py", "Alerts")
 TABLES = ["gradient_norms", "learning_rates", "steps", "weight_norms"]
 
 
@@ -275,6 +276,56 @@ def test_a_writer_that_fails_costs_its_own_file(tmp_path: Path) -> None:
     assert validate_run(run) == []
 
 
+class LinesWithEvents(JsonLines):  # type: ignore[misc, valid-type]  # as above
+    """Writes the events too."""
+
+    takes_events = True
+
+
+def test_a_writer_that_takes_events(tmp_path: Path) -> None:
+    """Its file of events has the rows of events.csv, and a resumed run supersedes it like any other."""
+    run, (model, optimizer) = tmp_path / "run", tiny()
+    options: dict[str, Any] = {"collect_every_n": 1, "writers": [LinesWithEvents]}
+    with TelemetryCollector(model, optimizer, run, **options) as telemetry:
+        telemetry.step(0, values={"loss": float("nan")})
+    lines = (run / "telemetry" / "events.jsonl").read_text()
+    events = [json.loads(line) for line in lines.splitlines()]
+    assert [event["message"] for event in events] == open_run(run).events()["message"].tolist()
+    assert {"misuse", "non_finite"} == {event["event"] for event in events}
+    with TelemetryCollector(model, optimizer, run, **options) as telemetry:
+        train(telemetry, model, optimizer, 1)
+    assert (run / "telemetry" / "superseded" / "attempt-2" / "events.jsonl").read_text() == lines
+    assert validate_run(run) == []
+
+
+def test_an_object_that_makes_writers(tmp_path: Path) -> None:
+    """It is asked for a writer of each table, gets the events, and leaves no file behind."""
+    run, (model, optimizer), sent = tmp_path / "run", tiny(), list[str]()
+    with TelemetryCollector(model, optimizer, run, collect_every_n=1, writers=[Alerts(sent.append)]) as telemetry:
+        telemetry.step(0, values={"loss": float("nan")})
+    events = open_run(run).events()
+    assert sent == [f"batch 1: {message}" for message in events["message"]]
+    assert telemetry.stats().written == 1
+    assert not list((run / "telemetry").glob("*.alerts"))
+    assert validate_run(run) == []
+
+
+def test_a_function_that_fails_costs_no_event(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The events are in their file once, the rows are written, and the log names what failed."""
+
+    def fail(_: str) -> None:
+        raise ConnectionError("no network")
+
+    run, (model, optimizer) = tmp_path / "run", tiny()
+    with TelemetryCollector(model, optimizer, run, collect_every_n=1, writers=[Alerts(fail)]) as telemetry:
+        for batch in range(3):
+            telemetry.step(0, values={"loss": float("nan")})
+            assert telemetry.flush(), batch
+    assert open_run(run).events()["event"].tolist().count("non_finite") == 3
+    assert telemetry.stats().written == 3
+    assert any("events.alerts could not be written: ConnectionError: no network." in one for one in caplog.messages)
+
+
 class Unnamed(WeightNorms):  # type: ignore[misc, valid-type]  # a class of the page
     """A table without the key columns."""
 
@@ -317,7 +368,9 @@ class Csv(JsonLines):  # type: ignore[misc, valid-type]  # as above
         ({"measures": [Predictions]}, "the table name 'predictions' of Predictions is taken"),
         ({"measures": [WeightNorms, WeightNorms]}, "'weight_norms' of WeightNorms is taken"),
         ({"writers": JsonLines}, "writers: expected a list of subclasses of Writer"),
-        ({"writers": ["jsonl"]}, "writers: expected subclasses of Writer"),
+        ({"writers": ["jsonl"]}, "or objects that make one when they are called"),
+        ({"writers": [Alerts]}, ": give an object of it"),
+        ({"writers": [print]}, ".suffix to be letters and digits, got None"),
         ({"writers": [Writer]}, "Writer does not define close, sync, write"),
         ({"writers": [Dotted]}, "suffix to be letters and digits"),
         ({"writers": [Csv]}, "the suffix 'CSV' of Csv is taken"),

@@ -36,7 +36,7 @@ from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import AvaPipelineError, MisuseError
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.event_log import EventLog
-from ava_pipeline.write.writers import Writer, check_writers
+from ava_pipeline.write.own_writers import OwnWriter, check_writers
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -72,7 +72,8 @@ class TelemetryCollector:
         grad_scaler: the GradScaler of float16 AMP, so that norms are those of unscaled gradients.
         run_info: your own facts for the manifest; any JSON values.
         measures: subclasses of `Measure`; each adds a table to the built-in ones.
-        writers: subclasses of `Writer`; each writes every table in one more format.
+        writers: subclasses of `Writer`, or objects such as `TensorBoardWriter(log_dir)`; each writes every table in one
+            more format.
         **overrides: single fields of `TelemetryConfig`.
 
     Raises:
@@ -92,7 +93,7 @@ class TelemetryCollector:
         grad_scaler: Any = None,
         run_info: Mapping[str, Any] | None = None,
         measures: Sequence[type[Measure]] = (),
-        writers: Sequence[type[Writer]] = (),
+        writers: Sequence[OwnWriter] = (),
         **overrides: Any,
     ) -> None:
         check_arguments(model, output_dir, groups, grad_scaler)

@@ -28,9 +28,9 @@ from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.online_signs import OnlineSigns
+from ava_pipeline.write.own_writers import OwnWriter
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
-from ava_pipeline.write.writers import Writer
 
 _log = logging.getLogger("ava_pipeline")
 
@@ -57,7 +57,7 @@ class Recorder:
         run_info: Mapping[str, JsonValue],
         findings: "FindingQueue",
         measures: Sequence[type[Measure]] = (),
-        writers: Sequence[type[Writer]] = (),
+        writers: Sequence[OwnWriter] = (),
     ) -> None:
         self._targets = targets
         self._config = config

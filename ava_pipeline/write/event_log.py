@@ -40,6 +40,7 @@ class EventLog:
         self._queue = EventQueue()
         self._warned: set[str] = set()
         self._files: TableFiles | None = None
+        self._copies: TableFiles | None = None
         self.first_error: WriteError | None = None
 
     def open(self, path: Path) -> None:
@@ -47,6 +48,10 @@ class EventLog:
         table = RunTable.of(EVENTS)
         self.abandon()
         self._files = TableFiles(table, [CsvWriter(path, table.arrow_schema)])
+
+    def copy_to(self, files: TableFiles) -> None:
+        """Write every event to the files of the user's own writers too, once it is in `events.csv`."""
+        self._copies = files
 
     @property
     def num_rows(self) -> dict[str, int]:
@@ -81,33 +86,39 @@ class EventLog:
         due = self._queue.due(is_last=is_last)
         if self._files is None or not due:
             return
-        outcome = self._files.write(event_columns([waiting.merged_event for waiting in due]), len(due))
-        self._fail_each(outcome.errors, "events.csv could not be written")
+        columns = event_columns([waiting.merged_event for waiting in due])
+        outcome = self._files.write(columns, len(due))
+        self._fail_each(outcome.errors, "could not be written")
         if not outcome.errors:
             self._queue.discard(due)
+            if self._copies is not None:
+                self._fail_each(self._copies.write(columns, len(due)).errors, "could not be written")
         for finding in outcome.findings:
             self.fail(ValueError(f"{finding.column}: {finding.message}"), "an event could not be written")
 
     def sync(self) -> None:
         """Wait until every event written survives a power loss."""
-        if self._files is not None:
-            self._fail_each(self._files.sync(), "events.csv could not be synced")
+        for files in self._open_files():
+            self._fail_each(files.sync(), "could not be synced")
 
     def close(self) -> None:
         """Write every waiting event and close the file."""
         self.write(is_last=True)
-        if self._files is not None:
-            self._fail_each(self._files.close(), "events.csv could not be closed")
+        for files in self._open_files():
+            self._fail_each(files.close(), "could not be finished")
 
     def abandon(self) -> None:
         """Close the file as it is; waiting events go to the next one."""
-        if self._files is not None:
-            self._fail_each(self._files.abandon(), "events.csv could not be released")
-            self._files = None
+        for files in self._open_files():
+            self._fail_each(files.abandon(), "could not be released")
+        self._files = self._copies = None
+
+    def _open_files(self) -> list[TableFiles]:
+        return [files for files in (self._files, self._copies) if files is not None]
 
     def _fail_each(self, errors: Mapping[str, Exception], what: str) -> None:
-        for error in errors.values():
-            self.fail(error, what)
+        for name, error in errors.items():
+            self.fail(error, f"{name} {what}")
 
     def _remember(self, message: str) -> None:
         remedy = f"Some rows are missing from {self._root / 'telemetry'}: fix the cause, or set on_error='warn'."

@@ -1,16 +1,14 @@
 """Every file that telemetry writes in one run directory, from the start of an attempt to its end."""
 
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
-
+from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.files import sync_folder
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest, Status, StepCounters, utc_now, write_manifest
@@ -21,8 +19,8 @@ from ava_pipeline.write.attempts import RunFacts, begin_attempt
 from ava_pipeline.write.channel import Numbers, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import EventLog, moved_event, unread_step_event, unsynced_event
 from ava_pipeline.write.lock import RunLock
-from ava_pipeline.write.older_rows import supersede_file
 from ava_pipeline.write.online_signs import OnlineSigns
+from ava_pipeline.write.own_writers import OwnWriter, open_own_writers
 from ava_pipeline.write.table_writer import RowSource, TableWriter
 from ava_pipeline.write.writers import CsvWriter, ParquetWriter, TableFiles, Writer
 
@@ -40,7 +38,7 @@ class RunWriter:
     never raised.
 
     The sources are the measures, one per table. Events are always CSV, whatever the formats of the tables. `writers`
-    are classes of the user's own, which write each table in one more format. With `fsync`, every file is synced after
+    are the user's own, which write each table in one more format. With `fsync`, every file is synced after
     each write. `doing` says in words what the thread is busy with, for the case that it hangs.
     """
 
@@ -52,7 +50,7 @@ class RunWriter:
         log: EventLog,
         *,
         formats: Sequence[Format] = ("csv", "parquet"),
-        writers: Sequence[type[Writer]] = (),
+        writers: Sequence[OwnWriter] = (),
         fsync: bool = False,
         retry_s: float = RETRY_S,
         signs: OnlineSigns | None = None,
@@ -169,9 +167,13 @@ class RunWriter:
             opened.pop_all()
         self._tables = []
         for index, (source, table) in enumerate(zip(self._sources, tables, strict=True)):
-            own = self._open_own_writers(table, attempt=manifest.attempt.number)
+            own = open_own_writers(self._own_writers, self._layout, table, self._log, attempt=manifest.attempt.number)
             files = TableFiles(table, [*writers[index], *own])
             self._tables.append(TableWriter(source, index, files, self._log, self._signs))
+        takers = [writer for writer in self._own_writers if getattr(writer, "takes_events", False)]
+        table = RunTable.of(EVENTS)
+        copies = open_own_writers(takers, self._layout, table, self._log, attempt=manifest.attempt.number)
+        self._log.copy_to(TableFiles(table, list(copies)))
         for event in events:
             self._log.add(event)
 
@@ -182,21 +184,6 @@ class RunWriter:
             writers.append(_BUILT_IN_WRITERS[name](path, table.arrow_schema))
             opened.callback(writers[-1].abandon)
         return writers
-
-    def _open_own_writers(self, table: RunTable, *, attempt: int) -> Iterator[Writer]:
-        """The user's writers, each with a new file. One that cannot be opened costs the rows of its file only."""
-        for writer_class in self._own_writers:
-            path = self._layout.telemetry / f"{table.table.name}.{writer_class.suffix}"
-            try:
-                if os.path.lexists(path):
-                    supersede_file(path, self._layout.superseded(attempt))
-                writer: Writer = writer_class(path, table.arrow_schema)
-                if writer.file_name != path.name:
-                    raise ValueError(f"expected the file name {path.name}, got {writer.file_name}")  # noqa: TRY301  # as any failure
-            except Exception as error:  # noqa: BLE001  # user code: whatever it raises costs its own file only
-                self._log.fail(error, f"{path.name} could not be opened")
-                writer = _UnopenedWriter(path, table.arrow_schema, reason=in_words(error))
-            yield writer
 
     def _leave_if_moved(self, stats: TelemetryStats) -> None:
         """Release files that are no longer in the run directory, or no longer ours; the next rows start an attempt."""
@@ -247,25 +234,6 @@ def _read_steps(
         except Exception as error:  # noqa: BLE001  # a device can fail in any way: it costs this step only
             refused.append((step, error))
     return read, numbers, refused
-
-
-class _UnopenedWriter(Writer):
-    """Takes the place of a user's writer that could not be opened, and refuses every batch for that reason."""
-
-    suffix = ""
-
-    def __init__(self, path: Path, schema: pa.Schema, *, reason: str) -> None:
-        super().__init__(path, schema)
-        self._reason = reason
-
-    def write(self, batch: pa.RecordBatch) -> None:  # noqa: ARG002  # none is taken
-        raise WriteError(self._reason)
-
-    def sync(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class ManifestWriter:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +19,10 @@ from ava_pipeline.contract.journal import JournalWriter
 from ava_pipeline.contract.parquet import num_parquet_rows
 from ava_pipeline.contract.stored import store_journal
 from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.errors import DamagedFileError, MisuseError
+from ava_pipeline.errors import DamagedFileError
 
 _ROWS = csv.WriteOptions(include_header=False, quoting_style="needed")
 _QUOTED_CHARACTERS = frozenset(',"\r\n')
-_SUFFIX = re.compile(r"[A-Za-z0-9_]+")
-_TAKEN_SUFFIXES = frozenset({"csv", "parquet", "journal", "json", "lock", "partial"})  # of files in telemetry/
 
 
 class Writer(ABC):
@@ -45,6 +42,7 @@ class Writer(ABC):
 
     Attributes:
         suffix: the last part of the file name, without the dot.
+        takes_events: whether the events are written too, as the table `events`; by default they are not.
         path: as given.
         schema: as given.
 
@@ -68,6 +66,7 @@ class Writer(ABC):
     """
 
     suffix: ClassVar[str]
+    takes_events: ClassVar[bool] = False
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
@@ -276,23 +275,3 @@ class ParquetWriter(Writer):
         """Close the journal and leave it in place: every batch of it can be read."""
         with contextlib.suppress(OSError):  # nothing is buffered here, so nothing is lost
             self._journal.close()
-
-
-def check_writers(writers: Sequence[type[Writer]]) -> tuple[type[Writer], ...]:
-    """Raise MisuseError unless it is a list of concrete subclasses of `Writer` with suffixes that can be used."""
-    if not isinstance(writers, list | tuple):
-        raise MisuseError(f"writers: expected a list of subclasses of Writer, got {writers!r}.")
-    taken = set(_TAKEN_SUFFIXES)
-    for writer in writers:
-        if not (isinstance(writer, type) and issubclass(writer, Writer)):
-            raise MisuseError(f"writers: expected subclasses of Writer, got {writer!r}: give the class, not an object.")
-        missing = sorted(getattr(writer, "__abstractmethods__", ()))
-        if missing:
-            raise MisuseError(f"writers: {writer.__name__} does not define {', '.join(missing)}.")
-        suffix = getattr(writer, "suffix", None)
-        if not (isinstance(suffix, str) and _SUFFIX.fullmatch(suffix)):
-            raise MisuseError(f"writers: expected {writer.__name__}.suffix to be letters and digits, got {suffix!r}.")
-        if suffix.lower() in taken:
-            raise MisuseError(f"writers: the suffix {suffix!r} of {writer.__name__} is taken: choose another one.")
-        taken.add(suffix.lower())
-    return tuple(writers)

@@ -44,6 +44,7 @@ COMMANDS = {
     "watch": Entry("watch", "Follow a running job in the terminal: events, norms, rates, values and delay."),
     "report": Entry("report", "Write an HTML page of one or several runs: findings, plots and tables."),
     "plot": Entry("report", "Draw the gradient norms of a run as a picture."),
+    "export": Entry("integrations", "Show a run, live or old, in TensorBoard, Weights & Biases or MLflow."),
     "bench": Entry("bench", "Measure what telemetry costs on this machine, and compare it with the targets."),
 }
 

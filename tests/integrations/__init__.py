@@ -1,0 +1,1 @@
+"""Frameworks and trackers, with the real libraries."""

@@ -17,17 +17,19 @@ from ava_pipeline.collect.call_checks import (
     CallChecks,
     as_json,
     check_arguments,
+    check_values,
     process_rank,
     telemetry_config,
     whole_number,
 )
 from ava_pipeline.collect.clipping import Clipping
+from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
-from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups
+from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups, rebound
 from ava_pipeline.collect.measures import check_measures
 from ava_pipeline.collect.measures.measure import Measure, Value
 from ava_pipeline.collect.predictions import EpochPredictions, PredictionFiles
-from ava_pipeline.collect.recorder import FindingQueue, Recorder
+from ava_pipeline.collect.recorder import Recorder
 from ava_pipeline.collect.targets import TrainingTargets, optimizers_by_name
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.finding import Finding
@@ -42,6 +44,7 @@ _log = logging.getLogger("ava_pipeline")
 
 CHECKPOINT_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 30.0
+ENDINGS: tuple[Status, ...] = ("finished", "failed", "interrupted")
 
 
 class TelemetryCollector:
@@ -98,9 +101,9 @@ class TelemetryCollector:
         check_arguments(model, output_dir, groups, grad_scaler)
         own_measures, own_writers = check_measures(measures), check_writers(writers)
         settings = telemetry_config(config, overrides)
-        chosen = settings.groups if groups is None else groups
-        columns = find_groups(model, chosen)
-        log_groups(model, columns, is_found=chosen is None)
+        self._groups = settings.groups if groups is None else groups
+        columns = find_groups(model, self._groups)
+        log_groups(model, columns, is_found=self._groups is None)
         targets = TrainingTargets.of(model, columns, optimizers_by_name(optimizer))
         facts = as_json(run_info or {})  # before the first hook is set, since this may raise
         layout = RunLayout(Path(output_dir))
@@ -111,6 +114,7 @@ class TelemetryCollector:
         self._prediction_files = PredictionFiles(layout, events, self._count, is_strict=settings.on_error == "raise")
         self._findings = FindingQueue(self._count)
         self._checks = CallChecks(events, self._count, targets, model)
+        self._is_checked = False
         self._recorder = Recorder(
             targets,
             settings,
@@ -125,7 +129,7 @@ class TelemetryCollector:
             writers=own_writers,
         )
 
-    def step(
+    def step(  # noqa: PLR0913  # each is a fact of the batch, all but the first by name
         self,
         epoch: int = 0,
         *,
@@ -133,6 +137,8 @@ class TelemetryCollector:
         accumulating: bool = False,
         values: Mapping[str, Value] | None = None,
         sample_ids: Sequence[object] | None = None,
+        optimizer: str | None = None,
+        global_step: int | None = None,
     ) -> bool:
         """Count a batch, and collect a row if one is due.
 
@@ -153,6 +159,19 @@ class TelemetryCollector:
                         optimizer.step()
                         optimizer.zero_grad()
 
+            Two optimizers that step in every batch, each after a backward pass of its own:
+
+                telemetry = TelemetryCollector([g, d], {"generator": opt_g, "discriminator": opt_d}, output_dir)
+                for real in train_loader:
+                    ...
+                    d_loss.backward()
+                    telemetry.step(epoch, optimizer="discriminator", values={"d_loss": d_loss})
+                    opt_d.step()
+                    ...
+                    g_loss.backward()
+                    telemetry.step(epoch, optimizer="generator", values={"g_loss": g_loss})
+                    opt_g.step()
+
         Args:
             epoch: 0-based.
             batch_idx: your own count of the run's batches, 1-based and rising; by default the calls are counted.
@@ -160,16 +179,25 @@ class TelemetryCollector:
             values: scalars to record, such as the loss: numbers or one-element tensors on any device. The names given
                 at the first collected step become the columns.
             sample_ids: the samples of the batch, to name them in a finding.
+            optimizer: the name of the optimizer that steps next, if several do in a batch. A batch begins when a name
+                comes again; its row has each group's norm from the call of its own optimizer, and is handed over when
+                the next batch begins.
+            global_step: the framework's count of optimizer steps before this one; by default they are counted.
 
         Returns:
             Whether a row of this batch was collected.
 
         Raises:
-            MisuseError: the collector is closed, `batch_idx` is 0, or a value is not a scalar.
+            MisuseError: the collector is closed, `batch_idx` is 0, a value is not a scalar, or a name is unknown.
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
         count = self._count
         count.epoch = epoch
+        if optimizer is not None and not self._recorder.begins_batch(optimizer, accumulating=accumulating):
+            is_recorded = self._recorder.has_open_row and not accumulating
+            if is_recorded:
+                self._recorder.record_part(values or {}, optimizer=optimizer, global_step=global_step)
+            return is_recorded
         if batch_idx is None:
             count.batch_idx += 1
         else:
@@ -179,13 +207,49 @@ class TelemetryCollector:
             return False
         if count.batch_idx < count.due:
             return False
+        if not self._is_checked:  # the first batch, whether it is collected or not
+            whole_number("epoch", epoch)
+            check_values(values or {})
+            self._is_checked = True
         is_due = count.batch_idx >= count.next_row
         if is_due:
             count.epoch = whole_number("epoch", epoch)
-            self._recorder.record(values or {}, sample_ids)
+            self._recorder.record(values or {}, sample_ids, optimizer=optimizer, global_step=global_step)
         count.due = count.next_row  # before `deliver`: a finding that arrives now makes the next step due again
         self._findings.deliver()
         return is_due
+
+    def rebind(
+        self,
+        *,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | Mapping[str, Optimizer] | None = None,
+    ) -> None:
+        """Measure a model whose parameters changed, or another optimizer, from the next step on.
+
+        Rows stay where they are. The manifest keeps which parameters each group had in which batches; a group that the
+        model no longer has is null from there on.
+
+        Example:
+            model.fc = nn.Linear(512, 10)
+            optimizer = torch.optim.AdamW(model.parameters())
+            telemetry.rebind(model=model, optimizer=optimizer)
+
+        Args:
+            model: the module that is trained from now on, which may be the same one with other parameters.
+            optimizer: one, or a mapping name -> optimizer.
+
+        Raises:
+            MisuseError: neither is given, or the collector is closed.
+            GroupsError: the model has no parameters, or an optimizer no parameter groups.
+        """
+        if model is None and optimizer is None:
+            raise MisuseError("rebind() changes nothing: give model=, optimizer= or both.")
+        if self._recorder.is_closed:
+            raise MisuseError("rebind() was called after close(): create a new collector.")
+        targets = rebound(self._recorder.targets, model, self._groups, optimizer)
+        self._checks.rebind(targets, model)
+        self._recorder.rebind(targets)
 
     def on_finding(self, callback: Callable[[Finding], object]) -> None:
         """Call a function with every warning sign that appears.
@@ -280,14 +344,16 @@ class TelemetryCollector:
             torch.save({"model": model.state_dict(), "telemetry": telemetry.state_dict()}, path)
 
         Returns:
-            `batch_idx`, `epoch`, and numbers named `clip_...` if the loop clips through the collector.
+            `batch_idx`, `epoch`, `global_step` if it is known, and numbers named `clip_...` if the loop clips through
+            the collector.
         """
         if not self.flush(CHECKPOINT_TIMEOUT_S):
             _log.warning(
                 "not all rows were written within %s s; the checkpoint does not wait any longer.", CHECKPOINT_TIMEOUT_S
             )
-        epoch = whole_number("epoch", self._count.epoch)
-        return {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
+        epoch, global_step = whole_number("epoch", self._count.epoch), self._checks.global_step()
+        state = {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
+        return state if global_step is None else state | {"global_step": global_step}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continue after a checkpoint's batch; the first collected step moves later rows to `superseded/`.
@@ -307,10 +373,17 @@ class TelemetryCollector:
             raise MisuseError(f"{state!r} is not a collector's state: give what state_dict() returned.")
         batch_idx = whole_number("state['batch_idx']", state["batch_idx"])
         epoch = whole_number("state['epoch']", state["epoch"])
+        global_step = state.get("global_step")
         self._clipping.load_state_dict(state)
-        self._count.resume(batch_idx, epoch)
+        self._count.resume(batch_idx, epoch, None if global_step is None else int(global_step))
 
-    def close(self, timeout_s: float | None = CLOSE_TIMEOUT_S) -> TelemetryStats:
+    def close(
+        self,
+        timeout_s: float | None = CLOSE_TIMEOUT_S,
+        *,
+        status: Status = "finished",
+        error: BaseException | str | None = None,
+    ) -> TelemetryStats:
         """Write the rows that wait, finish the files and stop; leaving a `with` block does the same.
 
         A second call does nothing, unless a slow disk left steps or files unfinished: then it waits again.
@@ -321,14 +394,19 @@ class TelemetryCollector:
 
         Args:
             timeout_s: how long to wait for a slow disk; None waits as long as it takes.
+            status: how the training ended, for the manifest: `finished`, `failed` or `interrupted`.
+            error: what ended it, or the name of its type.
 
         Returns:
             The counters; steps that could not be written in time are still pending.
 
         Raises:
+            MisuseError: the status is another one.
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
-        return self._end("finished", None, timeout_s)
+        if status not in ENDINGS:
+            raise MisuseError(f"status is {status!r}: give one of {', '.join(ENDINGS)}.")
+        return self._end(status, type(error).__name__ if isinstance(error, BaseException) else error, timeout_s)
 
     def __enter__(self) -> Self:
         return self

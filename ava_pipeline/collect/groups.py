@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from torch import nn
+from torch.optim import Optimizer
 
 from ava_pipeline.collect.architecture import find_parts
-from ava_pipeline.collect.targets import named_parameters
+from ava_pipeline.collect.targets import TrainingTargets, named_parameters, optimizers_by_name
 from ava_pipeline.contract.manifest import Group, Role
 from ava_pipeline.contract.tables import KEY_COLUMNS, check_column_name
 from ava_pipeline.errors import GroupsError, MisuseError
@@ -47,6 +48,29 @@ def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = Non
         )
         for column, held in members.items()
     }
+
+
+def rebound(
+    targets: TrainingTargets,
+    model: nn.Module | None,
+    chosen: Mapping[str, GroupChoice] | None,
+    optimizer: Optimizer | Mapping[str, Optimizer] | None,
+) -> TrainingTargets:
+    """The targets after a change of the model, of the optimizer, or of both; what is None stays as it is.
+
+    A chosen group that the model no longer has is left out, with a warning.
+    """
+    if model is not None:
+        present: dict[str, GroupChoice] = {}
+        for column, choice in (chosen or {}).items():
+            try:
+                find_groups(model, {column: choice})
+            except GroupsError as error:
+                _log.warning("the column %r is null from now on: %s", column, error)
+            else:
+                present[column] = choice
+        targets = targets.of_model(model, find_groups(model, None if chosen is None else present))
+    return targets.renewed(optimizers=None if optimizer is None else optimizers_by_name(optimizer))
 
 
 def log_groups(model: nn.Module, groups: Mapping[str, Group], *, is_found: bool) -> None:

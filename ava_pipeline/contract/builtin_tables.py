@@ -39,6 +39,13 @@ STEPS = Table(
         *KEY_COLUMNS,
         Column(name="time_utc", dtype="timestamp", description="When the step was collected, in UTC."),
         Column(
+            name="global_step",
+            dtype="int64",
+            description="Optimizer steps before this one, as given to step() or counted; null if unknown.",
+            nullable=True,
+            not_below=0,
+        ),
+        Column(
             name="loss_scale",
             dtype="float64",
             description="Factor by which AMP multiplied the loss; null without a GradScaler.",

@@ -44,9 +44,8 @@ class Evidence:
 
     Attributes:
         columns: role -> the columns of `norms` whose groups have it.
-        trained_from: column of `norms` -> position of the first row from which its group is trained; the number of rows
-            if it never is. A group that required no gradients at the first collected step counts as frozen until its
-            first gradient.
+        is_trained: column of `norms` -> bool [rows], whether its group is trained. A group that required no gradients
+            counts as frozen until the manifest says otherwise, or until its first gradient.
         frozen: the groups that are not trained in any of these rows.
         early_norms: finite overall norms in the run's first rows, at most 32.
         early_median: their median; 0 if none is finite.
@@ -74,20 +73,30 @@ class Evidence:
         self.overall = self.columns["overall"][0] if self.columns["overall"] else None
         self.losses = [column for column in steps.values if is_loss(column)]
         self.is_scaled = bool(steps.is_measured.get("loss_scale", np.zeros(0, dtype=np.bool_)).any())
-        self.trained_from = dict.fromkeys(norms.values, 0)
-        for column in norms.values:
-            if column in groups and groups[column].trainable is False:
-                is_measured = norms.is_measured[column]
-                self.trained_from[column] = int(is_measured.argmax()) if is_measured.any() else norms.num_rows
+        self.is_trained = {column: _is_trained(norms, column, groups.get(column)) for column in norms.values}
         self.frozen = frozenset(
             name
             for name, group in groups.items()
-            if group.trainable is False and self.trained_from.get(name, norms.num_rows) == norms.num_rows
+            if group.trainable is False and not self.is_trained.get(name, np.zeros(0, dtype=np.bool_)).any()
         )
         first = norms if first_norms is None else first_norms
         early = first.values[self.overall][:NUM_FIRST_ROWS] if self.overall else np.array([])
         self.early_norms: Floats = early[np.isfinite(early)]
         self.early_median = float(np.median(self.early_norms)) if len(self.early_norms) else 0.0
+
+
+def _is_trained(norms: TableValues, column: str, group: Group | None) -> Bools:
+    is_trained = np.ones(norms.num_rows, dtype=np.bool_)
+    if group is None:
+        return is_trained
+    is_measured = norms.is_measured[column]
+    for span, end in zip(group.spans, [*(span.first_batch for span in group.spans[1:]), np.inf], strict=False):
+        is_in_span = (norms.batch_idx >= span.first_batch) & (norms.batch_idx < end)
+        if span.trainable is False:
+            is_trained &= ~is_in_span | np.logical_or.accumulate(is_measured & is_in_span)
+    if not group.spans and group.trainable is False:
+        is_trained = np.logical_or.accumulate(is_measured)
+    return is_trained
 
 
 def is_loss(column: str) -> bool:

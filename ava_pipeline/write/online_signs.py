@@ -49,7 +49,7 @@ class OnlineSigns:
         report: Callable[[Finding], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._groups = groups
+        self.groups = groups
         self._limits = limits
         self._log = log
         self._report = report
@@ -107,7 +107,7 @@ class OnlineSigns:
             norms=norms,
             rates=rates,
             steps=steps,
-            groups=self._groups,
+            groups=self.groups,
             first_norms=self._first_norms,
             highest_rates=self._highest_rates,
         )

@@ -176,8 +176,8 @@ class TelemetryCollector:
             epoch: 0-based.
             batch_idx: your own count of the run's batches, 1-based and rising; by default the calls are counted.
             accumulating: this batch only adds to the gradients; a due row is collected at the next batch that does not.
-            values: scalars to record, such as the loss: numbers or one-element tensors on any device. The names given
-                at the first collected step become the columns.
+            values: scalars to record, such as the loss: numbers or one-element tensors on any device. A name becomes a
+                column at the first collected step that has it.
             sample_ids: the samples of the batch, to name them in a finding.
             optimizer: the name of the optimizer that steps next, if several do in a batch. A batch begins when a name
                 comes again; its row has each group's norm from the call of its own optimizer, and is handed over when
@@ -209,6 +209,7 @@ class TelemetryCollector:
             return False
         if not self._is_checked:  # the first batch, whether it is collected or not
             whole_number("epoch", epoch)
+            whole_number("global_step", 0 if global_step is None else global_step)
             check_values(values or {})
             self._is_checked = True
         is_due = count.batch_idx >= count.next_row

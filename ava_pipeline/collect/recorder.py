@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from ava_pipeline.collect.call_checks import BatchCount, CallChecks, as_numbers, check_values
+from ava_pipeline.collect.call_checks import BatchCount, CallChecks, as_numbers, check_values, whole_number
 from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.measures import make_measures
@@ -131,6 +131,8 @@ class Recorder:
         if row is None:  # it was dropped
             return
         check_values(values)
+        if global_step is not None:
+            global_step = whole_number("global_step", global_step)
         numbers, unread = as_numbers(values)
         self._renew(numbers)
         checks = self._checks

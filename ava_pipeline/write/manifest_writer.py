@@ -36,28 +36,41 @@ class ManifestWriter:
         self._before = before
         self._write()
 
+    def can_adopt(self, setup: Setup) -> bool:
+        """Whether older rows can be empty in every column that their tables get."""
+        return not any(
+            table.table.run_columns is not None and not table.table.run_columns.nullable
+            for table in self._wider(setup).values()
+        )
+
     def adopt(self, setup: Setup, batch_idx: int) -> dict[str, RunTable]:
         """Declare what is measured from a batch on; return the tables that have further columns.
 
         Raise OSError if the disk refuses the manifest: it declares columns before a file has them, so that a process
         killed in between leaves files to which the next start adds them.
         """
-        wider: dict[str, RunTable] = {}
+        wider = self._wider(setup)
         for source in setup.sources:
-            new = source.run_table
-            older = self._manifest.tables.get(new.table.name)
-            if older is None:  # a measure of the user's own that could not be made before has no files
-                continue
-            names = older.declaration.run_column_names
-            if added := [name for name in new.run_column_names if name not in names]:
-                wider[new.table.name] = RunTable.of(new.table, [*names, *added])
-            measured = self.attempt.columns.get(new.table.name, ())
-            self.attempt.columns[new.table.name] = tuple(dict.fromkeys((*measured, *new.run_column_names)))
+            table = source.run_table
+            measured = self.attempt.columns.get(table.table.name, ())
+            self.attempt.columns[table.table.name] = tuple(dict.fromkeys((*measured, *table.run_column_names)))
         for name, table in wider.items():
             self._manifest.tables[name] = self._manifest.tables[name].model_copy(update={"declaration": table})
         self._manifest.groups = changed_groups(self._manifest.groups, setup.groups, batch_idx)
         self._manifest.rate_names = {**self._manifest.rate_names, **setup.rate_names}
         self._write()
+        return wider
+
+    def _wider(self, setup: Setup) -> dict[str, RunTable]:
+        """The tables for which a setup has further columns, with those that they have already."""
+        wider: dict[str, RunTable] = {}
+        for table in (source.run_table for source in setup.sources):
+            older = self._manifest.tables.get(table.table.name)
+            if older is None:  # a measure of the user's own that could not be made before has no files
+                continue
+            names = older.declaration.run_column_names
+            if added := [name for name in table.run_column_names if name not in names]:
+                wider[table.table.name] = RunTable.of(table.table, [*names, *added])
         return wider
 
     @property

@@ -116,13 +116,17 @@ class RunWriter:
         """Write by another setup from this step on: tables get its further columns, and the manifest its groups.
 
         Raise OSError or DamagedFileError if that fails. The attempt then ends, and the next `open` begins another one,
-        which adds the columns.
+        which adds the columns. It also ends if older rows of a table cannot be empty in the columns.
         """
         if setup is self.setup or self._manifest is None:
             return
         self.doing = "adding columns to the files, and the disk may be stuck"
         self.setup = setup
         self._facts = replace(self._facts, groups=setup.groups, rate_names=setup.rate_names)
+        if not self._manifest.can_adopt(setup):
+            self._leave(stats)
+            self.open(stats)
+            return
         try:
             wider = self._manifest.adopt(setup, step.batch_idx)
             for table in self._tables:

@@ -264,3 +264,48 @@ class TestMisuse:
             TelemetryCollector(model, optimizer, tmp_path, run_info={"model": object()})
         with pytest.raises(MisuseError, match="finite"):
             TelemetryCollector(model, optimizer, tmp_path, run_info={"best": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"values": {"val loss": 1.0}}, "'val loss' cannot name a column"),
+        ({"values": {"loss": torch.ones(2)}}, "is a tensor of shape"),
+        ({"epoch": 0.5}, "epoch is 0.5"),
+    ],
+)
+def test_arguments_are_checked_at_the_first_batch(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Not hours later, at the first one that is collected."""
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path) as telemetry, pytest.raises(MisuseError, match=message):
+        telemetry.step(**arguments)
+
+
+def test_a_value_that_is_no_number_costs_its_cell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One-element arrays and NumPy numbers are numbers; what is none is null, with one warning."""
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+        for _ in range(3):
+            backward(model)
+            telemetry.step(values={"array": np.array([0.5]), "half": np.float16(2.0), "text": "high"})  # type: ignore[dict-item]  # wrong on purpose
+            optimizer.step()
+    steps = open_run(tmp_path).steps()
+    assert steps["array"].tolist() == [0.5] * 3
+    assert steps["half"].tolist() == [2.0] * 3
+    assert steps["text"].isna().all()
+    assert telemetry.stats().written == 3
+    assert len([one for one in warnings_of(caplog) if "values['text'] is 'high' (str)" in one]) == 1
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", "finished"])
+def test_close_records_how_the_training_ended(status: Any, tmp_path: Path) -> None:
+    """For callbacks of frameworks, which know it."""
+    model, optimizer = tiny()
+    telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
+    backward(model)
+    telemetry.step()
+    with pytest.raises(MisuseError, match="give one of finished, failed, interrupted"):
+        telemetry.close(status="stopped")  # type: ignore[arg-type]  # wrong on purpose
+    telemetry.close(status=status, error=None if status == "finished" else RuntimeError("out of memory"))
+    attempt = open_run(tmp_path).manifest.attempt
+    assert (attempt.status, attempt.error) == (status, None if status == "finished" else "RuntimeError")

@@ -101,7 +101,7 @@ def test_a_collected_step_waits_for_nothing(
 def test_a_loss_on_the_device_beside_parameters_on_the_host_is_copied(fake_cuda: NoWaiting) -> None:
     """As under CPU offload: where the numbers are decides, not where the parameters are."""
     readings = [Reading([0.5, None]), Reading([torch.empty((), device="cuda")])]
-    staged = recorder.Staging().stage(readings)
+    staged = vars(recorder)["Staging"]().stage(readings)  # with the fake slots
     with ThreadPoolExecutor(1) as background:  # where tensors are real
         assert background.submit(staged.read).result() == [[0.5, None], [1.0]]
 

@@ -184,7 +184,7 @@ def test_a_column_of_another_type_is_an_error_that_names_the_run(tmp_path: Path)
         RunBuilder(root=tmp_path / name).write()
     steps = tmp_path / "two/telemetry/steps.parquet"
     edit_parquet(steps, lambda rows: rows.set_column(4, "loss", rows["time_utc"]))
-    with pytest.raises(DamagedFileError, match="run 'two': types differ"):
+    with pytest.raises(DamagedFileError, match="run 'two': its types differ"):
         runs(tmp_path / "*").steps()
     edit_parquet(steps, lambda rows: rows.drop_columns(["loss"]).append_column("run", rows["epoch"]))
     with pytest.raises(DamagedFileError, match="run 'two' already has a column run"):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ava_pipeline.collect.amp import AutocastProbe, Scaling
 from ava_pipeline.collect.changes import TrainingChanges
 from ava_pipeline.collect.measures.measure import StepSnapshot, Value
-from ava_pipeline.collect.optimizer_steps import CallOrder, OptimizerWatch
+from ava_pipeline.collect.optimizer_steps import CallOrder, NumCalls, OptimizerWatch
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.config.messages import describe_errors
 from ava_pipeline.config.models import TelemetryConfig
@@ -258,7 +258,8 @@ class CallChecks:
 
     def global_step(self) -> int | None:
         """The optimizer steps of the run before this batch's; None if they cannot be counted."""
-        before, num_calls = self._count.steps_before, self._count.batch_idx - self._count.resumed_from
+        count = self._count
+        before, num_calls = count.steps_before, count.batch_idx - count.resumed_from - count.num_accumulating
         if before is None or not (self._order.is_counting or num_calls <= 1):
             return None
         return before + self._order.num_steps
@@ -278,9 +279,9 @@ class CallChecks:
         self._check_gradients(snapshot)
         self._check_scaling(snapshot)
         self._check_parameters(snapshot)
-        num_calls = self._count.num_calls
-        if num_calls is not None and not snapshot.is_optimizer_replaced:
-            self._check_order(num_calls, is_scaled=snapshot.scaler.scale is not None)
+        calls = self._num_calls(snapshot.optimizer)
+        if calls is not None and not snapshot.is_optimizer_replaced:
+            self._check_order(calls, is_scaled=snapshot.scaler.scale is not None)
         self._last_batch_idx = self._count.batch_idx
 
     def check_unread(self, values: Mapping[str, object]) -> None:
@@ -339,12 +340,16 @@ class CallChecks:
         if complaint is not None:
             self.warn_once("parameters", complaint)
 
-    def _check_order(self, num_calls: int, *, is_scaled: bool) -> None:
-        named = self._count.named_calls
-        complaint = self._order.complaint(num_calls, named, may_skip=is_scaled)
+    def _num_calls(self, optimizer: str | None) -> NumCalls | None:
+        if optimizer is not None:
+            return NumCalls(self._count.named_calls[optimizer], optimizer)
+        return None if self._count.num_calls is None else NumCalls(self._count.num_calls)
+
+    def _check_order(self, calls: NumCalls, *, is_scaled: bool) -> None:
+        complaint = self._order.complaint(calls, may_skip=is_scaled)
         if complaint is not None:
             self.warn_once("call order", complaint)
-        num_skipped = self._order.num_skipped(num_calls, named) if is_scaled else 0
+        num_skipped = self._order.num_skipped(calls) if is_scaled else 0
         if num_skipped:
             event = Event(
                 event="skipped_step",

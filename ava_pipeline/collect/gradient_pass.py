@@ -25,10 +25,14 @@ class GradientPass:
     def __init__(self, targets: TrainingTargets, grad_scaler: Any, clipping: Clipping) -> None:
         self._grad_scaler = grad_scaler
         self._clipping = clipping
+        self._measured_unowned: dict[int, tuple[ref[Tensor], int]] = {}
+        self._targets = targets
         self.measure(targets)
 
     def measure(self, targets: TrainingTargets) -> None:
         """Measure these targets from now on."""
+        if targets.parameters is not self._targets.parameters:
+            self._measured_unowned.clear()
         self._targets = targets
         owners = targets.optimizer_of()
         self._unowned = [position for position, owner in enumerate(owners) if owner is None]
@@ -37,7 +41,6 @@ class GradientPass:
             for name, optimizer in targets.optimizers.items()
         }
         self._plans: dict[object, NormPlan] = {}
-        self._measured_unowned: dict[int, tuple[ref[Tensor], int]] = {}
         self._clipping.use(targets.parameters)
 
     def take(

@@ -1,8 +1,8 @@
 """Optimizer steps: counted by hooks, compared with the calls of `step`, and used as the global step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch.optim import Optimizer
 
@@ -22,8 +22,8 @@ class CallOrder:
     """Counts optimizer steps and compares them with the calls of `TelemetryCollector.step`.
 
     In a correct loop k-1 optimizer steps come before the k-th call that does not only accumulate, or fewer if steps
-    were skipped. Of several optimizers, each is compared with the calls that name it; if none is named, the one that
-    steps least often is compared with all calls.
+    were skipped. Calls that name an optimizer are compared with its steps, other calls with the steps of the optimizer
+    that steps least often.
     """
 
     def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
@@ -36,7 +36,7 @@ class CallOrder:
         """Count the steps of these optimizers from now on; the numbers of calls are those until now."""
         self._num_steps_before = self.num_steps
         self._num_calls_before, self._named_before = num_calls, dict(named_calls)
-        self._num_skipped = 0
+        self._num_skipped = dict.fromkeys(optimizers, 0)
         self.close()
         self._counts = {name: _StepCount() for name in optimizers}
         self._shows_skips = {name: hooks_show_skips([optimizer]) for name, optimizer in optimizers.items()}
@@ -52,31 +52,30 @@ class CallOrder:
         """Whether a hook was ever called; those of a wrapper may never be."""
         return self.num_steps > 0
 
-    def num_skipped(self, num_calls: int, named_calls: Mapping[str, int]) -> int:
+    def num_skipped(self, calls: "NumCalls") -> int:
         """Optimizer steps that a GradScaler skipped since the last call; 0 if only its scale shows them."""
-        skipped = sum(
-            max(0, calls - 1 - steps)
-            for name, calls, steps in self._compared(num_calls, named_calls)
-            if self._shows_skips.get(name) and (named_calls or len(self._counts) == 1)
-        )
-        new, self._num_skipped = max(0, skipped - self._num_skipped), skipped
+        name, num_calls, num_steps = self._compared(calls)
+        if not self._shows_skips[name] or (calls.optimizer is None and len(self._counts) > 1):
+            return 0
+        skipped = max(0, num_calls - 1 - num_steps)
+        new, self._num_skipped[name] = max(0, skipped - self._num_skipped[name]), skipped
         return new
 
-    def complaint(self, num_calls: int, named_calls: Mapping[str, int], *, may_skip: bool) -> str | None:
+    def complaint(self, calls: "NumCalls", *, may_skip: bool) -> str | None:
         """What is wrong with the order of calls, with the remedy; None if it is right, or cannot be judged."""
-        for name, calls, steps in self._compared(num_calls, named_calls):
-            of_name = f" of {name!r}" if named_calls else ""
-            if steps >= calls:
-                return (
-                    f"step() was called after optimizer.step(){of_name}, so the rates and, with AMP, the scale are "
-                    "those of the next step. Call it after backward() and before clipping and optimizer.step()."
-                )
-            if not may_skip and steps and calls >= MIN_CALLS and calls - 1 >= 2 * steps:
-                return (
-                    f"step() was called {calls} times for {steps} optimizer steps{of_name}. Call it once a batch, "
-                    "with accumulating=True for batches that only accumulate gradients."
-                )
-        return None
+        name, num_calls, num_steps = self._compared(calls)
+        of_name = "" if calls.optimizer is None else f" of {name!r}"
+        if num_steps >= num_calls:
+            return (
+                f"step() was called after optimizer.step(){of_name}, so the rates and, with AMP, the scale are those "
+                "of the next step. Call it after backward() and before clipping and optimizer.step()."
+            )
+        if may_skip or num_steps == 0 or num_calls < MIN_CALLS or num_calls - 1 < 2 * num_steps:
+            return None
+        return (
+            f"step() was called {num_calls} times for {num_steps} optimizer steps{of_name}. Call it once per batch, "
+            "with accumulating=True for batches that only accumulate gradients."
+        )
 
     def close(self) -> None:
         """Stop counting."""
@@ -84,15 +83,20 @@ class CallOrder:
             hook.remove()
         self._hooks = []
 
-    def _compared(self, num_calls: int, named_calls: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
-        """Names of optimizers, with the calls and the steps that are compared."""
-        if named_calls:
-            for name, calls in named_calls.items():
-                if name in self._counts:
-                    yield name, calls - self._named_before.get(name, 0), self._counts[name].value
+    def _compared(self, calls: "NumCalls") -> tuple[str, int, int]:
+        """The name of an optimizer, and the calls and the steps that are compared."""
+        if calls.optimizer is not None:
+            name, before = calls.optimizer, self._named_before.get(calls.optimizer, 0)
         else:
-            name = min(self._counts, key=lambda name: self._counts[name].value)
-            yield name, num_calls - self._num_calls_before, self._counts[name].value
+            name, before = min(self._counts, key=lambda name: self._counts[name].value), self._num_calls_before
+        return name, calls.value - before, self._counts[name].value
+
+
+class NumCalls(NamedTuple):
+    """The calls of `step` so far that did not only accumulate: all, or those that name one optimizer."""
+
+    value: int
+    optimizer: str | None = None
 
 
 class _StepCount:

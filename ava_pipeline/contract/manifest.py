@@ -65,7 +65,7 @@ class Group(_Entry):
         span = GroupSpan(first_batch=first_batch, parameters=()) if new is None else _span(new, first_batch)
         if spans and spans[-1] == span.model_copy(update={"first_batch": spans[-1].first_batch}):
             is_unchanged = len(spans) == 1 and spans[0].first_batch == 1
-            return self.model_copy(update={"spans": () if is_unchanged else tuple(spans)})
+            return (new or self).model_copy(update={"spans": () if is_unchanged else tuple(spans)})
         return (new or self).model_copy(update={"spans": (*spans, span)})
 
 

@@ -134,7 +134,8 @@ class RunWriter:
                 if table.name in wider:
                     num_older = len(table.column_names)
                     self._widen(table, wider[table.name])
-                    self._log.add(added_columns_event(step, table.name, table.column_names[num_older:]))
+                    if any(table.num_rows.values()):
+                        self._log.add(added_columns_event(step, table.name, table.column_names[num_older:]))
         except Exception as error:
             self._refuse_until(time.monotonic() + self._retry_s, error)
             self._leave(stats)

@@ -56,7 +56,7 @@ def test_a_parameter_group_that_is_added_gets_its_column(tmp_path: Path) -> None
     head = run.manifest.groups["mlp_head"]
     assert [one.learning_rates for one in (head.at(3), head.at(4)) if one] == [(), ("lr_group_1",)]
     assert run.manifest.rate_names == {"lr_group_0": "backbone", "lr_group_1": "head"}
-    assert "new: lr_group_1" in events(tmp_path, "changed_columns")["message"].iloc[0]
+    assert "new from batch 4 on: lr_group_1" in events(tmp_path, "changed_columns")["message"].iloc[0]
     assert validate_run(tmp_path) == []
 
 

@@ -11,7 +11,8 @@ from tests.collect.models import backward, tiny
 
 def steps_of(root: Path) -> list[object]:
     """The column, None for null."""
-    return [None if value is None else int(value) for value in open_run(root).table("steps")["global_step"].tolist()]
+    column = open_run(root).steps()["global_step"]
+    return [None if is_null else int(value) for value, is_null in zip(column.tolist(), column.isna(), strict=True)]
 
 
 def test_steps_are_counted_by_hooks(tmp_path: Path) -> None:

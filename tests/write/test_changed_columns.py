@@ -137,7 +137,7 @@ def group(*parameters: str, role: Role = "other", parent: str | None = None) -> 
 
 
 def test_a_column_that_measures_other_parameters_continues(tmp_path: Path) -> None:
-    """Rows stay where they are; the manifest says which parameters each of them measures, and an event names the column."""
+    """Rows stay where they are; the manifest says which parameters each measures, and an event names the column."""
     overall = group("a", "b", "c", role="overall")
     before = {"overall": overall, "head": group("c", parent="overall")}
     write(room_of(tmp_path, list(before), table=L2_NORMS, groups=before), [1, 2, 3])

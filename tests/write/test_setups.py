@@ -103,6 +103,7 @@ from dataclasses import replace
 
 from ava_pipeline.validate.validate import validate_run
 from ava_pipeline.write.channel import TelemetryStats
+from ava_pipeline.write.recover import recover_run
 from tests.write.feeding import NO_STEPS, Room, csv_batches, parquet_batches, step
 from tests.write.test_setups import in_setup, setup
 

@@ -53,11 +53,12 @@ class Steps(Measure):
         ])  # fmt: skip
 
     def join(self, readings: Sequence[Reading]) -> Reading:
-        """Take the first time and, of everything else, the last number that is not None."""
+        """Take the first time and global step and, of everything else, the last number that is not None."""
         first, *others = (list(reading.numbers) for reading in readings)
-        for _, *other in others:  # a value that came with a later call has no place in the numbers of the first
-            time_s, *older = first
-            first = [time_s, *(old if new is None else new for old, new in zip_longest(older, other))]
+        for _, _, *other in others:  # a value that came with a later call has no place in the numbers of the first
+            time_s, global_step, *older = first
+            last = (old if new is None else new for old, new in zip_longest(older, other))
+            first = [time_s, global_step, *last]
         return Reading(first)
 
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:  # noqa: ARG002  # one layout

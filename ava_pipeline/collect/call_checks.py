@@ -19,7 +19,7 @@ from ava_pipeline.collect.amp import AutocastProbe, Scaling
 from ava_pipeline.collect.changes import TrainingChanges
 from ava_pipeline.collect.measures.measure import StepSnapshot, Value
 from ava_pipeline.collect.optimizer_steps import CallOrder, NumCalls, OptimizerWatch
-from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.collect.targets import Model, TrainingTargets, modules_of
 from ava_pipeline.config.messages import describe_errors
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.columns import shown
@@ -36,8 +36,14 @@ _JSON = TypeAdapter(dict[str, JsonValue])
 
 def check_arguments(model: object, output_dir: object, groups: object, grad_scaler: object) -> None:
     """Raise MisuseError if an argument of the constructor has a wrong type, rather than fail in a later step."""
-    if not isinstance(model, nn.Module):
-        raise MisuseError(f"model is a {type(model).__name__}: give the torch.nn.Module that is being trained.")
+    modules = model if isinstance(model, list | tuple) else [model]
+    others = sorted({type(module).__name__ for module in modules if not isinstance(module, nn.Module)})
+    if others or not modules:
+        contents = f", not of {', '.join(others) or 'nothing'}" if modules is model else ""
+        raise MisuseError(
+            f"model is a {type(model).__name__}: give the torch.nn.Module that is being trained, or a list of modules "
+            f"that are trained together{contents}."
+        )
     path = os.fspath(output_dir) if isinstance(output_dir, str | os.PathLike) else None
     if not path or not isinstance(path, str):
         raise MisuseError(f"output_dir is {output_dir!r}: give the run's directory, such as 'outputs/ava/my_run'.")
@@ -210,11 +216,11 @@ class BatchCount:
 class CallChecks:
     """Checks each collected step and warns once about each probable mistake."""
 
-    def __init__(self, events: EventLog, count: BatchCount, targets: TrainingTargets, model: nn.Module) -> None:
+    def __init__(self, events: EventLog, count: BatchCount, targets: TrainingTargets, model: Model) -> None:
         self._events = events
         self._count = count
         self._targets = targets
-        self._autocast = AutocastProbe(model)
+        self._autocast = AutocastProbe(modules_of(model)[0])  # modules that are trained together have one autocast
         self._order = CallOrder(targets.optimizers)
         self._watch = OptimizerWatch(targets)
         self._changes = TrainingChanges(targets, model)
@@ -222,12 +228,12 @@ class CallChecks:
         self._warned: set[str] = set()
         self._last_batch_idx = 0
 
-    def rebind(self, targets: TrainingTargets, model: nn.Module | None) -> None:
+    def rebind(self, targets: TrainingTargets, model: Model | None) -> None:
         """Check the calls for other targets, and for another model unless it is None; old warnings may come again."""
         self._order.attach(targets.optimizers, self._count.num_calls or 0, self._count.named_calls)
         if model is not None:
             self._autocast.close()
-            self._autocast = AutocastProbe(model)
+            self._autocast = AutocastProbe(modules_of(model)[0])
         self._changes.begin(targets, model)
         self._warned -= {"parameters", "optimizer replaced", "optimizer"}
         self.follow(targets)

@@ -4,9 +4,7 @@ from itertools import chain
 from operator import attrgetter, itemgetter
 from weakref import ref
 
-from torch import nn
-
-from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.collect.targets import Model, TrainingTargets, modules_of
 
 # Reading a model's parameters takes as long as a few rows, and some models leave out other layers at every step.
 MAX_MODEL_CHECKS = 20
@@ -21,14 +19,14 @@ class TrainingChanges:
     A row costs a few comparisons of identities; more is read only if they differ. Models are not kept alive.
     """
 
-    def __init__(self, targets: TrainingTargets, model: nn.Module) -> None:
+    def __init__(self, targets: TrainingTargets, model: Model) -> None:
         self._num_model_checks = 0
         self.begin(targets, model)
 
-    def begin(self, targets: TrainingTargets, model: nn.Module | None = None) -> None:
+    def begin(self, targets: TrainingTargets, model: Model | None = None) -> None:
         """Compare with these targets from now on, and with this model unless it is None."""
         if model is not None:
-            self._model = ref(model)
+            self._modules = [ref(module) for module in modules_of(model)]
         self._targets = targets
         self._ids = frozenset(map(id, targets.parameters))
         self._identities = self._read_identities()
@@ -63,11 +61,11 @@ class TrainingChanges:
 
     def _gone(self, missing: frozenset[int]) -> list[str]:
         """The names of parameters without a gradient that the model has no more."""
-        model = self._model()
-        if model is None or self._num_model_checks >= MAX_MODEL_CHECKS:
+        modules = [module for reference in self._modules if (module := reference()) is not None]
+        if len(modules) < len(self._modules) or self._num_model_checks >= MAX_MODEL_CHECKS:
             return []
         self._num_model_checks += 1
-        present = set(map(id, model.parameters()))
+        present = {id(parameter) for module in modules for parameter in module.parameters()}
         parameters, names = self._targets.parameters, self._targets.names
         return [names[position] for position in sorted(missing) if id(parameters[position]) not in present]
 

@@ -66,7 +66,8 @@ class TelemetryCollector:
                         optimizer.step()
 
     Args:
-        model: the module that is being trained; may be compiled or wrapped for data parallelism.
+        model: the module that is being trained; may be compiled or wrapped for data parallelism. A list of modules,
+            such as both halves of a GAN or the chunks of a pipeline, also has a column `module_<index>` for each.
         optimizer: an optimizer, or a mapping name -> optimizer.
         output_dir: the run directory. In one that was used before, `load_state_dict` continues its tables; without it
             a new attempt starts at batch 1 and older rows are moved to `superseded/`.
@@ -86,7 +87,7 @@ class TelemetryCollector:
 
     def __init__(  # noqa: PLR0913  # the model and its optimizer belong beside the directory
         self,
-        model: nn.Module,
+        model: nn.Module | Sequence[nn.Module],
         optimizer: Optimizer | Mapping[str, Optimizer],
         output_dir: str | os.PathLike[str],
         config: TelemetryConfig | Mapping[str, Any] | None = None,
@@ -223,7 +224,7 @@ class TelemetryCollector:
     def rebind(
         self,
         *,
-        model: nn.Module | None = None,
+        model: nn.Module | Sequence[nn.Module] | None = None,
         optimizer: Optimizer | Mapping[str, Optimizer] | None = None,
     ) -> None:
         """Measure a model whose parameters changed, or another optimizer, from the next step on.

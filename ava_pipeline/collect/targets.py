@@ -1,8 +1,9 @@
 """What a collector measures: parameters, groups of them, optimizers."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from torch.optim import Optimizer
 
 from ava_pipeline.contract.manifest import Group
 from ava_pipeline.errors import GroupsError
+
+Model: TypeAlias = nn.Module | Sequence[nn.Module]  # several modules that are trained together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,20 +42,21 @@ class TrainingTargets:
     is_sharded: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, groups: Mapping[str, Group], optimizers: Mapping[str, Optimizer]) -> Self:
-        """The targets of a model, wrapped or not."""
+    def of(cls, model: Model, groups: Mapping[str, Group], optimizers: Mapping[str, Optimizer]) -> Self:
+        """The targets of a model, wrapped or not, or of several modules."""
         named = named_parameters(model)
+        modules = modules_of(model)
         return cls(
             parameters=tuple(named.values()),
             names=tuple(named),
             groups=groups,
             optimizers=optimizers,
             rate_places=_rate_places(optimizers),
-            is_reduced=is_parallel(model),
-            is_sharded=is_sharded(model),
+            is_reduced=all(map(is_parallel, modules)),
+            is_sharded=any(map(is_sharded, modules)),
         )
 
-    def of_model(self, model: nn.Module, groups: Mapping[str, Group]) -> Self:
+    def of_model(self, model: Model, groups: Mapping[str, Group]) -> Self:
         """The targets with the parameters and groups of another model, or of one that changed."""
         other = type(self).of(model, groups, self.optimizers)
         return replace(
@@ -166,15 +170,50 @@ def _unwrapped(optimizer: Any) -> Any:
     return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
 
 
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter once, by its `plain_name`; raise GroupsError if the model has no parameters."""
-    parameters = {plain_name(name, model): parameter for name, parameter in model.named_parameters()}
+def modules_of(model: Model) -> tuple[nn.Module, ...]:
+    """The modules of a model: itself, or those of a list."""
+    return (model,) if isinstance(model, nn.Module) else tuple(model)
+
+
+def type_name(model: Model) -> str:
+    """The name of a model's class, or of several."""
+    return ", ".join(type(module).__name__ for module in modules_of(model))
+
+
+def named_parameters(model: Model) -> dict[str, nn.Parameter]:
+    """Every parameter once, by its `plain_name`; raise GroupsError if the model has no parameters.
+
+    If two of several modules have a name in common, every name begins with its module's index: `1.conv1.weight`.
+    """
+    modules = modules_of(model)
+    of_modules: list[dict[str, nn.Parameter]] = []
+    known: set[int] = set()
+    for module in modules:
+        new = {
+            plain_name(name, module): parameter
+            for name, parameter in module.named_parameters()
+            if id(parameter) not in known
+        }
+        known |= {id(parameter) for parameter in new.values()}
+        of_modules.append(new)
+    prefixes = prefixes_of(of_modules, "{}.")
+    parameters = {
+        prefix + name: parameter
+        for prefix, named in zip(prefixes, of_modules, strict=True)
+        for name, parameter in named.items()
+    }
     if not parameters:
         raise GroupsError(
-            f"{type(model).__name__} has no parameters, so there are no gradients to measure. "
+            f"{type_name(model)} has no parameters, so there are no gradients to measure. "
             "Give the collector the module that is being trained."
         )
     return parameters
+
+
+def prefixes_of(names: Sequence[Iterable[str]], pattern: str) -> list[str]:
+    """What begins the names of each module: nothing, or its index in the pattern if two modules share a name."""
+    is_shared = any(count > 1 for count in Counter(name for of_module in names for name in of_module).values())
+    return [pattern.format(index) if is_shared else "" for index in range(len(names))]
 
 
 def plain_name(name: str, model: nn.Module) -> str:

@@ -23,6 +23,7 @@ EventName = Literal[
     "unknown_scale",  # gradients under a loss scale that could not be read
     "skipped_step",  # optimizer steps that the GradScaler skipped, because gradients were not finite
     "misuse",  # the collector was called in a way that cannot be right
+    "optimizer_replaced",  # the optimizer no longer steps: another one was made
     "failed_predictions",  # an epoch's predictions that were not written
     # Warning signs found while training; with severity info, a sign that is gone. docs/diagnosis.md explains each.
     "backbone_not_learning",

@@ -64,7 +64,7 @@ class _RunHealth:
 
     def steady(self) -> Iterator[Finding]:
         overall = self._run.overall
-        if overall is None or self._warns(*_NOTHING_LEARNS, "spike", "rising"):
+        if overall is None or self._warns(*_NOTHING_LEARNS, "spike", "rising", "clipped-before-step"):
             return
         norms = self._run.norms.values[overall]
         norms = norms[np.isfinite(norms)]

@@ -135,6 +135,22 @@ def loop(
     return [event["event"] for event in open_run(root).events().to_dict("records") if event["severity"] != "info"]
 
 
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
+def test_gradients_that_were_clipped_before_step_are_not_healthy(
+    tmp_path: Path, dtype: torch.dtype, accuracy: float
+) -> None:
+    """While training and afterwards; clipped after `step`, the same training is."""
+    assert loop(tmp_path / "before", clips_before=True, dtype=dtype) == ["clipped_before_step"]
+    found = diagnose_run(tmp_path / "before")
+    (finding,) = found.findings
+    assert (finding.id, finding.batch_idx, finding.batch_idx_end) == ("clipped-before-step", 1, 60)
+    assert finding.value == pytest.approx(0.05, rel=accuracy)
+    assert found.verdict == "not healthy"
+    assert "norms-steady" not in {one.sign for one in found.healthy}
+    assert loop(tmp_path / "after", clips_before=False, dtype=dtype) == []
+    assert diagnose_run(tmp_path / "after").is_healthy
+
+
 def test_a_step_that_came_after_the_optimizers_is_not_healthy(tmp_path: Path) -> None:
     """The event that says so is a finding, with its remedy."""
     assert loop(tmp_path, clips_before=False, steps_before=True) == ["misuse"]

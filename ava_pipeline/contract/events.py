@@ -27,6 +27,7 @@ EventName = Literal[
     "failed_predictions",  # an epoch's predictions that were not written
     # Warning signs found while training; with severity info, a sign that is gone. docs/diagnosis.md explains each.
     "backbone_not_learning",
+    "clipped_before_step",
     "clipping_often",
     "dead_layer",
     "exploding",

@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 import pyarrow as pa
 
-from ava_pipeline.contract.arrays import Bools, Floats, number_columns
+from ava_pipeline.contract.arrays import BatchIndices, Bools, Floats, number_columns
 from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.contract.manifest import Group, Role
 
@@ -33,6 +33,15 @@ class TableValues:
         for name, (values, is_null) in floats.items():
             self.values[name] = values.astype(np.float64, copy=False)
             self.is_measured[name] = every_row if is_null is None else ~is_null
+
+    def at_batches(self, column: str, batches: BatchIndices) -> Floats:
+        """A column at the rows of some batches, float64 [batches]; nan if a batch has no row."""
+        found = np.full(len(batches), np.nan)
+        if self.num_rows:
+            places = np.minimum(np.searchsorted(self.batch_idx, batches), self.num_rows - 1)
+            is_same = self.batch_idx[places] == batches
+            found[is_same] = self.values[column][places[is_same]]
+        return found
 
 
 class Evidence:
@@ -155,6 +164,16 @@ def ranges_where(holds: Bools, *, least_rows: int = 1, bridge: int = 0) -> list[
     lasts = positions[np.concatenate((breaks, [len(positions) - 1]))]
     ranges = (RowRange(int(first), int(last)) for first, last in zip(firsts, lasts, strict=True))
     return [one for one in ranges if one.num_rows >= least_rows]
+
+
+def running(extreme: np.ufunc, values: Floats, window: int) -> Floats:
+    """The minimum or maximum of each `window` neighbouring values, by windows of 1, 2, 4, ... values."""
+    length = 1
+    while length < window:
+        step = min(length, window - length)
+        values = extreme(values[:-step], values[step:])
+        length += step
+    return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ava_pipeline.contract.arrays import Bools, Floats
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues, ranges_where
+from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues, ranges_where, running
 from ava_pipeline.signs.thresholds import Thresholds
 
 _SPIKE_ADVICE = (
@@ -161,8 +161,8 @@ def ratios_to_median(values: Floats, window: int, *, below: float = -np.inf, abo
     num_before = np.searchsorted(positions, np.arange(len(values)))
     rows = np.flatnonzero((num_before >= _LEAST_ROWS_BEFORE) & np.isfinite(values))
     ends = num_before[rows] - 1
-    is_unusual = values[rows] / _running(np.minimum, padded, window)[ends] > above
-    is_unusual |= values[rows] / _running(np.maximum, padded, window)[ends] < below
+    is_unusual = values[rows] / running(np.minimum, padded, window)[ends] > above
+    is_unusual |= values[rows] / running(np.maximum, padded, window)[ends] < below
     rows, ends = rows[is_unusual], ends[is_unusual]
     windows = sliding_window_view(padded, window)
     # Of an even number of values, the upper one of the two in the middle.
@@ -172,16 +172,6 @@ def ratios_to_median(values: Floats, window: int, *, below: float = -np.inf, abo
         medians = np.partition(windows[ends[part]], middle, axis=1)[:, middle]
         ratios[rows[part]] = values[rows[part]] / medians
     return ratios
-
-
-def _running(extreme: np.ufunc, values: Floats, window: int) -> Floats:
-    """The minimum or maximum of each `window` neighbouring values, by windows of 1, 2, 4, ... values."""
-    length = 1
-    while length < window:
-        step = min(length, window - length)
-        values = extreme(values[:-step], values[step:])
-        length += step
-    return values
 
 
 _NUM_BLOCKS = 32

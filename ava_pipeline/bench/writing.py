@@ -124,7 +124,11 @@ def _numbers(random: "np.typing.NDArray[np.float64]") -> list[Numbers]:
     overall = math.hypot(backbone, head)
     norms = np.array([overall, backbone, head, *layers], dtype=np.float32).tolist()
     coefficient = min(1.0, 1.3 / (overall + 1e-6))
-    return [norms, [first_rate, second_rate], [datetime.now(UTC), 65536.0, coefficient, float(coefficient < 1), loss]]
+    return [
+        norms,
+        [first_rate, second_rate],
+        [datetime.now(UTC), 7, 65536.0, coefficient, float(coefficient < 1), loss],
+    ]
 
 
 @dataclass(frozen=True, slots=True)

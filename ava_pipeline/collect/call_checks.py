@@ -109,10 +109,10 @@ def as_numbers(values: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str,
     others: dict[str, object] = {}
     for name, value in values.items():
         numbers[name] = value
-        if not (value is None or isinstance(value, Tensor | float | int)):
+        if not (value is None or isinstance(value, Tensor | float)):
             try:
                 numbers[name] = float(value.item() if hasattr(value, "item") else value)
-            except (TypeError, ValueError, RuntimeError):
+            except (TypeError, ValueError, RuntimeError, OverflowError):
                 numbers[name], others[name] = None, value
     return numbers, others
 

@@ -107,7 +107,8 @@ def as_numbers(values: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str,
     """The values that are numbers, arrays of one element among them, and those that are none; the latter are null."""
     numbers: dict[str, Value] = {}
     others: dict[str, object] = {}
-    for name, value in values.items():
+    given: Mapping[str, Any] = values  # whatever a user passes
+    for name, value in given.items():
         numbers[name] = value
         if not (value is None or isinstance(value, Tensor | float)):
             try:

@@ -163,7 +163,7 @@ def frozen(run: Evidence, limits: Thresholds) -> Iterator[Finding]:  # noqa: ARG
     """Information: the batches in which no parameter of a group requires gradients."""
     for column in run.norms.values:
         group = run.groups.get(column)
-        if group is None or not any(one.trainable is False for one in (group, *group.spans)):
+        if group is None or not (group.trainable is False or any(span.trainable is False for span in group.spans)):
             continue
         for rows in ranges_where(~run.is_trained[column]):
             is_end = rows.last == run.norms.num_rows - 1

@@ -139,7 +139,7 @@ def test_a_model_on_meta_has_a_collector(tmp_path: Path) -> None:
 
 def test_a_distilled_model_has_one_head() -> None:
     """Its classifier is a tuple."""
-    model = Parts(blocks=nn.Sequential(mlp(), mlp()), norm=nn.LayerNorm(10), head=nn.Linear(10, 5))
+    model: Any = Parts(blocks=nn.Sequential(mlp(), mlp()), norm=nn.LayerNorm(10), head=nn.Linear(10, 5))
     model.head_dist = nn.Linear(10, 5)
     model.feature_info = [{"module": "blocks.0"}, {"module": "blocks.1"}]
     model.get_classifier = lambda: (model.head, model.head_dist)

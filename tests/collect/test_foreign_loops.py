@@ -115,7 +115,7 @@ def unfreezing(model: TinyNet, root: Path | None) -> tuple[TelemetryCollector | 
 
 def compiled(model: TinyNet, root: Path | None) -> tuple[TelemetryCollector | None, list[float]]:
     """Forward and backward of a compiled model."""
-    fast = torch.compile(model, backend="eager")
+    fast: Any = torch.compile(model, backend="eager")
     optimizer = torch.optim.SGD(fast.parameters(), lr=0.05)
     telemetry, expected = collected(fast, optimizer, root), []
     for batch in range(1, NUM_BATCHES + 1):

@@ -72,7 +72,8 @@ def test_steps_that_no_hook_sees_are_unknown(tmp_path: Path) -> None:
             telemetry.step()
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter.sub_(0.01 * parameter.grad)  # type: ignore[arg-type]  # backward has set it
+                    assert parameter.grad is not None
+                    parameter.sub_(0.01 * parameter.grad)
     assert steps_of(tmp_path) == [0, None, None]
 
 

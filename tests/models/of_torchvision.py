@@ -13,7 +13,9 @@ from tests.models.known import Known
 def build(name: str) -> nn.Module:
     """A model without weights, whose backbone has none either."""
     builder = get_model_builder(name)
-    options = {"weights_backbone": None} if "weights_backbone" in signature(builder).parameters else {}
+    options: dict[str, object] = (
+        {"weights_backbone": None} if "weights_backbone" in signature(builder).parameters else {}
+    )
     if name in {"googlenet", "inception_v3"}:
         options["init_weights"] = False  # which would take seconds
     # A RegNet reads a tensor while it is built, which has no value on meta.

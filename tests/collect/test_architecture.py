@@ -330,7 +330,7 @@ class TestSeveralModules:
             assert row[f"module_{index}_mlp_head"] == pytest.approx(norm(module.mlp_head), rel=1e-6)
         assert row["overall"] == pytest.approx(norm(*modules), rel=1e-6)
 
-    @pytest.mark.parametrize("model", [[], [TinyNet(), None], "model", None, [TinyNet().parameters()]], ids=str)
+    @pytest.mark.parametrize("model", [[], [TinyNet(), None], "model", None, [TinyNet().parameters()]], ids=range(5))
     def test_what_is_not_a_module_is_refused(self, model: Any, tmp_path: Path) -> None:
         """The message says what to give."""
         _, optimizer = tiny()

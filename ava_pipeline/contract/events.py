@@ -24,6 +24,7 @@ EventName = Literal[
     "skipped_step",  # optimizer steps that the GradScaler skipped, because gradients were not finite
     "misuse",  # the collector was called in a way that cannot be right
     "failed_predictions",  # an epoch's predictions that were not written
+    "failed_metrics",  # a row of metrics.csv that was not written
     # Warning signs found while training; with severity info, a sign that is gone. docs/diagnosis.md explains each.
     "backbone_not_learning",
     "clipping_often",

@@ -31,7 +31,7 @@ from ava_pipeline.collect.recorder import FindingQueue, Recorder
 from ava_pipeline.collect.targets import TrainingTargets, optimizers_by_name
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.layout import Moment, RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import AvaPipelineError, MisuseError
 from ava_pipeline.write.channel import TelemetryStats
@@ -206,8 +206,11 @@ class TelemetryCollector:
         """
         self._findings.register(callback)
 
-    def val_predictions(self, epoch: int, *, name: str = "val") -> EpochPredictions:
+    def val_predictions(self, epoch: int, *, batch_idx: int | None = None, name: str = "val") -> EpochPredictions:
         """Collect one epoch's predictions in a `with` block; the file appears complete on exit.
+
+        Where a `with` block cannot span the validation, as in the callbacks of a framework, call `begin()`, then
+        `end()`, which writes the file, or `drop()`, which writes nothing, if an exception ended the validation.
 
         Works with `enabled=False` too. Predictions that are not distributions are not written; the log and, if rows are
         collected, `events.csv` say so, and under `on_error="raise"` they raise. The end of the block writes and syncs
@@ -218,14 +221,24 @@ class TelemetryCollector:
                 for image_ids, images, gt_votes in val_loader:
                     predictions.add(image_ids, model(images).softmax(dim=1), gt_votes)
 
+            In callbacks:
+
+                self.predictions = telemetry.val_predictions(epoch, batch_idx=500).begin()
+                self.predictions.add(image_ids, pred_dist, gt_votes)  # for each batch
+                self.predictions.end()  # val_epoch_000_batch_00000500.parquet
+
         Args:
             epoch: 0-based.
+            batch_idx: the run's batch after which the model is validated, 1-based; None at the end of the epoch.
             name: the set, such as `val`, `test` or `val_ema`.
 
         Raises:
-            MisuseError: the name cannot be part of a file name, or the epoch is not an int from 0.
+            MisuseError: the name cannot be part of a file name, the epoch is not an int from 0, or `batch_idx` is not
+                one from 1.
         """
-        return self._prediction_files.block(whole_number("epoch", epoch), name, is_written=self._may_write)
+        batch_idx = None if batch_idx is None else whole_number("batch_idx", batch_idx, least=1)
+        moment = Moment(whole_number("epoch", epoch), batch_idx)
+        return self._prediction_files.block(moment, name, is_written=self._may_write)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients, bit for bit as `torch.nn.utils.clip_grad_norm_` does. Call it after `step`.

@@ -24,6 +24,7 @@ from ava_pipeline.collect.call_checks import (
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups
+from ava_pipeline.collect.logged_metrics import LoggedMetrics, Metric
 from ava_pipeline.collect.measures import check_measures
 from ava_pipeline.collect.measures.measure import Measure, Value
 from ava_pipeline.collect.predictions import EpochPredictions, PredictionFiles
@@ -36,6 +37,7 @@ from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import AvaPipelineError, MisuseError
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.writers import Writer, check_writers
 
 _log = logging.getLogger("ava_pipeline")
@@ -111,6 +113,7 @@ class TelemetryCollector:
         self._prediction_files = PredictionFiles(layout, events, self._count, is_strict=settings.on_error == "raise")
         self._findings = FindingQueue(self._count)
         self._checks = CallChecks(events, self._count, targets, model)
+        metrics = MetricsLog(layout, fsync=settings.fsync)
         self._recorder = Recorder(
             targets,
             settings,
@@ -121,8 +124,13 @@ class TelemetryCollector:
             checks=self._checks,
             run_info=facts,
             findings=self._findings,
+            metrics=metrics,
             measures=own_measures,
             writers=own_writers,
+        )
+        wait = self._recorder.wait
+        self._metrics = LoggedMetrics(
+            metrics, events, self._count, wait_for_rows=wait, is_strict=settings.on_error == "raise"
         )
 
     def step(
@@ -240,6 +248,40 @@ class TelemetryCollector:
         moment = Moment(whole_number("epoch", epoch), batch_idx)
         return self._prediction_files.block(moment, name, is_written=self._may_write)
 
+    def log_metrics(
+        self, metrics: Mapping[str, Metric], *, epoch: int | None = None, batch_idx: int | None = None
+    ) -> None:
+        """Write metrics of an epoch, such as those of the validation, as a row of `metrics.csv` in the run directory.
+
+        The columns are `epoch`, `batch_idx` once it is given, and the names in the order in which they first appear.
+        Metrics of an epoch, or of a batch, that has a row already are added to it, and replace older values of the same
+        name. Works with `enabled=False` too.
+
+        Like the end of a block of predictions, it waits: for the device if a value is a tensor there, and for the disk.
+        So call it once per validation, and give values of every batch to `step`. A row that the disk refuses is
+        recorded as an event, waits in memory, and is written by the next call or by `close`.
+
+        The first call, or the first collected step of a run that logged metrics before, moves rows of earlier attempts
+        to `superseded/`: those after the batch and the epoch that `load_state_dict` was given, or all of them.
+
+        Example:
+            Once per epoch, and after every 500 batches:
+
+                telemetry.log_metrics({"val_loss": val_loss, "srcc": srcc}, epoch=epoch)
+                telemetry.log_metrics({"val_loss": val_loss}, epoch=epoch, batch_idx=500)
+
+        Args:
+            metrics: numbers, or tensors and arrays of one element; nan and inf stay, None is "not measured" and
+                replaces no value.
+            epoch: 0-based; by default that of the latest `step`.
+            batch_idx: the run's batch after which they were measured, 1-based; None at the end of the epoch.
+
+        Raises:
+            MisuseError: a value is not a scalar, a name cannot be that of a column, or the epoch is not known.
+            WriteError: the row could not be written, and `on_error="raise"`.
+        """
+        self._metrics.log(metrics, epoch, batch_idx, is_written=self._may_write)
+
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients, bit for bit as `torch.nn.utils.clip_grad_norm_` does. Call it after `step`.
 
@@ -310,7 +352,7 @@ class TelemetryCollector:
             telemetry.load_state_dict(torch.load(path)["telemetry"])
 
         Raises:
-            MisuseError: `step` was called before, or the state is not a collector's.
+            MisuseError: `step` or `log_metrics` was called before, or the state is not a collector's.
         """
         if self._count.batch_idx:
             raise MisuseError(
@@ -320,6 +362,7 @@ class TelemetryCollector:
             raise MisuseError(f"{state!r} is not a collector's state: give what state_dict() returned.")
         batch_idx = whole_number("state['batch_idx']", state["batch_idx"])
         epoch = whole_number("state['epoch']", state["epoch"])
+        self._metrics.resume(batch_idx, epoch)
         self._clipping.load_state_dict(state)
         self._count.resume(batch_idx, epoch)
 
@@ -377,6 +420,7 @@ class TelemetryCollector:
         stats = self._recorder.close(timeout_s, status, error)
         if self._recorder.has_ended:  # else the disk is stuck, and would hold up this thread too
             self._prediction_files.write_again()
+            self._metrics.write_again()
         self._recorder.raise_first_error()
         return stats
 

@@ -26,6 +26,7 @@ from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups, rebound
+from ava_pipeline.collect.logged_metrics import LoggedMetrics, Metric
 from ava_pipeline.collect.measures import check_measures
 from ava_pipeline.collect.measures.measure import Measure, Value
 from ava_pipeline.collect.predictions import EpochPredictions, PredictionFiles
@@ -33,11 +34,12 @@ from ava_pipeline.collect.recorder import Recorder
 from ava_pipeline.collect.targets import TrainingTargets, optimizers_by_name
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.layout import Moment, RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import AvaPipelineError, MisuseError
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.writers import Writer, check_writers
 
 _log = logging.getLogger("ava_pipeline")
@@ -116,6 +118,7 @@ class TelemetryCollector:
         self._findings = FindingQueue(self._count)
         self._checks = CallChecks(events, self._count, targets, model)
         self._is_checked = False
+        metrics = MetricsLog(layout, fsync=settings.fsync)
         self._recorder = Recorder(
             targets,
             settings,
@@ -126,8 +129,13 @@ class TelemetryCollector:
             checks=self._checks,
             run_info=facts,
             findings=self._findings,
+            metrics=metrics,
             measures=own_measures,
             writers=own_writers,
+        )
+        wait = self._recorder.wait
+        self._metrics = LoggedMetrics(
+            metrics, events, self._count, wait_for_rows=wait, is_strict=settings.on_error == "raise"
         )
 
     def step(  # noqa: PLR0913  # each is a fact of the batch, all but the first by name
@@ -272,8 +280,11 @@ class TelemetryCollector:
         """
         self._findings.register(callback)
 
-    def val_predictions(self, epoch: int, *, name: str = "val") -> EpochPredictions:
+    def val_predictions(self, epoch: int, *, batch_idx: int | None = None, name: str = "val") -> EpochPredictions:
         """Collect one epoch's predictions in a `with` block; the file appears complete on exit.
+
+        Where a `with` block cannot span the validation, as in the callbacks of a framework, call `begin()`, then
+        `end()`, which writes the file, or `drop()`, which writes nothing, if an exception ended the validation.
 
         Works with `enabled=False` too. Predictions that are not distributions are not written; the log and, if rows are
         collected, `events.csv` say so, and under `on_error="raise"` they raise. The end of the block writes and syncs
@@ -284,14 +295,58 @@ class TelemetryCollector:
                 for image_ids, images, gt_votes in val_loader:
                     predictions.add(image_ids, model(images).softmax(dim=1), gt_votes)
 
+            In callbacks:
+
+                self.predictions = telemetry.val_predictions(epoch, batch_idx=500).begin()
+                self.predictions.add(image_ids, pred_dist, gt_votes)  # for each batch
+                self.predictions.end()  # val_epoch_000_batch_00000500.parquet
+
         Args:
             epoch: 0-based.
+            batch_idx: the run's batch after which the model is validated, 1-based; None at the end of the epoch.
             name: the set, such as `val`, `test` or `val_ema`.
 
         Raises:
-            MisuseError: the name cannot be part of a file name, or the epoch is not an int from 0.
+            MisuseError: the name cannot be part of a file name, the epoch is not an int from 0, or `batch_idx` is not
+                one from 1.
         """
-        return self._prediction_files.block(whole_number("epoch", epoch), name, is_written=self._may_write)
+        batch_idx = None if batch_idx is None else whole_number("batch_idx", batch_idx, least=1)
+        moment = Moment(whole_number("epoch", epoch), batch_idx)
+        return self._prediction_files.block(moment, name, is_written=self._may_write)
+
+    def log_metrics(
+        self, metrics: Mapping[str, Metric], *, epoch: int | None = None, batch_idx: int | None = None
+    ) -> None:
+        """Write metrics of an epoch, such as those of the validation, as a row of `metrics.csv` in the run directory.
+
+        The columns are `epoch`, `batch_idx` once it is given, and the names in the order in which they first appear.
+        Metrics of an epoch, or of a batch, that has a row already are added to it, and replace older values of the same
+        name. Works with `enabled=False` too.
+
+        Like the end of a block of predictions, it waits: for the device if a value is a tensor there, and for the disk.
+        So call it once per validation, and give values of every batch to `step`. A row that the disk refuses is
+        recorded as an event, waits in memory, and is written by the next call or by `close`.
+
+        The first call, or the first collected step of a run that logged metrics before, moves rows of earlier attempts
+        to `superseded/`: those after the batch and the epoch that `load_state_dict` was given, or all of them.
+
+        Example:
+            Once per epoch, and after every 500 batches:
+
+                telemetry.log_metrics({"val_loss": val_loss, "srcc": srcc}, epoch=epoch)
+                telemetry.log_metrics({"val_loss": val_loss}, epoch=epoch, batch_idx=500)
+
+        Args:
+            metrics: numbers, or tensors and arrays of one element; nan and inf stay, None is "not measured" and
+                replaces no value.
+            epoch: 0-based; by default that of the latest `step`.
+            batch_idx: the run's batch after which they were measured, 1-based; None at the end of the epoch.
+
+        Raises:
+            MisuseError: a value is not a scalar, a name cannot be that of a column, or the epoch is not known.
+            WriteError: the row could not be written, and `on_error="raise"`.
+        """
+        self._metrics.log(metrics, epoch, batch_idx, is_written=self._may_write)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients, bit for bit as `torch.nn.utils.clip_grad_norm_` does. Call it after `step`.
@@ -365,7 +420,7 @@ class TelemetryCollector:
             telemetry.load_state_dict(torch.load(path)["telemetry"])
 
         Raises:
-            MisuseError: `step` was called before, or the state is not a collector's.
+            MisuseError: `step` or `log_metrics` was called before, or the state is not a collector's.
         """
         if self._count.batch_idx:
             raise MisuseError(
@@ -376,6 +431,7 @@ class TelemetryCollector:
         batch_idx = whole_number("state['batch_idx']", state["batch_idx"])
         epoch = whole_number("state['epoch']", state["epoch"])
         global_step = state.get("global_step")
+        self._metrics.resume(batch_idx, epoch)
         self._clipping.load_state_dict(state)
         self._count.resume(batch_idx, epoch, None if global_step is None else int(global_step))
 
@@ -444,6 +500,7 @@ class TelemetryCollector:
         stats = self._recorder.close(timeout_s, status, error)
         if self._recorder.has_ended:  # else the disk is stuck, and would hold up this thread too
             self._prediction_files.write_again()
+            self._metrics.write_again()
         self._recorder.raise_first_error()
         return stats
 

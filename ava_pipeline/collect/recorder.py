@@ -26,6 +26,7 @@ from ava_pipeline.errors import ChannelClosedError, ChannelFullError, MisuseErro
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.setup import Setup
@@ -66,6 +67,7 @@ class Recorder:
         checks: CallChecks,
         run_info: Mapping[str, JsonValue],
         findings: FindingQueue,
+        metrics: MetricsLog,
         measures: Sequence[type[Measure]] = (),
         writers: Sequence[type[Writer]] = (),
     ) -> None:
@@ -78,6 +80,7 @@ class Recorder:
         self._checks = checks
         self._run_info = run_info
         self._findings = findings
+        self._metrics = metrics
         self._own_measures = measures
         self._own_writers = writers
         self._is_strict = config.on_error == "raise"
@@ -228,6 +231,7 @@ class Recorder:
             writers=self._own_writers,
             fsync=config.fsync,
             signs=signs,
+            metrics=self._metrics,
         )
         self._targets, self._measures, self._setup = targets, measures, files.setup
         worker = Worker(self._channel, files, self._events, flush_interval_s=config.flush_interval_s)
@@ -287,9 +291,13 @@ class Recorder:
     def flush(self, timeout_s: float | None) -> bool:
         """Wait until every row so far is written; False if the time is up first."""
         self.hand_over()
-        is_done = self._worker is None or self.is_child or self._channel.flush(timeout_s)
+        is_done = self.wait(timeout_s)
         self.raise_first_error()
         return is_done
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait as `flush` does, and raise nothing."""
+        return self._worker is None or self.is_child or self._channel.flush(timeout_s)
 
     def stats(self) -> TelemetryStats:
         """The counters; zeros in a forked child."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
@@ -15,6 +15,7 @@ from ava_pipeline.contract.tables import SCHEMA_VERSION, RunTable
 from ava_pipeline.contract.untrusted import MAX_MANIFEST_BYTES, read_small_file
 from ava_pipeline.errors import DamagedFileError
 
+TRAIN_JOB: Final = "ava-pipeline train"  # the `job` in the run_info of its runs
 KILLED_AFTER = timedelta(minutes=2)  # a running run whose heartbeat is older was killed
 
 Count = Annotated[int, Field(ge=0)]
@@ -101,6 +102,7 @@ class Attempt(_Entry):
     columns: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="The run's columns that this attempt measured, by table."
     )
+    logs_metrics: bool = Field(default=False, description="Whether it wrote rows of metrics.csv with log_metrics().")
     thresholds: dict[str, int | float | bool | None] = Field(
         default_factory=dict, description="Thresholds of signs that differ from their defaults."
     )
@@ -140,6 +142,11 @@ class Manifest(_Entry):
             if entry.declaration.table.name != name:
                 raise ValueError(f"table {name!r} declares itself as {entry.declaration.table.name!r}")
         return tables
+
+    @property
+    def is_of_train(self) -> bool:
+        """Whether `ava-pipeline train` wrote the run, and not a training loop of the user's own."""
+        return self.run_info.get("job") == TRAIN_JOB
 
     @property
     def attempt(self) -> Attempt:

@@ -28,6 +28,7 @@ from ava_pipeline.write.event_log import (
 )
 from ava_pipeline.write.lock import RunLock
 from ava_pipeline.write.manifest_writer import ManifestWriter
+from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.older_rows import supersede_file
 from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.resumed_tables import add_columns
@@ -49,7 +50,8 @@ class RunWriter:
 
     The sources are the measures, one per table. Events are always CSV, whatever the formats of the tables. `writers`
     are classes of the user's own, which write each table in one more format. With `fsync`, every file is synced after
-    each write. `doing` says in words what the thread is busy with, for the case that it hangs.
+    each write. `metrics` belongs to the training thread, which writes metrics.csv. `doing` says in words what the
+    thread is busy with, for the case that it hangs.
     """
 
     def __init__(  # noqa: PLR0913  # what is written, and how, each with its name
@@ -64,6 +66,7 @@ class RunWriter:
         fsync: bool = False,
         retry_s: float = RETRY_S,
         signs: OnlineSigns | None = None,
+        metrics: MetricsLog | None = None,
     ) -> None:
         self._layout = RunLayout(root)
         self.setup = Setup(sources, facts.groups, facts.rate_names)
@@ -74,6 +77,7 @@ class RunWriter:
         self._fsync = fsync
         self._retry_s = retry_s
         self._signs = signs
+        self._metrics = metrics or MetricsLog(self._layout)
         self.doing = "waiting for rows"
         self._refusal = ""
         self._closed_until = -math.inf
@@ -110,6 +114,8 @@ class RunWriter:
         except Exception as error:
             is_final = isinstance(error, WriteError)
             self._refuse_until(math.inf if is_final else time.monotonic() + self._retry_s, error)
+            if is_final:
+                self._metrics.refuse(self._refusal)
             raise
 
     def adopt(self, setup: Setup, step: PendingStep, stats: TelemetryStats) -> None:
@@ -172,6 +178,7 @@ class RunWriter:
             self._signs.check()
         self._log.write()
         if self._manifest is not None and self._manifest.is_due():
+            self._note_metrics(self._manifest)
             self._manifest.beat(stats, self._num_rows())
 
     def close(self, stats: TelemetryStats, status: Status, error: str | None) -> None:
@@ -188,6 +195,7 @@ class RunWriter:
             for table in self._tables:
                 table.close()
             self._log.close()
+            self._note_metrics(manifest)
             manifest.end(stats, self._num_rows(), status, error)
         self._unlock()
 
@@ -199,6 +207,8 @@ class RunWriter:
             opened.callback(self._unlock)
             tables = [source.run_table for source in self.setup.sources]
             manifest, events = begin_attempt(self._layout, tables, self._facts, self._formats)
+            if any(attempt.logs_metrics for attempt in manifest.attempts):
+                self._metrics.begin()  # if none of them does, metrics.csv may be a file of the user's own
             tables = [manifest.tables[table.table.name].declaration for table in tables]
             writers = [self._open_built_in_writers(table, opened) for table in tables]
             self._log.open(self._layout.csv("events"))
@@ -283,6 +293,9 @@ class RunWriter:
             self._log.add(unsynced_event(steps, in_words(error), file=self._layout.telemetry.name))
             return False
         return all(are_safe)
+
+    def _note_metrics(self, manifest: "ManifestWriter") -> None:
+        manifest.attempt.logs_metrics = self._metrics.has_rows
 
     def _num_rows(self) -> dict[str, int]:
         rows = {name: count for table in self._tables for name, count in table.num_rows.items()}

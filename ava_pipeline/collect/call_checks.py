@@ -369,6 +369,16 @@ class CallChecks:
             )
             self._events.add(event)
 
+    def follow_count(self, batch_idx: object) -> None:
+        """Take over the user's count of batches; raise MisuseError if it is not one, and warn once if it falls."""
+        remedy = (
+            " The batches of the run count from 1, across epochs: with enumerate, give "
+            "enumerate(loader, start=1) plus the batches of earlier epochs, or leave batch_idx out."
+        )
+        complaint = self._count.follow(whole_number("batch_idx", batch_idx, least=1, remedy=remedy))
+        if complaint is not None:
+            self.warn_once("batch_idx", complaint)
+
     def warn_once(self, key: str, message: str, *, event: EventName = "misuse") -> None:
         """Record a warning about the current batch, unless one of this key was recorded before."""
         if key not in self._warned:

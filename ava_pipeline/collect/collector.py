@@ -168,19 +168,6 @@ class TelemetryCollector:
                         optimizer.step()
                         optimizer.zero_grad()
 
-            Two optimizers that step in every batch, each after a backward pass of its own:
-
-                telemetry = TelemetryCollector([g, d], {"generator": opt_g, "discriminator": opt_d}, output_dir)
-                for real in train_loader:
-                    ...
-                    d_loss.backward()
-                    telemetry.step(epoch, optimizer="discriminator", values={"d_loss": d_loss})
-                    opt_d.step()
-                    ...
-                    g_loss.backward()
-                    telemetry.step(epoch, optimizer="generator", values={"g_loss": g_loss})
-                    opt_g.step()
-
         Args:
             epoch: 0-based.
             batch_idx: your own count of the run's batches, 1-based and rising; by default the calls are counted.
@@ -210,7 +197,7 @@ class TelemetryCollector:
         if batch_idx is None:
             count.batch_idx += 1
         else:
-            self._follow(batch_idx)
+            self._checks.follow_count(batch_idx)
         if accumulating and not self._recorder.is_closed:
             count.num_accumulating += 1
             return False
@@ -503,15 +490,6 @@ class TelemetryCollector:
             self._metrics.write_again()
         self._recorder.raise_first_error()
         return stats
-
-    def _follow(self, batch_idx: int) -> None:
-        remedy = (
-            " The batches of the run are counted from 1, across epochs: pass the number of enumerate(loader, start=1) "
-            "plus the batches of earlier epochs, or leave batch_idx out."
-        )
-        complaint = self._count.follow(whole_number("batch_idx", batch_idx, least=1, remedy=remedy))
-        if complaint is not None:
-            self._checks.warn_once("batch_idx", complaint)
 
     def _may_write(self) -> bool:
         return process_rank() == 0 and not self._recorder.is_child

@@ -372,8 +372,8 @@ class CallChecks:
     def follow_count(self, batch_idx: object) -> None:
         """Take over the user's count of batches; raise MisuseError if it is not one, and warn once if it falls."""
         remedy = (
-            " The batches of the run count from 1, across epochs: with enumerate, give "
-            "enumerate(loader, start=1) plus the batches of earlier epochs, or leave batch_idx out."
+            " The batches of the run are counted from 1, across epochs: pass the number of enumerate(loader, start=1) "
+            "plus the batches of earlier epochs, or leave batch_idx out."
         )
         complaint = self._count.follow(whole_number("batch_idx", batch_idx, least=1, remedy=remedy))
         if complaint is not None:

@@ -109,6 +109,7 @@ def test_a_loss_on_the_device_beside_parameters_on_the_host_is_copied(fake_cuda:
 def test_predictions_on_the_device_are_added_without_waiting(fake_cuda: NoWaiting) -> None:
     """Ids too: all is read when the block ends."""
     taken = EpochPredictions(Path("unused"), is_written=lambda: False, write=print, report=print)
+    taken.begin()
     taken.add(torch.arange(2, device="cuda"), torch.empty(2, 10, device="cuda"), torch.empty(2, 10, device="cuda"))
 
 

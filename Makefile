@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 COUNT ?= 5000
 DURATION ?= 600
 
-.PHONY: help setup demo test fuzz soak bench lint types fmt schemas lock clean
+.PHONY: help setup demo test fuzz models soak bench lint types fmt schemas lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,10 @@ test: $(READY) lint types  ## lint, format check, strict types, tests
 
 fuzz: $(READY)  ## read, recover and resume COUNT runs that were damaged at random
 	AVA_FUZZ_EXAMPLES=$(COUNT) $(BIN)/python -m pytest tests/read/test_fuzz.py tests/write/test_fuzz.py
+
+models: $(READY)  ## write the tables of docs/models.md, and try all models of timm and torchvision
+	$(BIN)/python -m tests.models.table
+	AVA_ALL_MODELS=1 $(BIN)/python -m pytest tests/models
 
 soak: $(READY)  ## feed runs for DURATION seconds while disks fail and processes are killed
 	$(BIN)/python -m tests.soak --duration-s $(DURATION) $(if $(SEED),--seed $(SEED))

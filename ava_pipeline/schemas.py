@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ava_pipeline.config.models import RunConfig
-from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, EPOCH_METRICS, PREDICTIONS
+from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, METRICS_BY_BATCH, PREDICTIONS, TRAIN_METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import SCHEMA_VERSION
@@ -23,10 +23,12 @@ _SUFFIX = ".schema.json"
 
 def schemas() -> dict[str, Schema]:
     """The JSON Schema of every file format, by name."""
-    tables = [EVENTS, EPOCH_METRICS, *BUILT_IN_TABLES]
+    tables = [EVENTS, *BUILT_IN_TABLES]
     by_name = {
         "config": RunConfig.model_json_schema(),
         "manifest": Manifest.model_json_schema(),
+        "metrics": METRICS_BY_BATCH.json_schema() | {"required": ["epoch"]},  # batch_idx is there if a row has one
+        "train_metrics": TRAIN_METRICS.json_schema(),
         "predictions": _with_text_ids(PREDICTIONS.json_schema()),
         **{table.name: table.json_schema() for table in tables},
     }

@@ -29,9 +29,9 @@ def peak_of_validating(root: Path) -> int:
     """The peak memory of a process that validated a run and found nothing."""
     script = (
         "import sys\n"
-        "from ava_pipeline.bench.writing import peak_bytes\n"
         "from ava_pipeline.validate.validate import validate_run\n"
         "assert validate_run(sys.argv[1]) == []\n"
+        "from ava_pipeline.bench.timing import peak_bytes\n"
         "print(peak_bytes())\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(root)], capture_output=True, text=True, check=True)  # noqa: S603  # our own code

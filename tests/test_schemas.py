@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from ava_pipeline import schemas
 from ava_pipeline.config.models import RunConfig
-from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
+from ava_pipeline.contract.builtin_tables import TRAIN_METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.metrics import Metrics
@@ -79,7 +79,8 @@ def test_a_real_run_keeps_every_schema(tmp_path: Path) -> None:
 def test_metrics_and_text_ids_keep_their_schemas(tmp_path: Path) -> None:
     """metrics.csv has a schema too, and image ids may be strings."""
     root = RunBuilder(root=tmp_path / "run").write()
-    for row in as_json(read_csv(root / "metrics.csv", RunTable.of(EPOCH_METRICS))):
+    for row in as_json(read_csv(root / "metrics.csv", RunTable.of(TRAIN_METRICS))):
+        validator("train_metrics").validate(row)
         validator("metrics").validate(row)
     for row in as_json(prediction_rows(["a", "b"], seed=0)):
         validator("predictions").validate(row)
@@ -93,7 +94,9 @@ def test_metrics_and_text_ids_keep_their_schemas(tmp_path: Path) -> None:
         ("gradient_norms", {"batch_idx": 10, "epoch": 0, "overall": "1.0"}),
         ("learning_rates", {"batch_idx": 10}),
         ("steps", {"batch_idx": 10, "epoch": 0, "time_utc": None, "loss_scale": None}),
-        ("metrics", {"epoch": 0}),
+        ("metrics", {"srcc": 0.5}),
+        ("metrics", {"epoch": 0, "srcc": "0.5"}),
+        ("train_metrics", {"epoch": 0}),
         ("manifest", {"schema_version": 2}),
     ],
 )
@@ -126,4 +129,4 @@ def test_configs_keep_the_config_schema() -> None:
 def test_the_columns_of_metrics_csv_are_the_metrics() -> None:
     """The columns declared are the metrics computed, in the same order."""
     names = ("epoch", "train_loss", *(field.name for field in fields(Metrics)))
-    assert RunTable.of(EPOCH_METRICS).column_names == names
+    assert RunTable.of(TRAIN_METRICS).column_names == names

@@ -1,12 +1,17 @@
-"""How a benchmark measures time: clocks that wait for the device, warm-up, and rounds in random order."""
+"""How a benchmark measures time and memory: clocks that wait for the device, warm-up, rounds in random order."""
 
+import resource
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from time import perf_counter
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 Samples: TypeAlias = NDArray[np.float64]
 Work: TypeAlias = Callable[[], object]
@@ -15,7 +20,7 @@ Clock: TypeAlias = Callable[[Work], float]
 NUM_WARMUP = 3
 
 
-def clock_for(device: torch.device) -> Clock:
+def clock_for(device: "torch.device") -> Clock:
     """Return a clock, in seconds, that waits until work on the device has finished."""
     return host_s if device.type == "cpu" else _DeviceClock(device)
 
@@ -39,10 +44,21 @@ def interleaved(works: Mapping[str, Work], rounds: Iterable[int], clock: Clock =
     return {name: np.array(values) for name, values in times_s.items()}  # the same index is the same round
 
 
+def peak_bytes() -> int:
+    """The peak resident memory of this process."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux getrusage includes the parent process
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 class _DeviceClock:
     """Times work with two events on the accelerator's current stream, while nothing else runs on it."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
+        import torch  # noqa: PLC0415  # the memory of a process without torch is measured too
+
         self._module = torch.get_device_module(device)
 
     def __call__(self, work: Work) -> float:

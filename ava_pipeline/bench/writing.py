@@ -1,8 +1,6 @@
 """The background half alone: steps through the channel to the files, at full speed and over many rows."""
 
 import math
-import resource
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import pyarrow as pa
 
 from ava_pipeline.bench.options import BenchContext
 from ava_pipeline.bench.results import Estimate, Result, Target, median
+from ava_pipeline.bench.timing import peak_bytes
 from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES, STEPS
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.manifest import Group
@@ -125,7 +124,11 @@ def _numbers(random: "np.typing.NDArray[np.float64]") -> list[Numbers]:
     overall = math.hypot(backbone, head)
     norms = np.array([overall, backbone, head, *layers], dtype=np.float32).tolist()
     coefficient = min(1.0, 1.3 / (overall + 1e-6))
-    return [norms, [first_rate, second_rate], [datetime.now(UTC), 65536.0, coefficient, float(coefficient < 1), loss]]
+    return [
+        norms,
+        [first_rate, second_rate],
+        [datetime.now(UTC), 7, 65536.0, coefficient, float(coefficient < 1), loss],
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +157,6 @@ def write_rows(folder: Path, num_rows: int) -> Sustained:
         close_s=perf_counter() - start_s,
         stats=stats,
     )
-
-
-def peak_bytes() -> int:
-    """The peak resident memory of this process."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux getrusage includes the parent process
-        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _write_part(run: WrittenRun, batches: range) -> float:

@@ -1,99 +1,176 @@
-"""Finds the head and the last stage of the backbone of common kinds of models."""
+"""Finds the head and the last stage of the backbone of a model, by the families in `families.py`.
 
+What is found is a guess about foreign code, so it never raises: what fails in one way of finding is looked for in the
+next, and a model in which nothing is found has no parts.
+"""
+
+import logging
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 
+from ava_pipeline.collect.families import BACKBONE_NAMES, FAMILIES, WRAPPED_NAMES, Heads, Modules
+from ava_pipeline.collect.structure import (
+    MAX_DEPTH,
+    children_with_parameters,
+    contains,
+    has_layers,
+    inner,
+    mlp_layers,
+    overlaps,
+)
 from ava_pipeline.collect.targets import unwrap
+from ava_pipeline.contract.manifest import Role
 
-HEAD_NAMES = ("mlp_head", "head", "classifier", "fc", "heads")
-BACKBONE_NAMES = ("backbone", "encoder", "features", "trunk", "body")
+_log = logging.getLogger("ava_pipeline")
+
+Answer = TypeVar("Answer")
+
 _NOT_IN_A_COLUMN_NAME = re.compile(r"[^A-Za-z0-9_\-/]")
 
 
-def find_parts(model: nn.Module) -> dict[str, nn.Module]:
-    """Find the parts of a model that get their own column.
+class Part(NamedTuple):
+    """A part of a model that gets a column of its own: one module, or several that belong together."""
 
-    Known are torchvision's ResNet with any `fc`, timm models (by `get_classifier()` and `feature_info`), and models
-    with children named like `backbone` and `head`. Names say nothing about the parts of other models, such as a plain
-    `nn.Sequential`, whose last layer may or may not be a head: they have none.
+    role: Role
+    modules: tuple[nn.Module, ...]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters of the modules."""
+        return (parameter for module in self.modules for parameter in module.parameters())
+
+
+def find_parts(model: nn.Module) -> dict[str, Part]:
+    """Find the parts of a model that get their own column. Never raises.
 
     The columns are `backbone_<last stage>` (or `backbone`, without stages), `mlp_head`, and `mlp_layer_<index>` if the
-    head has several layers. Characters that a column's name cannot contain become `_`.
+    head is an MLP. A model with several heads has them all in `mlp_head`, and each in `mlp_head_<name>`. Characters
+    that a column's name cannot contain become `_`. docs/models.md lists the columns of many models.
+
+    Names say nothing about the parts of some models, such as a plain `nn.Sequential`, whose last layer may or may not
+    be a head: they have no parts.
     """
-    model = unwrap(model)
-    backbone = _child(model, BACKBONE_NAMES) or model
-    head = _head(model)
-    parts = _last_stage(model, backbone, head)
-    if head is not None:
-        parts["mlp_head"] = head
-        parts |= _head_layers(head)
-    return _with_column_names(parts)
+    return _with_column_names(_ask("all ways", _parts, model) or {})
 
 
-def _head(model: nn.Module) -> nn.Module | None:
-    get_classifier = getattr(model, "get_classifier", None)
-    found = get_classifier() if callable(get_classifier) else _child(model, HEAD_NAMES)
-    return found if isinstance(found, nn.Module) and _has_parameters(found) else None
+def _parts(model: nn.Module, *, is_backbone: bool = False) -> dict[str, Part]:
+    """The parts by name; `is_backbone` says that the model is what another one calls its backbone."""
+    model = _without_wrappers(model)
+    heads = _heads(model)
+    modules = [module for head in heads.values() for module in head]
+    backbone = next(_answers([(family.name, family.backbone) for family in FAMILIES], model, modules), None)
+    inside = _wrapped(model) if backbone is None else backbone
+    if not heads and inside is not None and inside is not model:
+        return _parts(inside, is_backbone=is_backbone or backbone is not None)
+    is_known = is_backbone or bool(heads) or backbone is not None
+    root = model if backbone is None else backbone
+    is_apart = is_backbone or root is not model
+    return _backbone_part(root, modules, is_known=is_known, is_apart=is_apart) | _head_parts(heads)
 
 
-def _head_layers(head: nn.Module) -> dict[str, nn.Module]:
-    layers = dict(head.named_children()) if isinstance(head, nn.Sequential) else {}
-    layers = {f"mlp_layer_{index}": layer for index, layer in layers.items() if _has_parameters(layer)}
-    return layers if len(layers) > 1 else {}
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """The child that is called the model, beside others such as a loss with parameters."""
+    children = children_with_parameters(model)
+    return next((children[name] for name in WRAPPED_NAMES if name in children), None)
 
 
-def _last_stage(model: nn.Module, backbone: nn.Module, head: nn.Module | None) -> dict[str, nn.Module]:
-    name = _declared_last_stage(backbone)
-    if name is None and (backbone is not model or head is not None):
-        name = _likely_last_stage(backbone, head)
-    if name is not None:
-        return {f"backbone_{name}": backbone.get_submodule(name)}
-    return {"backbone": backbone} if backbone is not model else {}
+def _without_wrappers(model: nn.Module) -> nn.Module:
+    """The model inside data parallelism, `torch.compile`, PEFT, a LightningModule and the like."""
+    for _ in range(MAX_DEPTH):
+        model = unwrap(model)
+        wrapped = inner(model)
+        if wrapped is None or not children_with_parameters(model).keys().isdisjoint(BACKBONE_NAMES):
+            break
+        model = wrapped
+    return model
 
 
-def _declared_last_stage(backbone: nn.Module) -> str | None:
-    if isinstance(getattr(backbone, "layer4", None), nn.Module):
-        return "layer4"
-    return _timm_last_stage(getattr(backbone, "feature_info", None))
+def _innermost(backbone: nn.Module, heads: Modules) -> nn.Module:
+    """The backbone in a backbone, as detectors have it."""
+    for _ in range(MAX_DEPTH):
+        inside = children_with_parameters(backbone).get("backbone", inner(backbone))
+        if inside is None or contains(inside, heads):
+            break
+        backbone = unwrap(inside)
+    return backbone
 
 
-def _likely_last_stage(backbone: nn.Module, head: nn.Module | None) -> str | None:
-    """The last child that is neither the head nor an auxiliary one, such as GoogLeNet's."""
-    children = {name: child for name, child in backbone.named_children() if not name.lower().startswith("aux")}
-    layers = [name for name, child in children.items() if child is not head and _has_parameters(child)]
-    # A stage is made of layers; a norm after the last stage is not.
-    stages = [name for name in layers if next(children[name].children(), None) is not None]
-    if len(stages) == 1:
-        blocks = [name for name, child in children[stages[0]].named_children() if _has_parameters(child)]
-        return f"{stages[0]}.{blocks[-1]}"
-    return next(reversed(stages or layers), None)
+def _heads(model: nn.Module) -> Heads:
+    own = {id(parameter) for parameter in model.parameters()}
+
+    def is_head(module: object) -> bool:
+        return (
+            isinstance(module, nn.Module)
+            and has_layers(module)
+            and all(id(parameter) in own for parameter in module.parameters())
+        )
+
+    for found in _answers([(family.name, family.heads) for family in FAMILIES], model):
+        heads = {name: tuple(filter(is_head, modules)) for name, modules in found.items()}
+        if any(heads.values()):
+            return {name: modules for name, modules in heads.items() if modules}
+    return {}
 
 
-def _timm_last_stage(feature_info: Any) -> str | None:
-    """Read timm's `feature_info`: a list of dicts or a FeatureInfo around one, each naming a feature's module."""
-    stages = getattr(feature_info, "info", feature_info)
-    if not isinstance(stages, list) or not stages or not isinstance(stages[-1], Mapping):
+def _backbone_part(backbone: nn.Module, heads: Modules, *, is_known: bool, is_apart: bool) -> dict[str, Part]:
+    """The last stage of a backbone; the whole backbone if no stage is found and it is a module apart from the head.
+
+    If nothing says that this is a backbone, the structure alone suggests no stage.
+    """
+    root = _innermost(backbone, heads)
+    unused = [module for head in _heads(root).values() for module in head] if is_apart or root is not backbone else []
+    ways = [(family.name, family.last_stage) for family in FAMILIES if is_known or family.name != "structure"]
+    for stage in _answers(ways, root, [*heads, *unused]):
+        if has_layers(stage.module) and not overlaps(stage.module, heads):
+            return {f"backbone_{stage.name}": Part("backbone_last", (stage.module,))}
+    return {"backbone": Part("backbone_last", (backbone,))} if is_apart else {}
+
+
+def _head_parts(heads: Heads) -> dict[str, Part]:
+    if not heads:
+        return {}
+    modules = tuple(module for head in heads.values() for module in head)
+    parts = {"mlp_head": Part("head", modules)}
+    if len(modules) == 1:
+        layers = mlp_layers(modules[0])
+        return parts | {f"mlp_layer_{index}": Part("head_layer", (layer,)) for index, layer in layers.items()}
+    if len(heads) > 1:
+        parts |= {f"mlp_head_{name}": Part("head_layer", head) for name, head in heads.items()}
+    return parts
+
+
+def _answers(
+    ways: Iterable[tuple[str, Callable[..., Answer | None] | None]], model: nn.Module, *given: object
+) -> Iterator[Answer]:
+    """What is found in each way, in order of trust, without the ways that find nothing or fail."""
+    for name, way in ways:
+        found = _ask(name, way, model, *given) if way is not None else None
+        if found is not None:  # a module may be false
+            yield found
+
+
+def _ask(name: str, way: Callable[..., Answer], model: nn.Module, *given: object) -> Answer | None:
+    """Call what reads foreign code; return None if that raises anything."""
+    try:
+        return way(model, *given)
+    except Exception as error:  # noqa: BLE001  # a model's own methods and properties may raise anything
+        _log.info(
+            "Looking for the parts of %s by %s failed (%s: %s); the next way is tried.",
+            type(model).__name__,
+            name,
+            type(error).__name__,
+            error,
+        )
         return None
-    return str(stages[-1]["module"])
 
 
-def _with_column_names(parts: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    columns: dict[str, nn.Module] = {}
+def _with_column_names(parts: Mapping[str, Part]) -> dict[str, Part]:
+    columns: dict[str, Part] = {}
     for name, part in parts.items():
         column = _NOT_IN_A_COLUMN_NAME.sub("_", name)
         while column in columns:
             column += "_"
         columns[column] = part
     return columns
-
-
-def _child(model: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    children = dict(model.named_children())
-    return next((children[name] for name in names if name in children and _has_parameters(children[name])), None)
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None

@@ -7,33 +7,43 @@ import json
 import math
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from ava_pipeline.collect.amp import AutocastProbe, Scaling, hooks_show_skips
+from ava_pipeline.collect.amp import AutocastProbe, Scaling
+from ava_pipeline.collect.changes import TrainingChanges
 from ava_pipeline.collect.measures.measure import StepSnapshot, Value
-from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.collect.optimizer_steps import CallOrder, NumCalls, OptimizerWatch
+from ava_pipeline.collect.targets import Model, TrainingTargets, modules_of
 from ava_pipeline.config.messages import describe_errors
 from ava_pipeline.config.models import TelemetryConfig
+from ava_pipeline.contract.columns import shown
 from ava_pipeline.contract.events import Event, EventName
+from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.errors import ConfigError, MisuseError
 from ava_pipeline.write.event_log import EventLog
 
 if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
+    from ava_pipeline.collect.norms import NormPlan
 
 _JSON = TypeAdapter(dict[str, JsonValue])
 
 
 def check_arguments(model: object, output_dir: object, groups: object, grad_scaler: object) -> None:
     """Raise MisuseError if an argument of the constructor has a wrong type, rather than fail in a later step."""
-    if not isinstance(model, nn.Module):
-        raise MisuseError(f"model is a {type(model).__name__}: give the torch.nn.Module that is being trained.")
+    modules = model if isinstance(model, list | tuple) else [model]
+    others = sorted({type(module).__name__ for module in modules if not isinstance(module, nn.Module)})
+    if others or not modules:
+        contents = f", not of {', '.join(others) or 'nothing'}" if modules is model else ""
+        raise MisuseError(
+            f"model is a {type(model).__name__}: give the torch.nn.Module that is being trained, or a list of modules "
+            f"that are trained together{contents}."
+        )
     path = os.fspath(output_dir) if isinstance(output_dir, str | os.PathLike) else None
     if not path or not isinstance(path, str):
         raise MisuseError(f"output_dir is {output_dir!r}: give the run's directory, such as 'outputs/ava/my_run'.")
@@ -81,7 +91,7 @@ def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
 
 
 def check_values(values: Mapping[str, Value]) -> None:
-    """Raise MisuseError unless values map names to scalars; what is neither tensor nor number fails its row later."""
+    """Raise MisuseError unless values map names that can name columns to scalars."""
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise MisuseError(f"values is {values!r}: give a mapping name -> number, such as {{'loss': loss}}.")
     for name, value in values.items():
@@ -90,6 +100,22 @@ def check_values(values: Mapping[str, Value]) -> None:
                 f"values[{name!r}] is a tensor of shape {tuple(value.shape)} and {value.dtype}: give one real number, "
                 "such as its .mean()."
             )
+        check_column_name(name)
+
+
+def as_numbers(values: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, object]]:
+    """The values that are numbers, arrays of one element among them, and those that are none; the latter are null."""
+    numbers: dict[str, Value] = {}
+    others: dict[str, object] = {}
+    given: Mapping[str, Any] = values  # whatever a user passes
+    for name, value in given.items():
+        numbers[name] = value
+        if not (value is None or isinstance(value, Tensor | float)):
+            try:
+                numbers[name] = float(value.item() if hasattr(value, "item") else value)
+            except (TypeError, ValueError, RuntimeError, OverflowError):
+                numbers[name], others[name] = None, value
+    return numbers, others
 
 
 def whole_number(name: str, value: object, *, least: int = 0, remedy: str = "") -> int:
@@ -123,22 +149,35 @@ class BatchCount:
     """Where the run is, and at which batch `step` has more to do than to count.
 
     `every` is infinity if nothing is collected. `batch_idx`, 1-based and 0 before the first, and `epoch` are those of
-    the latest `step`. `due` is the batch at which `step` does more than count: `next_row`, or -1 if a finding waits for
-    delivery. `num_accumulating` counts the calls in this process that only accumulated gradients.
+    the latest `step`. `due` is the batch at which `step` does more than count: `next_row`, or -1 before the first
+    batch, whose arguments are checked, and if a finding waits for delivery. `num_accumulating` counts the calls in this
+    process that only accumulated gradients, `named_calls` the others by the optimizer that they name. `steps_before`
+    are the optimizer steps before this process; None if they are not known.
     """
 
     def __init__(self, every: float) -> None:
         self._every = every
         self._has_holes = False
         self.epoch = self.batch_idx = self.resumed_from = self.num_accumulating = 0
-        self.next_row = self.due = every
+        self.next_row, self.due = every, -1.0
+        self.named_calls: Counter[str] = Counter()
+        self.steps_before: int | None = 0
+        self._called: set[str] = set()
 
-    def resume(self, batch_idx: int, epoch: int) -> None:
-        """Continue after a checkpoint's batch."""
+    def resume(self, batch_idx: int, epoch: int, global_step: int | None) -> None:
+        """Continue after a checkpoint's batch, and after its optimizer steps if they are known."""
         self.batch_idx = self.resumed_from = batch_idx
         self.epoch = epoch
+        self.steps_before = global_step
         self.schedule_row()
-        self.due = self.next_row
+
+    def begins_batch(self, optimizer: str, *, accumulating: bool) -> bool:
+        """Count a call that names an optimizer; whether it is the first of its batch: a name comes once in each."""
+        if not accumulating:
+            self.named_calls[optimizer] += 1
+        is_first = not self._called or optimizer in self._called
+        self._called = {optimizer} if is_first else {*self._called, optimizer}
+        return is_first
 
     def follow(self, batch_idx: int) -> str | None:
         """Take over the user's count; if it does not rise, add one to the own count and return what is wrong."""
@@ -178,16 +217,59 @@ class BatchCount:
 class CallChecks:
     """Checks each collected step and warns once about each probable mistake."""
 
-    def __init__(self, events: EventLog, count: BatchCount, targets: TrainingTargets, model: nn.Module) -> None:
+    def __init__(self, events: EventLog, count: BatchCount, targets: TrainingTargets, model: Model) -> None:
         self._events = events
         self._count = count
         self._targets = targets
-        self._optimizers = tuple(targets.optimizers.values())
-        self._autocast = AutocastProbe(model)
-        self._order = CallOrder(self._optimizers)
-        self._num_groups: int | None = None
+        self._autocast = AutocastProbe(modules_of(model)[0])  # modules that are trained together have one autocast
+        self._order = CallOrder(targets.optimizers)
+        self._watch = OptimizerWatch(targets)
+        self._changes = TrainingChanges(targets, model)
+        self._plan: NormPlan | None = None
         self._warned: set[str] = set()
         self._last_batch_idx = 0
+
+    def rebind(self, targets: TrainingTargets, model: Model | None) -> None:
+        """Check the calls for other targets, and for another model unless it is None; old warnings may come again."""
+        self._order.attach(targets.optimizers, self._count.num_calls or 0, self._count.named_calls)
+        if model is not None:
+            self._autocast.close()
+            self._autocast = AutocastProbe(modules_of(model)[0])
+        self._changes.begin(targets, model)
+        self._warned -= {"parameters", "optimizer replaced", "optimizer"}
+        self.follow(targets)
+
+    def follow(self, targets: TrainingTargets) -> None:
+        """Compare with targets that have further parameter groups or values."""
+        self._targets = targets
+        self._watch = OptimizerWatch(targets)
+
+    def have_targets_changed(self) -> bool:
+        """Whether the optimizers hold other parameters, or others are trained, than at the last collected step."""
+        have_changed = self._changes.have_come()
+        if have_changed:
+            self._plan = None
+        return have_changed
+
+    def is_optimizer_replaced(self) -> bool:
+        """Whether parameters change though no optimizer that the collector knows steps."""
+        num_calls = self._count.batch_idx - self._count.num_accumulating
+        is_replaced = self._watch.is_replaced(self._order.num_steps, num_calls)
+        if is_replaced:
+            message = (
+                "parameters change, but not by the optimizer that the collector was given, so the learning rates are "
+                "null from here on. If you made another optimizer, call telemetry.rebind(optimizer=optimizer)."
+            )
+            self.warn_once("optimizer replaced", message, event="optimizer_replaced")
+        return is_replaced
+
+    def global_step(self) -> int | None:
+        """The optimizer steps of the run before this batch's; None if they cannot be counted."""
+        count = self._count
+        before, num_calls = count.steps_before, count.batch_idx - count.resumed_from - count.num_accumulating
+        if before is None or not (self._order.is_counting or num_calls <= 1):
+            return None
+        return before + self._order.num_steps
 
     def check_optimizers(self) -> None:
         """Warn if the optimizers belong to another model; called before the first row."""
@@ -199,15 +281,24 @@ class CallChecks:
                 "after anything that replaces them.",
             )
 
-    def check(self, snapshot: StepSnapshot, value_names: Sequence[str]) -> None:
-        """Check a collected step; `value_names` are those of the first one."""
+    def check(self, snapshot: StepSnapshot) -> None:
+        """Check a collected step."""
         self._check_gradients(snapshot)
         self._check_scaling(snapshot)
-        self._check_columns(snapshot, value_names)
-        num_calls = self._count.num_calls
-        if num_calls is not None:
-            self._check_order(num_calls, is_scaled=snapshot.scaler.scale is not None)
+        self._check_parameters(snapshot)
+        calls = self._num_calls(snapshot.optimizer)
+        if calls is not None and not snapshot.is_optimizer_replaced:
+            self._check_order(calls, is_scaled=snapshot.scaler.scale is not None)
         self._last_batch_idx = self._count.batch_idx
+
+    def check_unread(self, values: Mapping[str, object]) -> None:
+        """Warn once about each value that is not a number."""
+        for name, value in values.items():
+            message = (
+                f"values[{name!r}] is {shown(value)} ({type(value).__name__}), which is not a number, so it is null. "
+                "Pass numbers, or tensors with one element."
+            )
+            self.warn_once(f"value {name}", message)
 
     def _check_gradients(self, snapshot: StepSnapshot) -> None:
         if snapshot.plan.unmeasured:
@@ -220,8 +311,9 @@ class CallChecks:
             self.warn_once("unmeasured", message, event="left_out")
         elif all(gradient is None for gradient in snapshot.gradients):
             message = (
-                "no parameter had a gradient, so the row's norms are null. "
-                "Call step() after backward() and before zero_grad()."
+                "no parameter had a gradient, so the row's norms are null. Call step() after backward() and before "
+                "zero_grad(). If the optimizer steps inside backward() and frees the gradients, measure them in its "
+                "hook and pass the norm in values."
             )
             self.warn_once("no gradients", message)
 
@@ -243,29 +335,28 @@ class CallChecks:
             )
             self.warn_once("no scaler", message)
 
-    def _check_columns(self, snapshot: StepSnapshot, value_names: Sequence[str]) -> None:
-        unknown = [name for name in snapshot.values if name not in value_names]
-        if unknown:
-            message = (
-                f"values {unknown} were not among those of the first collected step, {list(value_names)}, "
-                "and have no column. Pass every value from the first step on."
-            )
-            self.warn_once("new values", message)
-        num_groups = sum(len(optimizer.param_groups) for optimizer in self._optimizers)
-        if self._num_groups is None:
-            self._num_groups = num_groups
-        if num_groups > self._num_groups:
-            message = (
-                f"the optimizers have {num_groups} groups now and had {self._num_groups} at the first collected step, "
-                "so the new groups' rates have no column. Add every group before the first step, with rate 0 if needed."
-            )
-            self.warn_once("new groups", message)
+    def _check_parameters(self, snapshot: StepSnapshot) -> None:
+        """Compare the parameters of model and optimizers with the known ones, if other gradients are missing now."""
+        if snapshot.plan is self._plan:
+            return
+        self._plan = snapshot.plan
+        # A call that names an optimizer measures only its parameters.
+        gradients = snapshot.gradients if snapshot.optimizer is None else ()
+        missing = frozenset(position for position, gradient in enumerate(gradients) if gradient is None)
+        complaint = self._changes.complaint(missing)
+        if complaint is not None:
+            self.warn_once("parameters", complaint)
 
-    def _check_order(self, num_calls: int, *, is_scaled: bool) -> None:
-        complaint = self._order.complaint(num_calls, may_skip=is_scaled)
+    def _num_calls(self, optimizer: str | None) -> NumCalls | None:
+        if optimizer is not None:
+            return NumCalls(self._count.named_calls[optimizer], optimizer)
+        return None if self._count.num_calls is None else NumCalls(self._count.num_calls)
+
+    def _check_order(self, calls: NumCalls, *, is_scaled: bool) -> None:
+        complaint = self._order.complaint(calls, may_skip=is_scaled)
         if complaint is not None:
             self.warn_once("call order", complaint)
-        num_skipped = self._order.num_skipped(num_calls) if is_scaled else 0
+        num_skipped = self._order.num_skipped(calls) if is_scaled else 0
         if num_skipped:
             event = Event(
                 event="skipped_step",
@@ -277,6 +368,16 @@ class CallChecks:
                 value=float(num_skipped),
             )
             self._events.add(event)
+
+    def follow_count(self, batch_idx: object) -> None:
+        """Take over the user's count of batches; raise MisuseError if it is not one, and warn once if it falls."""
+        remedy = (
+            " The batches of the run are counted from 1, across epochs: pass the number of enumerate(loader, start=1) "
+            "plus the batches of earlier epochs, or leave batch_idx out."
+        )
+        complaint = self._count.follow(whole_number("batch_idx", batch_idx, least=1, remedy=remedy))
+        if complaint is not None:
+            self.warn_once("batch_idx", complaint)
 
     def warn_once(self, key: str, message: str, *, event: EventName = "misuse") -> None:
         """Record a warning about the current batch, unless one of this key was recorded before."""
@@ -298,62 +399,3 @@ class CallChecks:
         """Remove the hooks from the optimizers and the model."""
         self._order.close()
         self._autocast.close()
-
-
-MIN_CALLS = 4
-
-
-class CallOrder:
-    """Counts optimizer steps by their hooks and compares them with the calls of `TelemetryCollector.step`.
-
-    In a correct loop k-1 optimizer steps come before the k-th call that does not only accumulate, or fewer if steps
-    were skipped. Of several optimizers, the one that steps least often is compared.
-    """
-
-    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
-        self._counts: list[_StepCount] = []
-        self._hooks: list[RemovableHandle] = []
-        self._num_skipped = 0
-        self._hooks_show_skips = hooks_show_skips(optimizers)
-        for optimizer in optimizers:
-            self._counts.append(_StepCount())
-            self._hooks.append(optimizer.register_step_post_hook(self._counts[-1]))
-
-    def num_skipped(self, num_calls: int) -> int:
-        """Optimizer steps that a GradScaler skipped since the last call; 0 if only its scale shows them."""
-        if not self._hooks_show_skips:
-            return 0
-        skipped = max(0, num_calls - 1 - self._counts[0].value)
-        new, self._num_skipped = max(0, skipped - self._num_skipped), skipped
-        return new
-
-    def complaint(self, num_calls: int, *, may_skip: bool) -> str | None:
-        """What is wrong with the order of calls, with the remedy; None if it is right, or cannot be judged."""
-        num_steps = min(count.value for count in self._counts)
-        if num_steps >= num_calls:
-            return (
-                "step() was called after optimizer.step(), so the rates and, with AMP, the scale are those of the next "
-                "step. Call it after backward() and before clipping and optimizer.step()."
-            )
-        if may_skip or num_steps == 0 or num_calls < MIN_CALLS or num_calls - 1 < 2 * num_steps:
-            return None
-        return (
-            f"step() was called {num_calls} times for {num_steps} optimizer steps. Call it once per batch, with "
-            "accumulating=True for batches that only accumulate gradients."
-        )
-
-    def close(self) -> None:
-        """Stop counting."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-
-
-class _StepCount:
-    """A step hook that holds a number and nothing else."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def __call__(self, *_: object) -> None:
-        self.value += 1

@@ -42,6 +42,11 @@ class Clipping:
         self._num_shortened: Tensor | None = None
         self._num_clips = 0
 
+    def use(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Clip the gradients of these parameters from now on."""
+        self._parameters = parameters
+        self._measured = self._total = None
+
     @property
     def is_used(self) -> bool:
         """Whether the loop clips through the collector, so that the pass should measure tensor by tensor."""

@@ -17,31 +17,36 @@ from ava_pipeline.collect.call_checks import (
     CallChecks,
     as_json,
     check_arguments,
+    check_values,
     process_rank,
     telemetry_config,
     whole_number,
 )
 from ava_pipeline.collect.clipping import Clipping
+from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
-from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups
+from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups, rebound
+from ava_pipeline.collect.logged_metrics import LoggedMetrics, Metric
 from ava_pipeline.collect.measures import check_measures
 from ava_pipeline.collect.measures.measure import Measure, Value
 from ava_pipeline.collect.predictions import EpochPredictions, PredictionFiles
-from ava_pipeline.collect.recorder import FindingQueue, Recorder
+from ava_pipeline.collect.recorder import Recorder
 from ava_pipeline.collect.targets import TrainingTargets, optimizers_by_name
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.layout import Moment, RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import AvaPipelineError, MisuseError
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.own_writers import OwnWriter, check_writers
 
 _log = logging.getLogger("ava_pipeline")
 
 CHECKPOINT_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 30.0
+ENDINGS: tuple[Status, ...] = ("finished", "failed", "interrupted")
 
 
 class TelemetryCollector:
@@ -63,7 +68,8 @@ class TelemetryCollector:
                         optimizer.step()
 
     Args:
-        model: the module that is being trained; may be compiled or wrapped for data parallelism.
+        model: the module that is being trained; may be compiled or wrapped for data parallelism. A list of modules,
+            such as both halves of a GAN or the chunks of a pipeline, also has a column `module_<index>` for each.
         optimizer: an optimizer, or a mapping name -> optimizer.
         output_dir: the run directory. In one that was used before, `load_state_dict` continues its tables; without it
             a new attempt starts at batch 1 and older rows are moved to `superseded/`.
@@ -84,7 +90,7 @@ class TelemetryCollector:
 
     def __init__(  # noqa: PLR0913  # the model and its optimizer belong beside the directory
         self,
-        model: nn.Module,
+        model: nn.Module | Sequence[nn.Module],
         optimizer: Optimizer | Mapping[str, Optimizer],
         output_dir: str | os.PathLike[str],
         config: TelemetryConfig | Mapping[str, Any] | None = None,
@@ -99,9 +105,9 @@ class TelemetryCollector:
         check_arguments(model, output_dir, groups, grad_scaler)
         own_measures, own_writers = check_measures(measures), check_writers(writers)
         settings = telemetry_config(config, overrides)
-        chosen = settings.groups if groups is None else groups
-        columns = find_groups(model, chosen)
-        log_groups(model, columns, is_found=chosen is None)
+        self._groups = settings.groups if groups is None else groups
+        columns = find_groups(model, self._groups)
+        log_groups(model, columns, is_found=self._groups is None)
         targets = TrainingTargets.of(model, columns, optimizers_by_name(optimizer))
         facts = as_json(run_info or {})  # before the first hook is set, since this may raise
         layout = RunLayout(Path(output_dir))
@@ -112,6 +118,8 @@ class TelemetryCollector:
         self._prediction_files = PredictionFiles(layout, events, self._count, is_strict=settings.on_error == "raise")
         self._findings = FindingQueue(self._count)
         self._checks = CallChecks(events, self._count, targets, model)
+        self._is_checked = False
+        metrics = MetricsLog(layout, fsync=settings.fsync)
         self._recorder = Recorder(
             targets,
             settings,
@@ -122,11 +130,16 @@ class TelemetryCollector:
             checks=self._checks,
             run_info=facts,
             findings=self._findings,
+            metrics=metrics,
             measures=own_measures,
             writers=own_writers,
         )
+        wait = self._recorder.wait
+        self._metrics = LoggedMetrics(
+            metrics, events, self._count, wait_for_rows=wait, is_strict=settings.on_error == "raise"
+        )
 
-    def step(
+    def step(  # noqa: PLR0913  # each is a fact of the batch, all but the first by name
         self,
         epoch: int = 0,
         *,
@@ -134,6 +147,8 @@ class TelemetryCollector:
         accumulating: bool = False,
         values: Mapping[str, Value] | None = None,
         sample_ids: Sequence[object] | None = None,
+        optimizer: str | None = None,
+        global_step: int | None = None,
     ) -> bool:
         """Count a batch, and collect a row if one is due.
 
@@ -158,35 +173,81 @@ class TelemetryCollector:
             epoch: 0-based.
             batch_idx: your own count of the run's batches, 1-based and rising; by default the calls are counted.
             accumulating: this batch only adds to the gradients; a due row is collected at the next batch that does not.
-            values: scalars to record, such as the loss: numbers or one-element tensors on any device. The names given
-                at the first collected step become the columns.
+            values: scalars to record, such as the loss: numbers or one-element tensors on any device. A name becomes a
+                column at the first collected step that has it.
             sample_ids: the samples of the batch, to name them in a finding.
+            optimizer: the name of the optimizer that steps next, if several do in a batch. A batch begins when a name
+                comes again; its row has each group's norm from the call of its own optimizer, and is handed over when
+                the next batch begins.
+            global_step: the framework's count of optimizer steps before this one; by default they are counted.
 
         Returns:
             Whether a row of this batch was collected.
 
         Raises:
-            MisuseError: the collector is closed, `batch_idx` is 0, or a value is not a scalar.
+            MisuseError: the collector is closed, `batch_idx` is 0, a value is not a scalar, or a name is unknown.
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
         count = self._count
         count.epoch = epoch
+        if optimizer is not None and not self._recorder.begins_batch(optimizer, accumulating=accumulating):
+            is_recorded = self._recorder.has_open_row and not accumulating
+            if is_recorded:
+                self._recorder.record_part(values or {}, optimizer=optimizer, global_step=global_step)
+            return is_recorded
         if batch_idx is None:
             count.batch_idx += 1
         else:
-            self._follow(batch_idx)
+            self._checks.follow_count(batch_idx)
         if accumulating and not self._recorder.is_closed:
             count.num_accumulating += 1
             return False
         if count.batch_idx < count.due:
             return False
+        if not self._is_checked:  # the first batch, whether it is collected or not
+            whole_number("epoch", epoch)
+            whole_number("global_step", 0 if global_step is None else global_step)
+            check_values(values or {})
+            self._is_checked = True
         is_due = count.batch_idx >= count.next_row
         if is_due:
             count.epoch = whole_number("epoch", epoch)
-            self._recorder.record(values or {}, sample_ids)
+            self._recorder.record(values or {}, sample_ids, optimizer=optimizer, global_step=global_step)
         count.due = count.next_row  # before `deliver`: a finding that arrives now makes the next step due again
         self._findings.deliver()
         return is_due
+
+    def rebind(
+        self,
+        *,
+        model: nn.Module | Sequence[nn.Module] | None = None,
+        optimizer: Optimizer | Mapping[str, Optimizer] | None = None,
+    ) -> None:
+        """Measure a model whose parameters changed, or another optimizer, from the next step on.
+
+        Rows stay where they are. The manifest keeps which parameters each group had in which batches; a group that the
+        model no longer has is null from there on.
+
+        Example:
+            model.fc = nn.Linear(512, 10)
+            optimizer = torch.optim.AdamW(model.parameters())
+            telemetry.rebind(model=model, optimizer=optimizer)
+
+        Args:
+            model: the module that is trained from now on, which may be the same one with other parameters.
+            optimizer: one, or a mapping name -> optimizer.
+
+        Raises:
+            MisuseError: neither is given, or the collector is closed.
+            GroupsError: the model has no parameters, or an optimizer no parameter groups.
+        """
+        if model is None and optimizer is None:
+            raise MisuseError("rebind() changes nothing: give model=, optimizer= or both.")
+        if self._recorder.is_closed:
+            raise MisuseError("rebind() was called after close(): create a new collector.")
+        targets = rebound(self._recorder.targets, model, self._groups, optimizer)
+        self._checks.rebind(targets, model)
+        self._recorder.rebind(targets)
 
     def on_finding(self, callback: Callable[[Finding], object]) -> None:
         """Call a function with every warning sign that appears.
@@ -207,8 +268,11 @@ class TelemetryCollector:
         """
         self._findings.register(callback)
 
-    def val_predictions(self, epoch: int, *, name: str = "val") -> EpochPredictions:
+    def val_predictions(self, epoch: int, *, batch_idx: int | None = None, name: str = "val") -> EpochPredictions:
         """Collect one epoch's predictions in a `with` block; the file appears complete on exit.
+
+        Where a `with` block cannot span the validation, as in the callbacks of a framework, call `begin()`, then
+        `end()`, which writes the file, or `drop()`, which writes nothing, if an exception ended the validation.
 
         Works with `enabled=False` too. Predictions that are not distributions are not written; the log and, if rows are
         collected, `events.csv` say so, and under `on_error="raise"` they raise. The end of the block writes and syncs
@@ -219,14 +283,58 @@ class TelemetryCollector:
                 for image_ids, images, gt_votes in val_loader:
                     predictions.add(image_ids, model(images).softmax(dim=1), gt_votes)
 
+            In callbacks:
+
+                self.predictions = telemetry.val_predictions(epoch, batch_idx=500).begin()
+                self.predictions.add(image_ids, pred_dist, gt_votes)  # for each batch
+                self.predictions.end()  # val_epoch_000_batch_00000500.parquet
+
         Args:
             epoch: 0-based.
+            batch_idx: the run's batch after which the model is validated, 1-based; None at the end of the epoch.
             name: the set, such as `val`, `test` or `val_ema`.
 
         Raises:
-            MisuseError: the name cannot be part of a file name, or the epoch is not an int from 0.
+            MisuseError: the name cannot be part of a file name, the epoch is not an int from 0, or `batch_idx` is not
+                one from 1.
         """
-        return self._prediction_files.block(whole_number("epoch", epoch), name, is_written=self._may_write)
+        batch_idx = None if batch_idx is None else whole_number("batch_idx", batch_idx, least=1)
+        moment = Moment(whole_number("epoch", epoch), batch_idx)
+        return self._prediction_files.block(moment, name, is_written=self._may_write)
+
+    def log_metrics(
+        self, metrics: Mapping[str, Metric], *, epoch: int | None = None, batch_idx: int | None = None
+    ) -> None:
+        """Write metrics of an epoch, such as those of the validation, as a row of `metrics.csv` in the run directory.
+
+        The columns are `epoch`, `batch_idx` once it is given, and the names in the order in which they first appear.
+        Metrics of an epoch, or of a batch, that has a row already are added to it, and replace older values of the same
+        name. Works with `enabled=False` too.
+
+        Like the end of a block of predictions, it waits: for the device if a value is a tensor there, and for the disk.
+        So call it once per validation, and give values of every batch to `step`. A row that the disk refuses is
+        recorded as an event, waits in memory, and is written by the next call or by `close`.
+
+        The first call, or the first collected step of a run that logged metrics before, moves rows of earlier attempts
+        to `superseded/`: those after the batch and the epoch that `load_state_dict` was given, or all of them.
+
+        Example:
+            Once per epoch, and after every 500 batches:
+
+                telemetry.log_metrics({"val_loss": val_loss, "srcc": srcc}, epoch=epoch)
+                telemetry.log_metrics({"val_loss": val_loss}, epoch=epoch, batch_idx=500)
+
+        Args:
+            metrics: numbers, or tensors and arrays of one element; nan and inf stay, None is "not measured" and
+                replaces no value.
+            epoch: 0-based; by default that of the latest `step`.
+            batch_idx: the run's batch after which they were measured, 1-based; None at the end of the epoch.
+
+        Raises:
+            MisuseError: a value is not a scalar, a name cannot be that of a column, or the epoch is not known.
+            WriteError: the row could not be written, and `on_error="raise"`.
+        """
+        self._metrics.log(metrics, epoch, batch_idx, is_written=self._may_write)
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the model's gradients, bit for bit as `torch.nn.utils.clip_grad_norm_` does. Call it after `step`.
@@ -281,14 +389,16 @@ class TelemetryCollector:
             torch.save({"model": model.state_dict(), "telemetry": telemetry.state_dict()}, path)
 
         Returns:
-            `batch_idx`, `epoch`, and numbers named `clip_...` if the loop clips through the collector.
+            `batch_idx`, `epoch`, `global_step` if it is known, and numbers named `clip_...` if the loop clips through
+            the collector.
         """
         if not self.flush(CHECKPOINT_TIMEOUT_S):
             _log.warning(
                 "not all rows were written within %s s; the checkpoint does not wait any longer.", CHECKPOINT_TIMEOUT_S
             )
-        epoch = whole_number("epoch", self._count.epoch)
-        return {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
+        epoch, global_step = whole_number("epoch", self._count.epoch), self._checks.global_step()
+        state = {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
+        return state if global_step is None else state | {"global_step": global_step}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continue after a checkpoint's batch; the first collected step moves later rows to `superseded/`.
@@ -298,7 +408,7 @@ class TelemetryCollector:
             telemetry.load_state_dict(torch.load(path)["telemetry"])
 
         Raises:
-            MisuseError: `step` was called before, or the state is not a collector's.
+            MisuseError: `step` or `log_metrics` was called before, or the state is not a collector's.
         """
         if self._count.batch_idx:
             raise MisuseError(
@@ -308,10 +418,18 @@ class TelemetryCollector:
             raise MisuseError(f"{state!r} is not a collector's state: give what state_dict() returned.")
         batch_idx = whole_number("state['batch_idx']", state["batch_idx"])
         epoch = whole_number("state['epoch']", state["epoch"])
+        global_step = state.get("global_step")
+        self._metrics.resume(batch_idx, epoch)
         self._clipping.load_state_dict(state)
-        self._count.resume(batch_idx, epoch)
+        self._count.resume(batch_idx, epoch, None if global_step is None else int(global_step))
 
-    def close(self, timeout_s: float | None = CLOSE_TIMEOUT_S) -> TelemetryStats:
+    def close(
+        self,
+        timeout_s: float | None = CLOSE_TIMEOUT_S,
+        *,
+        status: Status = "finished",
+        error: BaseException | str | None = None,
+    ) -> TelemetryStats:
         """Write the rows that wait, finish the files and stop; leaving a `with` block does the same.
 
         A second call does nothing, unless a slow disk left steps or files unfinished: then it waits again.
@@ -322,14 +440,19 @@ class TelemetryCollector:
 
         Args:
             timeout_s: how long to wait for a slow disk; None waits as long as it takes.
+            status: how the training ended, for the manifest: `finished`, `failed` or `interrupted`.
+            error: what ended it, or the name of its type.
 
         Returns:
             The counters; steps that could not be written in time are still pending.
 
         Raises:
+            MisuseError: the status is another one.
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
-        return self._end("finished", None, timeout_s)
+        if status not in ENDINGS:
+            raise MisuseError(f"status is {status!r}: give one of {', '.join(ENDINGS)}.")
+        return self._end(status, type(error).__name__ if isinstance(error, BaseException) else error, timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -365,17 +488,9 @@ class TelemetryCollector:
         stats = self._recorder.close(timeout_s, status, error)
         if self._recorder.has_ended:  # else the disk is stuck, and would hold up this thread too
             self._prediction_files.write_again()
+            self._metrics.write_again()
         self._recorder.raise_first_error()
         return stats
-
-    def _follow(self, batch_idx: int) -> None:
-        remedy = (
-            " The batches of the run are counted from 1, across epochs: pass the number of enumerate(loader, start=1) "
-            "plus the batches of earlier epochs, or leave batch_idx out."
-        )
-        complaint = self._count.follow(whole_number("batch_idx", batch_idx, least=1, remedy=remedy))
-        if complaint is not None:
-            self._checks.warn_once("batch_idx", complaint)
 
     def _may_write(self) -> bool:
         return process_rank() == 0 and not self._recorder.is_child

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -22,25 +23,50 @@ class GradientPass:
     """Takes snapshots of the training, in the training thread, without waiting for the device."""
 
     def __init__(self, targets: TrainingTargets, grad_scaler: Any, clipping: Clipping) -> None:
-        self._parameters = targets.parameters
-        self._optimizers = tuple(targets.optimizers.values())
-        self._is_reduced = targets.is_reduced
-        self._is_sharded = targets.is_sharded
         self._grad_scaler = grad_scaler
         self._clipping = clipping
-        self._plans: dict[object, NormPlan] = {}
+        self._measured_unowned: dict[int, tuple[ref[Tensor], int]] = {}
+        self._targets = targets
+        self.measure(targets)
 
-    def take(self, values: Mapping[str, Value], batch_idx: int) -> StepSnapshot:
-        """Take the snapshot of a step, with the values that the user gave to it."""
-        gradients = [parameter.grad for parameter in self._parameters]
+    def measure(self, targets: TrainingTargets) -> None:
+        """Measure these targets from now on."""
+        if targets.parameters is not self._targets.parameters:
+            self._measured_unowned.clear()
+        self._targets = targets
+        owners = targets.optimizer_of()
+        self._unowned = [position for position, owner in enumerate(owners) if owner is None]
+        self._others = {
+            name: [position for position, owner in enumerate(owners) if owner not in {None, optimizer}]
+            for name, optimizer in targets.optimizers.items()
+        }
+        self._plans: dict[object, NormPlan] = {}
+        self._clipping.use(targets.parameters)
+
+    def take(
+        self,
+        values: Mapping[str, Value],
+        batch_idx: int,
+        *,
+        optimizer: str | None = None,
+        global_step: int | None = None,
+        is_optimizer_replaced: bool = False,
+    ) -> StepSnapshot:
+        """Take the snapshot of a step, with the values that the user gave to it.
+
+        With the name of an `optimizer`, gradients of parameters of other optimizers count as missing.
+        """
+        gradients = self._gradients(optimizer)
         plan = self._plan(gradients)
         if plan.unmeasured:
             gradients = [None if position in plan.unmeasured else grad for position, grad in enumerate(gradients)]
         self._clipping.remember_gradients(gradients, batch_idx)
         norms = plan.measure(gradients) if plan.whole_tensors or plan.by_rows else None
-        scaler = scaler_state(self._grad_scaler, self._optimizers)
+        optimizers = self._targets.optimizers
+        stepping = tuple(optimizers.values()) if optimizer is None else (optimizers[optimizer],)
+        scaler = scaler_state(self._grad_scaler, stepping)
         scale = scaler.remaining_scale
-        has_total = not plan.unmeasured and scaler.is_uniform
+        has_total = not plan.unmeasured and scaler.is_uniform and optimizer is None
         equals_torch = plan.equals_torch and has_total and scale is None and self._is_final()
         return StepSnapshot(
             gradients=gradients,
@@ -50,7 +76,27 @@ class GradientPass:
             clipping=self._clipping.share_norms(norms if has_total else None, scale, equals_torch=equals_torch),
             values=values,
             time_s=time.time(),
+            global_step=global_step,
+            optimizer=optimizer,
+            is_optimizer_replaced=is_optimizer_replaced,
         )
+
+    def _gradients(self, optimizer: str | None) -> list[Tensor | None]:
+        """The present gradients, without those of other optimizers, and without those left over from an earlier row."""
+        gradients = [parameter.grad for parameter in self._targets.parameters]
+        for position in self._others[optimizer] if optimizer is not None else ():
+            gradients[position] = None
+        # Nothing steps or resets a parameter without an optimizer, so its gradient may be that of an earlier batch.
+        for position in self._unowned:
+            gradient = gradients[position]
+            if gradient is None:
+                continue
+            older, version = self._measured_unowned.get(position, (None, 0))
+            if older is not None and older() is gradient and version == _version(gradient):
+                gradients[position] = None
+            else:
+                self._measured_unowned[position] = ref(gradient), _version(gradient)
+        return gradients
 
     def _plan(self, gradients: Sequence[Tensor | None]) -> NormPlan:
         """The plan for gradients of these types; always the same object, so that neighbouring rows share a layout."""
@@ -60,15 +106,16 @@ class GradientPass:
         if plan is None:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
-            plan = self._plans[types] = NormPlan.of(gradients, whole=is_whole, are_shards=self._is_sharded)
+            plan = self._plans[types] = NormPlan.of(gradients, whole=is_whole, are_shards=self._targets.is_sharded)
         return plan
 
     def _is_final(self) -> bool:
         """Whether no other process adds to the gradients before the clip; torch would not count that as a change."""
-        return self._is_reduced or _num_ranks() == 1
+        return self._targets.is_reduced or _num_ranks() == 1
 
 
 _type = attrgetter("dtype", "layout", "device")
+_version = attrgetter("_version")  # torch's count of changes in place, which has no public name
 
 
 def _num_ranks() -> int:

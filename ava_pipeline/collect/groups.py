@@ -7,9 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from torch import nn
+from torch.optim import Optimizer
 
-from ava_pipeline.collect.architecture import find_parts
-from ava_pipeline.collect.targets import named_parameters
+from ava_pipeline.collect.architecture import Part, find_parts
+from ava_pipeline.collect.families import HEAD_NAMES
+from ava_pipeline.collect.targets import (
+    Model,
+    TrainingTargets,
+    modules_of,
+    named_parameters,
+    optimizers_by_name,
+    prefixes_of,
+    type_name,
+)
 from ava_pipeline.contract.manifest import Group, Role
 from ava_pipeline.contract.tables import KEY_COLUMNS, check_column_name
 from ava_pipeline.errors import GroupsError, MisuseError
@@ -22,26 +32,34 @@ RESERVED = (*(column.name for column in KEY_COLUMNS), OVERALL)
 GroupChoice: TypeAlias = nn.Module | nn.Parameter | str | Sequence[str] | Iterable[nn.Parameter]
 
 
-def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = None) -> dict[str, Group]:
+def find_groups(model: Model, chosen: Mapping[str, GroupChoice] | None = None) -> dict[str, Group]:
     """Name the groups of a model, wrapped or not, `overall` first; by default those of `find_parts`.
 
     `chosen` maps a column to a module, parameters, or globs over parameter names (`"stages.3.*"`). Raise GroupsError if
     a column has no parameters, MisuseError if a name cannot name a column.
+
+    Several modules have the parts of each, and a column `module_<index>` for each. If two of them have a part in
+    common, the columns of all parts begin so: `module_0_mlp_head`.
     """
     parameters = named_parameters(model)
     names = {id(parameter): name for name, parameter in parameters.items()}
-    parts: Mapping[str, GroupChoice] = find_parts(model) if chosen is None else chosen
     members = {OVERALL: frozenset(parameters)}
-    for column, choice in parts.items():
+    roles: dict[str, Role] = {OVERALL: "overall"}
+    if chosen is None:
+        for column, part in _found(modules_of(model)).items():
+            held = frozenset(names[id(parameter)] for parameter in part.parameters() if id(parameter) in names)
+            if held not in members.values():  # two columns of the same numbers would be one too many
+                members[column], roles[column] = held, part.role
+    for column, choice in (chosen or {}).items():
         check_column_name(column)
         if column in RESERVED:
             raise MisuseError(
                 f"groups: {column!r} is a column already; choose a name other than {', '.join(RESERVED)}."
             )
-        members[column] = frozenset(_members(column, choice, names))
+        members[column], roles[column] = frozenset(_members(column, choice, names)), _role(column)
     return {
         column: Group(
-            role=_role(column),
+            role=roles[column],
             parent=_parent(column, members),
             parameters=tuple(name for name in parameters if name in held),
         )
@@ -49,17 +67,51 @@ def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = Non
     }
 
 
-def log_groups(model: nn.Module, groups: Mapping[str, Group], *, is_found: bool) -> None:
+def rebound(
+    targets: TrainingTargets,
+    model: Model | None,
+    chosen: Mapping[str, GroupChoice] | None,
+    optimizer: Optimizer | Mapping[str, Optimizer] | None,
+) -> TrainingTargets:
+    """The targets after a change of the model, of the optimizer, or of both; what is None stays as it is.
+
+    A chosen group that the model no longer has is left out, with a warning.
+    """
+    if model is not None:
+        present: dict[str, GroupChoice] = {}
+        for column, choice in (chosen or {}).items():
+            try:
+                find_groups(model, {column: choice})
+            except GroupsError as error:
+                _log.warning("the column %r is null from now on: %s", column, error)
+            else:
+                present[column] = choice
+        targets = targets.of_model(model, find_groups(model, None if chosen is None else present))
+    return targets.renewed(optimizers=None if optimizer is None else optimizers_by_name(optimizer))
+
+
+def log_groups(model: Model, groups: Mapping[str, Group], *, is_found: bool) -> None:
     """Log the columns; if neither a head nor a backbone was found, warn and show how to name groups."""
     columns = ", ".join(f"{column} ({len(group.parameters)})" for column, group in groups.items())
-    _log.info("%s: columns (parameters): %s", type(model).__name__, columns)
-    if is_found and len(groups) == 1:
+    _log.info("%s: columns (parameters): %s", type_name(model), columns)
+    if is_found and all(group.role in {"overall", "other"} for group in groups.values()):
         _log.warning(
-            "No head and no backbone were found in %s, so only %r is recorded. "
+            "No head and no backbone were found in %s, so the only columns are %s. "
             "Name groups yourself, such as groups={'mlp_head': model.my_head, 'backbone_last': 'encoder.blocks.11.*'}.",
-            type(model).__name__,
-            OVERALL,
+            type_name(model),
+            ", ".join(map(repr, groups)),
         )
+
+
+def _found(modules: Sequence[nn.Module]) -> dict[str, Part]:
+    """The parts of one module, or of each of several."""
+    if len(modules) == 1:
+        return find_parts(modules[0])
+    parts = [find_parts(module) for module in modules]
+    found = {f"module_{index}": Part("other", (module,)) for index, module in enumerate(modules)}
+    for prefix, of_module in zip(prefixes_of(parts, "module_{}_"), parts, strict=True):
+        found |= {prefix + column: part for column, part in of_module.items()}
+    return {column: part for column, part in found.items() if next(part.parameters(), None) is not None}
 
 
 def _members(column: str, choice: GroupChoice, names: Mapping[int, str]) -> list[str]:
@@ -104,9 +156,8 @@ def _prefixes(names: Mapping[int, str]) -> str:
 
 
 def _role(column: str) -> Role:
-    if column == OVERALL:
-        return "overall"
-    if column == "mlp_head":
+    """The role that the name of a user's own group says."""
+    if column in HEAD_NAMES:
         return "head"
     if column.startswith("mlp_layer_"):
         return "head_layer"

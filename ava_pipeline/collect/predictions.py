@@ -1,4 +1,4 @@
-"""Predictions of one epoch: added a batch at a time, written as one complete file."""
+"""Predictions of one validation: added a batch at a time, written as one complete file."""
 
 import logging
 import shutil
@@ -18,7 +18,7 @@ from ava_pipeline.contract.arrays import Floats
 from ava_pipeline.contract.builtin_tables import NUM_SCORES, SCORES, predictions_schema
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.files import written_aside
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.layout import Moment, RunLayout
 from ava_pipeline.contract.parquet import write_checked
 from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.contract.untrusted import check_inside
@@ -37,6 +37,9 @@ ImageIds: TypeAlias = Tensor | Sequence[object]
 class EpochPredictions:
     """A `with` block that collects predictions: on exit the file is complete, after an exception it does not exist.
 
+    Callbacks, which a `with` block cannot span, call `begin` and `end`, or `drop` after an exception; nothing is
+    written unless `end` is called. After `end` or `drop`, `begin` may be called again.
+
     `is_written` is called at the end of the block; False writes nothing (another rank, or a child forked in the block).
     `report` is called with the file's stem and the reason if predictions could not be written, and may raise.
     """
@@ -53,9 +56,39 @@ class EpochPredictions:
         self._is_written = is_written
         self._write_file = write
         self._report = report
+        self._has_begun = False
         self._ids: list[Tensor | list[int | str]] = []
         self._pred: list[Tensor] = []
         self._gt: list[Tensor] = []
+
+    def begin(self) -> Self:
+        """Begin to collect, without anything that was added before; returns the object itself.
+
+        Example:
+            predictions = telemetry.val_predictions(epoch).begin()
+        """
+        self.drop()
+        self._has_begun = True
+        return self
+
+    def end(self) -> None:
+        """Write what was added since `begin`, as the end of the `with` block does.
+
+        Raises:
+            MisuseError: it was not begun.
+            PredictionsError: the file could not be written, and `on_error="raise"`.
+        """
+        self._check_begun("end")
+        try:
+            if self._is_written():
+                self._write_or_report()
+        finally:
+            self.drop()
+
+    def drop(self) -> None:
+        """Forget what was added since `begin`, and write nothing: for a validation that did not come to its end."""
+        self._has_begun = False
+        self._ids, self._pred, self._gt = [], [], []
 
     def add(self, image_ids: ImageIds, pred_dist: Tensor, gt: Tensor) -> None:
         """Add a batch, without waiting for the device.
@@ -66,9 +99,10 @@ class EpochPredictions:
             gt: (B, 10): votes for each score, or the true shares.
 
         Raises:
-            MisuseError: an argument that is not a tensor, shapes that do not match, or ids that are neither integers
-                nor strings.
+            MisuseError: an argument that is not a tensor, shapes that do not match, ids that are neither integers nor
+                strings, or neither a `with` block nor `begin` came before.
         """
+        self._check_begun("add")
         ids = _tensor_ids(image_ids) if isinstance(image_ids, Tensor) else _plain_ids(image_ids)
         pred_dist, gt = _as_tensor("pred_dist", pred_dist), _as_tensor("gt", gt)
         expected = (len(ids), NUM_SCORES)
@@ -84,16 +118,27 @@ class EpochPredictions:
         self._gt.append(gt.detach().clone())
 
     def __enter__(self) -> Self:
-        return self
+        return self.begin()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None and self._is_written():
-            try:
-                self._write()
-            except Exception as reason:  # noqa: BLE001  # an epoch's training is worth more than its predictions
-                self._report(self._path.stem, PredictionsError(f"{self._path} was not written: {reason}"))
+        if kind is None:
+            self.end()
+        else:
+            self.drop()
+
+    def _check_begun(self, method: str) -> None:
+        if not self._has_begun:
+            raise MisuseError(
+                f"{method}() was called outside a `with` block of val_predictions(): use one, or call begin() before."
+            )
+
+    def _write_or_report(self) -> None:
+        try:
+            self._write()
+        except Exception as reason:  # noqa: BLE001  # an epoch's training is worth more than its predictions
+            self._report(self._path.stem, PredictionsError(f"{self._path} was not written: {reason}"))
 
     def _write(self) -> None:
         ids = [one for batch in self._ids for one in (batch.tolist() if isinstance(batch, Tensor) else batch)]
@@ -125,12 +170,12 @@ class PredictionFiles:
         self._waiting: dict[Path, pa.Table] = {}
         self._reported: set[str] = set()
 
-    def block(self, epoch: int, name: str, *, is_written: Callable[[], bool]) -> EpochPredictions:
-        """The `with` block that writes one epoch's file; raise MisuseError if the name cannot be part of its name."""
+    def block(self, moment: Moment, name: str, *, is_written: Callable[[], bool]) -> EpochPredictions:
+        """The `with` block that writes one file; raise MisuseError if the name cannot be part of the file's name."""
         check_column_name(name)
         if "/" in name:
             raise MisuseError(f"predictions cannot be named {name!r}: give a name without '/', such as 'val_ema'.")
-        path = self._layout.epoch_predictions(epoch, name)
+        path = self._layout.epoch_predictions(moment.epoch, name, moment.batch_idx)
         return EpochPredictions(path, is_written=is_written, write=self.write, report=self.report)
 
     def write(self, path: Path, rows: pa.Table) -> None:

@@ -1,8 +1,9 @@
 """What a collector measures: parameters, groups of them, optimizers."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Self
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -11,17 +12,20 @@ from torch.optim import Optimizer
 from ava_pipeline.contract.manifest import Group
 from ava_pipeline.errors import GroupsError
 
+Model: TypeAlias = nn.Module | Sequence[nn.Module]  # several modules that are trained together
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingTargets:
-    """What stays the same from the first collected step to the last.
+    """What is measured, from one collected step until one that finds the training changed.
 
     Attributes:
         parameters: every parameter of the model, once, in the model's order.
         names: the name of each.
         groups: column -> the names of its parameters; the first is `overall`.
         optimizers: by name, in the user's order.
-        value_names: names of the user's values, known at the first collected step.
+        rate_places: for `lr_group_0`, `lr_group_1`, ... the name of the optimizer and the index of its parameter group.
+        value_names: names of the user's values so far.
         resumed_from: last batch of the checkpoint; 0 for a fresh start.
         is_reduced: whether the backward pass already brings the gradients of several processes together.
         is_sharded: whether each process holds only a part of every gradient.
@@ -31,22 +35,45 @@ class TrainingTargets:
     names: tuple[str, ...]
     groups: Mapping[str, Group]
     optimizers: Mapping[str, Optimizer]
+    rate_places: tuple[tuple[str, int], ...] = ()
     value_names: tuple[str, ...] = ()
     resumed_from: int = 0
     is_reduced: bool = False
     is_sharded: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, groups: Mapping[str, Group], optimizers: Mapping[str, Optimizer]) -> Self:
-        """The targets of a model, wrapped or not."""
+    def of(cls, model: Model, groups: Mapping[str, Group], optimizers: Mapping[str, Optimizer]) -> Self:
+        """The targets of a model, wrapped or not, or of several modules."""
         named = named_parameters(model)
+        modules = modules_of(model)
         return cls(
             parameters=tuple(named.values()),
             names=tuple(named),
             groups=groups,
             optimizers=optimizers,
-            is_reduced=is_parallel(model),
-            is_sharded=is_sharded(model),
+            rate_places=_rate_places(optimizers),
+            is_reduced=all(map(is_parallel, modules)),
+            is_sharded=any(map(is_sharded, modules)),
+        )
+
+    def of_model(self, model: Model, groups: Mapping[str, Group]) -> Self:
+        """The targets with the parameters and groups of another model, or of one that changed."""
+        other = type(self).of(model, groups, self.optimizers)
+        return replace(
+            other, rate_places=self.rate_places, value_names=self.value_names, resumed_from=self.resumed_from
+        )
+
+    def renewed(self, *, optimizers: Mapping[str, Optimizer] | None = None, values: Iterable[str] = ()) -> Self:
+        """The targets with the optimizers' present parameter groups, or with other optimizers, and with more values.
+
+        What had a column keeps it: further parameter groups and values come behind.
+        """
+        optimizers = self.optimizers if optimizers is None else optimizers
+        return replace(
+            self,
+            optimizers=optimizers,
+            rate_places=tuple(dict.fromkeys((*self.rate_places, *_rate_places(optimizers)))),
+            value_names=tuple(dict.fromkeys((*self.value_names, *values))),
         )
 
     @property
@@ -84,10 +111,28 @@ class TrainingTargets:
             for column, group in self.groups.items()
         }
 
+    def rate_groups(self) -> list[Mapping[str, Any] | None]:
+        """For each of `rate_places` the parameter group; None if the optimizer has it no more."""
+        return [_parameter_group(self.optimizers.get(name), index) for name, index in self.rate_places]
+
+    def rate_names(self) -> dict[str, str]:
+        """The names that the optimizers give their parameter groups, by column."""
+        groups = enumerate(self.rate_groups())
+        return {rate_column(place): str(group["name"]) for place, group in groups if group and "name" in group}
+
     def _rates_of(self) -> dict[int, int]:
-        """Id of each parameter -> the place of its optimizer group among those of all optimizers."""
-        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-        return {id(parameter): place for place, group in enumerate(groups) for parameter in group["params"]}
+        """Id of each parameter -> the place of its optimizer group among `rate_places`."""
+        groups = enumerate(self.rate_groups())
+        return {id(parameter): place for place, group in groups if group for parameter in group["params"]}
+
+
+def _rate_places(optimizers: Mapping[str, Optimizer]) -> tuple[tuple[str, int], ...]:
+    return tuple((name, index) for name, one in optimizers.items() for index in range(len(one.param_groups)))
+
+
+def _parameter_group(optimizer: Optimizer | None, index: int) -> Mapping[str, Any] | None:
+    groups = [] if optimizer is None else optimizer.param_groups
+    return groups[index] if index < len(groups) else None
 
 
 def _rate_columns(places: Iterable[int | None]) -> tuple[str, ...]:
@@ -100,8 +145,13 @@ def rate_column(place: int) -> str:
 
 
 def optimizers_by_name(optimizer: Optimizer | Mapping[str, Optimizer]) -> dict[str, Optimizer]:
-    """One optimizer or a mapping of them, as a mapping; raise GroupsError if it lacks optimizers or their groups."""
-    optimizers: dict[str, Optimizer] = dict(optimizer) if isinstance(optimizer, Mapping) else {"optimizer": optimizer}
+    """One optimizer or a mapping of them, as a mapping; raise GroupsError if it lacks optimizers or their groups.
+
+    Wrappers that hold the real optimizer as `.optimizer`, as Accelerate's do, are replaced by it: their own step hooks
+    may not exist.
+    """
+    given: dict[str, Any] = dict(optimizer) if isinstance(optimizer, Mapping) else {"optimizer": optimizer}
+    optimizers: dict[str, Optimizer] = {name: _unwrapped(value) for name, value in given.items()}
     for name, value in optimizers.items():
         if not isinstance(value, Optimizer):
             raise GroupsError(
@@ -115,15 +165,55 @@ def optimizers_by_name(optimizer: Optimizer | Mapping[str, Optimizer]) -> dict[s
     return optimizers
 
 
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter once, by its `plain_name`; raise GroupsError if the model has no parameters."""
-    parameters = {plain_name(name, model): parameter for name, parameter in model.named_parameters()}
+def _unwrapped(optimizer: Any) -> Any:
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
+
+
+def modules_of(model: Model) -> tuple[nn.Module, ...]:
+    """The modules of a model: itself, or those of a list."""
+    return (model,) if isinstance(model, nn.Module) else tuple(model)
+
+
+def type_name(model: Model) -> str:
+    """The name of a model's class, or of several."""
+    return ", ".join(type(module).__name__ for module in modules_of(model))
+
+
+def named_parameters(model: Model) -> dict[str, nn.Parameter]:
+    """Every parameter once, by its `plain_name`; raise GroupsError if the model has no parameters.
+
+    If two of several modules have a name in common, every name begins with its module's index: `1.conv1.weight`.
+    """
+    modules = modules_of(model)
+    of_modules: list[dict[str, nn.Parameter]] = []
+    known: set[int] = set()
+    for module in modules:
+        new = {
+            plain_name(name, module): parameter
+            for name, parameter in module.named_parameters()
+            if id(parameter) not in known
+        }
+        known |= {id(parameter) for parameter in new.values()}
+        of_modules.append(new)
+    prefixes = prefixes_of(of_modules, "{}.")
+    parameters = {
+        prefix + name: parameter
+        for prefix, named in zip(prefixes, of_modules, strict=True)
+        for name, parameter in named.items()
+    }
     if not parameters:
         raise GroupsError(
-            f"{type(model).__name__} has no parameters, so there are no gradients to measure. "
+            f"{type_name(model)} has no parameters, so there are no gradients to measure. "
             "Give the collector the module that is being trained."
         )
     return parameters
+
+
+def prefixes_of(names: Sequence[Iterable[str]], pattern: str) -> list[str]:
+    """What begins the names of each module: nothing, or its index in the pattern if two modules share a name."""
+    is_shared = any(count > 1 for count in Counter(name for of_module in names for name in of_module).values())
+    return [pattern.format(index) if is_shared else "" for index in range(len(names))]
 
 
 def plain_name(name: str, model: nn.Module) -> str:

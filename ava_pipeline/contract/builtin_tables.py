@@ -1,9 +1,12 @@
 """The tables of the built-in measures, of `ava-pipeline train` and of predictions, also for readers without torch."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from ava_pipeline.contract.columns import Column
-from ava_pipeline.contract.tables import KEY_COLUMNS, RunTable, Table
+from ava_pipeline.contract.tables import BATCH, KEY_COLUMNS, RunTable, Table
+from ava_pipeline.errors import MisuseError
 
 GRADIENT_NORMS = Table(
     name="gradient_norms",
@@ -39,6 +42,13 @@ STEPS = Table(
         *KEY_COLUMNS,
         Column(name="time_utc", dtype="timestamp", description="When the step was collected, in UTC."),
         Column(
+            name="global_step",
+            dtype="int64",
+            description="Optimizer steps before this one, as given to step() or counted; null if unknown.",
+            nullable=True,
+            not_below=0,
+        ),
+        Column(
             name="loss_scale",
             dtype="float64",
             description="Factor by which AMP multiplied the loss; null without a GradScaler.",
@@ -69,15 +79,59 @@ STEPS = Table(
 BUILT_IN_TABLES = (GRADIENT_NORMS, LEARNING_RATES, STEPS)
 
 
+_EPOCH = Column(name="epoch", dtype="int64", description="0-based epoch.", not_below=0)
+_VALIDATED_BATCH = Column(
+    name=BATCH,
+    dtype="int64",
+    description="The batch after which the model was validated; null at the end of the epoch.",
+    nullable=True,
+    not_below=1,
+)
+
+_METRIC = Column(
+    name="<metric>",
+    dtype="float64",
+    description="A metric that was passed to log_metrics(); null if the row has none.",
+    nullable=True,
+)
+
+METRICS = Table(
+    name="metrics",
+    description="metrics.csv of a run that logged metrics: one row per epoch.",
+    columns=(_EPOCH,),
+    run_columns=_METRIC,
+)
+
+METRICS_BY_BATCH = Table(
+    name="metrics",
+    description="metrics.csv of a run that logged metrics: one row per epoch, and one per batch that batch_idx names.",
+    columns=(_EPOCH, _VALIDATED_BATCH),
+    run_columns=_METRIC,
+)
+
+
+def metrics_table(column_names: Sequence[str]) -> RunTable:
+    """The table of a metrics.csv with these columns; raise MisuseError if it cannot have them."""
+    table = METRICS_BY_BATCH if BATCH in column_names[1:2] else METRICS
+    num_keys = len(table.columns)
+    if [column.name for column in table.columns] != list(column_names[:num_keys]):
+        raise MisuseError(
+            f"expected the columns epoch, perhaps batch_idx, and metrics, got {','.join(column_names)!r}."
+        )
+    RunTable.of(METRICS_BY_BATCH, column_names[num_keys:])  # batch_idx is the second column or none
+    return RunTable.of(table, column_names[num_keys:])
+
+
 def _metric(name: str, description: str, *, not_below: int | None = None) -> Column:
     return Column(name=name, dtype="float64", description=description, not_below=not_below)
 
 
-EPOCH_METRICS = Table(
+TRAIN_METRICS = Table(
     name="metrics",
-    description="Validation metrics, one row per epoch; nan if not defined, such as a correlation with a constant.",
+    description="metrics.csv of `ava-pipeline train`: one row per epoch; nan if a metric is not defined, such as a "
+    "correlation with a constant.",
     columns=(
-        Column(name="epoch", dtype="int64", description="0-based epoch.", not_below=0),
+        _EPOCH,
         _metric("train_loss", "Mean training loss of the epoch."),
         _metric("emd_r1", "Mean absolute difference of the cumulative distributions.", not_below=0),
         _metric("emd_r2", "Mean over images of the root mean squared difference of their CDFs.", not_below=0),

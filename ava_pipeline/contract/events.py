@@ -23,9 +23,12 @@ EventName = Literal[
     "unknown_scale",  # gradients under a loss scale that could not be read
     "skipped_step",  # optimizer steps that the GradScaler skipped, because gradients were not finite
     "misuse",  # the collector was called in a way that cannot be right
+    "optimizer_replaced",  # parameters change, but not by the optimizer that the collector was given
     "failed_predictions",  # an epoch's predictions that were not written
+    "failed_metrics",  # a row of metrics.csv that was not written
     # Warning signs found while training; with severity info, a sign that is gone. docs/diagnosis.md explains each.
     "backbone_not_learning",
+    "clipped_before_step",
     "clipping_often",
     "dead_layer",
     "exploding",

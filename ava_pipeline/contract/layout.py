@@ -1,12 +1,13 @@
 """The names of the files in a run directory."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 PARTIAL_SUFFIX = ".partial"
-PREDICTION_NAME = re.compile(r"(?P<name>.+)_epoch_(?P<epoch>\d{3,})\.parquet")
+PREDICTION_NAME = re.compile(r"(?P<name>.+)_epoch_(?P<epoch>\d{3,})(?:_batch_(?P<batch_idx>\d{8,}))?\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class RunLayout:
 
     @property
     def metrics(self) -> Path:
-        """Validation metrics, one row per epoch, which `ava-pipeline train` writes."""
+        """Metrics by epoch, which `TelemetryCollector.log_metrics` and `ava-pipeline train` write."""
         return self.root / "metrics.csv"
 
     @property
@@ -96,26 +97,55 @@ class RunLayout:
         """The folders that telemetry reads and writes, an outer one before those inside it."""
         return (self.telemetry, self.damaged, self.telemetry / "superseded", self.predictions)
 
-    def epoch_predictions(self, epoch: int, name: str = "val") -> Path:
-        """One epoch's predictions of the set `name`."""
-        return self.predictions / f"{name}_epoch_{epoch:03d}.parquet"
+    def epoch_predictions(self, epoch: int, name: str = "val", batch_idx: int | None = None) -> Path:
+        """The predictions of the set `name` at the end of an epoch, or after one of its batches."""
+        batch = "" if batch_idx is None else f"_batch_{batch_idx:08d}"
+        return self.predictions / f"{name}_epoch_{epoch:03d}{batch}.parquet"
+
+
+class Moment(NamedTuple):
+    """When a model was validated: after a batch of a 0-based epoch, or at the epoch's end if `batch_idx` is None."""
+
+    epoch: int
+    batch_idx: int | None = None
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """Sorts moments by time; the end of an epoch comes after all of its batches."""
+        return self.epoch, math.inf if self.batch_idx is None else self.batch_idx
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}" + ("" if self.batch_idx is None else f", batch {self.batch_idx}")
 
 
 class PredictionFile(NamedTuple):
-    """One epoch's predictions of the set `name`; epochs are 0-based."""
+    """The predictions of the set `name` at one moment."""
 
     name: str
-    epoch: int
+    moment: Moment
     path: Path
+
+    @property
+    def epoch(self) -> int:
+        """The 0-based epoch."""
+        return self.moment.epoch
+
+    @property
+    def is_of_epoch(self) -> bool:
+        """Whether the model was validated at the end of the epoch, and not after one of its batches."""
+        return self.moment.batch_idx is None
 
 
 def prediction_files(layout: RunLayout) -> list[PredictionFile]:
-    """List a run's files of predictions by set and epoch; files with other names are left out."""
+    """List a run's files of predictions by set and moment; files with other names are left out."""
     files = map(prediction_file, layout.predictions.glob("*.parquet"))
-    return sorted(file for file in files if file is not None)
+    return sorted((file for file in files if file is not None), key=lambda file: (file.name, file.moment.order))
 
 
 def prediction_file(path: Path) -> PredictionFile | None:
-    """Read set and epoch from a file's name; None if the name is not `<set>_epoch_<epoch>.parquet`."""
+    """Read set and moment from a file's name; None if it is not `<set>_epoch_<epoch>[_batch_<batch>].parquet`."""
     match = PREDICTION_NAME.fullmatch(path.name)
-    return PredictionFile(match["name"], int(match["epoch"]), path) if match else None
+    if match is None:
+        return None
+    batch_idx = None if match["batch_idx"] is None else int(match["batch_idx"])
+    return PredictionFile(match["name"], Moment(int(match["epoch"]), batch_idx), path)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
@@ -15,6 +15,7 @@ from ava_pipeline.contract.tables import SCHEMA_VERSION, RunTable
 from ava_pipeline.contract.untrusted import MAX_MANIFEST_BYTES, read_small_file
 from ava_pipeline.errors import DamagedFileError
 
+TRAIN_JOB: Final = "ava-pipeline train"  # the `job` in the run_info of its runs
 KILLED_AFTER = timedelta(minutes=2)  # a running run whose heartbeat is older was killed
 
 Count = Annotated[int, Field(ge=0)]
@@ -26,18 +27,47 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
+class GroupSpan(_Entry):
+    """What a group was from one batch on, until its next span."""
+
+    first_batch: Annotated[int, Field(ge=1)]
+    parent: str | None = None
+    parameters: tuple[str, ...] = Field(description="Empty if the model did not have the group: its column is null.")
+    trainable: bool | None = None
+    learning_rates: tuple[str, ...] = ()
+
+
 class Group(_Entry):
-    """A group: the parameters that one column measures."""
+    """A group: the parameters that one column measures; as it is now, or was when the model last had it."""
 
     role: Role
     parent: str | None = Field(default=None, description="The smallest group that contains all of this one.")
     parameters: tuple[str, ...] = Field(description="Names of its parameters in the model.")
-    trainable: bool | None = Field(
-        default=None, description="Whether any of them required gradients at the first collected step; null if unknown."
-    )
+    trainable: bool | None = Field(default=None, description="Whether any of them requires gradients; null if unknown.")
     learning_rates: tuple[str, ...] = Field(
-        default=(), description="Columns of learning_rates whose optimizer groups held any of them at that step."
+        default=(), description="Columns of learning_rates whose optimizer groups hold any of them."
     )
+    spans: tuple[GroupSpan, ...] = Field(
+        default=(), description="How the group changed during the run, by first batch; empty if it never did."
+    )
+
+    def at(self, batch_idx: int) -> "Group | None":
+        """The group as it was at a batch; None if the model did not have it then."""
+        if not self.spans:
+            return self
+        span = next((span for span in reversed(self.spans) if span.first_batch <= batch_idx), None)
+        if span is None or not span.parameters:
+            return None
+        return Group(role=self.role, **span.model_dump(exclude={"first_batch"}))
+
+    def changed(self, new: "Group | None", first_batch: int) -> "Group":
+        """The group with a further span if it is another one from `first_batch` on; None if the model lacks it then."""
+        spans = [span for span in self.spans or (_span(self, 1),) if span.first_batch < first_batch]
+        span = GroupSpan(first_batch=first_batch, parameters=()) if new is None else _span(new, first_batch)
+        if spans and spans[-1] == span.model_copy(update={"first_batch": spans[-1].first_batch}):
+            is_unchanged = len(spans) == 1 and spans[0].first_batch == 1
+            return (new or self).model_copy(update={"spans": () if is_unchanged else tuple(spans)})
+        return (new or self).model_copy(update={"spans": (*spans, span)})
 
 
 class StepCounters(_Entry):
@@ -72,6 +102,7 @@ class Attempt(_Entry):
     columns: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="The run's columns that this attempt measured, by table."
     )
+    logs_metrics: bool = Field(default=False, description="Whether it wrote rows of metrics.csv with log_metrics().")
     thresholds: dict[str, int | float | bool | None] = Field(
         default_factory=dict, description="Thresholds of signs that differ from their defaults."
     )
@@ -98,6 +129,9 @@ class Manifest(_Entry):
     heartbeat_utc: AwareDatetime
     tables: dict[str, TableEntry]
     groups: dict[str, Group] = Field(default_factory=dict)
+    rate_names: dict[str, str] = Field(
+        default_factory=dict, description="Of columns of learning_rates, the names of the optimizer's groups."
+    )
     run_info: dict[str, JsonValue] = Field(default_factory=dict)
     attempts: list[Attempt] = Field(default_factory=list)
 
@@ -110,11 +144,43 @@ class Manifest(_Entry):
         return tables
 
     @property
+    def is_of_train(self) -> bool:
+        """Whether `ava-pipeline train` wrote the run, and not a training loop of the user's own."""
+        return self.run_info.get("job") == TRAIN_JOB
+
+    @property
     def attempt(self) -> Attempt:
         """The latest attempt; raise DamagedFileError if there is none, which telemetry never writes."""
         if not self.attempts:
             raise DamagedFileError("telemetry/manifest.json lists no attempt. Restore it from a backup.")
         return self.attempts[-1]
+
+
+def _span(group: Group, first_batch: int) -> GroupSpan:
+    fields = group.model_dump(include={"parent", "parameters", "trainable", "learning_rates"})
+    return GroupSpan(first_batch=first_batch, **fields)
+
+
+class GroupState(NamedTuple):
+    """The groups as they were from one batch on, until the next state."""
+
+    first_batch: int
+    groups: dict[str, Group]
+
+
+def group_states(groups: Mapping[str, Group]) -> list[GroupState]:
+    """Every state of the groups during a run, in order; the first begins at batch 1."""
+    begins = sorted({1, *(span.first_batch for group in groups.values() for span in group.spans)})
+    states = ((begin, {name: group.at(begin) for name, group in groups.items()}) for begin in begins)
+    return [GroupState(begin, {name: one for name, one in state.items() if one is not None}) for begin, state in states]
+
+
+def changed_groups(older: Mapping[str, Group], new: Mapping[str, Group], first_batch: int) -> dict[str, Group]:
+    """The groups of a run that are others from `first_batch` on: all that it ever had, with their spans."""
+    changed = {name: group.changed(new.get(name), first_batch) for name, group in older.items()}
+    added = {name: group for name, group in new.items() if name not in older}
+    begins = {name: group.model_copy(update={"spans": (_span(group, first_batch),)}) for name, group in added.items()}
+    return changed | (begins if first_batch > 1 else added)
 
 
 def utc_now() -> datetime:

@@ -5,7 +5,7 @@ program. Reading it runs no code, follows no link out of it, crashes no library 
 The checksums that `journal.py`, `parquet.py` and `check_zip` verify find changed bytes; this list holds the rest:
 
     threat: a link that leads out of the run directory, in a circle or to nothing
-    check:  check_inside for telemetry's own names, check_name for a config and a checkpoint
+    check:  check_inside for telemetry's own names, check_name for a config, a checkpoint, metrics.csv and superseded/
     test:   tests/contract/test_inside.py::test_a_writer_follows_no_link_out_of_the_run
 
     threat: a folder or a pipe in place of a file, a file in place of a folder

@@ -16,6 +16,7 @@ from ava_pipeline.read.run import Run, open_run, read_table
 from ava_pipeline.signs.evidence import NO_ROWS, Evidence, TableValues
 from ava_pipeline.signs.gaps import gap_findings
 from ava_pipeline.signs.healthy import healthy_signs, is_enough
+from ava_pipeline.signs.recorded import recorded_findings
 from ava_pipeline.signs.registry import SIGNS_WITH_SAMPLES, listed_findings
 from ava_pipeline.signs.thresholds import Thresholds
 
@@ -103,6 +104,7 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
     findings = [
         *(_with_samples(finding, events) for finding in listed_findings(evidence, limits)),
         *gap_findings(events, attempt_spans(manifest), norms.batch_idx),
+        *recorded_findings(events),
     ]
     findings.sort(key=lambda finding: (-SEVERITY_RANK[finding.severity], finding.batch_idx, finding.id))
     healthy = healthy_signs(evidence, findings, limits, num_collected=_num_collected(manifest))

@@ -59,7 +59,7 @@ class Evaluation:
     metrics: Metrics
     constant: Metrics  # of predicting the file's mean true distribution for every image
     interval: Interval | None = None  # None without resamples
-    file: PredictionFile | None = None  # set and epoch; None if the file's name does not contain them
+    file: PredictionFile | None = None  # set, epoch and batch; None if the file's name does not contain them
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; null where a metric is not defined."""
@@ -67,6 +67,7 @@ class Evaluation:
             "file": str(self.path),
             "set": self.file.name if self.file else None,
             "epoch": self.file.epoch if self.file else None,
+            "batch_idx": self.file.moment.batch_idx if self.file else None,
             "num_images": self.num_images,
             **self.metrics.to_json(),
             "interval": self.interval.to_json() if self.interval else None,
@@ -111,12 +112,15 @@ def prediction_paths(path: Path) -> Sequence[Path]:
         return [path]
     layout = RunLayout(path.parent if path.name == "predictions" else path)
     check_inside(layout)
-    files = sorted(
-        layout.predictions.glob("*.parquet"), key=lambda file: prediction_file(file) or (file.stem, -1, file)
-    )
+    files = sorted(layout.predictions.glob("*.parquet"), key=_set_and_moment)
     if not files:
         raise NotARunError(f"{path}: no predictions found. {_REMEDY}")
     return files
+
+
+def _set_and_moment(path: Path) -> tuple[str, float, float]:
+    file = prediction_file(path)
+    return (file.name, *file.moment.order) if file else (path.stem, -1, 0)
 
 
 def _begins_as_parquet(path: Path) -> bool:

@@ -12,14 +12,13 @@ from typing import TypeAlias
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.layout import prediction_files
-from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.contract.tables import BATCH, RunTable
 from ava_pipeline.errors import MisuseError, RunError
 from ava_pipeline.many_runs.find import Pattern, find_runs
-from ava_pipeline.read.csv import read_csv
 from ava_pipeline.read.dataset import DatasetPart, dataset_of, parquet_part, read_part, table_part
+from ava_pipeline.read.metrics import metrics_schema, read_metrics
 from ava_pipeline.read.run import Run, open_run
 
 _log = logging.getLogger("ava_pipeline")
@@ -104,29 +103,31 @@ class Runs:
         return dataset
 
     def metrics(self) -> ds.Dataset:
-        """Validation metrics: a row for each run and epoch. Only runs of `ava-pipeline train` have them."""
-        declaration = RunTable.of(EPOCH_METRICS)
+        """The metrics of log_metrics() and `ava-pipeline train`: a row for each run and epoch, or batch."""
 
         def part_of(run: Run, keys: Keys) -> DatasetPart | None:
-            path = run.layout.metrics
-            read = partial(read_csv, path, declaration)
-            return DatasetPart(read, declaration.arrow_schema, keys) if path.exists() else None
+            if not run.layout.metrics.exists():
+                return None
+            return DatasetPart(partial(read_metrics, run.layout), metrics_schema(run.layout), keys)
 
         return self._combined(part_of)
 
     def val_predictions(self, *, name: str = "val") -> ds.Dataset:
         """The predictions of the set `name`: a row for each run, epoch and image.
 
-        Image ids are strings if those of any run are.
+        If models were also validated after single batches, a column `batch_idx` names them; it is null for the end of
+        an epoch. Image ids are strings if those of any run are.
         """
         parts: list[DatasetPart] = []
         for run_name, run in self.runs.items():
             for file in prediction_files(run.layout):
                 with _skip_if_broken(f"A file of run {run_name!r}"):
                     if file.name == name:
-                        part = parquet_part(file.path, {RUN: run_name, EPOCH: file.epoch})
+                        batch = {} if file.moment.batch_idx is None else {BATCH: file.moment.batch_idx}
+                        part = parquet_part(file.path, {RUN: run_name, EPOCH: file.epoch, **batch})
                         parts.append(_skip_if_unreadable(run_name, part))
-        return dataset_of(_with_same_id_type(parts), (RUN, EPOCH))
+        has_batches = any(BATCH in part.keys for part in parts)
+        return dataset_of(_with_same_id_type(parts), (RUN, EPOCH, *([BATCH] if has_batches else [])))
 
     def _combined(self, part_of: Callable[[Run, Keys], DatasetPart | None]) -> ds.Dataset:
         parts: list[DatasetPart] = []

@@ -10,21 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.finding import Finding, finite_or_null
 from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.contract.manifest import status_now
-from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.diagnose.diagnose import Verdict, diagnose_run
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import HIGHER_IS_BETTER, Metrics
-from ava_pipeline.read.csv import read_csv
+from ava_pipeline.read.metrics import read_metrics
 from ava_pipeline.read.predictions import read_predicted
 from ava_pipeline.read.run import Run, open_run, read_settings
 
 UNREADABLE = "unreadable"
 UNKNOWN = "unknown"
-_LOWER_IS_BETTER = frozenset({"train_loss", *(metric.name for metric in fields(Metrics))}) - HIGHER_IS_BETTER
+_OF_PREDICTIONS = frozenset(metric.name for metric in fields(Metrics))
+_LOWER_IS_BETTER = (_OF_PREDICTIONS - HIGHER_IS_BETTER) | {"train_loss", "val_loss"}
+_KNOWN_METRICS = HIGHER_IS_BETTER | _LOWER_IS_BETTER  # which value of another metric is best cannot be known
 _NEVER_COMPARED = {"output_dir"}  # differs between any two runs
 
 Value: TypeAlias = str | float | bool | None
@@ -139,26 +139,34 @@ def _best_metrics(run: Run) -> dict[str, Any]:
     problems: list[str] = []
     for epoch, metrics in _metrics_by_epoch(run, problems):
         for name, value in metrics.items():
-            if value is not None and math.isfinite(value):
+            if name in _KNOWN_METRICS and value is not None and math.isfinite(value):
                 is_better = name not in best or _is_better(name, value, best[name].value)
                 best |= {name: Best(value, epoch)} if is_better else {}
     return {"best": best, **({"problem": problems[0]} if problems else {})}
 
 
 def _metrics_by_epoch(run: Run, problems: list[str]) -> Iterator[tuple[int, dict[str, float | None]]]:
-    """From metrics.csv, else from the predictions of `val`; an epoch that cannot be read is added to `problems`."""
+    """From metrics.csv, and those that it lacks from the predictions of `val`.
+
+    An epoch that cannot be read is added to `problems`.
+    """
+    missing = _OF_PREDICTIONS
     if run.layout.metrics.exists():
-        for row in read_csv(run.layout.metrics, RunTable.of(EPOCH_METRICS)).to_pylist():
-            yield row.pop("epoch"), row
-        return
-    for file in prediction_files(run.layout):
+        rows = read_metrics(run.layout)
+        missing -= set(rows.column_names)
+        for row in rows.to_pylist():
+            yield row["epoch"], row
+    for file in prediction_files(run.layout) if missing else ():
         if file.name == "val":
             try:
                 predicted = read_predicted(file.path)
             except DamagedFileError as error:
                 problems.append(str(error))
             else:
-                yield file.epoch, asdict(predicted.metrics())
+                yield (
+                    file.epoch,
+                    {name: value for name, value in asdict(predicted.metrics()).items() if name in missing},
+                )
 
 
 def _is_better(name: str, value: float, best: float) -> bool:

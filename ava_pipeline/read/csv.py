@@ -12,6 +12,8 @@ from ava_pipeline.errors import DamagedFileError
 
 ONE_THREAD = csv.ReadOptions(use_threads=False)  # Arrow's errors name the row only if one thread reads
 
+_MAX_HEADER_BYTES = 2**20
+
 
 def read_csv(path: Path, declaration: RunTable) -> pa.Table:
     """Read every whole line of a table. What follows the last line feed is being written, or was torn by a crash.
@@ -19,9 +21,18 @@ def read_csv(path: Path, declaration: RunTable) -> pa.Table:
     A file without a header has no rows yet. Raise DamagedFileError if the file is too large, has other columns than
     those declared, or has a line that is not a row of them.
     """
+    return parse_csv(path, whole_lines(path), declaration)
+
+
+def whole_lines(path: Path) -> bytes:
+    """The bytes of a CSV file up to its last line feed. Raise DamagedFileError if the file is too large."""
     check_csv_size(path)
     data = path.read_bytes()
-    data = data[: data.rfind(b"\n") + 1]
+    return data[: data.rfind(b"\n") + 1]
+
+
+def parse_csv(path: Path, data: bytes, declaration: RunTable) -> pa.Table:
+    """Parse the whole lines of a table's file. Raise DamagedFileError as `read_csv` does."""
     if not data:
         return pa.Table.from_batches([], declaration.arrow_schema)
     check_header(path, data, declaration)
@@ -45,6 +56,12 @@ def check_header(path: Path, data: bytes, declaration: RunTable) -> None:
     if header_names(data) != list(declaration.column_names):
         found, expected = _first_line(data), ",".join(declaration.column_names)
         raise DamagedFileError(f"{path}: expected columns {expected!r}, got {found!r}. Restore the file from a backup.")
+
+
+def first_columns(path: Path) -> list[str]:
+    """The columns that the first line of a CSV file names, of which at most 1 MiB is read."""
+    with path.open("rb") as file:
+        return header_names(file.readline(_MAX_HEADER_BYTES))
 
 
 def header_names(data: bytes) -> list[str]:

@@ -64,7 +64,7 @@ def parquet_part(path: Path, keys: Mapping[str, str | int]) -> DatasetPart:
 
 
 def dataset_of(parts: Sequence[DatasetPart], keys: Sequence[str] = ()) -> ds.Dataset:
-    """Put parts together to one dataset, in their order; a column that a part lacks is null in its rows.
+    """Put parts together to one dataset, in their order; a column or key that a part lacks is null in its rows.
 
     Types that differ are widened. The parts' `keys` become the first columns. Raise DamagedFileError if the types of a
     column contradict each other, or if a column has the name of a key.
@@ -77,7 +77,7 @@ def dataset_of(parts: Sequence[DatasetPart], keys: Sequence[str] = ()) -> ds.Dat
 
 
 def _unified_schema(parts: Sequence[DatasetPart], keys: Sequence[str]) -> pa.Schema:
-    values = {key: next((part.keys[key] for part in parts), "") for key in keys}
+    values = {key: next((part.keys[key] for part in parts if key in part.keys), "") for key in keys}
     schema = pa.schema([pa.field(key, _KEY_TYPES[type(value)]) for key, value in values.items()])
     for part in parts:
         try:

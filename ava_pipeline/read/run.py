@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ava_pipeline.contract.arrays import bool_array, integers
-from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
-from ava_pipeline.contract.layout import RunLayout, prediction_files
+from ava_pipeline.contract.layout import Moment, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest, read_manifest
 from ava_pipeline.contract.parquet import num_parquet_rows, parquet_schema, read_parquet
 from ava_pipeline.contract.stored import read_stored
@@ -20,6 +19,7 @@ from ava_pipeline.contract.tables import BATCH, KEY_COLUMNS, RunTable
 from ava_pipeline.contract.untrusted import check_inside, check_name
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
 from ava_pipeline.read.csv import num_rows, read_csv
+from ava_pipeline.read.metrics import read_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,21 +134,27 @@ class Run:
             return read_table(self.layout, manifest.tables[name].declaration)
         return select_rows(self.layout, manifest, name, columns, batches)
 
-    def val_predictions(self, epoch: int, *, name: str = "val") -> "pd.DataFrame":
-        """One epoch's predictions of the set `name`, one row per image.
+    def val_predictions(self, epoch: int, *, batch_idx: int | None = None, name: str = "val") -> "pd.DataFrame":
+        """The predictions of the set `name` at the end of an epoch, one row per image.
+
+        Args:
+            epoch: 0-based.
+            batch_idx: the batch after which the model was validated, if it was not the end of the epoch.
+            name: the set.
 
         Raises:
             NotARunError: the file does not exist.
             DamagedFileError: the file cannot be read.
         """
-        path = self.layout.epoch_predictions(epoch, name)
+        path = self.layout.epoch_predictions(epoch, name, batch_idx)
         if not path.exists():
-            known = ", ".join(str(file.epoch) for file in prediction_files(self.layout) if file.name == name) or "none"
+            files = [file for file in prediction_files(self.layout) if file.name == name]
+            known = ", ".join(_epoch_text(file.moment) for file in files) or "none"
             raise NotARunError(f"{path} does not exist; epochs with predictions of {name!r}: {known}.")
         return frame(read_parquet(path))
 
     def metrics(self) -> "pd.DataFrame":
-        """Validation metrics, one row per epoch, which `ava-pipeline train` writes.
+        """The metrics that the training loop logged: epoch, batch_idx if a row has one, and a column for each metric.
 
         Raises:
             NotARunError: the file does not exist.
@@ -156,10 +162,14 @@ class Run:
         """
         if not self.layout.metrics.exists():
             raise NotARunError(
-                f"{self.layout.metrics} does not exist: `ava-pipeline train` writes it after an epoch. "
-                f"For other runs, `ava-pipeline evaluate {self.layout.root}` computes the metrics."
+                f"{self.layout.metrics} does not exist: log_metrics() and `ava-pipeline train` write it after an "
+                f"epoch. `ava-pipeline evaluate {self.layout.root}` computes metrics of predictions."
             )
-        return frame(read_csv(self.layout.metrics, RunTable.of(EPOCH_METRICS)))
+        return frame(read_metrics(self.layout))
+
+
+def _epoch_text(moment: Moment) -> str:
+    return str(moment.epoch) if moment.batch_idx is None else f"{moment.epoch} after batch {moment.batch_idx}"
 
 
 def read_table(layout: RunLayout, declaration: RunTable) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Figures over the images of the last epoch: mean scores, residuals, and the distributions of single images."""
+"""Figures over the images of the latest predictions: mean scores, residuals, and the distributions of single images."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -21,11 +21,11 @@ Styles: TypeAlias = dict[str, Style]  # by run
 
 
 def epochs_note(runs: Sequence[RunData]) -> str:
-    """A sentence that names the epoch whose predictions are shown."""
-    epochs = [(run.name, run.predictions[0].epoch) for run in runs if run.predictions is not None]
-    if len({epoch for _, epoch in epochs}) == 1:
-        return f"Validation images of epoch {epochs[0][1]}, the last with predictions."
-    listed = ", ".join(f"{epoch} of {name}" for name, epoch in epochs)
+    """A sentence that says after which epoch or batch the predictions that are shown were made."""
+    moments = [(run.name, run.predictions[0].moment) for run in runs if run.predictions is not None]
+    if len({moment for _, moment in moments}) == 1:
+        return f"Validation images of {moments[0][1]}, the last with predictions."
+    listed = "; ".join(f"{moment} of {name}" for name, moment in moments)
     return f"Validation images of the last epoch with predictions: {listed}."
 
 

@@ -2,20 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from itertools import compress
 from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ava_pipeline.contract.builtin_tables import EPOCH_METRICS
 from ava_pipeline.contract.events import EVENTS
-from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_files
+from ava_pipeline.contract.layout import Moment, PredictionFile, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest
-from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.contract.tables import BATCH, RunTable
 from ava_pipeline.diagnose.diagnose import Diagnosis, diagnose_run
 from ava_pipeline.errors import RunError
 from ava_pipeline.metrics import Metrics
-from ava_pipeline.read.csv import read_csv
+from ava_pipeline.read.metrics import read_metrics
 from ava_pipeline.read.predictions import Predicted, is_generated, read_predicted
 from ava_pipeline.read.run import Run, open_run, read_table
 
@@ -24,11 +24,18 @@ VALIDATION = "val"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EpochMetrics:
-    """Validation metrics of 0-based epochs."""
+class MetricHistory:
+    """Metrics at the moments at which a model was validated, in the order of time."""
 
-    epochs: list[int]
-    values: dict[str, list[float | None]]  # metric -> [epochs]
+    moments: list[Moment]
+    values: dict[str, list[float | None]]  # metric -> [moments]; every metric that was measured at one of them
+
+    def select(self, *, of_epochs: bool) -> "MetricHistory":
+        """Only the moments at the end of an epoch, or only those after single batches."""
+        is_selected = [(moment.batch_idx is None) == of_epochs for moment in self.moments]
+        columns = {name: list(compress(values, is_selected)) for name, values in self.values.items()}
+        measured = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+        return MetricHistory(list(compress(self.moments, is_selected)), measured)
 
 
 @dataclass(slots=True, eq=False)
@@ -39,8 +46,8 @@ class RunData:
     layout: RunLayout
     manifest: Manifest | None = None
     tables: dict[str, pa.Table] = field(default_factory=dict)  # with the events; only rows with a batch
-    metrics: EpochMetrics | None = None
-    predictions: tuple[PredictionFile, Predicted] | None = None  # of the last epoch
+    metrics: MetricHistory | None = None
+    predictions: tuple[PredictionFile, Predicted] | None = None  # the latest
     diagnosis: Diagnosis | None = None
     is_generated: bool = False
     problems: list[str] = field(default_factory=list)  # a sentence for each file that cannot be read
@@ -73,7 +80,7 @@ def read_run_data(name: str, layout: RunLayout) -> RunData:
     if events is not None:
         run.tables["events"] = events
     files = [file for file in prediction_files(layout) if file.name == VALIDATION]
-    run.metrics = run.try_read(lambda: _epoch_metrics(opened, files))
+    run.metrics = run.try_read(lambda: _metrics(opened, files))
     if files:
         predicted = run.try_read(lambda: read_predicted(files[-1].path))
         run.predictions = (files[-1], predicted) if predicted is not None and predicted.num_images else None
@@ -95,13 +102,15 @@ def _is_in_order(rows: pa.Table) -> bool:
     return rows.num_rows <= 1 or bool(pc.all(pc.greater_equal(batches[1:], batches[:-1])).as_py())
 
 
-def _epoch_metrics(opened: Run, files: list[PredictionFile]) -> EpochMetrics | None:
+def _metrics(opened: Run, files: list[PredictionFile]) -> MetricHistory | None:
     """The rows of metrics.csv; without that file, the metrics of the predictions."""
     if opened.layout.metrics.exists():
-        columns = read_csv(opened.layout.metrics, RunTable.of(EPOCH_METRICS)).to_pydict()
-        return EpochMetrics(columns.pop("epoch"), columns)
+        columns = read_metrics(opened.layout).to_pydict()
+        epochs = columns.pop("epoch")
+        batches = columns.pop(BATCH, [None] * len(epochs))
+        return MetricHistory(list(map(Moment, epochs, batches)), columns)
     metrics = [read_predicted(file.path).metrics().to_json() for file in files]
     if not metrics:
         return None
     names = [field.name for field in fields(Metrics)]
-    return EpochMetrics([file.epoch for file in files], {name: [epoch[name] for epoch in metrics] for name in names})
+    return MetricHistory([file.moment for file in files], {name: [epoch[name] for epoch in metrics] for name in names})

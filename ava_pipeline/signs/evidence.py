@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 import pyarrow as pa
 
-from ava_pipeline.contract.arrays import Bools, Floats, number_columns
+from ava_pipeline.contract.arrays import BatchIndices, Bools, Floats, number_columns
 from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.contract.manifest import Group, Role
 
@@ -34,6 +34,15 @@ class TableValues:
             self.values[name] = values.astype(np.float64, copy=False)
             self.is_measured[name] = every_row if is_null is None else ~is_null
 
+    def at_batches(self, column: str, batches: BatchIndices) -> Floats:
+        """A column at the rows of some batches, float64 [batches]; nan if a batch has no row."""
+        found = np.full(len(batches), np.nan)
+        if self.num_rows:
+            places = np.minimum(np.searchsorted(self.batch_idx, batches), self.num_rows - 1)
+            is_same = self.batch_idx[places] == batches
+            found[is_same] = self.values[column][places[is_same]]
+        return found
+
 
 class Evidence:
     """All that the signs know of a run, or of its latest rows.
@@ -44,9 +53,8 @@ class Evidence:
 
     Attributes:
         columns: role -> the columns of `norms` whose groups have it.
-        trained_from: column of `norms` -> position of the first row from which its group is trained; the number of rows
-            if it never is. A group that required no gradients at the first collected step counts as frozen until its
-            first gradient.
+        is_trained: column of `norms` -> bool [rows], whether its group is trained. A group that required no gradients
+            counts as frozen until the manifest says otherwise, or until its first gradient.
         frozen: the groups that are not trained in any of these rows.
         early_norms: finite overall norms in the run's first rows, at most 32.
         early_median: their median; 0 if none is finite.
@@ -74,20 +82,30 @@ class Evidence:
         self.overall = self.columns["overall"][0] if self.columns["overall"] else None
         self.losses = [column for column in steps.values if is_loss(column)]
         self.is_scaled = bool(steps.is_measured.get("loss_scale", np.zeros(0, dtype=np.bool_)).any())
-        self.trained_from = dict.fromkeys(norms.values, 0)
-        for column in norms.values:
-            if column in groups and groups[column].trainable is False:
-                is_measured = norms.is_measured[column]
-                self.trained_from[column] = int(is_measured.argmax()) if is_measured.any() else norms.num_rows
+        self.is_trained = {column: _is_trained(norms, column, groups.get(column)) for column in norms.values}
         self.frozen = frozenset(
             name
             for name, group in groups.items()
-            if group.trainable is False and self.trained_from.get(name, norms.num_rows) == norms.num_rows
+            if group.trainable is False and not self.is_trained.get(name, np.zeros(0, dtype=np.bool_)).any()
         )
         first = norms if first_norms is None else first_norms
         early = first.values[self.overall][:NUM_FIRST_ROWS] if self.overall else np.array([])
         self.early_norms: Floats = early[np.isfinite(early)]
         self.early_median = float(np.median(self.early_norms)) if len(self.early_norms) else 0.0
+
+
+def _is_trained(norms: TableValues, column: str, group: Group | None) -> Bools:
+    is_trained = np.ones(norms.num_rows, dtype=np.bool_)
+    if group is None:
+        return is_trained
+    is_measured = norms.is_measured[column]
+    for span, end in zip(group.spans, [*(span.first_batch for span in group.spans[1:]), np.inf], strict=False):
+        is_in_span = (norms.batch_idx >= span.first_batch) & (norms.batch_idx < end)
+        if span.trainable is False:
+            is_trained &= ~is_in_span | np.logical_or.accumulate(is_measured & is_in_span)
+    if not group.spans and group.trainable is False:
+        is_trained = np.logical_or.accumulate(is_measured)
+    return is_trained
 
 
 def is_loss(column: str) -> bool:
@@ -146,6 +164,16 @@ def ranges_where(holds: Bools, *, least_rows: int = 1, bridge: int = 0) -> list[
     lasts = positions[np.concatenate((breaks, [len(positions) - 1]))]
     ranges = (RowRange(int(first), int(last)) for first, last in zip(firsts, lasts, strict=True))
     return [one for one in ranges if one.num_rows >= least_rows]
+
+
+def running(extreme: np.ufunc, values: Floats, window: int) -> Floats:
+    """The minimum or maximum of each `window` neighbouring values, by windows of 1, 2, 4, ... values."""
+    length = 1
+    while length < window:
+        step = min(length, window - length)
+        values = extreme(values[:-step], values[step:])
+        length += step
+    return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

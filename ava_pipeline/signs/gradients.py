@@ -6,7 +6,7 @@ import numpy as np
 
 from ava_pipeline.contract.arrays import Floats
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs.evidence import Evidence, LastingState, RowRange
+from ava_pipeline.signs.evidence import Evidence, LastingState, ranges_where
 from ava_pipeline.signs.thresholds import Thresholds
 
 _BACKBONE_NOT_LEARNING = LastingState(
@@ -50,7 +50,7 @@ def _negligible(
     ratio = share(run, column, whole)
     is_null = ~run.norms.is_measured[column] & run.norms.is_measured[whole]
     is_negligible = is_null | (ratio < least_share)
-    is_negligible[: run.trained_from[column]] = False
+    is_negligible &= run.is_trained[column]
     return state.findings(run.norms, column, is_negligible, ratio, least_rows=limits.least_rows, whole=whole)
 
 
@@ -76,12 +76,12 @@ def head_dominating(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     backbones = run.columns["backbone_last"]
     if run.overall is None or not backbones:
         return
-    begin = max(run.trained_from[column] for column in backbones)
+    is_trained = np.all([run.is_trained[column] for column in backbones], axis=0)
     for column in run.columns["head"]:
         of_overall = np.minimum(share(run, column, run.overall), 1.0)
         # Norms are float32: from a share of 1 - 1e-7 on, rounding hides the norm of the others.
         ratio = of_overall / np.sqrt(np.maximum(1.0 - of_overall**2, 1e-7))
-        ratio[:begin] = 0.0
+        ratio[~is_trained] = 0.0
         is_dominating = ratio > limits.head_ratio
         yield from _HEAD_DOMINATING.findings(run.norms, column, is_dominating, ratio, least_rows=limits.least_rows)
 
@@ -137,40 +137,43 @@ def not_measured(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     """The overall norm is null, though some group is trained."""
     if run.overall is not None:
         is_null = ~run.norms.is_measured[run.overall]
-        is_null[: run.trained_from[run.overall]] = False
+        is_null &= run.is_trained[run.overall]
         yield from _NOT_MEASURED.findings(run.norms, run.overall, is_null, least_rows=limits.least_rows)
 
 
 def not_optimized(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    """A group requires gradients, but no optimizer held any of its parameters at the first collected step."""
-    if run.norms.num_rows < limits.least_rows:
-        return
+    """A group requires gradients, but no optimizer holds any of its parameters."""
     for column in run.norms.values:
-        # The manifest describes groups once, at the first collected step.
         group = run.groups.get(column)
         if group is None or group.trainable is not True or group.learning_rates:
             continue
-        yield RowRange(0, run.norms.num_rows - 1).finding(
-            run.norms,
-            sign="not-optimized",
-            column=column,
-            value=None,
-            message=f"{column} was in no optimizer at the first collected step: unless it was added since, none of its "
-            f"{len(group.parameters)} parameters ever changes.",
-            advice="Give its parameters to the optimizer, or set their requires_grad to False to freeze them.",
-        )
+        since = group.spans[-1].first_batch if group.spans else 0
+        for rows in ranges_where(run.norms.batch_idx >= since, least_rows=limits.least_rows):
+            yield rows.finding(
+                run.norms,
+                sign="not-optimized",
+                column=column,
+                value=None,
+                message=f"{column} is in no optimizer, so none of its {len(group.parameters)} parameters changes.",
+                advice="Give its parameters to the optimizer, or set their requires_grad to False to freeze them.",
+            )
 
 
 def frozen(run: Evidence, limits: Thresholds) -> Iterator[Finding]:  # noqa: ARG001  # every sign is called alike
-    """Information: no parameter of a group requires gradients at the first collected step, and none has any since."""
+    """Information: the batches in which no parameter of a group requires gradients."""
     for column in run.norms.values:
-        if run.norms.num_rows and column in run.frozen:
-            yield RowRange(0, run.norms.num_rows - 1).finding(
+        group = run.groups.get(column)
+        if group is None or not (group.trainable is False or any(span.trainable is False for span in group.spans)):
+            continue
+        for rows in ranges_where(~run.is_trained[column]):
+            is_end = rows.last == run.norms.num_rows - 1
+            until = "" if is_end else f"; it is trained from batch {run.norms.batch_idx[rows.last + 1]} on"
+            yield rows.finding(
                 run.norms,
                 sign="frozen",
                 severity="info",
                 column=column,
                 value=None,
-                message=f"{column} is frozen: none of its {len(run.groups[column].parameters)} parameters requires "
-                "gradients.",
+                message=f"{column} is frozen: none of its {len(group.parameters)} parameters requires "
+                f"gradients{until}.",
             )

@@ -64,7 +64,7 @@ class _RunHealth:
 
     def steady(self) -> Iterator[Finding]:
         overall = self._run.overall
-        if overall is None or self._warns(*_NOTHING_LEARNS, "spike", "rising"):
+        if overall is None or self._warns(*_NOTHING_LEARNS, "spike", "rising", "clipped-before-step"):
             return
         norms = self._run.norms.values[overall]
         norms = norms[np.isfinite(norms)]
@@ -97,7 +97,7 @@ class _RunHealth:
         # A rate that stays at 0 is not a finding if its groups are frozen.
         is_nonzero = all((rates != 0).any() for rates in rows.values.values())
         if is_nonzero and not self._has(
-            "learning-rate-zero", "learning-rate-jump", "learning-rate-order", "not-optimized"
+            "learning-rate-zero", "learning-rate-jump", "learning-rate-order", "not-optimized", "optimizer-replaced"
         ):
             yield _healthy("rates-in-order", rows, "no learning rate stays at 0 or jumps.")
 

@@ -1,4 +1,4 @@
-"""Learning rates that are 0, jump or are the wrong way round, and clipping that shortens nearly every step."""
+"""Learning rates that are 0, jump or are the wrong way round."""
 
 from collections.abc import Iterator
 
@@ -81,21 +81,3 @@ def _order(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
 def _rates_of(run: Evidence, role: Role) -> list[str]:
     groups = [group for name, group in run.groups.items() if group.role == role and name not in run.frozen]
     return [rate for group in groups for rate in group.learning_rates if rate in run.rates.values]
-
-
-_CLIPPING_OFTEN = LastingState(
-    sign="clipping-often",
-    message="clipping shortened {value:.0%} of the steps over {num_rows} collected steps.",
-    advice="Raise max_norm to a usual overall norm of this run, or lower the learning rate instead.",
-    average=np.nanmean,
-)
-
-
-def clipping(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    """The clip rate stays near 1, so that the bound and not the gradient decides the length of each step."""
-    clip_rates = run.steps.values.get("clip_rate")
-    if clip_rates is not None:
-        is_often = clip_rates >= limits.clip_share
-        yield from _CLIPPING_OFTEN.findings(
-            run.steps, "clip_rate", is_often, clip_rates, least_rows=2 * limits.least_rows
-        )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs import gradients, rates, stability, values
+from ava_pipeline.signs import clipping, gradients, rates, stability, values
 from ava_pipeline.signs.evidence import Evidence
 from ava_pipeline.signs.thresholds import Thresholds
 
@@ -13,7 +13,8 @@ Sign = Callable[[Evidence, Thresholds], Iterator[Finding]]
 
 SIGNS: tuple[Sign, ...] = (
     gradients.backbone_not_learning,
-    rates.clipping,
+    clipping.clipped_before_step,
+    clipping.clipping_often,
     gradients.dead_layer,
     values.non_finite,
     values.loss_scale_collapse,

@@ -8,7 +8,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ava_pipeline.contract.arrays import Bools, Floats
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues, ranges_where
+from ava_pipeline.signs.evidence import Evidence, RowRange, TableValues, ranges_where, running
 from ava_pipeline.signs.thresholds import Thresholds
 
 _SPIKE_ADVICE = (
@@ -148,9 +148,9 @@ def ratios_to_median(values: Floats, window: int, *, below: float = -np.inf, abo
     """Each value divided by the median of the at most `window` positive values before it, as float64 [rows].
 
     A median costs more than a minimum, so a row gets its ratio only if it could be below or above the given bounds: the
-    median is between the smallest and the largest value of its window. Values before the first row are replaced by the
-    first positive value, as with `mode="nearest"` of `scipy.ndimage.median_filter`. Other rows are nan, and so are
-    values that are not finite, or have fewer than 16 values before them.
+    median is not above the largest value of its window, and not below `_lower_bounds`. Values before the first row are
+    replaced by the first positive value, as with `mode="nearest"` of `scipy.ndimage.median_filter`. Other rows are nan,
+    and so are values that are not finite, or have fewer than 16 values before them.
     """
     ratios = np.full(len(values), np.nan)
     positions = np.flatnonzero(np.isfinite(values) & (values > 0))
@@ -161,8 +161,8 @@ def ratios_to_median(values: Floats, window: int, *, below: float = -np.inf, abo
     num_before = np.searchsorted(positions, np.arange(len(values)))
     rows = np.flatnonzero((num_before >= _LEAST_ROWS_BEFORE) & np.isfinite(values))
     ends = num_before[rows] - 1
-    is_unusual = values[rows] / _running(np.minimum, padded, window)[ends] > above
-    is_unusual |= values[rows] / _running(np.maximum, padded, window)[ends] < below
+    is_unusual = values[rows] / _lower_bounds(padded, window)[ends] > above
+    is_unusual |= values[rows] / running(np.maximum, padded, window)[ends] < below
     rows, ends = rows[is_unusual], ends[is_unusual]
     windows = sliding_window_view(padded, window)
     # Of an even number of values, the upper one of the two in the middle.
@@ -174,14 +174,17 @@ def ratios_to_median(values: Floats, window: int, *, below: float = -np.inf, abo
     return ratios
 
 
-def _running(extreme: np.ufunc, values: Floats, window: int) -> Floats:
-    """The minimum or maximum of each `window` neighbouring values, by windows of 1, 2, 4, ... values."""
-    length = 1
-    while length < window:
-        step = min(length, window - length)
-        values = extreme(values[:-step], values[step:])
-        length += step
-    return values
+def _lower_bounds(values: Floats, window: int) -> Floats:
+    """A number that the median of each `window` neighbouring values is not below; the upper one of two in the middle.
+
+    More than half of the values are at most the median. So if each value of the first half is paired with one of the
+    second, both values of some pair are, and the smallest of the pairs' larger values is a bound.
+    """
+    half = window // 2
+    pairs = np.maximum(values[:-half], values[half:])
+    bounds = running(np.minimum, pairs, half)[: len(values) - window + 1]
+    # In an odd window, the value without a partner may be among those that are at most the median.
+    return np.minimum(bounds, values[window - 1 :]) if window % 2 else bounds
 
 
 _NUM_BLOCKS = 32

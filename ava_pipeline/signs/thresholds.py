@@ -51,6 +51,14 @@ class Thresholds(BaseModel):
         default=False, description="Whether the head's rate should be above the backbone's; `train` sets this itself."
     )
     clip_share: Share = Field(default=0.95, description="Clipping is too frequent if it shortens this share of steps.")
+    clipped_tolerance: Share = Field(
+        default=1e-4,
+        description="A norm is at a bound, to which it may be clipped, if it differs from it by less than this share.",
+    )
+    clipped_ratio: Positive = Field(
+        default=30.0,
+        description="A bound is that of clipping if groups jump by this many times what the norms at it vary.",
+    )
     overflow_share: Share = Field(
         default=0.05, description="Under a GradScaler, this share of rows may overflow without a warning."
     )

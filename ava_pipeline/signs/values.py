@@ -51,7 +51,9 @@ def _non_finite(
     if not broken:
         return
     anywhere: Bools = np.logical_or.reduce(list(broken.values()))
-    scales = _loss_scales(run.steps, rows) if is_scaled else np.full(rows.num_rows, np.nan)
+    scales = np.full(rows.num_rows, np.nan)
+    if is_scaled:
+        scales = run.steps.at_batches("loss_scale", rows.batch_idx)
     ranges = {span: _is_scale_search(anywhere, scales, span) for span in ranges_where(anywhere, bridge=2)}
     num_other = sum(int(anywhere[span.rows].sum()) for span, is_search in ranges.items() if not is_search)
     is_rare = rows.num_rows < _LEAST_ROWS_FOR_SHARE or num_other <= limits.overflow_share * rows.num_rows
@@ -63,16 +65,6 @@ def _non_finite(
         elif span.last == rows.num_rows - 1 and span.num_rows >= _LASTING_ROWS:
             severity = "error"
         yield _non_finite_finding(rows, broken, span, severity)
-
-
-def _loss_scales(steps: TableValues, rows: TableValues) -> Floats:
-    """The loss scale at each row of a table; nan if the row's step has none."""
-    scales = np.full(rows.num_rows, np.nan)
-    if steps.num_rows:
-        places = np.minimum(np.searchsorted(steps.batch_idx, rows.batch_idx), steps.num_rows - 1)
-        is_same = steps.batch_idx[places] == rows.batch_idx
-        scales[is_same] = steps.values["loss_scale"][places[is_same]]
-    return scales
 
 
 def _is_scale_search(is_bad: Bools, scales: Floats, span: RowRange) -> bool:

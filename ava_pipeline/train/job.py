@@ -10,6 +10,7 @@ from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.config.load import dump_config
 from ava_pipeline.config.models import RunConfig
 from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import TRAIN_JOB
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import ConfigError, GroupsError, MisuseError
 from ava_pipeline.train.batch_step import BatchStep
@@ -116,7 +117,7 @@ def _batch_step(config: RunConfig, data: TrainData, model: AvaModel, precision: 
         steps_per_epoch=-(-num_batches // config.train.accumulate),
         epochs=config.train.epochs,
     )
-    run_info = {"job": "ava-pipeline train", "backbone": config.model.backbone, "num_train_images": len(data.train)}
+    run_info = {"job": TRAIN_JOB, "backbone": config.model.backbone, "num_train_images": len(data.train)}
     return BatchStep(
         model=model,
         optimizer=optimizer,

@@ -26,7 +26,8 @@ from ava_pipeline.train.batch_step import BatchStep
 from ava_pipeline.train.checkpoint import Checkpoint, restore_rng_states, rng_states, save_checkpoint
 from ava_pipeline.train.display import Display
 from ava_pipeline.train.losses import BatchLoss, LossWatch
-from ava_pipeline.train.run_dir import EpochResult, append_result
+from ava_pipeline.train.run_dir import EpochResult, write_result
+from ava_pipeline.write.metrics_file import MetricsFile
 
 if TYPE_CHECKING:
     from ava_pipeline.train.data.dataset import BatchLoader
@@ -156,6 +157,7 @@ class Loop:
         self._fingerprint, self._display = fingerprint, display
         self._device = next(step.model.parameters()).device
         self._watch = LossWatch(self._on_nonfinite)
+        self._metrics_file = MetricsFile(layout)
         self._num_nonfinite = 0
         self._unsaved_batches = 0
         self.position = Position(self._no_losses())
@@ -250,7 +252,7 @@ class Loop:
         results = [*self.position.results, result]
         self.position = Position(self._no_losses(), epoch=result.epoch + 1, results=results)
         self._save()
-        append_result(self._layout.metrics, result)
+        write_result(self._metrics_file, result)
         generated = self._config.data.sample is not None
         self._display.epoch(result, epochs=self._config.train.epochs, generated=generated)
 

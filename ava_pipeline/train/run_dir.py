@@ -3,26 +3,22 @@
 Files of an earlier attempt move to superseded/; nothing is deleted.
 """
 
-import csv
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from io import StringIO
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from ava_pipeline.contract.files import written_aside
-from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.layout import Moment, RunLayout
 from ava_pipeline.contract.untrusted import check_inside, check_name
 from ava_pipeline.errors import ConfigError, RunExistsError, RunInUseError, TrainingError, WriteError
 from ava_pipeline.metrics import Metrics
 from ava_pipeline.write.lock import RunLock
+from ava_pipeline.write.metrics_file import MetricsFile, next_superseded
 
 _log = logging.getLogger("ava_pipeline")
-
-COLUMNS = ("epoch", "train_loss", *(field.name for field in fields(Metrics)))
 
 
 @contextmanager
@@ -47,7 +43,11 @@ class EpochResult:
 
     def to_row(self) -> dict[str, float]:
         """Column -> value, in file order."""
-        return {"epoch": self.epoch, "train_loss": self.train_loss, **asdict(self.metrics)}
+        return {"epoch": self.epoch, **self.values()}
+
+    def values(self) -> dict[str, float]:
+        """Metric -> value, in file order."""
+        return {"train_loss": self.train_loss, **asdict(self.metrics)}
 
     @classmethod
     def from_row(cls, row: dict[str, float]) -> "EpochResult":
@@ -56,26 +56,16 @@ class EpochResult:
         return cls(epoch=int(row["epoch"]), train_loss=row["train_loss"], metrics=metrics)
 
 
-def append_result(path: Path, result: EpochResult) -> None:
-    """Append one row in a single write, with the header before the first row; raise TrainingError if that fails."""
-    with training_error_if_refused(path), path.open("a", encoding="utf-8", newline="") as file:
-        file.write(_lines([result], header=file.tell() == 0))
+def write_result(file: MetricsFile, result: EpochResult) -> None:
+    """Add the row of an epoch to metrics.csv; raise TrainingError if that fails."""
+    with training_error_if_refused(file.path):
+        file.write({Moment(result.epoch): result.values()})
 
 
-def write_results(path: Path, results: Sequence[EpochResult]) -> None:
-    """Replace the file with these rows atomically; raise TrainingError if that fails."""
-    with training_error_if_refused(path), written_aside(path) as file:
-        file.write(_lines(results, header=True).encode())
-
-
-def _lines(results: Sequence[EpochResult], *, header: bool) -> str:
-    """CSV with LF line ends, no quotes, and floats in the shortest form that reads back to the same bits."""
-    text = StringIO()
-    rows = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    if header:
-        rows.writeheader()
-    rows.writerows(result.to_row() for result in results)
-    return text.getvalue()
+def write_results(file: MetricsFile, results: Sequence[EpochResult]) -> None:
+    """Replace the rows of metrics.csv; raise TrainingError if that fails."""
+    with training_error_if_refused(file.path):
+        file.replace({Moment(result.epoch): result.values() for result in results})
 
 
 def check_free(layout: RunLayout) -> None:
@@ -106,7 +96,7 @@ def check_writable(layout: RunLayout) -> None:
 
 def start_over(layout: RunLayout, config_text: str) -> None:
     """Move an earlier attempt's files, except telemetry, to superseded/attempt-N; raise ConfigError if that fails."""
-    _move([path for path in (*_own_files(layout), layout.report) if path.exists()], _next_attempt(layout))
+    _move([path for path in (*_own_files(layout), layout.report) if path.exists()], next_superseded(layout))
     _write_config(layout, config_text)
 
 
@@ -119,12 +109,12 @@ def rewind(layout: RunLayout, config_text: str, results: Sequence[EpochResult]) 
     check_name(layout, layout.config)
     kept = {layout.epoch_predictions(result.epoch).name for result in results}
     later = [path for path in sorted(layout.predictions.glob("val_epoch_*.parquet")) if path.name not in kept]
-    folder = _next_attempt(layout)
+    folder = next_superseded(layout)
     _move(later, folder / layout.predictions.name)
     _move([layout.metrics] if _num_lines(layout.metrics) > len(results) + 1 else [], folder)
     _move([layout.config] if layout.config.exists() and layout.config.read_text() != config_text else [], folder)
     if results:
-        write_results(layout.metrics, results)
+        write_results(MetricsFile(layout), results)
     _write_config(layout, config_text)
 
 
@@ -137,12 +127,6 @@ def _own_files(layout: RunLayout) -> list[Path]:
         layout.split,
         layout.excluded_images,
     ]
-
-
-def _next_attempt(layout: RunLayout) -> Path:
-    folder = layout.root / "superseded"
-    number = next(number for number in count(1) if not (folder / f"attempt-{number}").exists())
-    return folder / f"attempt-{number}"
 
 
 def _move(paths: Sequence[Path], folder: Path) -> None:

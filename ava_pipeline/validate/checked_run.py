@@ -109,13 +109,15 @@ class CheckedTable:
 class CheckedRun:
     """One run directory, read for validation; `manifest` and `metrics` are None if missing or unusable.
 
-    `is_open` says that rows may still come, or that the process that wrote them was killed. `now` is the time that
-    heartbeats are compared with.
+    `is_open` says that rows may still come, or that the process that wrote them was killed. `is_of_train` says that
+    `ava-pipeline train` wrote the run, so that more is known of its files than of those of other loops. `now` is the
+    time that heartbeats are compared with.
     """
 
     layout: RunLayout
     manifest: Manifest | None
     is_open: bool
+    is_of_train: bool
     tables: Mapping[str, CheckedTable]
     events: CheckedTable
     metrics: Window | None
@@ -126,6 +128,13 @@ class CheckedRun:
         """The files whose rows all have keys; of two files with the same rows only the first."""
         files = [file for table in self.tables.values() for file in (table.files[:1] if table.is_same else table.files)]
         return [file for file in files if file.has_keys]
+
+
+def is_of_train(layout: RunLayout, manifest: Manifest | None) -> bool:
+    """Whether `ava-pipeline train` wrote a run, as its manifest says; without one, whether it has the job's files."""
+    if manifest is not None:
+        return manifest.is_of_train
+    return layout.config.exists() or (layout.metrics.exists() and layout.split.exists())
 
 
 class BatchNumbers:

@@ -1,7 +1,6 @@
-"""Rules of predictions: distributions and means, the same images every epoch, and the metrics computed from them."""
+"""Rules of predictions: distributions and means, and the same images and votes every epoch."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 
@@ -11,12 +10,10 @@ import pyarrow.compute as pc
 
 from ava_pipeline.contract.arrays import (
     Floats,
-    Integers,
     bools,
     cell_text,
     differing,
     float_columns,
-    integers,
     null_mask,
     numpy_values,
     take_rows,
@@ -26,6 +23,7 @@ from ava_pipeline.contract.layout import PredictionFile, RunLayout, prediction_f
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
+from ava_pipeline.validate import rules_metrics
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, Window
 from ava_pipeline.validate.listing import AddBreach, Breach, Cell, Rule, relative, without_path
 from ava_pipeline.validate.rules_files import UNREADABLE, cast_rows
@@ -35,18 +33,16 @@ SUM = Rule("predictions.sum", "Ten shares add up to 1, to 1e-4.")
 MEAN = Rule("predictions.mean", "A mean is the sum of k times the share of score k, to 1e-4.")
 BOUNDS = Rule("predictions.bounds", "A mean is between 1 and 10.")
 UNIQUE = Rule("predictions.unique", "An image has one row in a file.")
-IDS = Rule("predictions.ids", "Every epoch of a set predicts the same images.")
-TRUTH = Rule("predictions.truth", "An image's true votes are the same in every epoch.")
-EPOCH = Rule("predictions.epoch", "The epochs of a set follow each other without a gap.", "warning")
-METRIC_ORDER = Rule("metrics.order", "metrics.csv has one row per epoch, each one epoch after the row before.")
-METRIC_MISMATCH = Rule("metrics.mismatch", "A value of metrics.csv is that of the epoch's predictions, to 1e-6.")
-MISSING = Rule("metrics.predictions", "If predictions are saved, each epoch of metrics.csv has its file.")
+IDS = Rule("predictions.ids", "Every epoch of a set predicts the same images, and so do the batches of a set.")
+TRUTH = Rule("predictions.truth", "An image's true votes are the same in every epoch, and after every batch.")
+EPOCH = Rule(
+    "predictions.epoch",
+    "In a run of ava-pipeline train, the epochs of a set follow each other without a gap.",
+    "warning",
+)
 
 # The error of ten float32 shares, and of shares rounded to four digits.
 TOLERANCE = 1e-4
-# Of metrics; a correlation near 0 has no digits to compare.
-RELATIVE = 1e-6
-ABSOLUTE = 1e-9
 
 _INTEGER_IDS = RunTable.of(PREDICTIONS)
 _TEXT_IDS = RunTable.of(
@@ -57,15 +53,17 @@ _TEXT_IDS = RunTable.of(
 
 
 def check_run(run: CheckedRun) -> Iterator[Breach]:
-    """Every file of predictions, which is read once, and metrics.csv against the files of the set `val`."""
-    if run.metrics is not None:
-        yield from _metrics_order(run.metrics)
-    for name, group in groupby(prediction_files(run.layout), key=lambda file: file.name):
+    """Every file of predictions, which is read once; those of the set `val` also against metrics.csv.
+
+    A model may be validated after single batches on other images than at the end of an epoch.
+    """
+    for _, group in groupby(prediction_files(run.layout), key=lambda file: file.name):
         files = list(group)
-        yield from _skipped_epochs(run.layout, files)
-        yield from _check_set(run, files)
-        if name == "val" and run.metrics is not None:
-            yield from _missing_files(run.layout, run.metrics, {file.epoch for file in files})
+        of_epochs = [file for file in files if file.is_of_epoch]
+        if run.is_of_train and of_epochs:
+            yield from _skipped_epochs(run.layout, of_epochs)
+        yield from _check_set(run, of_epochs)
+        yield from _check_set(run, [file for file in files if not file.is_of_epoch])
 
 
 def read_predictions(layout: RunLayout, file: PredictionFile, add: AddBreach) -> Window | None:
@@ -151,8 +149,8 @@ def _check_set(run: CheckedRun, files: Sequence[PredictionFile]) -> Iterator[Bre
         yield from check_rows(window)
         if first is not None:
             yield from _compare(window, first)
-        if file.name == "val" and run.metrics is not None:
-            yield from _compare_metrics(run.metrics, window, file.epoch)
+        if run.is_of_train and run.metrics is not None and file.name == "val" and file.is_of_epoch:
+            yield from rules_metrics.check_predictions(run.metrics, window, file.epoch)
         first = first or window
 
 
@@ -188,45 +186,3 @@ def _compare_truth(window: Window, first: Window, other: str) -> Iterator[Breach
         if is_different.any():
             explain = partial(_image_cell, window, message=message, column=name)
             yield from window.breaches(TRUTH, is_broken, explain)
-
-
-def _metrics_order(metrics: Window) -> Iterator[Breach]:
-    epochs = epochs_of(metrics)
-    for row in (np.flatnonzero(np.diff(epochs) != 1) + 1).tolist():
-        message = f"expected epoch {epochs[row - 1] + 1}, got {epochs[row]}."
-        yield METRIC_ORDER.broken(metrics.file, message, row=row + 1, column="epoch", value=str(epochs[row]))
-
-
-def epochs_of(metrics: Window | None) -> Integers:
-    """The epochs of metrics.csv [rows]; none if it cannot be read or one of them is null, which other rules report."""
-    if metrics is None or metrics.rows.column("epoch").null_count:
-        return np.empty(0, np.int64)
-    return integers(metrics.rows, "epoch")
-
-
-def _missing_files(layout: RunLayout, metrics: Window, present: set[int]) -> Iterator[Breach]:
-    for row, epoch in enumerate(epochs_of(metrics).tolist(), start=1):
-        if epoch not in present:
-            message = f"expected {relative(layout, layout.epoch_predictions(epoch))}, which is missing."
-            yield MISSING.broken(metrics.file, message, row=row, column="epoch", value=str(epoch))
-
-
-def _compare_metrics(metrics: Window, predictions: Window, epoch: int) -> Iterator[Breach]:
-    if not predictions.rows.num_rows:
-        return
-    name = predictions.file.rpartition("/")[2]
-    for row in np.flatnonzero(epochs_of(metrics) == epoch).tolist():
-        for column, expected in _expected_metrics(predictions.rows).items():
-            value = metrics.rows.column(column)[row].as_py()
-            found = np.nan if value is None else float(value)
-            if not np.isclose(found, expected, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
-                message = f"expected {expected:.9g}, computed from {name}, got {found:.9g}."
-                yield METRIC_MISMATCH.broken(metrics.file, message, row=row + 1, column=column, value=f"{found:.9g}")
-
-
-def _expected_metrics(rows: pa.Table) -> dict[str, float]:
-    from ava_pipeline.metrics import prediction_metrics  # noqa: PLC0415  # only runs with metrics.csv come here
-
-    values = float_columns(rows, ["pred_mean", "gt_mean", *PRED_COLUMNS, *GT_COLUMNS])
-    pred, truth = (np.column_stack([values[name] for name in names]) for names in (PRED_COLUMNS, GT_COLUMNS))
-    return asdict(prediction_metrics(pred, truth, values["pred_mean"], values["gt_mean"]))

@@ -7,9 +7,10 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ava_pipeline.contract.layout import RunLayout, prediction_files
+from ava_pipeline.contract.manifest import TRAIN_JOB
 from ava_pipeline.contract.untrusted import check_name, check_zip
 from ava_pipeline.errors import ConfigError, DamagedFileError
-from ava_pipeline.validate import rules_manifest, rules_predictions
+from ava_pipeline.validate import rules_manifest, rules_metrics
 from ava_pipeline.validate.checked_run import CheckedRun
 from ava_pipeline.validate.listing import Breach, Rule, relative, without_path
 
@@ -21,8 +22,6 @@ MISSING = Rule("config.missing", "A run of ava-pipeline train has its config.yam
 METRICS = Rule("metrics.missing", "A run of ava-pipeline train that finished an epoch has metrics.csv.")
 NO_ROW = Rule("telemetry.no-row", "A run whose config has telemetry on is long enough for a row.", "warning")
 CHECKPOINT = Rule("files.checkpoint", "Every part of a checkpoint of ava-pipeline train matches its checksum.")
-
-JOB = "ava-pipeline train"
 
 
 def check_run(run: CheckedRun) -> Iterator[Breach]:
@@ -48,10 +47,10 @@ def check_run(run: CheckedRun) -> Iterator[Breach]:
 
 def _missing_config(run: CheckedRun) -> Iterator[Breach]:
     """Only files that no other loop writes prove that the job ran: metrics.csv and checkpoints/ may be another's."""
-    if run.manifest is not None and run.manifest.run_info.get("job") == JOB:
-        proof = f"the manifest's run_info names the job {JOB!r}"
+    if run.manifest is not None and run.manifest.is_of_train:
+        proof = f"the manifest's run_info names the job {TRAIN_JOB!r}"
     elif run.layout.metrics.exists() and run.layout.split.exists():
-        proof = f"metrics.csv and split.csv are those of {JOB}"
+        proof = f"metrics.csv and split.csv are those of {TRAIN_JOB}"
     else:
         return
     yield MISSING.broken(relative(run.layout, run.layout.config), f"the file is missing, although {proof}.")
@@ -83,13 +82,13 @@ def _missing_metrics(run: CheckedRun) -> Iterator[Breach]:
 
 
 def _missing_predictions(run: CheckedRun, config: "RunConfig") -> Iterator[Breach]:
-    """All of them; rules_predictions reports single missing files, with or without a config."""
+    """All of them; rules_metrics reports single missing files, with or without a config."""
     layout = run.layout
     if config.save_val_predictions and not any(file.name == "val" for file in prediction_files(layout)):
-        for row, epoch in enumerate(rules_predictions.epochs_of(run.metrics).tolist(), start=1):
+        for row, epoch in enumerate(rules_metrics.epochs_of(run.metrics).tolist(), start=1):
             file = relative(layout, layout.epoch_predictions(epoch))
             message = f"expected {file}, as config.yaml has save_val_predictions; it is missing."
-            yield rules_predictions.MISSING.broken(
+            yield rules_metrics.PREDICTIONS.broken(
                 relative(layout, layout.metrics), message, row=row, column="epoch", value=str(epoch)
             )
 
@@ -119,4 +118,4 @@ def _num_batches(run: CheckedRun, config: "RunConfig") -> int:
         sets = csv.read_csv(run.layout.split).column("set").to_pylist()
     except (OSError, KeyError, pa.ArrowException):
         sets = []  # the number of images is unknown: at least one batch
-    return len(rules_predictions.epochs_of(run.metrics)) * max(1, sets.count("train") // config.train.batch_size)
+    return len(rules_metrics.epochs_of(run.metrics)) * max(1, sets.count("train") // config.train.batch_size)

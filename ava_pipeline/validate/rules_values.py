@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from ava_pipeline.contract.arrays import Bools, Floats, cell_text, float_columns, floats, null_mask
 from ava_pipeline.contract.columns import Column, broken_values
 from ava_pipeline.contract.events import EVENTS
-from ava_pipeline.contract.manifest import Group, Manifest, attempt_spans, partitions
+from ava_pipeline.contract.manifest import Group, Manifest, attempt_spans, group_states, partitions
 from ava_pipeline.validate.checked_run import Window
 from ava_pipeline.validate.listing import Breach, Cell, Rule
 
@@ -81,16 +81,21 @@ def _broken_cells(rule: Rule, window: Window, column: str, is_broken: Bools, mes
 
 
 def _sums(window: Window, manifest: Manifest, norms: Mapping[str, Floats]) -> Iterator[Breach]:
-    for parent, children in partitions(manifest.groups).items():
-        if not {parent, *children} <= set(norms):
-            continue
-        norm, total = norms[parent], _combined([norms[child] for child in children], window, children)
-        with np.errstate(invalid="ignore"):  # an infinite norm is measured, and compared with nothing
-            is_broken = np.abs(norm**2 - total**2) > RELATIVE * np.maximum(norm**2, total**2) + _LEAST_SQUARE
-        if is_broken.any():
-            is_broken &= _is_measured(window, manifest, {parent, *children})
-            rule = HEAD_SUM if manifest.groups[parent].role == "head" else PARTITION
-            yield from window.breaches(rule, is_broken, partial(_explain_sum, parent, children, norm, total))
+    states = group_states(manifest.groups)
+    ends = [*(state.first_batch for state in states[1:]), np.inf]
+    for state, end in zip(states, ends, strict=True):
+        is_in_state = (window.batches >= state.first_batch) & (window.batches < end)
+        for parent, children in partitions(state.groups).items() if is_in_state.any() else ():
+            if not {parent, *children} <= set(norms):
+                continue
+            norm, total = norms[parent], _combined([norms[child] for child in children], window, children)
+            with np.errstate(invalid="ignore"):  # an infinite norm is measured, and compared with nothing
+                is_broken = np.abs(norm**2 - total**2) > RELATIVE * np.maximum(norm**2, total**2) + _LEAST_SQUARE
+            is_broken &= is_in_state
+            if is_broken.any():
+                is_broken &= _is_measured(window, manifest, {parent, *children})
+                rule = HEAD_SUM if state.groups[parent].role == "head" else PARTITION
+                yield from window.breaches(rule, is_broken, partial(_explain_sum, parent, children, norm, total))
 
 
 def _combined(norms: list[Floats], window: Window, children: tuple[str, ...]) -> Floats:

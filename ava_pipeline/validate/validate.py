@@ -7,28 +7,28 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ava_pipeline.contract.builtin_tables import EPOCH_METRICS, GRADIENT_NORMS, LEARNING_RATES, PREDICTIONS, STEPS
+from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES, METRICS, PREDICTIONS, STEPS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.contract.layout import PREDICTION_NAME, PredictionFile, RunLayout
+from ava_pipeline.contract.layout import PREDICTION_NAME, Moment, PredictionFile, RunLayout
 from ava_pipeline.contract.manifest import Manifest, utc_now
 from ava_pipeline.contract.tables import TABLE_KEY, RunTable, Table
 from ava_pipeline.contract.untrusted import ARROW_ERRORS
 from ava_pipeline.errors import MisuseError, NotARunError
-from ava_pipeline.read.csv import header_names
+from ava_pipeline.read.csv import first_columns
 from ava_pipeline.read.run import open_run
 from ava_pipeline.validate import (
     rules_files,
     rules_manifest,
+    rules_metrics,
     rules_predictions,
     rules_rows,
     rules_training,
     rules_values,
 )
-from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, ExplainedBatches, Window
+from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, ExplainedBatches, Window, is_of_train
 from ava_pipeline.validate.listing import Breach, Listing, Rule, without_path
 from ava_pipeline.validate.table_reader import Check, CsvFile, StoredFile, read_files, read_through
 
@@ -39,6 +39,7 @@ _RULE_MODULES = (
     rules_files,
     rules_rows,
     rules_values,
+    rules_metrics,
     rules_predictions,
     rules_training,
 )
@@ -46,6 +47,7 @@ _CHECKS_OF_RUNS = (
     rules_manifest.check_run,
     rules_files.check_run,
     rules_rows.check_run,
+    rules_metrics.check_run,
     rules_predictions.check_run,
     rules_training.check_run,
 )
@@ -53,12 +55,9 @@ _CHECKS_OF_RUNS = (
 _RULES_BY_ID = {rule.id: rule for module in _RULE_MODULES for rule in vars(module).values() if isinstance(rule, Rule)}
 RULES: tuple[Rule, ...] = tuple(sorted(_RULES_BY_ID.values(), key=lambda rule: rule.id))
 
-_KNOWN_TABLES = {
-    table.name: table for table in (GRADIENT_NORMS, LEARNING_RATES, STEPS, EVENTS, EPOCH_METRICS, PREDICTIONS)
-}
+_KNOWN_TABLES = {table.name: table for table in (GRADIENT_NORMS, LEARNING_RATES, STEPS, EVENTS, METRICS, PREDICTIONS)}
 # How similar a mistyped id must be to the rule that an error suggests.
 _LEAST_SIMILARITY = 0.75
-_MAX_HEADER_BYTES = 2**20
 
 
 def validate_run(
@@ -111,24 +110,10 @@ def _read_run(layout: RunLayout, listing: Listing, now: datetime) -> CheckedRun:
     events = read_files(layout, RunTable.of(EVENTS), [check_values, explain], listing, is_open=is_open)
     if not events.files:  # nothing counts of a file that cannot be used, however much of it was read
         explained = ExplainedBatches()
-    metrics = _read_metrics(layout, check_values, listing, is_open=is_open)
-    return CheckedRun(layout, manifest, is_open, tables, events, metrics, explained, now)
-
-
-def _read_metrics(layout: RunLayout, check: Check, listing: Listing, *, is_open: bool) -> Window | None:
-    """metrics.csv as one window; None if it is missing or cannot be used."""
-    if not layout.metrics.exists():
-        return None
-    name, declaration = layout.metrics.name, RunTable.of(EPOCH_METRICS)
-    tables = [pa.Table.from_batches([], rules_files.nullable(declaration.arrow_schema))]
-    reader = CsvFile(name, layout.metrics, declaration, listing, is_open=is_open)
-
-    def keep(window: Window) -> Iterable[Breach]:
-        tables.append(window.rows)
-        return ()
-
-    checked = read_through(CheckedFile(name, declaration), layout.metrics, reader.tables(), [check, keep], listing)
-    return None if checked is None else CheckedFile(name, declaration).append(pa.concat_tables(tables))
+    of_train, metrics = is_of_train(layout, manifest), None
+    if layout.metrics.exists():
+        metrics = rules_metrics.read_metrics(layout.metrics, listing, is_open=is_open, is_of_train=of_train)
+    return CheckedRun(layout, manifest, is_open, of_train, tables, events, metrics, explained, now)
 
 
 def validate_file(path: str | PathLike[str], *, table: str | None = None, ignore: Sequence[str] = ()) -> list[Finding]:
@@ -156,7 +141,7 @@ def validate_file(path: str | PathLike[str], *, table: str | None = None, ignore
     if not path.is_file():
         raise NotARunError(f"{path} does not exist, or is not a file: check the path.")
     try:
-        columns, stored_name = _csv_columns(path) if path.suffix == ".csv" else _parquet_columns(path)
+        columns, stored_name = (first_columns(path), None) if path.suffix == ".csv" else _parquet_columns(path)
     except ARROW_ERRORS as error:
         reason = without_path(str(error).partition("\n")[0], path)
         listing.add(rules_files.UNREADABLE.broken(path.name, reason))
@@ -164,18 +149,17 @@ def validate_file(path: str | PathLike[str], *, table: str | None = None, ignore
     manifest = _manifest_beside(path)
     name = _table_name(path, table, stored_name, columns, manifest)
     if name == PREDICTIONS.name and path.suffix == ".parquet":
-        file = PredictionFile(path.stem, 0, path)
+        file = PredictionFile(path.stem, Moment(0), path)
         window = rules_predictions.read_predictions(RunLayout(path.parent), file, listing.add)
         for breach in rules_predictions.check_rows(window) if window is not None else ():
             listing.add(breach)
+    elif name == METRICS.name and path.suffix == ".csv":
+        layout = RunLayout(path.parent)
+        of_train = is_of_train(layout, rules_manifest.load_manifest(layout, lambda _: None))
+        rules_metrics.read_metrics(path, listing, is_open=False, is_of_train=of_train)
     else:
         _read_file(path, _declaration(name, columns, manifest), manifest, listing)
     return listing.findings()
-
-
-def _csv_columns(path: Path) -> tuple[Sequence[str], None]:
-    with path.open("rb") as file:
-        return header_names(file.readline(_MAX_HEADER_BYTES)), None
 
 
 def _parquet_columns(path: Path) -> tuple[Sequence[str], str | None]:

@@ -1,9 +1,11 @@
 """A run that is followed: the latest rows of each table, brought up to date again and again."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -11,15 +13,18 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ava_pipeline.contract.arrays import Bools, Floats, floats, integers, null_mask
+from ava_pipeline.contract.builtin_tables import METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest, Status, status_now
 from ava_pipeline.contract.tables import RunTable, measured_columns
 from ava_pipeline.contract.untrusted import MAX_LINE_BYTES, read_line
 from ava_pipeline.errors import DamagedFileError, RunError
 from ava_pipeline.read.csv import csv_options
+from ava_pipeline.read.metrics import read_metrics
 from ava_pipeline.read.run import Run
 
 EVENTS_TABLE = EVENTS.name
+METRICS_TABLE = METRICS.name
 MAX_ROWS = 1024
 _FIRST_READ_BYTES = 2**19
 _REMEMBERED_BYTES = 64
@@ -34,9 +39,9 @@ class LiveRun:
     run: Run
     manifest: Manifest | None = None  # None until the run has one
     status: Status | None = None
-    tables: dict[str, "LatestRows"] = field(default_factory=dict)  # by name; the events are one of them
+    tables: dict[str, "LatestRows"] = field(default_factory=dict)  # by name; also the events, and metrics.csv
     problem: str = ""  # the reason if a file could not be read in the last update
-    _tails: dict[str, "CsvTail | StoredTail"] = field(default_factory=dict)
+    _tails: dict[str, "CsvTail | StoredTail | MetricsTail"] = field(default_factory=dict)
 
     def update(self, now: datetime) -> None:
         """Read the rows that are new.
@@ -69,6 +74,7 @@ class LiveRun:
         for name, entry in manifest.tables.items():
             tail = CsvTail if "csv" in entry.formats else StoredTail
             self._tails[name] = tail(self.run, entry.declaration)
+        self._tails[METRICS_TABLE] = MetricsTail(self.run)
         self.tables = {name: LatestRows() for name in self._tails}
 
 
@@ -189,5 +195,27 @@ class StoredTail:
 
     def _file_stamps(self) -> tuple[tuple[int, int], ...]:
         name, layout = self._declaration.table.name, self._run.layout
-        stats = [path.stat() for path in (layout.parquet(name), layout.journal(name)) if path.exists()]
-        return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+        return _stamps(layout.parquet(name), layout.journal(name))
+
+
+class MetricsTail:
+    """metrics.csv, which is read again when it changes: new values may belong to older rows."""
+
+    def __init__(self, run: Run) -> None:
+        self._layout = run.layout
+        self._stamps: tuple[tuple[int, int], ...] = ()
+
+    def read_new(self) -> NewRows:
+        """Read all rows if the file changed; none if it is not a file of log_metrics() or `ava-pipeline train`."""
+        stamps = _stamps(self._layout.metrics)
+        rows = pa.table({})
+        if stamps != self._stamps:
+            with suppress(FileNotFoundError, DamagedFileError):  # a loop may write a metrics.csv in a form of its own
+                rows = read_metrics(self._layout)
+        replace_all, self._stamps = stamps != self._stamps, stamps
+        return NewRows(rows, replace_all)
+
+
+def _stamps(*paths: Path) -> tuple[tuple[int, int], ...]:
+    stats = [path.stat() for path in paths if path.exists()]
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)

@@ -13,12 +13,12 @@ from rich.text import Text
 from ava_pipeline.contract.arrays import Bools, Floats, integers
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.terminal import printable
-from ava_pipeline.watch.live_run import EVENTS_TABLE, Columns, LatestRows, LiveRun
+from ava_pipeline.watch.live_run import EVENTS_TABLE, METRICS_TABLE, Columns, LatestRows, LiveRun
 
 BARS = "▁▂▃▄▅▆▇█"
 NOT_FINITE, ZERO, NOT_MEASURED = "!", "_", " "
 
-_TITLES = {"gradient_norms": "gradient norm", "learning_rates": "learning rate", "steps": "value"}
+_TITLES = {"gradient_norms": "gradient norm", "learning_rates": "learning rate", "steps": "value", "metrics": "metric"}
 _NO_MANIFEST = "no manifest yet"
 _HINTS = {
     "running": "Ctrl-C leaves it running.",
@@ -47,6 +47,8 @@ def view(live_run: LiveRun, now: datetime, width: int, height: int | None = None
         most = _MAX_EVENTS_OF_LOW_TERMINAL if is_low else _MAX_EVENTS
         above += [Text("\nlatest events", style="bold"), *_event_lines(live_run.tables[EVENTS_TABLE], most)]
     columns = {name: _measured(latest) for name, latest in live_run.tables.items() if name != EVENTS_TABLE}
+    if not columns.get(METRICS_TABLE):
+        columns.pop(METRICS_TABLE, None)  # most loops log none
     num_columns = {name: len(found) for name, found in columns.items()}
     if height is not None:
         num_lines = len(above) + sum(text.plain.count("\n") for text in above)
@@ -108,7 +110,7 @@ def _progress(live_run: LiveRun, manifest: Manifest, now: datetime) -> str:
 
 
 def _position(live_run: LiveRun) -> Iterator[str]:
-    tables = (latest.rows for name, latest in live_run.tables.items() if name != EVENTS_TABLE)
+    tables = (latest.rows for name, latest in live_run.tables.items() if name not in {EVENTS_TABLE, METRICS_TABLE})
     rows = next((rows for rows in tables if rows is not None), None)
     if rows is not None:
         yield f"epoch {rows['epoch'][-1]}"

@@ -15,13 +15,13 @@ from ava_pipeline.contract.events import Event, as_utf8
 from ava_pipeline.contract.files import free_place, keep_damaged
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import Attempt, Group, Manifest, TableEntry, read_manifest, utc_now
+from ava_pipeline.contract.manifest import Attempt, Group, Manifest, TableEntry, changed_groups, read_manifest, utc_now
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.provenance import ask_git, versions
 from ava_pipeline.write.event_log import damage_event
 from ava_pipeline.write.older_rows import count_rows, repair_files, supersede_rows, table_names, with_place
-from ava_pipeline.write.resumed_tables import change_events, resume_tables, resumed_groups
+from ava_pipeline.write.resumed_tables import change_events, resume_tables
 
 _RECORDED_VERSIONS = ("ava-pipeline", "torch", "torchvision", "pyarrow", "pandas", "pydantic")
 
@@ -32,12 +32,14 @@ _log = logging.getLogger("ava_pipeline")
 class RunFacts:
     """Facts about the run that the training thread gives.
 
-    `resumed_from` is the last batch of the checkpoint, 0 for a fresh start; `device` holds the gradients; `thresholds`
+    `groups` and `rate_names` are those of a `Setup`; `resumed_from` is the last batch of the checkpoint, 0 for a fresh
+    start; `device` holds the gradients; `thresholds`
     are the limits of signs that differ from the defaults.
     """
 
     groups: Mapping[str, Group]
     collect_every_n: int
+    rate_names: Mapping[str, str] = field(default_factory=dict)
     resumed_from: int = 0
     run_info: Mapping[str, JsonValue] = field(default_factory=dict)
     device: str | None = None
@@ -69,7 +71,8 @@ def begin_attempt(
     manifest = Manifest(
         heartbeat_utc=attempt.started_utc,
         tables={one.table.table.name: TableEntry(declaration=one.table, formats=tuple(formats)) for one in resumed},
-        groups=resumed_groups(resumed, facts.groups, older),
+        groups=changed_groups(older.groups, facts.groups, facts.resumed_from + 1) if older else dict(facts.groups),
+        rate_names={**(older.rate_names if older else {}), **facts.rate_names},
         run_info=dict(facts.run_info),
         attempts=[*attempts, attempt],
     )

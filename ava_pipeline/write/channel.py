@@ -4,12 +4,15 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError
+
+if TYPE_CHECKING:
+    from ava_pipeline.write.setup import Setup
 
 Item = TypeVar("Item")
 Numbers: TypeAlias = NDArray[np.floating] | list[object]
@@ -31,7 +34,8 @@ class PendingStep:
     """One collected step, of a 1-based batch of the run and a 0-based epoch.
 
     The layouts are what each measure returned with its numbers; a `FailedReading` if it raised. A deferred step was
-    collected later than due, as after batches that only accumulated gradients.
+    collected later than due, as after batches that only accumulated gradients. `setup` says what was measured; None if
+    it never changes.
     """
 
     batch_idx: int
@@ -40,6 +44,7 @@ class PendingStep:
     layouts: tuple[object, ...]
     is_deferred: bool = False
     sample_ids: Sequence[object] | None = None
+    setup: "Setup | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,6 +256,18 @@ def unread_step_event(step: PendingStep, error: Exception) -> Event:
     return _failed_row(step, f"The step's numbers could not be read: {type(error).__name__}: {error}", None)
 
 
+def added_columns_event(step: PendingStep, table: str, columns: Sequence[str]) -> Event:
+    """Columns that a table gets during the run; older rows leave them empty."""
+    return Event(
+        event="changed_columns",
+        severity="info",
+        message=f"{table}: new from batch {step.batch_idx} on: {', '.join(columns)}. Older rows leave it empty.",
+        batch_idx=step.batch_idx,
+        batch_idx_end=step.batch_idx,
+        epoch=step.epoch,
+    )
+
+
 def _failed_row(step: PendingStep, message: str, column: str | None) -> Event:
     return Event(
         event="failed_row",

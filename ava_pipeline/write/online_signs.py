@@ -49,7 +49,7 @@ class OnlineSigns:
         report: Callable[[Finding], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._groups = groups
+        self.groups = groups
         self._limits = limits
         self._log = log
         self._report = report
@@ -69,8 +69,14 @@ class OnlineSigns:
 
     def add_rows(self, table: str, rows: pa.RecordBatch) -> None:
         """Add rows of a table, before their steps are added; tables without signs are ignored."""
-        if table in self._rows and rows.num_rows and not self._is_broken:
-            self._rows[table].append(rows)
+        if table not in self._rows or not rows.num_rows or self._is_broken:
+            return
+        older = self._rows[table]
+        if older and older[-1].schema != rows.schema:  # a column was added
+            no_rows = pa.Table.from_batches([], schema=rows.schema)
+            older = pa.concat_tables([no_rows, pa.Table.from_batches(older)], promote_options="default").to_batches()
+            self._rows[table] = older
+        older.append(rows)
 
     def add_steps(self, steps: Sequence[PendingStep]) -> None:
         """Count new steps, and keep their sample ids until the next check."""
@@ -107,7 +113,7 @@ class OnlineSigns:
             norms=norms,
             rates=rates,
             steps=steps,
-            groups=self._groups,
+            groups=self.groups,
             first_norms=self._first_norms,
             highest_rates=self._highest_rates,
         )

@@ -30,6 +30,7 @@ from ava_pipeline.write.older_rows import (
     table_paths,
     with_place,
 )
+from ava_pipeline.write.resumed_tables import add_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +149,8 @@ def recover_run(path: str | PathLike[str], *, dry_run: bool = False) -> Recovery
         recovery = Recovery(run=root, is_dry=dry_run, tables=tables, notes=notes)
         if not dry_run:
             repair_files(layout, names)
+            for entry in manifest.tables.values() if manifest else ():
+                add_columns(layout, entry.declaration)  # a kill while columns were added leaves files without them
             _record(layout, names, manifest, recovery.lost)
     return recovery
 

@@ -1,4 +1,4 @@
-"""The tables of a resumed run, if its columns differ from those of the older rows."""
+"""Tables whose columns differ from those of their older rows, after a resume or during a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import Group, Manifest, parameters_by_group
+from ava_pipeline.contract.manifest import Group, Manifest
 from ava_pipeline.contract.parquet import parquet_rows, parquet_schema, write_parquet
 from ava_pipeline.contract.tables import RunTable, same_columns
 from ava_pipeline.write.older_rows import supersede_table
@@ -45,20 +45,6 @@ def resume_tables(
     return resumed
 
 
-def resumed_groups(
-    resumed: Sequence[ResumedTable], groups: Mapping[str, Group], older: Manifest | None
-) -> dict[str, Group]:
-    """This attempt's groups and those of older rows that stay in the tables, each with every parameter it ever had."""
-    is_superseded = any(one.is_superseded and one.table.table.l2_of_groups for one in resumed)
-    if older is None or is_superseded:
-        return dict(groups)
-    merged = {**older.groups, **groups}
-    for name in older.groups.keys() & groups.keys():
-        parameters = dict.fromkeys((*groups[name].parameters, *older.groups[name].parameters))
-        merged[name] = groups[name].model_copy(update={"parameters": tuple(parameters)})
-    return merged
-
-
 def change_events(layout: RunLayout, resumed: Sequence[ResumedTable], *, up_to: int, attempt: int) -> list[Event]:
     """An event for each table whose columns differ from those of its rows up to a batch."""
     superseded = f"Its rows up to the checkpoint are now in {layout.superseded(attempt)}, and the table starts over."
@@ -85,14 +71,13 @@ def _compare(table: RunTable, older: Manifest, groups: Mapping[str, Group]) -> R
     added = [name for name in names if name not in older_names]
     missing = [name for name in older_names if name not in names]
     reason = _misfit(table, entry.declaration, is_changed=bool(added or missing))
-    if not reason and table.table.l2_of_groups:
-        both = [name for name in names if name in older_names]
-        redefined = [name for name in redefined_groups(older.groups, groups) if name in both]
-        if redefined:
-            reason = f"{', '.join(redefined)} must have another name, since the parameters changed"
     if reason:
         return ResumedTable(table, reason, is_superseded=True)
-    changes = {"new": added, "no longer measured": missing}
+    others = []
+    if table.table.l2_of_groups:
+        both = [name for name in names if name in groups and name in older.groups]
+        others = [name for name in both if set(groups[name].parameters) != set(older.groups[name].parameters)]
+    changes = {"new": added, "no longer measured": missing, "with other parameters than before": others}
     change = "; ".join(f"{label}: {', '.join(columns)}" for label, columns in changes.items() if columns)
     return ResumedTable(RunTable.of(table.table, [*older_names, *added]), change)
 
@@ -109,17 +94,6 @@ def _misfit(table: RunTable, older: RunTable, *, is_changed: bool) -> str:
 def _fields(table: RunTable) -> list[object]:
     run_columns = table.table.run_columns
     return [column.arrow_field for column in (*table.table.columns, *([run_columns] if run_columns else []))]
-
-
-def redefined_groups(older: Mapping[str, Group], groups: Mapping[str, Group]) -> list[str]:
-    """Groups whose name now means other parameters.
-
-    A model that grew or shrank changes its groups as well. So a group is the same if, of the parameters that the model
-    has now and had before, it holds the same ones as before, and at least one of them.
-    """
-    then, now = parameters_by_group(older), parameters_by_group(groups)
-    both = frozenset().union(*then.values()) & frozenset().union(*now.values())
-    return [name for name in now if name in then and not (then[name] & both == now[name] & both != frozenset())]
 
 
 def add_columns(layout: RunLayout, table: RunTable) -> bool:

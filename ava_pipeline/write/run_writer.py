@@ -11,21 +11,30 @@ from typing import Literal
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.files import sync_folder
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import Manifest, Status, StepCounters, utc_now, write_manifest
+from ava_pipeline.contract.manifest import Status
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import check_inside
-from ava_pipeline.errors import WriteError, in_words
+from ava_pipeline.errors import DamagedFileError, WriteError, in_words
 from ava_pipeline.write.attempts import RunFacts, begin_attempt
 from ava_pipeline.write.channel import Numbers, PendingStep, TelemetryStats
-from ava_pipeline.write.event_log import EventLog, moved_event, unread_step_event, unsynced_event
+from ava_pipeline.write.event_log import (
+    EventLog,
+    added_columns_event,
+    moved_event,
+    unread_step_event,
+    unsynced_event,
+)
 from ava_pipeline.write.lock import RunLock
+from ava_pipeline.write.manifest_writer import ManifestWriter
+from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.own_writers import OwnWriter, open_own_writers
-from ava_pipeline.write.table_writer import RowSource, TableWriter
+from ava_pipeline.write.resumed_tables import add_columns
+from ava_pipeline.write.setup import RowSource, Setup
+from ava_pipeline.write.table_writer import TableWriter
 from ava_pipeline.write.writers import CsvWriter, ParquetWriter, TableFiles, Writer
 
 RETRY_S = 5.0
-HEARTBEAT_S = 10.0
 
 Format = Literal["csv", "parquet"]
 _BUILT_IN_WRITERS: Mapping[Format, type[Writer]] = {"csv": CsvWriter, "parquet": ParquetWriter}
@@ -39,7 +48,8 @@ class RunWriter:
 
     The sources are the measures, one per table. Events are always CSV, whatever the formats of the tables. `writers`
     are the user's own, which write each table in one more format. With `fsync`, every file is synced after
-    each write. `doing` says in words what the thread is busy with, for the case that it hangs.
+    each write. `metrics` belongs to the training thread, which writes metrics.csv. `doing` says in words what the
+    thread is busy with, for the case that it hangs.
     """
 
     def __init__(  # noqa: PLR0913  # what is written, and how, each with its name
@@ -54,9 +64,10 @@ class RunWriter:
         fsync: bool = False,
         retry_s: float = RETRY_S,
         signs: OnlineSigns | None = None,
+        metrics: MetricsLog | None = None,
     ) -> None:
         self._layout = RunLayout(root)
-        self._sources = sources
+        self.setup = Setup(sources, facts.groups, facts.rate_names)
         self._facts = facts
         self._log = log
         self._formats = tuple(formats)
@@ -64,6 +75,7 @@ class RunWriter:
         self._fsync = fsync
         self._retry_s = retry_s
         self._signs = signs
+        self._metrics = metrics or MetricsLog(self._layout)
         self.doing = "waiting for rows"
         self._refusal = ""
         self._closed_until = -math.inf
@@ -98,10 +110,42 @@ class RunWriter:
         try:
             self._open()
         except Exception as error:
-            self._refusal = in_words(error)
             is_final = isinstance(error, WriteError)
-            self._closed_until = math.inf if is_final else time.monotonic() + self._retry_s
+            self._refuse_until(math.inf if is_final else time.monotonic() + self._retry_s, error)
+            if is_final:
+                self._metrics.refuse(self._refusal)
             raise
+
+    def adopt(self, setup: Setup, step: PendingStep, stats: TelemetryStats) -> None:
+        """Write by another setup from this step on: tables get its further columns, and the manifest its groups.
+
+        Raise OSError or DamagedFileError if that fails. The attempt then ends, and the next `open` begins another one,
+        which adds the columns. It also ends if older rows of a table cannot be empty in the columns.
+        """
+        if setup is self.setup or self._manifest is None:
+            return
+        self.doing = "adding columns to the files, and the disk may be stuck"
+        self.setup = setup
+        self._facts = replace(self._facts, groups=setup.groups, rate_names=setup.rate_names)
+        if not self._manifest.can_adopt(setup):
+            self._leave(stats)
+            self.open(stats)
+            return
+        try:
+            wider = self._manifest.adopt(setup, step.batch_idx)
+            for table in self._tables:
+                table.adopt(setup)
+                if table.name in wider:
+                    num_older = len(table.column_names)
+                    self._widen(table, wider[table.name])
+                    if any(table.num_rows.values()):
+                        self._log.add(added_columns_event(step, table.name, table.column_names[num_older:]))
+        except Exception as error:
+            self._refuse_until(time.monotonic() + self._retry_s, error)
+            self._leave(stats)
+            raise
+        if self._signs is not None:
+            self._signs.groups = self._manifest.groups
 
     def write(self, steps: Sequence[PendingStep]) -> int:
         """Write the rows of collected steps to every table, and return the number of steps that failed.
@@ -132,6 +176,7 @@ class RunWriter:
             self._signs.check()
         self._log.write()
         if self._manifest is not None and self._manifest.is_due():
+            self._note_metrics(self._manifest)
             self._manifest.beat(stats, self._num_rows())
 
     def close(self, stats: TelemetryStats, status: Status, error: str | None) -> None:
@@ -148,6 +193,7 @@ class RunWriter:
             for table in self._tables:
                 table.close()
             self._log.close()
+            self._note_metrics(manifest)
             manifest.end(stats, self._num_rows(), status, error)
         self._unlock()
 
@@ -157,8 +203,10 @@ class RunWriter:
         with ExitStack() as opened:  # if one file cannot be opened, those before it are released
             self._lock = RunLock(self._layout.lock)
             opened.callback(self._unlock)
-            tables = [source.run_table for source in self._sources]
+            tables = [source.run_table for source in self.setup.sources]
             manifest, events = begin_attempt(self._layout, tables, self._facts, self._formats)
+            if any(attempt.logs_metrics for attempt in manifest.attempts):
+                self._metrics.begin()  # if none of them does, metrics.csv may be a file of the user's own
             tables = [manifest.tables[table.table.name].declaration for table in tables]
             writers = [self._open_built_in_writers(table, opened) for table in tables]
             self._log.open(self._layout.csv("events"))
@@ -166,16 +214,27 @@ class RunWriter:
             self._manifest = ManifestWriter(self._layout.manifest, manifest, self._log, before=self._before)
             opened.pop_all()
         self._tables = []
-        for index, (source, table) in enumerate(zip(self._sources, tables, strict=True)):
-            own = open_own_writers(self._own_writers, self._layout, table, self._log, attempt=manifest.attempt.number)
+        for index, (source, table) in enumerate(zip(self.setup.sources, tables, strict=True)):
+            own = self._open_own_writers(table, manifest.attempt.number)
             files = TableFiles(table, [*writers[index], *own])
             self._tables.append(TableWriter(source, index, files, self._log, self._signs))
-        takers = [writer for writer in self._own_writers if getattr(writer, "takes_events", False)]
-        table = RunTable.of(EVENTS)
-        copies = open_own_writers(takers, self._layout, table, self._log, attempt=manifest.attempt.number)
-        self._log.copy_to(TableFiles(table, list(copies)))
+        events_table = RunTable.of(EVENTS)
+        copies = self._open_own_writers(events_table, manifest.attempt.number)
+        self._log.copy_to(TableFiles(events_table, copies))
         for event in events:
             self._log.add(event)
+
+    def _widen(self, table: TableWriter, declaration: RunTable) -> None:
+        """Close the files of a table, add its further columns, and open them again."""
+        table.close()
+        if not add_columns(self._layout, declaration):
+            raise DamagedFileError(f"the files of {table.name} do not have the columns that the manifest declares.")
+        with ExitStack() as opened:
+            writers = self._open_built_in_writers(declaration, opened)
+            opened.pop_all()
+        attempt = 0 if self._manifest is None else self._manifest.attempt.number
+        own = self._open_own_writers(declaration, attempt)
+        table.replace_files(TableFiles(declaration, [*writers, *own]))
 
     def _open_built_in_writers(self, table: RunTable, opened: ExitStack) -> list[Writer]:
         writers = []
@@ -185,10 +244,20 @@ class RunWriter:
             opened.callback(writers[-1].abandon)
         return writers
 
+    def _open_own_writers(self, table: RunTable, attempt: int) -> list[Writer]:
+        """The user's writers of a table; of the events, of those that take them."""
+        is_events = table.table.name == EVENTS.name
+        makers = [one for one in self._own_writers if not is_events or getattr(one, "takes_events", False)]
+        return list(open_own_writers(makers, self._layout, table, self._log, attempt=attempt))
+
     def _leave_if_moved(self, stats: TelemetryStats) -> None:
         """Release files that are no longer in the run directory, or no longer ours; the next rows start an attempt."""
-        if not self.is_open or self._lock is None or self._lock.is_held():
-            return
+        if self.is_open and self._lock is not None and not self._lock.is_held():
+            self._leave(stats)
+            self._log.add(moved_event(self._layout.root, self._last_batch_idx))
+
+    def _leave(self, stats: TelemetryStats) -> None:
+        """Release every file as it is; the next `open` begins an attempt behind the last row."""
         for table in self._tables:
             table.abandon()
         self._log.abandon()
@@ -197,7 +266,9 @@ class RunWriter:
         settled = stats.collected - stats.pending
         self._before = replace(stats, collected=settled, pending=0)
         self._facts = replace(self._facts, resumed_from=self._last_batch_idx)
-        self._log.add(moved_event(self._layout.root, self._last_batch_idx))
+
+    def _refuse_until(self, until_s: float, error: Exception) -> None:
+        self._closed_until, self._refusal = until_s, in_words(error)
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -214,6 +285,9 @@ class RunWriter:
             self._log.add(unsynced_event(steps, in_words(error), file=self._layout.telemetry.name))
             return False
         return all(are_safe)
+
+    def _note_metrics(self, manifest: "ManifestWriter") -> None:
+        manifest.attempt.logs_metrics = self._metrics.has_rows
 
     def _num_rows(self) -> dict[str, int]:
         rows = {name: count for table in self._tables for name, count in table.num_rows.items()}
@@ -234,56 +308,3 @@ def _read_steps(
         except Exception as error:  # noqa: BLE001  # a device can fail in any way: it costs this step only
             refused.append((step, error))
     return read, numbers, refused
-
-
-class ManifestWriter:
-    """Rewrites the manifest every `HEARTBEAT_S` and at the end, not more often: each time it syncs the disk.
-
-    Its last attempt is the running one; `before` counts the steps that this process settled in earlier attempts. Raise
-    OSError if it cannot be written at first: without a manifest the rows would belong to no attempt.
-    """
-
-    def __init__(self, path: Path, manifest: Manifest, log: EventLog, *, before: TelemetryStats) -> None:
-        self._path = path
-        self._manifest = manifest
-        self.attempt = manifest.attempt
-        self._log = log
-        self._before = before
-        self._write()
-
-    def is_due(self) -> bool:
-        """Whether it is time for a heartbeat."""
-        return time.monotonic() >= self._due
-
-    def beat(self, stats: TelemetryStats, rows: Mapping[str, int]) -> None:
-        """Renew the heartbeat and the counters."""
-        self._count(stats, rows)
-        self._try_to_write()
-
-    def end(self, stats: TelemetryStats, rows: Mapping[str, int], status: Status, error: str | None) -> None:
-        """Record how the attempt ended."""
-        self._count(stats, rows)
-        self.attempt.status, self.attempt.error, self.attempt.ended_utc = status, error, utc_now()
-        self._manifest.status = status
-        self._try_to_write()
-
-    def _count(self, stats: TelemetryStats, rows: Mapping[str, int]) -> None:
-        self.attempt.counters = StepCounters(
-            collected=stats.collected - self._before.collected,
-            written=stats.written - self._before.written,
-            dropped=stats.dropped - self._before.dropped,
-            failed=stats.failed - self._before.failed,
-            pending=stats.pending - self._before.pending,
-        )
-        self.attempt.rows = dict(rows)
-        self._manifest.heartbeat_utc = utc_now()
-
-    def _try_to_write(self) -> None:
-        try:
-            self._write()
-        except Exception as error:  # noqa: BLE001  # it costs this heartbeat and no row
-            self._log.fail(error, "manifest.json could not be written")
-
-    def _write(self) -> None:
-        self._due = time.monotonic() + HEARTBEAT_S
-        write_manifest(self._path, self._manifest)

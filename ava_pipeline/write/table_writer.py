@@ -1,16 +1,14 @@
 """One measure's table: rows made of collected steps and written, and events about the rows that were refused."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from ava_pipeline.contract.columns import Values
-from ava_pipeline.contract.events import Event
-from ava_pipeline.contract.tables import KEY_COLUMNS, RunTable
+from ava_pipeline.contract.tables import KEY_COLUMNS
 from ava_pipeline.errors import in_words
 from ava_pipeline.write.channel import FailedReading, Numbers, PendingStep
 from ava_pipeline.write.event_log import (
@@ -22,26 +20,10 @@ from ava_pipeline.write.event_log import (
     with_samples,
 )
 from ava_pipeline.write.online_signs import OnlineSigns
+from ava_pipeline.write.setup import RowSource, Setup
 from ava_pipeline.write.writers import TableFiles
 
 _KEYS = frozenset(column.name for column in KEY_COLUMNS)
-
-
-class RowSource(Protocol):
-    """The background half of a measure: makes a table's columns of the numbers that were read."""
-
-    @property
-    def run_table(self) -> RunTable:
-        """The table with the columns of this run."""
-
-    def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:
-        """Make every column other than `batch_idx` and `epoch`, with one value per step as `to_arrow` takes them.
-
-        `numbers` has one entry per step, all of them read under `layout`, which the measure returned with them.
-        """
-
-    def events(self, rows: pa.RecordBatch) -> Iterable[Event]:
-        """Report what neighbouring rows of the table show; rows are given once, in order."""
 
 
 class TableWriter:
@@ -55,11 +37,28 @@ class TableWriter:
         self, source: RowSource, index: int, files: TableFiles, log: EventLog, signs: OnlineSigns | None = None
     ) -> None:
         self._source = source
-        self._index = index
+        self._index: int | None = index
         self._files = files
         self._log = log
         self._signs = signs
-        self._name = source.run_table.table.name
+        self.name = source.run_table.table.name
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The columns of the files."""
+        return self._files.column_names
+
+    def adopt(self, setup: Setup) -> None:
+        """Take the rows of further steps from the setup's measure of this table; none if it has no such measure."""
+        names = [source.run_table.table.name for source in setup.sources]
+        self._index = names.index(self.name) if self.name in names else None
+        if self._index is not None:
+            self._source = setup.sources[self._index]
+
+    def replace_files(self, files: TableFiles) -> None:
+        """Write further rows to these files, which hold the older rows too."""
+        files.num_rows.update({name: self._files.num_rows[name] for name in files.num_rows})
+        self._files = files
 
     @property
     def num_rows(self) -> Counter[str]:
@@ -68,16 +67,18 @@ class TableWriter:
 
     def write(self, steps: Sequence[PendingStep], numbers: Sequence[list[Numbers]]) -> set[int]:
         """Write one row per step; return the batches whose row is missing from a file, for which events say why."""
+        if self._index is None:
+            return set()
         made = make_rows(self._source, self._index, steps, numbers)
         for step, reason in made.refused:
-            self._log.add(unmade_row_event(step, self._name, reason))
+            self._log.add(unmade_row_event(step, self.name, reason))
         outcome = self._files.write(made.columns, len(made.steps))
         for finding in outcome.findings:
-            self._log.add(refused_row_event(made.steps[(finding.row or 1) - 1], self._name, finding))
+            self._log.add(refused_row_event(made.steps[(finding.row or 1) - 1], self.name, finding))
         for file, error in outcome.errors.items():
             self._log.add(lost_event(made.steps, in_words(error), file=file))
         if self._signs is not None:
-            self._signs.add_rows(self._name, outcome.kept)
+            self._signs.add_rows(self.name, outcome.kept)
         self._add_events(outcome.every, made.steps)
         return {step.batch_idx for step, _ in made.refused} | {made.steps[row].batch_idx for row in outcome.failed}
 
@@ -106,7 +107,7 @@ class TableWriter:
             for event in self._source.events(rows):
                 self._log.add(with_samples(event, {step.batch_idx: step for step in steps}))
         except Exception as error:  # noqa: BLE001  # a measure is user code: its events cost no row
-            self._log.fail(error, f"the measure of {self._name} could not report its events")
+            self._log.fail(error, f"the measure of {self.name} could not report its events")
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ import logging
 import sys
 import threading
 from collections.abc import Sequence
+from itertools import groupby
 
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import in_words
@@ -108,8 +109,10 @@ class Worker:
             steps, gaps = self._channel.take(self._flush_interval_s)
             for gap in gaps:
                 self._log.add(gap_event(gap))
-            for start in range(0, len(steps), MAX_ROWS_PER_WAKE):
-                self._write(steps[start : start + MAX_ROWS_PER_WAKE])
+            for _, of_one_setup in groupby(steps, key=lambda step: step.setup):
+                alike = list(of_one_setup)
+                for start in range(0, len(alike), MAX_ROWS_PER_WAKE):
+                    self._write(alike[start : start + MAX_ROWS_PER_WAKE])
             if is_last:
                 break
             self._files.heartbeat(self._channel.stats())
@@ -119,6 +122,8 @@ class Worker:
         num_failed = len(steps)
         try:
             self._files.open(self._channel.stats())
+            if steps[0].setup is not None:
+                self._files.adopt(steps[0].setup, steps[0], self._channel.stats())
             num_failed = self._files.write(steps)
         except Exception as error:  # noqa: BLE001  # whatever it is, it costs these steps and not the thread
             self._log.add(lost_event(steps, in_words(error)))

@@ -133,6 +133,11 @@ class TableFiles:
         self._writers = {writer.file_name: writer for writer in writers}
         self.num_rows: Counter[str] = Counter(dict.fromkeys(self._writers, 0))
 
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The columns of the table."""
+        return self._run_table.column_names
+
     def write(self, columns: Mapping[str, Values], num_rows: int) -> Outcome:
         """Write the rows that keep the table's rules; the columns are as `RunTable.check` takes them."""
         kept, findings, every = self._run_table.check(columns, num_rows)

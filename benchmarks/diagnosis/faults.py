@@ -52,6 +52,7 @@ class Fault:
         activation: of the head.
         is_half: trained under float16 autocast with a GradScaler.
         init_scale: what the GradScaler begins with.
+        clips_before_step: gradients are clipped before they are recorded, not after.
         telemetry: further settings of the collector.
     """
 
@@ -67,6 +68,7 @@ class Fault:
     activation: type[nn.Module] = nn.ReLU
     is_half: bool = False
     init_scale: float = 2.0**16
+    clips_before_step: bool = False
     telemetry: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -221,6 +223,12 @@ FAULTS: tuple[Fault, ...] = (
         name="clipped at every step",
         signs=("clipping-often",),
         setting=lambda setting: replace(setting, clip_norm=1e-4),
+    ),
+    Fault(
+        name="clipped before step",
+        signs=("clipped-before-step",),
+        setting=lambda setting: replace(setting, clip_norm=0.03),
+        clips_before_step=True,
     ),
     Fault(
         name="feature gradients 0.015×",

@@ -48,13 +48,15 @@ def _step(  # noqa: PLR0913, PLR0917  # one step of a training needs all of thes
         logits = model(images)
     loss = fault.loss(emd(logits, truth), step, setting)
     torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+    if fault.clips_before_step and setting.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), setting.clip_norm)
     ids = [f"image-{step}-{number}" for number in range(setting.batch_size)]
     telemetry.step((step - 1) // STEPS_PER_EPOCH, values={"loss": loss.detach()}, sample_ids=ids)
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()
         return
-    if setting.clip_norm is not None:
+    if setting.clip_norm is not None and not fault.clips_before_step:
         telemetry.clip_grad_norm_(setting.clip_norm)
     if torch.isfinite(loss):
         optimizer.step()

@@ -227,7 +227,7 @@ class TestResume:
             state = telemetry.state_dict()
             assert batches(tmp_path) == [2, 4]
             train(telemetry, model, optimizer, 5)
-        assert state == {"batch_idx": 5, "epoch": 0}
+        assert state == {"batch_idx": 5, "epoch": 0, "global_step": 5}
         with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=2) as telemetry:
             telemetry.load_state_dict(state)
             train(telemetry, model, optimizer, 3)

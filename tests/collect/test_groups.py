@@ -73,7 +73,7 @@ class OneLayer(nn.Module):
     ("build", "columns"),
     [
         (vit_b_32, ["overall", "backbone_layers_encoder_layer_11", "mlp_head"]),
-        (convnext_tiny, ["overall", "backbone_7", "mlp_head", "mlp_layer_0", "mlp_layer_2"]),
+        (convnext_tiny, ["overall", "backbone_7", "mlp_head"]),
         (googlenet, ["overall", "backbone_inception5b", "mlp_head"]),
         (OneLayer, ["overall", "backbone", "mlp_head"]),
         (resnet18, RESNET),

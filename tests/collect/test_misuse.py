@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ava_pipeline import TelemetryCollector, TelemetryConfig, TelemetryStats, open_run
+from ava_pipeline import TelemetryCollector, TelemetryConfig, open_run
 from ava_pipeline.errors import ConfigError, GroupsError, MisuseError
 from tests.collect.models import backward, tiny, train
 from tests.collect.recorded import batches, warnings_of
@@ -150,7 +150,7 @@ class TestMisuse:
         for state in (None, {}, at | {"batch_idx": "x"}, at | {"batch_idx": -5}, at | clip):
             with pytest.raises(MisuseError, match="give"):
                 telemetry.load_state_dict(state)  # type: ignore[arg-type]  # wrong on purpose
-        assert telemetry.state_dict() == {"batch_idx": 0, "epoch": 0}
+        assert telemetry.state_dict() == {"batch_idx": 0, "epoch": 0, "global_step": 0}
 
     def test_values_that_are_not_a_mapping_are_refused(self, tmp_path: Path) -> None:
         """The message says what to give."""
@@ -159,32 +159,6 @@ class TestMisuse:
         for values in ([1.0], {1: 1.0}):
             with pytest.raises(MisuseError, match="give a mapping"):
                 telemetry.step(values=values)  # type: ignore[arg-type]  # wrong on purpose
-
-    def test_groups_added_later_have_no_column(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """Gradual unfreezing warns once, and the known rates continue."""
-        model, _ = tiny()
-        optimizer = torch.optim.SGD(model.mlp_head.parameters(), lr=0.5)
-        with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
-            for batch in range(3):
-                if batch == 1:
-                    optimizer.add_param_group({"params": model.backbone.parameters(), "lr": 0.1})
-                backward(model)
-                telemetry.step()
-        assert open_run(tmp_path).learning_rates()["lr_group_0"].tolist() == [0.5] * 3
-        assert len([one for one in warnings_of(caplog) if "have 2 groups now" in one]) == 1
-
-    def test_a_value_that_is_not_a_number_fails_its_row(self, tmp_path: Path) -> None:
-        """The row of steps is named and counted; the other tables' rows and the next steps are written."""
-        model, optimizer = tiny()
-        with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
-            for loss in (1.0, "one", 3.0):
-                backward(model)
-                telemetry.step(values={"loss": loss})  # type: ignore[dict-item]  # what the test is about
-        assert telemetry.stats() == TelemetryStats(collected=3, written=2, failed=1)
-        assert batches(tmp_path, "steps") == [1, 3]
-        assert batches(tmp_path) == [1, 2, 3]
-        events = open_run(tmp_path).events()
-        assert events[["batch_idx", "event", "column"]].iloc[0].tolist() == [2, "failed_row", "loss"]
 
     def test_truths_and_numpys_numbers_are_numbers(self, tmp_path: Path) -> None:
         """Flags are 0 and 1, on the host and in tensors."""
@@ -195,16 +169,6 @@ class TestMisuse:
                 telemetry.step(values={"value": value})  # type: ignore[dict-item]  # numbers for Python's purposes
         assert telemetry.stats().failed == 0
         assert open_run(tmp_path).steps()["value"].fillna(-1).tolist() == [1, 1, 0.5, 2, 3, 4, -1]
-
-    def test_late_values_have_no_column(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """Columns are fixed by the first collected step; a later name warns once."""
-        model, optimizer = tiny()
-        with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
-            for values in ({"loss": 1.0}, {"loss": 1.0, "late": 2.0}, {"loss": 1.0, "late": 2.0}):
-                backward(model)
-                telemetry.step(values=values)
-        assert "late" not in open_run(tmp_path).steps().columns
-        assert len([one for one in warnings_of(caplog) if "'late'" in one]) == 1
 
     def test_pickling_and_copying_are_refused(self, tmp_path: Path) -> None:
         """A collector belongs to one process."""
@@ -264,3 +228,48 @@ class TestMisuse:
             TelemetryCollector(model, optimizer, tmp_path, run_info={"model": object()})
         with pytest.raises(MisuseError, match="finite"):
             TelemetryCollector(model, optimizer, tmp_path, run_info={"best": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"values": {"val loss": 1.0}}, "'val loss' cannot name a column"),
+        ({"values": {"loss": torch.ones(2)}}, "is a tensor of shape"),
+        ({"epoch": 0.5}, "epoch is 0.5"),
+    ],
+)
+def test_arguments_are_checked_at_the_first_batch(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Not hours later, at the first one that is collected."""
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path) as telemetry, pytest.raises(MisuseError, match=message):
+        telemetry.step(**arguments)
+
+
+def test_a_value_that_is_no_number_costs_its_cell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One-element arrays and NumPy numbers are numbers; what is none is null, with one warning."""
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+        for _ in range(3):
+            backward(model)
+            telemetry.step(values={"array": np.array([0.5]), "half": np.float16(2.0), "text": "high"})  # type: ignore[dict-item]  # wrong on purpose
+            optimizer.step()
+    steps = open_run(tmp_path).steps()
+    assert steps["array"].tolist() == [0.5] * 3
+    assert steps["half"].tolist() == [2.0] * 3
+    assert steps["text"].isna().all()
+    assert telemetry.stats().written == 3
+    assert len([one for one in warnings_of(caplog) if "values['text'] is 'high' (str)" in one]) == 1
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", "finished"])
+def test_close_records_how_the_training_ended(status: Any, tmp_path: Path) -> None:
+    """For callbacks of frameworks, which know it."""
+    model, optimizer = tiny()
+    telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
+    backward(model)
+    telemetry.step()
+    with pytest.raises(MisuseError, match="give one of finished, failed, interrupted"):
+        telemetry.close(status="stopped")  # type: ignore[arg-type]  # wrong on purpose
+    telemetry.close(status=status, error=None if status == "finished" else RuntimeError("out of memory"))
+    attempt = open_run(tmp_path).manifest.attempt
+    assert (attempt.status, attempt.error) == (status, None if status == "finished" else "RuntimeError")

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from ava_pipeline import TelemetryCollector, open_run
-from ava_pipeline.errors import MisuseError, PredictionsError
+from ava_pipeline.collect.predictions import EpochPredictions
+from ava_pipeline.contract.layout import RunLayout, prediction_files
+from ava_pipeline.errors import MisuseError, NotARunError, PredictionsError
+from ava_pipeline.validate.validate import validate_run
 from tests.collect.models import tiny, train
 
 VOTES = torch.tensor([[0, 1, 5, 17, 38, 36, 15, 6, 5, 1], [0, 0, 0, 0, 50, 50, 0, 0, 0, 0]])
@@ -69,6 +72,86 @@ def test_string_ids_and_other_sets(tmp_path: Path) -> None:
         predictions.add(["a.jpg", "b.jpg"], softmaxed(2), VOTES)
     frame = pd.read_parquet(tmp_path / "predictions" / "test_epoch_000.parquet")
     assert frame["image_id"].tolist() == ["a.jpg", "b.jpg"]
+
+
+def test_a_validation_after_a_batch_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """Beside that of the epoch; the run validates, and both can be read."""
+    telemetry = collector(tmp_path)
+    for batch_idx, fill in ((500, 1.0), (12_345_678_901, 2.0), (None, 3.0)):
+        with telemetry.val_predictions(0, batch_idx=batch_idx) as predictions:
+            predictions.add([1, 2], torch.full((2, 10), 0.1), torch.full((2, 10), fill))
+    telemetry.close()
+    names = sorted(path.name for path in (tmp_path / "predictions").iterdir())
+    assert names == [
+        "val_epoch_000.parquet",
+        "val_epoch_000_batch_00000500.parquet",
+        "val_epoch_000_batch_12345678901.parquet",
+    ]
+    found = [(file.name, *file.moment) for file in prediction_files(RunLayout(tmp_path))]
+    assert found == [("val", 0, 500), ("val", 0, 12_345_678_901), ("val", 0, None)]
+    run = open_run(tmp_path)
+    assert run.val_predictions(0, batch_idx=500)["image_id"].tolist() == [1, 2]
+    with pytest.raises(NotARunError, match="0 after batch 500, 0 after batch 12345678901, 0"):
+        run.val_predictions(0, batch_idx=501)
+    assert [str(one) for one in validate_run(tmp_path)] == []
+
+
+@pytest.mark.parametrize("batch_idx", ["5", 1.5, 0, -1, True])
+def test_a_batch_that_names_no_file_is_refused(tmp_path: Path, batch_idx: Any) -> None:
+    """Before the block begins."""
+    with pytest.raises(MisuseError, match="give an int, 1 or more and below"):
+        collector(tmp_path).val_predictions(0, batch_idx=batch_idx)
+
+
+class TestCallbacks:
+    """A framework calls one method at the begin, one per batch and one at the end."""
+
+    def test_begin_and_end_write_what_a_block_writes(self, tmp_path: Path) -> None:
+        """The same object can begin again, without what it had before."""
+        predictions = collector(tmp_path).val_predictions(0)
+        for image_id in (1, 2):
+            assert predictions.begin() is predictions
+            predictions.add([image_id], softmaxed(1), VOTES[:1])
+            predictions.end()
+        assert open_run(tmp_path).val_predictions(0)["image_id"].tolist() == [2]
+        assert (tmp_path / "predictions/superseded/val_epoch_000.1.parquet").exists()
+
+    def test_what_is_dropped_is_not_written(self, tmp_path: Path) -> None:
+        """Neither by drop nor by another begin."""
+        predictions = collector(tmp_path).val_predictions(0).begin()
+        predictions.add([1], softmaxed(1), VOTES[:1])
+        predictions.drop()
+        assert not (tmp_path / "predictions").exists()
+        predictions.begin().add([2], softmaxed(1), VOTES[:1])
+        predictions.begin().add([3], softmaxed(1), VOTES[:1])
+        predictions.end()
+        assert open_run(tmp_path).val_predictions(0)["image_id"].tolist() == [3]
+
+    def test_a_call_without_begin_raises(self, tmp_path: Path) -> None:
+        """Before a whole epoch is predicted in vain; also after end and after drop."""
+        predictions = collector(tmp_path).val_predictions(0)
+        for end in (predictions.drop, lambda: end_one(predictions)):
+            end()
+            with pytest.raises(
+                MisuseError, match=r"add\(\) was called outside a `with` block .* call begin\(\) before"
+            ):
+                predictions.add([1], softmaxed(1), VOTES[:1])
+            with pytest.raises(MisuseError, match=r"end\(\) was called outside"):
+                predictions.end()
+
+    def test_an_end_that_raises_has_ended(self, tmp_path: Path) -> None:
+        """With on_error='raise'; what could not be written is not held any longer."""
+        predictions = collector(tmp_path, on_error="raise").val_predictions(0).begin()
+        with pytest.raises(PredictionsError, match="no predictions were added"):
+            predictions.end()
+        with pytest.raises(MisuseError, match=r"end\(\) was called outside"):
+            predictions.end()
+
+
+def end_one(predictions: EpochPredictions) -> None:
+    """Write a file with one image."""
+    predictions.begin().add([1], softmaxed(1), VOTES[:1])
+    predictions.end()
 
 
 def test_an_exception_leaves_no_file(tmp_path: Path) -> None:

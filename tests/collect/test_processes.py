@@ -291,6 +291,27 @@ def test_a_child_forked_in_a_block_of_predictions_leaves_the_file_to_the_parent(
     assert open_run(tmp_path / "run").val_predictions(0)["image_id"].tolist() == [1, 2]
 
 
+FORKED_METRICS = """
+model, telemetry = collector()
+backward(model)
+telemetry.step()
+telemetry.log_metrics({"loss": 1.0})
+child = os.fork()
+telemetry.log_metrics({"loss": 2.0}, epoch=1 if child else 7)
+if child == 0:
+    telemetry.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+telemetry.close()
+"""
+
+
+def test_a_forked_child_logs_no_metrics(tmp_path: Path) -> None:
+    """The rows are those of the parent."""
+    assert ended(FORKED_METRICS, tmp_path) == [1]
+    assert (tmp_path / "run/metrics.csv").read_text() == "epoch,loss\n0,1.0\n1,2.0\n"
+
+
 TROUBLED = """
 from pathlib import Path
 from ava_pipeline.errors import WriteError

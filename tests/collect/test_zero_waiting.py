@@ -101,7 +101,7 @@ def test_a_collected_step_waits_for_nothing(
 def test_a_loss_on_the_device_beside_parameters_on_the_host_is_copied(fake_cuda: NoWaiting) -> None:
     """As under CPU offload: where the numbers are decides, not where the parameters are."""
     readings = [Reading([0.5, None]), Reading([torch.empty((), device="cuda")])]
-    staged = recorder.Staging().stage(readings)
+    staged = vars(recorder)["Staging"]().stage(readings)  # with the fake slots
     with ThreadPoolExecutor(1) as background:  # where tensors are real
         assert background.submit(staged.read).result() == [[0.5, None], [1.0]]
 
@@ -109,6 +109,7 @@ def test_a_loss_on_the_device_beside_parameters_on_the_host_is_copied(fake_cuda:
 def test_predictions_on_the_device_are_added_without_waiting(fake_cuda: NoWaiting) -> None:
     """Ids too: all is read when the block ends."""
     taken = EpochPredictions(Path("unused"), is_written=lambda: False, write=print, report=print)
+    taken.begin()
     taken.add(torch.arange(2, device="cuda"), torch.empty(2, 10, device="cuda"), torch.empty(2, 10, device="cuda"))
 
 

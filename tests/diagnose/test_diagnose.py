@@ -16,13 +16,15 @@ from typer.testing import CliRunner
 from ava_pipeline import TelemetryCollector
 from ava_pipeline.cli import app
 from ava_pipeline.contract.events import Event
-from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.contract.manifest import Attempt, StepCounters
 from ava_pipeline.diagnose.diagnose import diagnose_run
 from ava_pipeline.errors import NotARunError
 from ava_pipeline.read.run import open_run
 from tests.collect.models import backward, tiny
 from tests.validate.building import NOW, RunBuilder
+
+SEVERITIES: tuple[Severity, ...] = ("warning", "info")
 
 # A process that is killed while it trains, its features detached.
 LOOP = """
@@ -108,8 +110,79 @@ def test_rows_without_a_gradient_are_not_healthy(tmp_path: Path) -> None:
         for _ in range(40):
             telemetry.step(0)
     found = diagnose_run(tmp_path)
-    assert [one.sign for one in found.findings] == ["not-measured"]
+    assert [one.sign for one in found.findings] == ["misuse", "not-measured"]
     assert (found.verdict, found.healthy) == ("not healthy", ())
+
+
+def loop(
+    root: Path, *, clips_before: bool, steps_before: bool = False, dtype: torch.dtype = torch.float32
+) -> list[str]:
+    """60 batches that are clipped before or after `step`; returns the warnings in events.csv."""
+    model, optimizer = tiny()
+    model.to(dtype)
+    with TelemetryCollector(model, optimizer, root, collect_every_n=1) as telemetry:
+        for batch in range(1, 61):
+            optimizer.zero_grad()
+            loss = backward(model, seed=batch, dtype=dtype)
+            if clips_before:
+                nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            if steps_before:
+                optimizer.step()
+            telemetry.step(0, values={"loss": loss})
+            nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            if not steps_before:
+                optimizer.step()
+    return [event["event"] for event in open_run(root).events().to_dict("records") if event["severity"] != "info"]
+
+
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
+def test_gradients_that_were_clipped_before_step_are_not_healthy(
+    tmp_path: Path, dtype: torch.dtype, accuracy: float
+) -> None:
+    """While training and afterwards; clipped after `step`, the same training is."""
+    assert loop(tmp_path / "before", clips_before=True, dtype=dtype) == ["clipped_before_step"]
+    found = diagnose_run(tmp_path / "before")
+    (finding,) = found.findings
+    assert (finding.id, finding.batch_idx, finding.batch_idx_end) == ("clipped-before-step", 1, 60)
+    assert finding.value == pytest.approx(0.05, rel=accuracy)
+    assert found.verdict == "not healthy"
+    assert "norms-steady" not in {one.sign for one in found.healthy}
+    assert loop(tmp_path / "after", clips_before=False, dtype=dtype) == []
+    assert diagnose_run(tmp_path / "after").is_healthy
+
+
+def test_a_step_that_came_after_the_optimizers_is_not_healthy(tmp_path: Path) -> None:
+    """The event that says so is a finding, with its remedy."""
+    assert loop(tmp_path, clips_before=False, steps_before=True) == ["misuse"]
+    (finding,) = diagnose_run(tmp_path).findings
+    assert (finding.id, finding.severity, finding.batch_idx) == ("misuse", "warning", 1)
+    assert "called after optimizer.step()" in finding.message
+    assert "before clipping and optimizer.step()" in finding.message
+
+
+def test_a_replaced_optimizer_is_not_healthy(tmp_path: Path) -> None:
+    """The rows cannot show it, so the event is a finding; one of severity info, that it is over, is not."""
+
+    def event(severity: Severity) -> Event:
+        message = "the optimizer no longer steps."
+        return Event(
+            event="optimizer_replaced", severity=severity, message=message, batch_idx=30, batch_idx_end=40, epoch=0
+        )
+
+    runs = {
+        severity: RunBuilder(root=tmp_path / severity, batches=range(1, 61), events=[event(severity)]).write()
+        for severity in SEVERITIES
+    }
+    (finding,) = diagnose_run(runs["warning"]).findings
+    assert (finding.id, finding.severity, finding.message) == (
+        "optimizer-replaced",
+        "warning",
+        "the optimizer no longer steps.",
+    )
+    assert (finding.batch_idx, finding.batch_idx_end) == (30, 40)
+    healthy = {severity: {one.sign for one in diagnose_run(run).healthy} for severity, run in runs.items()}
+    assert healthy["info"] - healthy["warning"] == {"rates-in-order"}
+    assert diagnose_run(runs["info"]).is_healthy
 
 
 def built(root: Path) -> Path:

@@ -265,6 +265,20 @@ def test_a_run_that_was_just_killed_is_listed_with_its_rows(tmp_path: Path) -> N
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_the_best_of_known_metrics_is_listed_whatever_else_a_loop_logs(tmp_path: Path) -> None:
+    """Which value of another metric is best is not known; metrics that are not logged are those of the predictions."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    expected = runs_json(str(root))[0]["best"]
+    (root / "metrics.csv").write_text("epoch,batch_idx,srcc,val_loss,top-5\n0,20,0.25,,9\n0,,,0.5,\n1,,nan,0.75,8\n")
+    found = runs_json(str(root))[0]
+    assert found["problem"] is None
+    assert found["best"]["srcc"] == {"value": 0.25, "epoch": 0}
+    assert found["best"]["val_loss"] == {"value": 0.5, "epoch": 0}
+    assert found["best"]["emd_r1"] == pytest.approx(expected["emd_r1"])
+    assert "top-5" not in found["best"]
+    assert names(str(root), "--sort", "val_loss") == ["run"]
+
+
 def test_without_metrics_the_predictions_are_evaluated(tmp_path: Path) -> None:
     """A user's own loop writes no metrics.csv."""
     root = RunBuilder(root=tmp_path / "run").write()

@@ -16,9 +16,11 @@ import ava_pipeline
 from ava_pipeline import TelemetryCollector, open_run, runs
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.journal import JournalWriter
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.parquet import write_parquet
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
 from ava_pipeline.read.run import frame
-from tests.validate.building import RATES, RunBuilder
+from tests.validate.building import RATES, RunBuilder, prediction_rows
 from tests.validate.damaging import cut, edit_manifest, edit_parquet
 
 TABLES = ("gradient_norms", "learning_rates", "steps")
@@ -184,7 +186,7 @@ def test_a_column_of_another_type_is_an_error_that_names_the_run(tmp_path: Path)
         RunBuilder(root=tmp_path / name).write()
     steps = tmp_path / "two/telemetry/steps.parquet"
     edit_parquet(steps, lambda rows: rows.set_column(4, "loss", rows["time_utc"]))
-    with pytest.raises(DamagedFileError, match="run 'two': types differ"):
+    with pytest.raises(DamagedFileError, match="run 'two': its types differ"):
         runs(tmp_path / "*").steps()
     edit_parquet(steps, lambda rows: rows.drop_columns(["loss"]).append_column("run", rows["epoch"]))
     with pytest.raises(DamagedFileError, match="run 'two' already has a column run"):
@@ -279,3 +281,30 @@ def test_the_public_names() -> None:
     """The documentation uses `ava_pipeline.runs`."""
     assert ava_pipeline.runs is runs
     assert ava_pipeline.Runs({}).runs == {}
+
+
+def test_metrics_of_runs_that_log_other_names_are_one_dataset(tmp_path: Path) -> None:
+    """A name that a run did not log is null in its rows, and so is the batch."""
+    RunBuilder(root=tmp_path / "one").write()
+    other = RunBuilder(root=tmp_path / "two").write()
+    (other / "metrics.csv").write_text("epoch,batch_idx,top-5,srcc\n0,20,0.5,\n1,,nan,0.25\n")
+    rows = runs(f"{tmp_path}/*").metrics().to_table()
+    assert rows.column_names[:3] == ["run", "epoch", "train_loss"]
+    found = rows_of(runs(f"{tmp_path}/*").metrics(), "two")
+    assert found[["epoch", "batch_idx"]].fillna(-1).to_numpy().tolist() == [[0, 20], [1, -1]]
+    assert (found["srcc"].isna().tolist(), found["emd_r1"].isna().tolist()) == ([True, False], [True, True])
+    assert rows["top-5"].null_count == 3
+
+
+def test_predictions_after_batches_are_marked_with_their_batch(tmp_path: Path) -> None:
+    """A column that is there only if a run has such a file; it is null at the end of an epoch."""
+    layout = RunLayout(RunBuilder(root=tmp_path / "one").write())
+    RunBuilder(root=tmp_path / "two").write()
+    assert "batch_idx" not in runs(f"{tmp_path}/*").val_predictions().schema.names
+    write_parquet(layout.epoch_predictions(1, batch_idx=60), prediction_rows([1, 2, 3], seed=1))
+    rows = runs(f"{tmp_path}/*").val_predictions().to_table()
+    batches = rows.group_by(["run", "epoch", "batch_idx"]).aggregate([("image_id", "count")]).to_pylist()
+    assert {"run": "one", "epoch": 1, "batch_idx": 60, "image_id_count": 3} in batches
+    assert {"run": "one", "epoch": 1, "batch_idx": None, "image_id_count": 30} in batches
+    assert {"run": "two", "epoch": 1, "batch_idx": None, "image_id_count": 30} in batches
+    assert len(batches) == 7

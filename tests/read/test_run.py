@@ -180,6 +180,21 @@ def test_predictions_and_metrics_open(tmp_path: Path) -> None:
     assert run.manifest.attempt.counters.collected == 12
 
 
+def test_metrics_have_the_columns_that_were_logged(tmp_path: Path) -> None:
+    """Numbers are float64, and nan and null are kept apart; another program's file is refused with what to do."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    (root / "metrics.csv").write_text("epoch,batch_idx,top-5,val/loss\n0,20,1,\n0,,nan,1e-05\n1,70,0.5,inf\n2,")
+    frame = open_run(root).metrics()
+    assert list(frame) == ["epoch", "batch_idx", "top-5", "val/loss"]
+    assert [str(dtype.pyarrow_dtype) for dtype in frame.dtypes] == ["int64", "int64", "double", "double"]
+    assert frame["batch_idx"].isna().tolist() == [False, True, False]
+    assert frame["top-5"].isna().tolist() == [False, False, False]
+    assert frame["val/loss"].tolist()[1:] == [1e-05, float("inf")]
+    (root / "metrics.csv").write_text("step,loss\n1,0.5\n")
+    with pytest.raises(DamagedFileError, match=r"metrics\.csv: expected the columns epoch, .* give it another name"):
+        open_run(root).metrics()
+
+
 def test_errors_name_the_alternatives(tmp_path: Path) -> None:
     """A missing table, epoch, set or file is an error that lists what the run has."""
     root = RunBuilder(root=tmp_path / "run").write()

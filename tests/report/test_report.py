@@ -21,13 +21,14 @@ from typer.testing import CliRunner
 from ava_pipeline import cli
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, read_manifest, utc_now, write_manifest
+from ava_pipeline.contract.parquet import write_parquet
 from ava_pipeline.errors import ConfigError, NotARunError
 from ava_pipeline.report.live import HOST, LivePage, server_of
 from ava_pipeline.report.page import write_report
 from ava_pipeline.train.run_dir import start_over
 from ava_pipeline.validate.validate import validate_run
 from tests.report.reported import SPIKE, SPIKE_AT, crashed, empty, every_batch, faulty, healthy, long, report
-from tests.validate.building import NOW, RunBuilder
+from tests.validate.building import NOW, RunBuilder, prediction_rows
 
 MOST_BYTES = 6_000_000
 
@@ -110,6 +111,34 @@ def test_a_killed_run_is_killed_in_all_places(tmp_path: Path) -> None:
     assert "<dt>status</dt><dd>killed</dd>" in page
     assert "<dt>attempt 1: status</dt><dd>killed</dd>" in page
     assert re.search(r"As of 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC\.", page)
+
+
+def test_every_metric_that_a_loop_logs_is_drawn(tmp_path: Path) -> None:
+    """Over epochs, or over batches where it was measured after single ones; whether less is better may be unknown."""
+    root = healthy(tmp_path / "run")
+    rows = ("0,20,0.5,,", "0,,0.25,1,", "1,70,0.125,,", "2,,inf,3,", "3,,0.0625,,")
+    (root / "metrics.csv").write_text("\n".join(["epoch,batch_idx,val/loss,top-5,never", *rows]) + "\n")
+    page = report(tmp_path / "r.html", root).read_text()
+    figures = {name: spec["data"][0] for name, spec in specs(page).items() if name.startswith("metric-")}
+    assert list(figures) == ["metric-val/loss", "metric-top-5", "metric-by-batch-val/loss"]
+    assert numbers(figures["metric-val/loss"]["x"]).tolist() == [0, 2, 3]
+    assert numbers(figures["metric-by-batch-val/loss"]["x"]).tolist() == [20, 70]
+    assert numbers(figures["metric-by-batch-val/loss"]["y"]).tolist() == [0.5, 0.125]
+    assert ">top-5</h3>" in page
+    assert ">val/loss, by batch</h3>" in page
+    assert "run: 0.5 in epoch 0, batch 20, 0.125 in epoch 1, batch 70." in page
+
+
+def test_the_latest_predictions_may_be_those_after_a_batch(tmp_path: Path) -> None:
+    """The page says so; and without metrics.csv, the metrics of predictions are drawn over epochs and over batches."""
+    root = healthy(tmp_path / "run")
+    write_parquet(RunLayout(root).epoch_predictions(3, batch_idx=125), prediction_rows([1, 2, 3], seed=1))
+    (root / "metrics.csv").unlink()
+    page = report(tmp_path / "r.html", root).read_text()
+    assert "Validation images of epoch 3, batch 125, the last with predictions." in page
+    found = specs(page)
+    assert numbers(found["metric-emd_r1"]["data"][0]["x"]).tolist() == [0, 1, 2]
+    assert numbers(found["metric-by-batch-emd_r1"]["data"][0]["x"]).tolist() == [125]
 
 
 def test_several_runs_share_the_plots(tmp_path: Path) -> None:

@@ -60,6 +60,13 @@ def columns(num_rows: int = NUM_ROWS, seed: int = 0) -> Columns:
     }
 
 
+def clip(given: Columns, max_norm: float | NDArray[np.float64]) -> None:
+    """Shorten the gradients of each row as `torch.nn.utils.clip_grad_norm_` does, and round their norms to float32."""
+    factor = np.minimum(max_norm / (given["overall"] + 1e-6), 1.0)
+    for name in ("overall", "trunk", "top", "first", "second"):
+        given[name] = (given[name] * factor).astype(np.float32).astype(np.float64)
+
+
 def evidence(given: Mapping[str, Any], groups: Mapping[str, Group] = GROUPS) -> Evidence:
     """The columns as the signs read them; batches are 10, 20, 30, ..."""
     num_rows = len(given["overall"])

@@ -124,14 +124,16 @@ def test_a_backbone_without_gradients_is_not_learning_unless_it_is_frozen() -> N
     assert (finding.sign, finding.severity, finding.column) == ("frozen", "info", "trunk")
 
 
-def test_a_backbone_that_is_thawed_is_neither_frozen_nor_at_fault() -> None:
-    """Gradual unfreezing: null at first, then trained."""
+def test_a_backbone_that_is_thawed_is_not_at_fault() -> None:
+    """Gradual unfreezing: null at first, then trained, which is information."""
 
     def change(given: Columns) -> None:
         given["trunk"] = [None] * 100 + list(given["trunk"][100:])
 
     frozen = GROUPS | {"trunk": GROUPS["trunk"].model_copy(update={"trainable": False})}
-    assert found_in(change, groups=frozen) == []
+    (found,) = found_in(change, groups=frozen)
+    assert (found.sign, found.severity, found.batch_idx_end) == ("frozen", "info", 1000)
+    assert "it is trained from batch 1010 on" in found.message
 
 
 def test_a_backbone_that_is_thawed_and_then_dead_is_found_from_there_on() -> None:
@@ -143,7 +145,7 @@ def test_a_backbone_that_is_thawed_and_then_dead_is_found_from_there_on() -> Non
 
     frozen = GROUPS | {name: GROUPS[name].model_copy(update={"trainable": False}) for name in ("trunk", "first")}
     found = {(finding.sign, finding.batch_idx, finding.batch_idx_end) for finding in found_in(change, groups=frozen)}
-    assert found == {("backbone-not-learning", 1010, 2000), ("dead-layer", 1010, 2000)}
+    assert found == {("frozen", 10, 500), ("backbone-not-learning", 1010, 2000), ("dead-layer", 1010, 2000)}
 
 
 def test_the_rate_of_a_frozen_group_is_not_judged() -> None:

@@ -1,9 +1,12 @@
 """A run that was ended and resumed equals a run that was never ended, to the last bit."""
 
+import errno
 import logging
+import os
 import shutil
 import signal
 from pathlib import Path
+from typing import NoReturn
 
 import pandas as pd
 import pytest
@@ -11,6 +14,7 @@ import torch
 
 from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.errors import CheckpointError, RunExistsError, RunInUseError, SplitError, TrainingError
+from ava_pipeline.write import metrics_file
 from tests.train.small_runs import BATCHES_PER_EPOCH, at_batch, command, differing_files, run, send_signal
 from tests.write.test_lock import held_elsewhere
 
@@ -125,15 +129,20 @@ def test_rows_past_the_checkpoint_move_to_superseded(
     assert differing_files(whole, tmp_path / "run") == []
 
 
+def full_disk(_: Path) -> NoReturn:
+    """Refuse a new file."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_full_disk_costs_no_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint is written before metrics.csv, which a resume rewrites from the checkpoint."""
     metrics = tmp_path / "run/metrics.csv"
     off = ("telemetry.enabled=false", "save_val_predictions=false")
     with monkeypatch.context() as patch:
-        at_batch(patch, 1, lambda: metrics.symlink_to("/dev/full"))
+        patch.setattr(metrics_file, "written_aside", full_disk)
         with pytest.raises(TrainingError, match=r"metrics\.csv cannot be written \(No space left.*--resume"):
             run(tmp_path, *off)
-    metrics.unlink()
+    assert not metrics.exists()
     assert run(tmp_path, *off, resume=True).costs.num_batches == BATCHES_PER_EPOCH
     assert [line.partition(",")[0] for line in metrics.read_text().splitlines()] == ["epoch", "0", "1"]
 

@@ -60,7 +60,7 @@ def cell(
     epoch, row, column = where
     file = f"{VAL}{epoch}.parquet"
     do = lambda run: set_cell(run / file, row, column, value)  # noqa: E731  # one line, used once
-    others = frozenset({"metrics.mismatch"} if also is None else also)
+    others = frozenset(also or ())
     return Damage(f"predictions {column}={value}", do, rule, file, row, at or column, others)
 
 
@@ -206,33 +206,17 @@ DAMAGES = [
     # Predictions and metrics.
     cell((1, 4, "pred_dist_3"), 0.9, "predictions.sum", at="pred_dist_1..pred_dist_10"),
     cell((1, 5, "pred_mean"), 9.5, "predictions.mean"),
-    cell((0, 6, "gt_mean"), 1.0, "predictions.mean", also={"metrics.mismatch", "predictions.truth"}),
-    cell((1, 7, "pred_mean"), 11.0, "predictions.bounds", also={"metrics.mismatch", "predictions.mean"}),
-    cell((2, 6, "gt_mean"), 5.00001, "predictions.truth", also={"metrics.mismatch", "predictions.mean"}),
-    cell((2, 8, "gt_dist_2"), -0.1, "values.range", also={"metrics.mismatch", "predictions.truth", "predictions.sum"}),
+    cell((0, 6, "gt_mean"), 1.0, "predictions.mean", also={"predictions.truth"}),
+    cell((1, 7, "pred_mean"), 11.0, "predictions.bounds", also={"predictions.mean"}),
+    cell((2, 6, "gt_mean"), 5.00001, "predictions.truth", also={"predictions.mean"}),
+    cell((2, 8, "gt_dist_2"), -0.1, "values.range", also={"predictions.truth", "predictions.sum"}),
     cell((2, 9, "image_id"), 953_000, "predictions.unique", also={"predictions.ids", "predictions.truth"}),
-    cell((2, 9, "image_id"), 7, "predictions.ids", also=set()),
+    cell((2, 9, "image_id"), 7, "predictions.ids"),
     cell(
         (2, 9, "gt_mean"),
         None,
         "values.null",
-        also={"metrics.mismatch", "predictions.mean", "predictions.bounds", "predictions.truth"},
-    ),
-    Damage(
-        "an epoch's predictions are gone",
-        lambda run: (run / f"{VAL}1.parquet").unlink(),
-        "metrics.predictions",
-        "metrics.csv",
-        2,
-        "epoch",
-        frozenset({"predictions.epoch"}),
-    ),
-    Damage(
-        "an epoch's predictions are gone, found by the set",
-        lambda run: (run / f"{VAL}1.parquet").unlink(),
-        "predictions.epoch",
-        f"{VAL}1.parquet",
-        also=frozenset({"metrics.predictions"}),
+        also={"predictions.mean", "predictions.bounds", "predictions.truth"},
     ),
     Damage(
         "predictions are no Parquet file",
@@ -240,9 +224,15 @@ DAMAGES = [
         "files.unreadable",
         f"{VAL}1.parquet",
     ),
-    field("metrics.csv", 2, "srcc", "0.999", "metrics.mismatch", also=set()),
-    field("metrics.csv", 3, "epoch", "1", "metrics.order", also={"metrics.mismatch"}),
-    field("metrics.csv", 1, "emd_r1", "-1", "values.range", also={"metrics.mismatch"}),
+    field("metrics.csv", 3, "epoch", "1", "metrics.rows", also=set()),
+    field("metrics.csv", 2, "epoch", "0", "metrics.rows", also=set()),
+    field("metrics.csv", 2, "srcc", "good", "values.dtype", also=set()),
+    Damage(
+        "metrics have no epochs",
+        lambda run: edit_lines(run / "metrics.csv", lambda lines: [lines[0].replace("epoch", "step"), *lines[1:]]),
+        "files.columns",
+        "metrics.csv",
+    ),
     Damage(
         "the config is none",
         lambda run: (run / "config.yaml").write_text("output_dir: x\ndat: {}\n"),
@@ -288,6 +278,9 @@ def test_damage_is_found_and_located(damage: Damage, valid_run: Path, tmp_path: 
 
 def test_every_rule_is_shown_to_find_something() -> None:
     """Each rule in the list has a type of damage that it finds."""
-    of_training = {"config.missing", "metrics.missing", "telemetry.no-row", "files.checkpoint", "files.line-end"}
+    of_training = {
+        *("config.missing", "metrics.missing", "telemetry.no-row", "files.checkpoint", "files.line-end"),
+        *("metrics.order", "metrics.mismatch", "metrics.predictions", "predictions.epoch"),
+    }
     found_elsewhere = {"run.killed", "files.journal", "norms.partition", *of_training}
     assert {rule.id for rule in RULES} == {damage.rule for damage in DAMAGES} | found_elsewhere

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ava_pipeline.validate.validate import validate_run
-from tests.validate.building import NOW, RunBuilder
+from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.parquet import write_parquet
+from ava_pipeline.validate.validate import validate_file, validate_run
+from tests.validate.building import NOW, RunBuilder, prediction_rows
 from tests.validate.damaging import cut, edit_manifest
-from tests.validate.test_damage import EVENTS, NORMS, Damage, assert_only_this_is_found
+from tests.validate.test_damage import EVENTS, NORMS, VAL, Damage, assert_only_this_is_found, cell, field
 
 CONFIG = """
 output_dir: run
@@ -97,6 +99,26 @@ DAMAGES = [
         "config.missing",
         "config.yaml",
     ),
+    Damage(
+        "an epoch's predictions are gone",
+        lambda run: (run / f"{VAL}1.parquet").unlink(),
+        "metrics.predictions",
+        "metrics.csv",
+        2,
+        "epoch",
+        frozenset({"predictions.epoch"}),
+    ),
+    Damage(
+        "an epoch's predictions are gone, found by the set",
+        lambda run: (run / f"{VAL}1.parquet").unlink(),
+        "predictions.epoch",
+        f"{VAL}1.parquet",
+        also=frozenset({"metrics.predictions"}),
+    ),
+    field("metrics.csv", 2, "srcc", "0.999", "metrics.mismatch", also=set()),
+    field("metrics.csv", 3, "epoch", "1", "metrics.order", also={"metrics.mismatch"}),
+    field("metrics.csv", 1, "emd_r1", "-1", "values.range", also={"metrics.mismatch"}),
+    cell((0, 6, "gt_mean"), 1.0, "predictions.mean", also={"metrics.mismatch", "predictions.truth"}),
     Damage("a checkpoint's byte is flipped", lambda run: flip(run / CHECKPOINT, 2000), "files.checkpoint", CHECKPOINT),
     Damage("a checkpoint is cut short", lambda run: cut(run / CHECKPOINT, 100), "files.checkpoint", CHECKPOINT),
     crlf(f"{NORMS}.csv"),
@@ -160,6 +182,47 @@ def test_a_foreign_loop_promises_nothing(valid_run: Path, tmp_path: Path) -> Non
     (run / CHECKPOINT).write_bytes(b"a pickle")
     edit_manifest(run, lambda manifest: manifest.update(run_info={}))
     assert validate_run(run) == []
+
+
+def test_a_foreign_loop_validates_and_logs_as_it_likes(tmp_path: Path) -> None:
+    """Epochs may be missing, images may differ between batches and epochs, and metrics need no predictions."""
+    run = RunBuilder(root=tmp_path / "run").write()
+    layout = RunLayout(run)
+    layout.epoch_predictions(1).unlink()
+    for batch_idx in (20, 60):
+        write_parquet(layout.epoch_predictions(0, batch_idx=batch_idx), prediction_rows([1, 2, 3], seed=batch_idx))
+    (run / "metrics.csv").write_text(
+        "epoch,batch_idx,srcc,top-5\n0,20,0.1,\n0,,nan,-7\n4,200,inf,2e300\n4,201,,\n9,,-2,0\n"
+    )
+    assert validate_run(run) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "place"),
+    [
+        ("0,20,1\n0,20,1\n", (2, "epoch")),
+        ("0,,1\n0,20,1\n", (2, "epoch")),
+        ("1,20,1\n0,30,1\n", (2, "epoch")),
+        ("0,20,1\n1,,1\n2,20,1\n", (3, "batch_idx")),
+    ],
+    ids=["twice", "after its epoch", "an epoch goes back", "a batch goes back"],
+)
+def test_rows_of_metrics_that_go_back_are_found(rows: str, place: tuple[int, str], tmp_path: Path) -> None:
+    """The batches of a run are counted across its epochs; an epoch's own row comes after those of its batches."""
+    run = RunBuilder(root=tmp_path / "run").write()
+    (run / "metrics.csv").write_text(f"epoch,batch_idx,loss\n{rows}")
+    (found,) = validate_run(run)
+    assert (found.id, found.file, (found.row, found.column)) == ("metrics.rows", "metrics.csv", place)
+    assert [one.id for one in validate_file(run / "metrics.csv")] == ["metrics.rows"]
+
+
+def test_predictions_after_batches_are_compared_with_each_other(tmp_path: Path) -> None:
+    """They have the same images, as the epochs of a set do."""
+    layout = RunLayout(RunBuilder(root=tmp_path / "run").write())
+    for batch_idx, images in ((20, [1, 2, 3]), (60, [1, 2, 4])):
+        write_parquet(layout.epoch_predictions(0, batch_idx=batch_idx), prediction_rows(images, seed=batch_idx))
+    found = {(one.id, one.file) for one in validate_run(layout.root)}
+    assert found == {("predictions.ids", "predictions/val_epoch_000_batch_00000060.parquet")}
 
 
 def test_text_may_hold_any_line_end(tmp_path: Path) -> None:

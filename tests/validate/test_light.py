@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.validate.building import RunBuilder
 from tests.validate.damaging import set_field
 from tests.validate.real_run import record
+from tests.validate.test_damage_of_training import train_run
 
 _SCRIPT = """
 import sys
@@ -32,8 +32,8 @@ def test_a_real_run_is_validated_without_pandas_and_scipy(formats: tuple[str, ..
 
 
 def test_only_the_metrics_of_predictions_need_scipy(tmp_path: Path) -> None:
-    """A run with metrics.csv and a damaged row does not need pandas either."""
-    root = RunBuilder(root=tmp_path / "run").write()
+    """A run of the training job, with metrics.csv and a damaged row, does not need pandas either."""
+    root = train_run(tmp_path / "run")
     set_field(root / "telemetry/steps.csv", 3, "loss", "x")
     findings, loaded = loaded_by_validating(root)
     assert findings == ["telemetry/steps.csv:4 loss: error: expected float64, got 'x'. [values.dtype]"]

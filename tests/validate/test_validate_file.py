@@ -60,7 +60,8 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str, int | None]] = [
     ("telemetry/gradient_norms.parquet", lambda path: cut(path, 100), "files.unreadable", None),
     ("telemetry/gradient_norms.csv", lambda path: edit_lines(path, lambda lines: lines[1:]), "files.columns", None),
     ("predictions/val_epoch_001.parquet", lambda path: set_cell(path, 5, "pred_mean", 9.5), "predictions.mean", 5),
-    ("metrics.csv", lambda path: set_field(path, 1, "emd_r1", "-1"), "values.range", 1),
+    ("metrics.csv", lambda path: set_field(path, 1, "emd_r1", "much"), "values.dtype", 1),
+    ("metrics.csv", lambda path: set_field(path, 3, "epoch", "1"), "metrics.rows", 3),
 ]
 
 

@@ -13,6 +13,7 @@ import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from select import select
 
@@ -315,3 +316,28 @@ def test_a_sparkline_distinguishes_numbers_zeros_and_missing_values() -> None:
     assert sparkline(values, ~no_nulls, 3) == "   "
     assert sparkline(np.array([2.0]), no_nulls[:1], 5) == "▅"
     assert sparkline(np.array([]), no_nulls[:0], 5) == ""
+
+
+def test_metrics_are_shown_as_they_are_logged(tmp_path: Path) -> None:
+    """With values that were added to older rows; a file in another form, or none, is not a problem."""
+    root = RunBuilder(root=tmp_path / "run").write()
+    live_run = LiveRun(open_run(root))
+    shown = []
+    for text in (
+        None,
+        "epoch,top-5\n0,0.5\n",
+        "epoch,batch_idx,top-5,val/loss\n0,,0.5,0.25\n1,50,,0.125\n",
+        "step,a\n1,2\n",
+    ):
+        (root / "metrics.csv").unlink(missing_ok=True)
+        if text is not None:
+            (root / "metrics.csv").write_text(text)
+        live_run.update(NOW)
+        assert live_run.problem == ""
+        console = Console(width=100, file=StringIO(), record=True)
+        console.print(view(live_run, NOW, 100))
+        shown.append(console.export_text())
+    assert ["metric" in text for text in shown] == [False, True, True, False]
+    assert ["top-5" in text for text in shown] == [False, True, True, False]
+    assert ["0.125" in text for text in shown] == [False, False, True, False]
+    assert all("epoch 2 · batch 120" in text for text in shown)

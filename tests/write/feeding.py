@@ -17,6 +17,7 @@ from ava_pipeline.signs.values import non_finite_events
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import Channel, Numbers, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.worker import Worker
 
@@ -94,7 +95,16 @@ class Room:
         self.layout = RunLayout(self.root)
         self.log = EventLog(self.root)
         facts = RunFacts(groups=self.groups, collect_every_n=self.collect_every_n, resumed_from=self.resumed_from)
-        self.files = RunWriter(self.root, [self.measure], facts, self.log, retry_s=self.retry_s, fsync=self.fsync)
+        self.metrics = MetricsLog(self.layout, fsync=self.fsync)
+        self.files = RunWriter(
+            self.root,
+            [self.measure],
+            facts,
+            self.log,
+            retry_s=self.retry_s,
+            fsync=self.fsync,
+            metrics=self.metrics,
+        )
         self.channel: Channel[PendingStep] = Channel(self.max_pending)
         self.worker = Worker(self.channel, self.files, self.log, flush_interval_s=self.flush_interval_s)
 

@@ -307,7 +307,7 @@ def test_rows_superseded_by_an_opening_without_a_manifest_are_not_overwritten(
 
     attempt(tmp_path, range(1, 7))
     with monkeypatch.context() as full:
-        full.setattr("ava_pipeline.write.run_writer.write_manifest", refuse)
+        full.setattr("ava_pipeline.write.manifest_writer.write_manifest", refuse)
         with pytest.raises(OSError, match="No space"):
             Room(tmp_path, resumed_from=4).files.open(NO_STEPS)
     attempt(tmp_path, range(resumed_from + 1, resumed_from + 2), resumed_from=resumed_from)

@@ -136,22 +136,19 @@ def group(*parameters: str, role: Role = "other", parent: str | None = None) -> 
     return Group(role=role, parent=parent, parameters=parameters)
 
 
-def test_a_column_that_stands_for_other_parameters_starts_a_new_table(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The older table is superseded, and a warning names the column: its numbers would not be comparable."""
+def test_a_column_that_measures_other_parameters_continues(tmp_path: Path) -> None:
+    """Rows stay where they are; the manifest says which parameters each measures, and an event names the column."""
     overall = group("a", "b", "c", role="overall")
     before = {"overall": overall, "head": group("c", parent="overall")}
     write(room_of(tmp_path, list(before), table=L2_NORMS, groups=before), [1, 2, 3])
     now = {"overall": overall, "head": group("b", "c", parent="overall")}
     write(room_of(tmp_path, list(now), table=L2_NORMS, resumed_from=3, groups=now), [4])
-    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [4]
-    aside = RunLayout(tmp_path).superseded(2)
-    assert [row["batch_idx"] for row in csv_rows(aside / "norms.csv")] == [1, 2, 3]
+    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 2, 3, 4]
     (event,) = event_rows(tmp_path, "changed_columns")
-    assert (event["severity"], event["batch_idx_end"]) == ("warning", 3)
-    assert "head must have another name, since the parameters changed" in str(event["message"])
-    assert len([message for message in caplog.messages if "head must have another name" in message]) == 1
+    assert (event["severity"], event["batch_idx_end"]) == ("info", 3)
+    assert "with other parameters than before: head" in str(event["message"])
+    head = read_manifest(RunLayout(tmp_path).manifest).groups["head"]
+    assert [one.parameters for one in (head.at(3), head.at(4)) if one] == [("c",), ("b", "c")]
     assert validate_run(tmp_path) == []
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ava_pipeline.bench.writing import peak_bytes
+from ava_pipeline.bench.timing import peak_bytes
 from ava_pipeline.contract.journal import JournalWriter
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.tables import RunTable

@@ -16,7 +16,7 @@ from ava_pipeline.signs.thresholds import Thresholds
 from ava_pipeline.write.channel import PendingStep
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.online_signs import MAX_NEW_ROWS, WINDOW_ROWS, OnlineSigns
-from tests.signs.rows import EVERY, GROUPS, Columns, columns, evidence
+from tests.signs.rows import EVERY, GROUPS, Columns, clip, columns, evidence
 
 NORMS = ("overall", "trunk", "top", "first", "second")
 
@@ -131,6 +131,21 @@ def test_a_spike_names_the_samples_of_its_batch() -> None:
     (event,) = feed.log.events
     assert event.event == "spike"
     assert event.message.endswith("Samples of batch 1210: 1210a, 1210b.")
+
+
+@pytest.mark.parametrize("share", [0.08, 0.5, 1.0])
+def test_clipping_before_step_is_reported_once(share: float) -> None:
+    """However seldom the bound is reached, it does not end in between."""
+    given = columns(800)
+    for name in NORMS:
+        given[name] /= np.linspace(1, 0.5, 800)
+    clip(given, float(np.quantile(given["overall"], 1 - share)))
+    feed = Feed(given)
+    for _ in range(160):
+        feed.rows(5)
+    assert feed.ids == ["clipped-before-step"]
+    assert [(event.event, event.severity) for event in feed.log.events] == [("clipped_before_step", "warning")]
+    assert "Call telemetry.step() after backward() and before clipping." in feed.log.events[0].message
 
 
 def test_values_that_are_not_finite_are_called_back_and_not_written_twice() -> None:

@@ -170,7 +170,7 @@ def test_a_manifest_that_cannot_be_written_is_no_open_run(tmp_path: Path, monkey
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as full:
-        full.setattr("ava_pipeline.write.run_writer.write_manifest", refuse)
+        full.setattr("ava_pipeline.write.manifest_writer.write_manifest", refuse)
         room = Room(tmp_path)
         for _ in range(3):
             with pytest.raises(OSError, match="No space"):

@@ -8,7 +8,7 @@ import pytest
 from ava_pipeline.collect.call_checks import as_json
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.contract.parquet import read_parquet
-from ava_pipeline.write import run_writer
+from ava_pipeline.write import manifest_writer
 from tests.scripts import run_script
 from tests.write.feeding import NO_STEPS, Room, csv_batches, event_rows, leave_as_killed
 
@@ -73,7 +73,7 @@ def test_a_manifest_that_cannot_be_made_costs_a_heartbeat_and_no_row(
         raise ValueError("surrogates not allowed")
 
     with monkeypatch.context() as broken:
-        broken.setattr(run_writer, "write_manifest", refuse)
+        broken.setattr(manifest_writer, "write_manifest", refuse)
         room.files.heartbeat(NO_STEPS)
     assert "manifest.json could not be written: ValueError: surrogates not allowed" in str(room.log.first_error)
     room.write([2])

@@ -7,7 +7,7 @@ from ava_pipeline.collect.measures.learning_rates import LearningRates
 from ava_pipeline.collect.measures.measure import Measure
 from ava_pipeline.collect.measures.steps import Steps
 from ava_pipeline.collect.targets import TrainingTargets
-from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, EPOCH_METRICS, PREDICTIONS
+from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, PREDICTIONS, TRAIN_METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.tables import KEY_COLUMNS, Table
 from ava_pipeline.errors import MisuseError
@@ -19,7 +19,7 @@ def check_measures(measures: Sequence[type[Measure]]) -> tuple[type[Measure], ..
     """Raise MisuseError unless these are concrete subclasses of `Measure`, each with a table that can be used."""
     if not isinstance(measures, list | tuple):
         raise MisuseError(f"measures: expected a list of subclasses of Measure, got {measures!r}.")
-    taken = {table.name.lower() for table in (*BUILT_IN_TABLES, EPOCH_METRICS, EVENTS, PREDICTIONS)}
+    taken = {table.name.lower() for table in (*BUILT_IN_TABLES, TRAIN_METRICS, EVENTS, PREDICTIONS)}
     for measure in measures:
         if not (isinstance(measure, type) and issubclass(measure, Measure)):
             raise MisuseError(

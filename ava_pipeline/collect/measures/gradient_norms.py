@@ -1,6 +1,7 @@
 """Gradient norms: the L2 norm of every group's gradients."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,12 +12,13 @@ from ava_pipeline.collect.amp import Scaling
 from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
 from ava_pipeline.collect.norms import NormLayout, NormPlan, combine
 from ava_pipeline.collect.targets import TrainingTargets
-from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS
 from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.signs.values import non_finite_events
 from ava_pipeline.write.channel import Numbers
+
+MAX_JOINED = 64
 
 
 class GradientNorms(Measure):
@@ -28,6 +30,7 @@ class GradientNorms(Measure):
         super().__init__(targets)
         self._groups = [np.array(positions) for positions in targets.positions().values()]
         self._layouts: WeakKeyDictionary[NormPlan, dict[object, NormLayout]] = WeakKeyDictionary()
+        self._joined_layouts: dict[tuple[object, ...], JoinedLayout] = {}
         self._has_scale = False
 
     @property
@@ -49,14 +52,34 @@ class GradientNorms(Measure):
             norms = torch.cat((norms, scale.reshape(1).to(norms.device, torch.float32)))
         return Reading(norms, layout)
 
+    def join(self, readings: Sequence[Reading]) -> Reading:
+        """Put the norms of the parameters of several optimizers behind each other."""
+        vectors = [reading.numbers for reading in readings if isinstance(reading.numbers, torch.Tensor)]
+        layouts = tuple(reading.layout for reading in readings)
+        layout = self._joined_layouts.get(layouts)
+        if layout is None:
+            if len(self._joined_layouts) >= MAX_JOINED:
+                self._joined_layouts.clear()
+            layout = self._joined_layouts[layouts] = JoinedLayout(
+                [(as_norm_layout(reading.layout), len(reading.numbers)) for reading in readings]
+            )
+        return Reading(torch.cat([one.to(vectors[0].device) for one in vectors]) if vectors else [], layout)
+
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:
         """Combine the norms of every group in float64; null if the group has no gradient, or not all are known."""
-        if not isinstance(layout, NormLayout):
-            raise TypeError(f"expected the NormLayout of gradient norms, got {layout!r}")
-        self._has_scale = layout.has_scale
-        norms = combine(np.array(numbers, dtype=np.float64), layout, self._groups)
+        parts = layout.parts if isinstance(layout, JoinedLayout) else [(as_norm_layout(layout), len(numbers[0]))]
+        vectors = np.array(numbers, dtype=np.float64)
+        squares = np.zeros((len(numbers), len(self._groups)))
+        start = 0
+        for part, length in parts:
+            squares += np.square(combine(vectors[:, start : start + length], part, self._groups))
+            start += length
+        norms = np.sqrt(squares)
+        self._has_scale = any(part.has_scale for part, _ in parts)
+        present = np.logical_or.reduce([part.present for part, _ in parts])
+        unknown = np.logical_or.reduce([part.unknown for part, _ in parts])
         return {
-            column: norms[:, index] if _is_measured(layout, group) else [None] * len(numbers)
+            column: norms[:, index] if present[group].any() and not unknown[group].any() else [None] * len(numbers)
             for index, (column, group) in enumerate(zip(self.run_columns, self._groups, strict=True))
         }
 
@@ -67,7 +90,7 @@ class GradientNorms(Measure):
     def _layout(self, snapshot: StepSnapshot) -> NormLayout:
         scaler = snapshot.scaler
         scaling = [
-            scaler.of_unowned if owner is None else scaler.of_optimizer[id(owner)]
+            scaler.of_unowned if owner is None else scaler.of_optimizer.get(id(owner), scaler.of_unowned)
             for owner in self.targets.optimizer_of()
         ]
         is_known = np.array([one is not Scaling.UNKNOWN for one in scaling])
@@ -83,6 +106,15 @@ class GradientNorms(Measure):
         )
 
 
-def _is_measured(layout: NormLayout, group: Integers) -> bool:
-    """Whether every gradient of a group is measured: the norm of a part of them would be too small."""
-    return bool(layout.present[group].any() and not layout.unknown[group].any())
+@dataclass(frozen=True, slots=True, eq=False)
+class JoinedLayout:
+    """The layouts of several optimizers' norms that follow each other, each with how many numbers it describes."""
+
+    parts: Sequence[tuple[NormLayout, int]]
+
+
+def as_norm_layout(layout: object) -> NormLayout:
+    """The layout of one pass; raise TypeError if it is another measure's."""
+    if not isinstance(layout, NormLayout):
+        raise TypeError(f"expected the NormLayout of gradient norms, got {layout!r}")
+    return layout

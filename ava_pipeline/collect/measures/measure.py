@@ -1,8 +1,9 @@
 """Measures: what the training thread reads of a step, and the table columns that the background thread makes of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, TypeAlias
 
 import pyarrow as pa
@@ -33,8 +34,12 @@ class StepSnapshot:
         plan: which gradient each of the norms belongs to.
         scaler: the loss scale, and whose gradients are still multiplied by it.
         clipping: what clipping did.
-        values: the values that the user gave to `step`.
+        values: the values that the user gave to `step`; None for one that is not a number.
         time_s: time of day, in seconds since 1970 UTC.
+        global_step: the optimizer steps of the run before this one; None if unknown.
+        optimizer: the name of the optimizer that steps next, if `step` was given one. Gradients of parameters of other
+            optimizers are None then.
+        is_optimizer_replaced: whether parameters change, but not by the optimizers that the collector knows.
     """
 
     gradients: Sequence[Tensor | None]
@@ -44,6 +49,9 @@ class StepSnapshot:
     clipping: ClipFacts
     values: Mapping[str, Value]
     time_s: float
+    global_step: int | None = None
+    optimizer: str | None = None
+    is_optimizer_replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,9 @@ class Measure(ABC):
     """Fills one table, with one row per collected step.
 
     Subclass it and give the class to `TelemetryCollector(..., measures=[MyMeasure])`. The collector makes one object
-    of the class at the first collected step. If it raises, rows are missing from its own table only.
+    of the class at the first collected step, and another one whenever something else is measured from then on, because
+    a parameter group or a value was added, or `rebind` was called. If it raises, rows are missing from its own table
+    only.
 
     Args:
         targets: the parameters, groups and optimizers that are measured.
@@ -124,6 +134,10 @@ class Measure(ABC):
         Nothing here may wait for the device: no `.item()`, no `.cpu()`, no `.tolist()`, no `bool(tensor)`.
         """
 
+    def join(self, readings: Sequence[Reading]) -> Reading:
+        """Make one reading of those of a batch in which several optimizers step, in order; by default, the last."""
+        return readings[-1]
+
     @abstractmethod
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:
         """Make the table's columns other than `batch_idx` and `epoch`, in the background thread.
@@ -153,19 +167,27 @@ class Measure(ABC):
 
 def read_measures(measures: Sequence[Measure], snapshot: StepSnapshot, *, is_strict: bool) -> list[Reading]:
     """Read a step's numbers; a measure that raises costs only its own row, unless `is_strict`."""
-    readings = []
-    for measure in measures:
-        try:
-            readings.append(_reading(measure, snapshot))
-        except Exception as error:
-            if is_strict:
-                raise
-            readings.append(Reading([], FailedReading(in_words(error))))
-    return readings
+    return [_reading(measure, partial(measure.read, snapshot), is_strict) for measure in measures]
 
 
-def _reading(measure: Measure, snapshot: StepSnapshot) -> Reading:
-    reading = measure.read(snapshot)
-    if not isinstance(reading, Reading):
-        raise TypeError(f"{type(measure).__name__}.read: expected a Reading, got {reading!r}")
+def join_readings(measures: Sequence[Measure], parts: Sequence[list[Reading]], *, is_strict: bool) -> list[Reading]:
+    """Make one row's readings of those of several optimizers, as `read_measures` gives them for each."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = []
+    for measure, *readings in zip(measures, *parts, strict=True):
+        failed = [reading for reading in readings if isinstance(reading.layout, FailedReading)]
+        joined.append(failed[0] if failed else _reading(measure, partial(measure.join, readings), is_strict))
+    return joined
+
+
+def _reading(measure: Measure, make: Callable[[], Reading], is_strict: bool) -> Reading:  # noqa: FBT001  # passed on
+    try:
+        reading = make()
+        if not isinstance(reading, Reading):
+            raise TypeError(f"{type(measure).__name__}: expected a Reading, got {reading!r}")  # noqa: TRY301  # as any failure
+    except Exception as error:
+        if is_strict:
+            raise
+        return Reading([], FailedReading(in_words(error)))
     return reading

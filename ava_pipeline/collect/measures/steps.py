@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import SupportsFloat
 
 import numpy as np
@@ -32,7 +33,7 @@ class Steps(Measure):
 
     @property
     def run_columns(self) -> tuple[str, ...]:
-        """The names of the user's values at the first collected step."""
+        """The names of the user's values so far."""
         return self.targets.value_names
 
     def read(self, snapshot: StepSnapshot) -> Reading:
@@ -41,6 +42,7 @@ class Steps(Measure):
         clipping = snapshot.clipping
         return Reading([
             snapshot.time_s,
+            snapshot.global_step,
             snapshot.scaler.scale,
             clipping.total,
             clipping.scale,
@@ -50,11 +52,23 @@ class Steps(Measure):
             *(snapshot.values.get(name) for name in self.targets.value_names),
         ])  # fmt: skip
 
+    def join(self, readings: Sequence[Reading]) -> Reading:
+        """Take the first time and global step and, of everything else, the last number that is not None."""
+        first, *others = (list(reading.numbers) for reading in readings)
+        for _, _, *other in others:  # a value that came with a later call has no place in the numbers of the first
+            time_s, global_step, *older = first
+            last = (old if new is None else new for old, new in zip_longest(older, other))
+            first = [time_s, global_step, *last]
+        return Reading(first)
+
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:  # noqa: ARG002  # one layout
         """The columns of the table and one per value."""
-        times, scales, totals, total_scales, max_norms, num_shortened, num_clips, *values = zip(*numbers, strict=True)
+        times, steps, scales, totals, total_scales, max_norms, num_shortened, num_clips, *values = zip(
+            *numbers, strict=True
+        )
         return {
             "time_utc": [datetime.fromtimestamp(time_s, UTC) for time_s in times],
+            "global_step": steps,
             "loss_scale": scales,
             "clip_coefficient": list(map(_coefficient, totals, total_scales, max_norms)),
             "clip_rate": [

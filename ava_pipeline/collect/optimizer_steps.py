@@ -1,0 +1,132 @@
+"""Optimizer steps: counted by hooks, compared with the calls of `step`, and used as the global step."""
+
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch.optim import Optimizer
+
+from ava_pipeline.collect.amp import hooks_show_skips
+from ava_pipeline.collect.targets import TrainingTargets
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+MIN_CALLS = 4
+MIN_IDLE_CALLS = 2
+
+_version = attrgetter("_version")
+
+
+class CallOrder:
+    """Counts optimizer steps and compares them with the calls of `TelemetryCollector.step`.
+
+    In a correct loop k-1 optimizer steps come before the k-th call that does not only accumulate, or fewer if steps
+    were skipped. Calls that name an optimizer are compared with its steps, other calls with the steps of the optimizer
+    that steps least often.
+    """
+
+    def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
+        self._counts: dict[str, _StepCount] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._num_steps_before = 0
+        self.attach(optimizers, 0, {})
+
+    def attach(self, optimizers: Mapping[str, Optimizer], num_calls: int, named_calls: Mapping[str, int]) -> None:
+        """Count the steps of these optimizers from now on; the numbers of calls are those until now."""
+        self._num_steps_before = self.num_steps
+        self._num_calls_before, self._named_before = num_calls, dict(named_calls)
+        self._num_skipped = dict.fromkeys(optimizers, 0)
+        self.close()
+        self._counts = {name: _StepCount() for name in optimizers}
+        self._shows_skips = {name: hooks_show_skips([optimizer]) for name, optimizer in optimizers.items()}
+        self._hooks = [one.register_step_post_hook(self._counts[name]) for name, one in optimizers.items()]
+
+    @property
+    def num_steps(self) -> int:
+        """The steps so far of the optimizer that stepped most often."""
+        return self._num_steps_before + max((count.value for count in self._counts.values()), default=0)
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether a hook was ever called; those of a wrapper may never be."""
+        return self.num_steps > 0
+
+    def num_skipped(self, calls: "NumCalls") -> int:
+        """Optimizer steps that a GradScaler skipped since the last call; 0 if only its scale shows them."""
+        name, num_calls, num_steps = self._compared(calls)
+        if not self._shows_skips[name] or (calls.optimizer is None and len(self._counts) > 1):
+            return 0
+        skipped = max(0, num_calls - 1 - num_steps)
+        new, self._num_skipped[name] = max(0, skipped - self._num_skipped[name]), skipped
+        return new
+
+    def complaint(self, calls: "NumCalls", *, may_skip: bool) -> str | None:
+        """What is wrong with the order of calls, with the remedy; None if it is right, or cannot be judged."""
+        name, num_calls, num_steps = self._compared(calls)
+        of_name = "" if calls.optimizer is None else f" of {name!r}"
+        if num_steps >= num_calls:
+            return (
+                f"step() was called after optimizer.step(){of_name}, so the rates and, with AMP, the scale are those "
+                "of the next step. Call it after backward() and before clipping and optimizer.step()."
+            )
+        if may_skip or num_steps == 0 or num_calls < MIN_CALLS or num_calls - 1 < 2 * num_steps:
+            return None
+        return (
+            f"step() was called {num_calls} times for {num_steps} optimizer steps{of_name}. Call it once per batch, "
+            "with accumulating=True for batches that only accumulate gradients."
+        )
+
+    def close(self) -> None:
+        """Stop counting."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _compared(self, calls: "NumCalls") -> tuple[str, int, int]:
+        """The name of an optimizer, and the calls and the steps that are compared."""
+        if calls.optimizer is not None:
+            name, before = calls.optimizer, self._named_before.get(calls.optimizer, 0)
+        else:
+            name, before = min(self._counts, key=lambda name: self._counts[name].value), self._num_calls_before
+        return name, calls.value - before, self._counts[name].value
+
+
+class NumCalls(NamedTuple):
+    """The calls of `step` so far that did not only accumulate: all, or those that name one optimizer."""
+
+    value: int
+    optimizer: str | None = None
+
+
+class _StepCount:
+    """A step hook that holds a number and nothing else."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def __call__(self, *_: object) -> None:
+        self.value += 1
+
+
+class OptimizerWatch:
+    """Notices that parameters change though their optimizer no longer steps: another one was made.
+
+    torch counts how often a tensor was changed in place. A step that a GradScaler skips changes nothing.
+    """
+
+    def __init__(self, targets: TrainingTargets) -> None:
+        owners = targets.optimizer_of()
+        self._parameters = [one for one, owner in zip(targets.parameters, owners, strict=True) if owner is not None]
+        self._before: tuple[int, int, int] | None = None
+        self._num_idle_calls = 0
+
+    def is_replaced(self, num_steps: int, num_calls: int) -> bool:
+        """Whether the optimizer was replaced, by the counts of its steps and of calls of `step` at this row."""
+        version = sum(map(_version, self._parameters))
+        before, self._before = self._before, (version, num_steps, num_calls)
+        if before is None or num_steps > before[1]:
+            self._num_idle_calls = 0
+        elif version != before[0]:
+            self._num_idle_calls += num_calls - before[2]
+        return num_steps > 0 and self._num_idle_calls >= MIN_IDLE_CALLS

@@ -39,6 +39,7 @@ ALLOWED = {
     "many_runs": READ | {"diagnose"},
     "watch": READ,
     "report": READ | {"diagnose", "many_runs"},
+    "integrations": READ | {"write", "collect"},
 }
 NO_TORCH = ("contract", "signs", "metrics", "config", "errors", "write", "read", *READERS)
 TORCH = {"torch", "torchvision"}
@@ -126,6 +127,12 @@ def test_reading_and_validating_load_no_torch() -> None:
     """Not even by way of something else."""
     statement = "import ava_pipeline.validate.validate; from ava_pipeline import open_run"
     assert not loaded_by(statement) & {*TORCH, "matplotlib"}
+
+
+def test_trackers_need_no_torch() -> None:
+    """A run is exported where no training is installed."""
+    statement = "import ava_pipeline.integrations.export, ava_pipeline.integrations.wandb"
+    assert not loaded_by(statement) & {*TORCH, "pandas"}
 
 
 def test_the_command_line_does_not_wait_for_what_few_commands_need() -> None:

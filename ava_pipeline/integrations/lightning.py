@@ -187,8 +187,8 @@ class TelemetryCallback(_lightning().Callback):  # type: ignore[misc]  # which c
         if self._telemetry is None or found is None:
             return
         if self._predictions is None:
-            self._predictions = self._telemetry.val_predictions(trainer.current_epoch, batch_idx=_batch_idx(trainer))
-            self._predictions.begin()
+            files = self._telemetry.val_predictions(trainer.current_epoch, batch_idx=_batch_idx(trainer))
+            self._predictions = files.begin()
         self._predictions.add(*found)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002

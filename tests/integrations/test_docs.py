@@ -133,7 +133,9 @@ def test_timm() -> None:
     """train.py's names, with a stand-in for its epoch."""
     model = TinyNet()
 
-    def train_one_epoch(epoch: int, model: nn.Module, loader: Any, optimizer: Any, args: Any, *, loss_scaler: Any) -> None:
+    def train_one_epoch(
+        epoch: int, model: nn.Module, loader: Any, optimizer: Any, args: Any, *, loss_scaler: Any
+    ) -> None:
         for inputs, targets in loader:
             optimizer.zero_grad()
             loss_scaler(squared_emd(model(inputs), targets), optimizer, parameters=model.parameters())

@@ -1,5 +1,6 @@
 """The command `ava-pipeline export`."""
 
+import os
 import shlex
 from contextlib import contextmanager
 from enum import StrEnum
@@ -91,6 +92,7 @@ def _mlflow(run: "Run", out: Path | None) -> "Iterator[tuple[Tracker, str]]":
 
     if not mlflow.is_tracking_uri_set():
         folder = out or run.layout.root / TrackerName.MLFLOW
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder needs no database, and MLflow reads it
         mlflow.set_tracking_uri(folder.resolve().as_uri())
     with mlflow.start_run(run_name=run.layout.root.resolve().name) as active:
         mlflow.set_tags({name: str(value) for name, value in run.manifest.run_info.items()})

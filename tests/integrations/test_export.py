@@ -125,11 +125,12 @@ def test_to_tensorboard(tmp_path: Path) -> None:
 
 def test_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new run with every point, and a table of events instead of alerts."""
-    pytest.importorskip("wandb", reason="W&B is not installed: pip install 'ava-pipeline[trackers]'")
+    wandb: Any = pytest.importorskip("wandb", reason="W&B is not installed: pip install 'ava-pipeline[trackers]'")
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb_home"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()  # so that it reads these settings
     run = finished(tmp_path / "run", 4)
     exported(run, "--to", "wandb", "--out", tmp_path / "out")
     rows = history(tmp_path / "out")
@@ -140,7 +141,9 @@ def test_to_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_to_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics over the global step, and one text of the events."""
     mlflow: Any = pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'ava-pipeline[trackers]'")
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # that of other tests
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     run = finished(tmp_path / "run", 4)
     exported(run, "--to", "mlflow")
     client = mlflow.MlflowClient()

@@ -76,7 +76,7 @@ def columns_of(run: RunData, table: str, *, is_log: bool = True) -> list[Series]
     rows = run.table(table)
     if rows is None:
         return []
-    names = measured_columns(rows.schema)
+    names = [name for name in measured_columns(rows.schema) if name != "global_step"]  # it counts, like batch_idx
     breaks = _breaks(integers(rows, "batch_idx"), run.manifest)
     series = [_series(run.name, name, rows, floats(rows, name), null_mask(rows[name]), breaks) for name in names]
     if table in {NORMS, RATES}:

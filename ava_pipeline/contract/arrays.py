@@ -89,12 +89,12 @@ def bools(values: ArrowColumn) -> Bools:
     return bits[array.offset :]
 
 
-def floats(rows: pa.Table, name: str) -> Floats:
+def floats(rows: pa.RecordBatch | pa.Table, name: str) -> Floats:
     """A column of numbers [rows] as float64; null becomes nan."""
     return numpy_values(rows.column(name).cast(pa.float64()))
 
 
-def integers(rows: pa.Table, name: str) -> Integers:
+def integers(rows: pa.RecordBatch | pa.Table, name: str) -> Integers:
     """A column of integers [rows] as int64; null becomes 0."""
     return numpy_values(rows.column(name)).astype(np.int64, copy=False)
 

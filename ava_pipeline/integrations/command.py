@@ -5,7 +5,7 @@ import shlex
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -79,7 +79,7 @@ def _wandb(run: "Run", out: Path | None) -> "Iterator[tuple[Tracker, str]]":
 
     folder = out or run.layout.root
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"name": run.layout.root.resolve().name, "dir": folder, "job_type": "telemetry"}
+    settings: dict[str, Any] = {"name": run.layout.root.resolve().name, "dir": folder, "job_type": "telemetry"}
     with wandb.init(**settings, config=dict(run.manifest.run_info)) as wandb_run:
         yield WandbTracker(wandb_run, commit=True, table=wandb.Table), str(wandb_run.url or wandb_run.dir)
 

@@ -107,7 +107,7 @@ class _NewRows:
 
 def _ranges(tables: Mapping[str, pa.Table]) -> list[tuple[float, float]]:
     """Ranges of batches, each end included, of at most `STEPS_PER_CALL` steps; together they cover every batch."""
-    batches = np.unique(np.concatenate([integers(rows, BATCH) for rows in tables.values()] or [np.empty(0)]))
+    batches = np.unique(np.concatenate([integers(rows, BATCH) for rows in tables.values()] or [np.empty(0, np.int64)]))
     ends = [float(batch) for batch in batches[STEPS_PER_CALL - 1 :: STEPS_PER_CALL]]
     return list(zip([-math.inf, *(end + 1 for end in ends)], [*ends, math.inf], strict=True))
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -37,5 +38,6 @@ def _can_be_column(name: object) -> bool:
     return False
 
 
-def _detached(value: Value) -> Value:
-    return value.detach() if isinstance(value, Tensor) else value
+def _detached(value: Any) -> Value:
+    number: Value = value.detach() if isinstance(value, Tensor) else value
+    return number

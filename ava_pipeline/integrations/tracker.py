@@ -4,6 +4,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -148,7 +149,7 @@ class _Sender:
     def _run(self) -> None:
         points = Points()
         self._is_broken = True
-        if not self._succeeds(lambda: self._tracker.start(is_resumed=self._is_resumed)):
+        if not self._succeeds(partial(self._tracker.start, is_resumed=self._is_resumed)):
             return
         self._is_broken = False
         is_last = False
@@ -159,9 +160,9 @@ class _Sender:
                     points.add(table, rows)
             ready = points.take(is_last=is_last)
             notes = [note for table, rows in batches if table == EVENTS.name for note in points.notes(rows)]
-            self._succeeds(lambda ready=ready: self._tracker.log(ready))
+            self._succeeds(partial(self._tracker.log, ready))
             if notes:
-                self._succeeds(lambda notes=notes: self._tracker.note(notes))
+                self._succeeds(partial(self._tracker.note, notes))
         self._succeeds(self._tracker.finish)
 
     def _succeeds(self, call: Callable[[], None]) -> bool:

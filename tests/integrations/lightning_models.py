@@ -45,7 +45,7 @@ def loss_of(logits: Tensor, target: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.float(), target)
 
 
-class Automatic(LightningModule):
+class Automatic(LightningModule):  # type: ignore[misc]  # not known without Lightning
     """Returns its loss and another number; `norms` and `losses` are those of each step."""
 
     def __init__(self, *, fused: bool = False) -> None:
@@ -71,7 +71,7 @@ class Automatic(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Keep the norm at true scale."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler: Any = getattr(self.trainer.precision_plugin, "scaler", None)
         is_scaled = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
         self.norms.append(norm(self.net.parameters(), scale=scaler.get_scale() if is_scaled else 1.0))
 
@@ -79,7 +79,8 @@ class Automatic(LightningModule):
         """The predicted distributions."""
         logits = self.net(batch[0])
         self.log("val_loss", loss_of(logits, batch[1]))
-        return logits.softmax(dim=1)
+        predicted: Tensor = logits.softmax(dim=1)
+        return predicted
 
 
 class Manual(Automatic):
@@ -100,7 +101,7 @@ class Manual(Automatic):
             optimizer.zero_grad()
 
 
-class Gan(LightningModule):
+class Gan(LightningModule):  # type: ignore[misc]  # as above
     """A generator and a discriminator, each with an optimizer; `norms` are those of each, in turn."""
 
     def __init__(self) -> None:

@@ -36,7 +36,7 @@ from tests.integrations.wandb_files import history
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on small loaders and few workers
 
-EVERY = {"collect_every_n": 1}
+EVERY: dict[str, Any] = {"collect_every_n": 1}
 
 
 def fitted(module: Any, folder: Path, *callbacks: Any, **options: Any) -> Any:
@@ -313,7 +313,8 @@ def test_the_module_is_its_own_between_batches(tmp_path: Path) -> None:
 def test_a_module_whose_method_is_an_attribute(tmp_path: Path) -> None:
     """Lightning gives compiled modules such ones: it is there again after each batch."""
     module = Automatic()
-    own = module.training_step = functools.wraps(module.training_step)(functools.partial(module.training_step))
+    own = functools.wraps(module.training_step)(functools.partial(module.training_step))
+    module.__dict__["training_step"] = own
     fitted(module, tmp_path, TelemetryCallback(tmp_path / "run", **EVERY))
     assert vars(module)["training_step"] is own
     assert column(tmp_path / "run", "steps", "loss") == pytest.approx(module.losses, rel=1e-6)

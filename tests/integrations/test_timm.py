@@ -13,11 +13,12 @@ from tests.integrations.references import column, features, norm, same_weights
 
 pytest.importorskip("timm", reason="timm is not installed: pip install 'ava-pipeline[frameworks]'")
 
-from timm.utils import NativeScaler
+from timm.utils import NativeScaler  # type: ignore[attr-defined]  # timm's
 
 from ava_pipeline.integrations.timm import TelemetryScaler
 
 ACCUMULATE = 2
+NATIVE: Any = NativeScaler
 BATCHES = 4
 
 
@@ -48,7 +49,7 @@ def norm_after_backward(model: nn.Module, loss: torch.Tensor, scaler: Any) -> fl
     """The norm that the gradients will have after this backward pass: it is made, read and taken back."""
     scale = 1.0 if scaler is None or not scaler.is_enabled() else float(scaler.get_scale())
     older = [None if one.grad is None else one.grad.clone() for one in model.parameters()]
-    (loss * scale).backward(retain_graph=True)
+    (loss * scale).backward(retain_graph=True)  # type: ignore[no-untyped-call]  # torch's
     found = norm(model.parameters(), scale=scale)
     for parameter, gradient in zip(model.parameters(), older, strict=True):
         parameter.grad = gradient
@@ -81,7 +82,7 @@ def test_norms_are_those_before_clipping_and_weights_stay_the_same(dtype: torch.
     assert open_run(run).events().empty
 
     plain, plain_optimizer = prepared()
-    native = NativeScaler(device="cpu") if dtype == torch.float16 else TelemetryScaler(device="cpu", enabled=False)
+    native: Any = NATIVE(device="cpu") if dtype == torch.float16 else TelemetryScaler(device="cpu", enabled=False)
     for _ in range(2):
         train_one_epoch(plain, plain_optimizer, native, dtype=dtype)
     assert same_weights(model, plain)
@@ -111,7 +112,7 @@ def test_the_state_is_in_timms_checkpoint(tmp_path: Path) -> None:
 def test_a_checkpoint_of_timms_own_scaler_loads() -> None:
     """And without a collector, the scaler trains as timm's does."""
     model, optimizer = prepared()
-    native = NativeScaler(device="cpu")
+    native: Any = NATIVE(device="cpu")
     train_one_epoch(model, optimizer, native, dtype=torch.float16)
     loss_scaler = TelemetryScaler(device="cpu")
     loss_scaler.load_state_dict(native.state_dict())

@@ -16,14 +16,11 @@ from ava_pipeline.integrations.points import MAX_WAITING_STEPS, Note, Point, Poi
 from ava_pipeline.integrations.tracker import Tracker, TrackerWriter
 from tests.collect.models import tiny, train
 
-SCHEMA = pa.schema([("batch_idx", pa.int64()), ("epoch", pa.int64()), ("overall", pa.float32())])
-STEPS = pa.schema([
-    ("batch_idx", pa.int64()),
-    ("epoch", pa.int64()),
-    ("time_utc", pa.timestamp("us", tz="UTC")),
-    ("global_step", pa.int64()),
-    ("loss", pa.float64()),
-])  # fmt: skip
+COLUMNS: dict[str, pa.DataType] = {"batch_idx": pa.int64(), "epoch": pa.int64(), "overall": pa.float32()}
+SCHEMA = pa.schema(COLUMNS)
+TIME = pa.timestamp("us", tz="UTC")
+STEPS = SCHEMA.remove(2).append(pa.field("time_utc", TIME))
+STEPS = STEPS.append(pa.field("global_step", pa.int64())).append(pa.field("loss", pa.float64()))
 
 
 def norms(*rows: tuple[int, float | None]) -> pa.RecordBatch:

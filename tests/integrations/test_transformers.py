@@ -156,7 +156,8 @@ def test_accumulated_gradients(norms: Norms, tmp_path: Path) -> None:
 
 def test_a_training_from_a_checkpoint_goes_on_with_the_tables(tmp_path: Path) -> None:
     """In a new trainer, as after a crash, to the same weights; the later rows are set aside."""
-    run, saving = tmp_path / "run", {"save_strategy": "steps", "save_steps": 3}
+    run = tmp_path / "run"
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
     model = trained(run, **saving)
     before = column(run, "gradient_norms", "overall")
     again = trained(run, resume=str(run / "checkpoint-6"), **saving)

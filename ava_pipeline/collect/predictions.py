@@ -246,10 +246,12 @@ def _plain_ids(image_ids: Sequence[object] | NDArray[Any]) -> list[int | str]:
         raise MisuseError(f"image ids such as {wrong[0]!r} cannot be stored: give 64-bit integers or strings.")
     return [one for one in ids if isinstance(one, int | str)]
 
+    if isinstance(given, Tensor):
+        return given
 
 def _as_tensor(name: str, given: object) -> Tensor:
     try:
-        return torch.as_tensor(given)
+        return torch.as_tensor(given, device="cpu")  # named, because the user may have set another default device
     except (TypeError, ValueError, RuntimeError) as error:
         raise MisuseError(
             f"{name} is a {type(given).__name__} and cannot be made a tensor ({error}): give a tensor with a row for "

@@ -207,6 +207,22 @@ class Mixed(nn.Module):
         self.head = nn.Linear(3, 3, dtype=torch.bfloat16)
 
 
+def test_each_call_of_torchs_kernel_has_one_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise torch starts one kernel for each tensor: a float32 norm in a bfloat16 model would cost all of them."""
+    torchs, dtypes = torch._foreach_norm, []
+
+    def noted(tensors: list[Tensor], *args: Any, **kwargs: Any) -> Any:
+        dtypes.append({tensor.dtype for tensor in tensors})
+        return torchs(tensors, *args, **kwargs)
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3)).to(torch.bfloat16)
+    model[1].to(torch.float32)
+    random_gradients(model, 1.0)
+    monkeypatch.setattr(torch, "_foreach_norm", noted)
+    assert_norms(model, tmp_path)
+    assert dtypes == [{torch.bfloat16}, {torch.float32}]
+
+
 @pytest.mark.parametrize("clips", [False, True])
 def test_gradients_of_every_kind_are_measured(tmp_path: Path, clips: bool) -> None:  # noqa: FBT001  # a parameter of the test
     """Mixed dtypes, complex and sparse gradients have their norm as any other."""

@@ -2,7 +2,6 @@
 
 import difflib
 import fnmatch
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -13,8 +12,7 @@ from ava_pipeline.collect.targets import named_parameters
 from ava_pipeline.contract.manifest import Group, Role
 from ava_pipeline.contract.tables import KEY_COLUMNS, check_column_name
 from ava_pipeline.errors import GroupsError, MisuseError
-
-_log = logging.getLogger("ava_pipeline")
+from ava_pipeline.logs import logger
 
 OVERALL = "overall"
 RESERVED = (*(column.name for column in KEY_COLUMNS), OVERALL)
@@ -52,9 +50,9 @@ def find_groups(model: nn.Module, chosen: Mapping[str, GroupChoice] | None = Non
 def log_groups(model: nn.Module, groups: Mapping[str, Group], *, is_found: bool) -> None:
     """Log the columns; if neither a head nor a backbone was found, warn and show how to name groups."""
     columns = ", ".join(f"{column} ({len(group.parameters)})" for column, group in groups.items())
-    _log.info("%s: columns (parameters): %s", type(model).__name__, columns)
+    logger.info("%s: columns (parameters): %s", type(model).__name__, columns)
     if is_found and len(groups) == 1:
-        _log.warning(
+        logger.warning(
             "No head and no backbone were found in %s, so only %r is recorded. "
             "Name groups yourself, such as groups={'mlp_head': model.my_head, 'backbone_last': 'encoder.blocks.11.*'}.",
             type(model).__name__,

@@ -5,7 +5,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +27,7 @@ from ava_pipeline.collect.measures import check_measures
 from ava_pipeline.collect.measures.measure import Measure, Value
 from ava_pipeline.collect.predictions import EpochPredictions, PredictionFiles
 from ava_pipeline.collect.recorder import FindingQueue, Recorder
+from ava_pipeline.collect.run_directory import run_directory
 from ava_pipeline.collect.targets import TrainingTargets, optimizers_by_name
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.finding import Finding
@@ -78,7 +78,8 @@ class TelemetryCollector:
     Raises:
         ConfigError: a field is unknown or invalid.
         GroupsError: a column has no parameters, or an optimizer no parameter groups.
-        MisuseError: an argument has the wrong type, a name cannot name a column, or run_info is not JSON.
+        MisuseError: an argument has the wrong type, a name cannot name a column, run_info is not JSON, or output_dir is
+            the telemetry folder of a run.
     """
 
     def __init__(  # noqa: PLR0913  # the model and its optimizer belong beside the directory
@@ -103,7 +104,7 @@ class TelemetryCollector:
         log_groups(model, columns, is_found=chosen is None)
         targets = TrainingTargets.of(model, columns, optimizers_by_name(optimizer))
         facts = as_json(run_info or {})  # before the first hook is set, since this may raise
-        layout = RunLayout(Path(output_dir))
+        layout = RunLayout(run_directory(output_dir))
         events = EventLog(layout.root)
         self._root = layout.root
         self._count = BatchCount(settings.collect_every_n if settings.enabled and process_rank() == 0 else math.inf)

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from pydantic import JsonValue
 
 from ava_pipeline.collect.call_checks import BatchCount, CallChecks, check_values
@@ -132,13 +131,13 @@ class Recorder:
         targets = replace(self._targets, value_names=tuple(values), resumed_from=self._count.resumed_from)
         self._checks.check_optimizers()
         measures = make_measures(self._own_measures, targets, on_failure=self._report_unmade)
-        config = self._config
+        config, gradient_pass = self._config, self._gradient_pass
         facts = RunFacts(
             groups=targets.described_groups(),
             collect_every_n=config.collect_every_n,
             resumed_from=targets.resumed_from,
             run_info=self._run_info,
-            device=_device_name(targets.device),
+            devices=lambda: gradient_pass.devices,
             thresholds=config.signs.model_dump(exclude_defaults=True),
         )
         signs = None
@@ -271,10 +270,6 @@ class FindingQueue:
             except BaseException:
                 self._count.wake()
                 raise
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
 
 
 _recorders: "weakref.WeakSet[Recorder]" = weakref.WeakSet()

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -48,12 +47,6 @@ class TrainingTargets:
             is_reduced=is_parallel(model),
             is_sharded=is_sharded(model),
         )
-
-    @property
-    def device(self) -> torch.device:
-        """The device that collects the numbers: the first accelerator that holds a parameter, else the CPU."""
-        devices = [parameter.device for parameter in self.parameters]
-        return next((device for device in devices if device.type != "cpu"), devices[0])
 
     def positions(self) -> dict[str, tuple[int, ...]]:
         """Column -> positions of its parameters in `parameters`."""

@@ -165,7 +165,7 @@ class RunWriter:
             writers = [self._open_built_in_writers(table, opened) for table in tables]
             self._log.open(self._layout.csv("events"))
             opened.callback(self._log.abandon)
-            self._manifest = ManifestWriter(self._layout.manifest, manifest, self._log, before=self._before)
+            self._manifest = ManifestWriter(self._layout.manifest, manifest, self._log, self._facts, self._before)
             opened.pop_all()
         self._tables = []
         for index, (source, table) in enumerate(zip(self._sources, tables, strict=True)):
@@ -275,7 +275,7 @@ class ManifestWriter:
     OSError if it cannot be written at first: without a manifest the rows would belong to no attempt.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, log: EventLog, *, before: TelemetryStats) -> None:
+    def __init__(self, path: Path, manifest: Manifest, log: EventLog, facts: RunFacts, before: TelemetryStats) -> None:
         self._path = path
         self._manifest = manifest
         self.attempt = manifest.attempt
@@ -285,6 +285,7 @@ class ManifestWriter:
 
     def is_due(self) -> bool:
         """Whether it is time for a heartbeat."""
+        self._facts = facts
         return time.monotonic() >= self._due
 
     def beat(self, stats: TelemetryStats, rows: Mapping[str, int]) -> None:
@@ -319,3 +320,4 @@ class ManifestWriter:
     def _write(self) -> None:
         self._due = time.monotonic() + HEARTBEAT_S
         write_manifest(self._path, self._manifest)
+        self.attempt.device = ", ".join(self._facts.devices()) or None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from ava_pipeline import TelemetryCollector
+from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.collect.norms import ROW_LENGTH, NormPlan
 from ava_pipeline.collect.targets import named_parameters
@@ -270,3 +270,18 @@ def test_gradients_are_not_kept(tmp_path: Path) -> None:
     optimizer.zero_grad()
     assert [one() for one in kept] == [None] * len(kept)
     telemetry.close()
+
+
+def test_the_manifest_names_each_device_that_held_gradients(tmp_path: Path) -> None:
+    """Also one that the model was moved to after its first row."""
+    model, optimizer = tiny()
+    random_gradients(model)
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+        telemetry.step()
+        telemetry.flush()
+        first = open_run(tmp_path).manifest.attempt.device
+        gradients = [torch.empty(3, device="meta"), *[None] * 7]
+        telemetry._recorder._gradient_pass._plan(gradients)
+    assert first is not None
+    assert first.startswith("cpu (")
+    assert open_run(tmp_path).manifest.attempt.device == f"{first}, {first.replace('cpu', 'meta')}"

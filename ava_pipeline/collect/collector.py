@@ -1,6 +1,5 @@
 """The collector that a training loop calls: once per batch, for one row every n batches."""
 
-import logging
 import math
 import os
 import warnings
@@ -35,10 +34,10 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import AvaPipelineError, MisuseError
 from ava_pipeline.write.channel import TelemetryStats
+from ava_pipeline.logs import logger
 from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.endings import ending_by
 from ava_pipeline.write.writers import Writer, check_writers
-
-_log = logging.getLogger("ava_pipeline")
 
 CHECKPOINT_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 30.0
@@ -284,7 +283,7 @@ class TelemetryCollector:
             `batch_idx`, `epoch`, and numbers named `clip_...` if the loop clips through the collector.
         """
         if not self.flush(CHECKPOINT_TIMEOUT_S):
-            _log.warning(
+            logger.warning(
                 "not all rows were written within %s s; the checkpoint does not wait any longer.", CHECKPOINT_TIMEOUT_S
             )
         epoch = whole_number("epoch", self._count.epoch)
@@ -337,14 +336,13 @@ class TelemetryCollector:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-            return
-        status: Status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+        ending = ending_by(error)
         try:
-            self._end(status, kind.__name__, CLOSE_TIMEOUT_S)
+            self._end(*ending, CLOSE_TIMEOUT_S)
         except AvaPipelineError:
-            _log.exception("telemetry could not be closed; the exception of the training loop follows")
+            if error is None:
+                raise
+            logger.exception("telemetry could not be closed; the exception of the training loop follows")
 
     def __del__(self) -> None:
         if hasattr(self, "_recorder") and self._recorder.abandon():  # without a recorder, the constructor raised

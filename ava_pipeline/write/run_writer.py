@@ -76,6 +76,11 @@ class RunWriter:
         self._last_batch_idx = 0
 
     @property
+    def root(self) -> Path:
+        """The run directory."""
+        return self._layout.root
+
+    @property
     def is_open(self) -> bool:
         """Whether an attempt has started and not ended."""
         return self._manifest is not None
@@ -280,12 +285,12 @@ class ManifestWriter:
         self._manifest = manifest
         self.attempt = manifest.attempt
         self._log = log
+        self._facts = facts
         self._before = before
         self._write()
 
     def is_due(self) -> bool:
         """Whether it is time for a heartbeat."""
-        self._facts = facts
         return time.monotonic() >= self._due
 
     def beat(self, stats: TelemetryStats, rows: Mapping[str, int]) -> None:
@@ -319,5 +324,5 @@ class ManifestWriter:
 
     def _write(self) -> None:
         self._due = time.monotonic() + HEARTBEAT_S
-        write_manifest(self._path, self._manifest)
         self.attempt.device = ", ".join(self._facts.devices()) or None
+        write_manifest(self._path, self._manifest)

@@ -137,7 +137,7 @@ class BatchCount:
         """Continue after a checkpoint's batch."""
         self.batch_idx = self.resumed_from = batch_idx
         self.epoch = epoch
-        self.schedule_row()
+        self.schedule_row(batch_idx)
         self.due = self.next_row
 
     def follow(self, batch_idx: int) -> str | None:
@@ -153,15 +153,20 @@ class BatchCount:
             "Give a count of the whole run, which does not start over with an epoch, or leave it out."
         )
 
-    def schedule_row(self) -> None:
-        """Set the next row to the first multiple of `every` after this batch."""
-        self.next_row = (self.batch_idx // self._every + 1) * self._every
+    def schedule_row(self, after: int) -> None:
+        """Set the next row to the first multiple of `every` after a batch."""
+        self.next_row = (after // self._every + 1) * self._every
 
     def wake(self) -> None:
         """Make the next `step` deliver findings; called in the background thread."""
         self.due = -1
 
     def stop(self) -> None:
+    @property
+    def is_collecting(self) -> bool:
+        """Whether any row will be due."""
+        return self._every != math.inf
+
         """Collect nothing from now on."""
         self._every = self.next_row = self.due = math.inf
 

@@ -33,11 +33,11 @@ from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import AvaPipelineError, MisuseError
-from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.logs import logger
-from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.endings import ending_by
 from ava_pipeline.write.writers import Writer, check_writers
+from ava_pipeline.write.event_log import EventLog
 
 CHECKPOINT_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 30.0
@@ -64,8 +64,9 @@ class TelemetryCollector:
     Args:
         model: the module that is being trained; may be compiled or wrapped for data parallelism.
         optimizer: an optimizer, or a mapping name -> optimizer.
-        output_dir: the run directory. In one that was used before, `load_state_dict` continues its tables; without it
-            a new attempt starts at batch 1 and older rows are moved to `superseded/`.
+        output_dir: the run directory; `~` is your home directory. In one that was used before, `load_state_dict`
+            continues its tables; without it a new attempt starts at batch 1 and older rows are moved to `superseded/`.
+            An older collector of this process that is still open there is closed as interrupted.
         config: a `TelemetryConfig` or a mapping of its fields.
         groups: column -> a module, parameters or name globs (`"stages.3.*"`); by default found in the model.
         grad_scaler: the GradScaler of float16 AMP, so that norms are those of unscaled gradients.
@@ -136,7 +137,9 @@ class TelemetryCollector:
     ) -> bool:
         """Count a batch, and collect a row if one is due.
 
-        Call it after `backward` (under AMP before or after `unscale_`) and before clipping and `optimizer.step`.
+        Call it after `backward` (under AMP before or after `unscale_`) and before clipping and `optimizer.step`. With
+        CUDA graphs, call it after `replay`; during a capture it records nothing. Threads that call it at once wait for
+        each other where a row is due.
 
         `batch_idx` counts the batches of the run, from 1. It is not what frameworks call the global step, which counts
         optimizer steps: if gradients accumulate over k batches, k batches make one global step, and `batch_idx` counts
@@ -165,7 +168,8 @@ class TelemetryCollector:
             Whether a row of this batch was collected.
 
         Raises:
-            MisuseError: the collector is closed, `batch_idx` is 0, or a value is not a scalar.
+            MisuseError: the collector is closed, a newer one of this process has taken over its run directory,
+                `batch_idx` is 0, or a value is not a scalar.
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
         count = self._count

@@ -1,7 +1,7 @@
 """From a call of `step` to a pending row in the channel, and findings on their way back to the training thread."""
 
-import logging
 import os
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from ava_pipeline.collect.call_checks import BatchCount, CallChecks, check_values
+from ava_pipeline.collect.capture import is_capturing
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.measures import make_measures
 from ava_pipeline.collect.measures.measure import Measure, Value, read_measures
@@ -23,17 +24,23 @@ from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError, MisuseError, in_words
+from ava_pipeline.interrupts import is_from_signal
+from ava_pipeline.logs import logger
 from ava_pipeline.write.attempts import RunFacts
-from ava_pipeline.write.channel import Channel, PendingStep, TelemetryStats
+from ava_pipeline.write.channel import UNMEASURED, Channel, PendingStep, StagedNumbers, TelemetryStats
+from ava_pipeline.write.endings import exit_code
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.run_writer import RunWriter
-from ava_pipeline.write.worker import Worker
+from ava_pipeline.write.worker import Worker, ending_workers
 from ava_pipeline.write.writers import Writer
 
-_log = logging.getLogger("ava_pipeline")
-
 MAX_WAITING_FINDINGS = 256
+
+_IN_CAPTURE = (
+    "step() was called while a CUDA graph is captured, when no kernel runs, so nothing is recorded. "
+    "Call it outside the capture, after each graph.replay()."
+)
 
 
 class Recorder:
@@ -47,7 +54,7 @@ class Recorder:
         self,
         targets: TrainingTargets,
         config: TelemetryConfig,
-        output_dir: Path,
+        root: Path,
         count: BatchCount,
         events: EventLog,
         *,
@@ -60,7 +67,7 @@ class Recorder:
     ) -> None:
         self._targets = targets
         self._config = config
-        self._output_dir = output_dir
+        self.root = root
         self._count = count
         self._events = events
         self._gradient_pass = gradient_pass
@@ -77,55 +84,72 @@ class Recorder:
         self._measures: list[Measure] = []
         self._staging = Staging()
         self._worker: Worker | None = None
+        self._turn = threading.RLock()
+        self._refusal = "step() was called after close(): create a new collector, or close after the last step."
         self.is_closed = False
         self.is_child = False
+        if count.is_collecting:
+            self._take_over()
         _recorders.add(self)
 
-    def record(self, values: Mapping[str, Value], sample_ids: Sequence[object] | None) -> None:
+    def record(self, values: Mapping[str, Value], sample_ids: Sequence[object] | None) -> bool:
         """Measure a step, stage the numbers and hand them over; if the channel is full, count the step as dropped.
 
-        Raise MisuseError after `close` or for a value that is not a scalar. Under `on_error="raise"`, raise WriteError
-        if rows could not be written, and any error of a measure, which otherwise costs the step.
-        """
-        if self.is_closed:
-            raise MisuseError("step() was called after close(): create a new collector, or close after the last step.")
-        self.raise_first_error()
-        check_values(values)
-        count = self._count
-        is_deferred = count.batch_idx != count.next_row
-        count.schedule_row()
-        if self._worker is None:
-            self._worker = self._start(values)
-        # The channel counts what it refuses, and the worker records each gap as one event.
-        with suppress(ChannelFullError, ChannelClosedError):
-            self._channel.reserve(count.batch_idx, count.epoch)
-            try:
-                step = self._measure(values, sample_ids, is_deferred=is_deferred)
-            except Exception as error:
-                self._channel.drop(count.batch_idx, count.epoch)
-                if self._is_strict:
-                    raise
-                self._events.fail(error, "a step could not be measured")
-                return
-            self._channel.offer(step, count.batch_idx, count.epoch)
+        Return whether the step was collected. It is not in the capture of a CUDA graph, which computes nothing, and if
+        another thread, for which this one waited, has collected the row that was due.
 
-    def _measure(
-        self, values: Mapping[str, Value], sample_ids: Sequence[object] | None, *, is_deferred: bool
-    ) -> PendingStep:
-        count = self._count
-        snapshot = self._gradient_pass.take(values, count.batch_idx)
+        Raise MisuseError after `close` or for a value that is not a scalar. Under `on_error="raise"`, raise WriteError
+        if rows could not be written, and any error of a measure, which otherwise costs the step. Raise whatever a
+        signal handler raises; the step is counted as dropped then, unless it was handed over before.
+        """
+        with self._turn:
+            if self.is_closed:
+                raise MisuseError(self._refusal)
+            count = self._count
+            if count.batch_idx < count.next_row:
+                return False
+            if is_capturing():
+                self._checks.warn_once("capture", _IN_CAPTURE)
+                count.num_accumulating += 1  # as a batch without an optimizer step; the row stays due
+                return False
+            self.raise_first_error()
+            check_values(values)
+            if self._worker is None:
+                self._worker = self._make_worker(values)
+            self._worker.start()
+            exit_code.forget()
+            self._hand_over(values, sample_ids)
+            return True
+
+    def _hand_over(self, values: Mapping[str, Value], sample_ids: Sequence[object] | None) -> None:
+        # Read once: other threads may go on counting.
+        count, num_before = self._count, self._channel.num_collected
+        batch_idx, epoch, next_row = count.batch_idx, count.epoch, count.next_row
+        try:
+            count.schedule_row(batch_idx)
+            # The channel counts what it refuses, and the worker records each gap as one event.
+            with suppress(ChannelFullError, ChannelClosedError):
+                self._channel.reserve(batch_idx, epoch)
+                staged, layouts = self._measure(values, batch_idx)
+                step = PendingStep(batch_idx, epoch, staged, layouts, batch_idx != next_row, sample_ids)
+                self._channel.offer(step, batch_idx, epoch)
+        except BaseException as error:
+            count.schedule_row(batch_idx)  # again, because a signal may have come before
+            is_interrupt = not isinstance(error, Exception) or is_from_signal(error)
+            if self._channel.num_collected == num_before:
+                reason = f"{type(error).__name__} interrupted their step" if is_interrupt else UNMEASURED
+                self._channel.drop(batch_idx, epoch, reason=reason)
+            if is_interrupt or self._is_strict:
+                raise
+            self._events.fail(error, "a step could not be measured")
+
+    def _measure(self, values: Mapping[str, Value], batch_idx: int) -> tuple[StagedNumbers, tuple[object, ...]]:
+        snapshot = self._gradient_pass.take(values, batch_idx)
         self._checks.check(snapshot, self._value_names)
         readings = read_measures(self._measures, snapshot, is_strict=self._is_strict)
-        return PendingStep(
-            batch_idx=count.batch_idx,
-            epoch=count.epoch,
-            staged=self._staging.stage(readings),
-            layouts=tuple(reading.layout for reading in readings),
-            is_deferred=is_deferred,
-            sample_ids=sample_ids,
-        )
+        return self._staging.stage(readings), tuple(reading.layout for reading in readings)
 
-    def _start(self, values: Mapping[str, Value]) -> Worker:
+    def _make_worker(self, values: Mapping[str, Value]) -> Worker:
         for name in values:
             check_column_name(name)
         targets = replace(self._targets, value_names=tuple(values), resumed_from=self._count.resumed_from)
@@ -144,7 +168,7 @@ class Recorder:
         if config.signs.on_line:
             signs = OnlineSigns(facts.groups, config.signs, self._events, self._findings.put)
         files = RunWriter(
-            self._output_dir,
+            self.root,
             measures,
             facts,
             self._events,
@@ -155,9 +179,13 @@ class Recorder:
         )
         self._value_names = targets.value_names
         self._measures = measures
-        worker = Worker(self._channel, files, self._events, flush_interval_s=config.flush_interval_s)
-        worker.start()
-        return worker
+        return Worker(
+            self._channel,
+            files,
+            self._events,
+            flush_interval_s=config.flush_interval_s,
+            after=ending_workers(self.root),
+        )
 
     def _report_unmade(self, measure: type[Measure], error: Exception) -> None:
         batch_idx = self._count.batch_idx
@@ -214,8 +242,26 @@ class Recorder:
         self._checks.close()
         if self._worker is None or self.is_closed or self.is_child:
             return False
-        self._channel.close()
+        self._worker.abandon()
         return True
+
+    def _take_over(self) -> None:
+        """End older collectors of this process in the same run directory, as when a notebook's cell is run again."""
+        for older in list(_recorders):
+            if older.root == self.root and not (older.is_closed or older.is_child):
+                older.give_way()
+
+    def give_way(self) -> None:
+        """End as interrupted, without waiting, because a newer collector continues in the run directory."""
+        self._refusal = (
+            f"step() was called after a newer collector of this process took over {self.root}: "
+            "call the newer one's, or give each collector an output directory of its own."
+        )
+        self._checks.close()
+        self.is_closed = True
+        self._count.finish()
+        if self._worker is not None:
+            self._worker.hand_over()
 
     def become_child(self) -> None:
         """After a fork: the files, the thread, the locks and the errors belong to the parent."""
@@ -229,10 +275,10 @@ class Recorder:
         """Warn if the whole run was too short for a row; no event would say so, since no file is open."""
         num_batches, every = self._count.batch_idx, self._config.collect_every_n
         if 0 < num_batches < every == self._count.next_row:
-            _log.warning(
+            logger.warning(
                 "telemetry of %s: no row was recorded, because the run had %d batches and collect_every_n is %d. "
                 "Lower collect_every_n to %d or less.",
-                self._output_dir,
+                self.root,
                 num_batches,
                 every,
                 num_batches,

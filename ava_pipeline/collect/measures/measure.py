@@ -17,6 +17,7 @@ from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.errors import in_words
+from ava_pipeline.interrupts import is_from_signal
 from ava_pipeline.signs.values import non_finite_events
 from ava_pipeline.write.channel import FailedReading, Numbers
 
@@ -158,7 +159,7 @@ def read_measures(measures: Sequence[Measure], snapshot: StepSnapshot, *, is_str
         try:
             readings.append(_reading(measure, snapshot))
         except Exception as error:
-            if is_strict:
+            if is_strict or is_from_signal(error):
                 raise
             readings.append(Reading([], FailedReading(in_words(error))))
     return readings

@@ -15,7 +15,8 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ava_pipeline.collect.amp import AutocastProbe, Scaling, hooks_show_skips
+from ava_pipeline.collect.amp import Scaling, hooks_show_skips, is_stepped_by_scaler
+from ava_pipeline.collect.capture import is_capturing
 from ava_pipeline.collect.measures.measure import StepSnapshot, Value
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.config.messages import describe_errors
@@ -161,12 +162,12 @@ class BatchCount:
         """Make the next `step` deliver findings; called in the background thread."""
         self.due = -1
 
-    def stop(self) -> None:
     @property
     def is_collecting(self) -> bool:
         """Whether any row will be due."""
         return self._every != math.inf
 
+    def stop(self) -> None:
         """Collect nothing from now on."""
         self._every = self.next_row = self.due = math.inf
 
@@ -183,12 +184,11 @@ class BatchCount:
 class CallChecks:
     """Checks each collected step and warns once about each probable mistake."""
 
-    def __init__(self, events: EventLog, count: BatchCount, targets: TrainingTargets, model: nn.Module) -> None:
+    def __init__(self, events: EventLog, count: BatchCount, targets: TrainingTargets) -> None:
         self._events = events
         self._count = count
         self._targets = targets
         self._optimizers = tuple(targets.optimizers.values())
-        self._autocast = AutocastProbe(model)
         self._order = CallOrder(self._optimizers)
         self._num_groups: int | None = None
         self._warned: set[str] = set()
@@ -208,6 +208,7 @@ class CallChecks:
         """Check a collected step; `value_names` are those of the first one."""
         self._check_gradients(snapshot)
         self._check_scaling(snapshot)
+        self._check_clipping(snapshot)
         self._check_columns(snapshot, value_names)
         num_calls = self._count.num_calls
         if num_calls is not None:
@@ -239,14 +240,23 @@ class CallChecks:
             self.warn_once("unknown scale", message, event="unknown_scale")
         if snapshot.scaler.is_given:
             return
-        self._autocast.start()
-        if self._autocast.found_float16:
+        self._order.look_for_scaler()
+        if self._order.found_scaler:
             message = (
-                "the model runs under float16 autocast and the collector was given no grad_scaler, so if a scaler "
-                "scales the loss, the norms are those of scaled gradients. "
+                "a GradScaler steps the optimizer and the collector was given none, so the norms are those of scaled "
+                "gradients, unless unscale_() comes before step(). "
                 "Pass the scaler: TelemetryCollector(..., grad_scaler=scaler)."
             )
             self.warn_once("no scaler", message)
+
+    def _check_clipping(self, snapshot: StepSnapshot) -> None:
+        if snapshot.clipping.is_captured:
+            message = (
+                "clip_grad_norm_() is part of a CUDA graph, so after a replay the rows hold norms after clipping, and "
+                "what it did is unknown. Capture no more than forward and backward, and after replay() call step(), "
+                "clip_grad_norm_() and optimizer.step()."
+            )
+            self.warn_once("captured clip", message)
 
     def _check_columns(self, snapshot: StepSnapshot, value_names: Sequence[str]) -> None:
         unknown = [name for name in snapshot.values if name not in value_names]
@@ -300,9 +310,8 @@ class CallChecks:
             )
 
     def close(self) -> None:
-        """Remove the hooks from the optimizers and the model."""
+        """Remove the hooks from the optimizers."""
         self._order.close()
-        self._autocast.close()
 
 
 MIN_CALLS = 4
@@ -312,7 +321,10 @@ class CallOrder:
     """Counts optimizer steps by their hooks and compares them with the calls of `TelemetryCollector.step`.
 
     In a correct loop k-1 optimizer steps come before the k-th call that does not only accumulate, or fewer if steps
-    were skipped. Of several optimizers, the one that steps least often is compared.
+    were skipped. Of several optimizers, the one that steps least often is compared. Nothing is compared if an
+    optimizer step is part of a CUDA graph or of a compiled function, which runs without its hooks.
+
+    The hooks hold numbers only. Neither a copy nor a pickle of an optimizer includes its hooks.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -326,7 +338,7 @@ class CallOrder:
 
     def num_skipped(self, num_calls: int) -> int:
         """Optimizer steps that a GradScaler skipped since the last call; 0 if only its scale shows them."""
-        if not self._hooks_show_skips:
+        if not self._hooks_show_skips or self._is_uncounted:
             return 0
         skipped = max(0, num_calls - 1 - self._counts[0].value)
         new, self._num_skipped = max(0, skipped - self._num_skipped), skipped
@@ -334,6 +346,8 @@ class CallOrder:
 
     def complaint(self, num_calls: int, *, may_skip: bool) -> str | None:
         """What is wrong with the order of calls, with the remedy; None if it is right, or cannot be judged."""
+        if self._is_uncounted:
+            return None
         num_steps = min(count.value for count in self._counts)
         if num_steps >= num_calls:
             return (
@@ -347,6 +361,20 @@ class CallOrder:
             "accumulating=True for batches that only accumulate gradients."
         )
 
+    def look_for_scaler(self) -> None:
+        """Find out at the next optimizer step whether a GradScaler makes it."""
+        for count in self._counts:
+            count.must_look = not count.found_scaler
+
+    @property
+    def found_scaler(self) -> bool:
+        """Whether a GradScaler was found."""
+        return any(count.found_scaler for count in self._counts)
+
+    @property
+    def _is_uncounted(self) -> bool:
+        return any(count.is_uncounted for count in self._counts)
+
     def close(self) -> None:
         """Stop counting."""
         for hook in self._hooks:
@@ -355,10 +383,24 @@ class CallOrder:
 
 
 class _StepCount:
-    """A step hook that holds a number and nothing else."""
+    """A step hook that holds numbers and nothing else.
+
+    `is_uncounted` is True once an optimizer step became part of a CUDA graph or of a compiled function.
+    """
 
     def __init__(self) -> None:
         self.value = 0
+        self.is_uncounted = False
+        self.must_look = False
+        self.found_scaler = False
 
     def __call__(self, *_: object) -> None:
+        if torch.compiler.is_compiling():  # what follows would be traced, and a count fails as a guard
+            self.is_uncounted = True
+            return
         self.value += 1
+        if is_capturing():
+            self.is_uncounted = True
+        if self.must_look:
+            self.must_look = False
+            self.found_scaler = is_stepped_by_scaler()

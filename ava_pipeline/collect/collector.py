@@ -20,6 +20,7 @@ from ava_pipeline.collect.call_checks import (
     whole_number,
 )
 from ava_pipeline.collect.clipping import Clipping
+from ava_pipeline.collect.compiling import leave_untraced, outside_graphs
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups
 from ava_pipeline.collect.measures import check_measures
@@ -36,8 +37,8 @@ from ava_pipeline.errors import AvaPipelineError, MisuseError
 from ava_pipeline.logs import logger
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.endings import ending_by
-from ava_pipeline.write.writers import Writer, check_writers
 from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.writers import Writer, check_writers
 
 CHECKPOINT_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 30.0
@@ -111,7 +112,9 @@ class TelemetryCollector:
         self._clipping = Clipping(targets.parameters)
         self._prediction_files = PredictionFiles(layout, events, self._count, is_strict=settings.on_error == "raise")
         self._findings = FindingQueue(self._count)
-        self._checks = CallChecks(events, self._count, targets, model)
+        self._checks = CallChecks(events, self._count, targets)
+        self._outside_graphs = outside_graphs()
+        leave_untraced(TelemetryCollector.step, TelemetryCollector.clip_grad_norm_, TelemetryCollector._follow)
         self._recorder = Recorder(
             targets,
             settings,
@@ -186,7 +189,7 @@ class TelemetryCollector:
         is_due = count.batch_idx >= count.next_row
         if is_due:
             count.epoch = whole_number("epoch", epoch)
-            self._recorder.record(values or {}, sample_ids)
+            is_due = self._outside_graphs(self._recorder.record, values or {}, sample_ids)
         count.due = count.next_row  # before `deliver`: a finding that arrives now makes the next step due again
         self._findings.deliver()
         return is_due
@@ -252,7 +255,8 @@ class TelemetryCollector:
         Returns:
             That norm before clipping, a scalar tensor on the gradients' device.
         """
-        return self._clipping.clip(max_norm, self._count.batch_idx)
+        total: Tensor = self._outside_graphs(self._clipping.clip, max_norm, self._count.batch_idx)
+        return total
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every row so far is written or reported as failed; False if the time is up first.

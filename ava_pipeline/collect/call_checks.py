@@ -309,6 +309,11 @@ class CallChecks:
                 )
             )
 
+    @property
+    def is_optimizer_captured(self) -> bool:
+        """Whether a CUDA graph contains an optimizer step, so that replays train."""
+        return self._order.is_captured
+
     def close(self) -> None:
         """Remove the hooks from the optimizers."""
         self._order.close()
@@ -372,8 +377,13 @@ class CallOrder:
         return any(count.found_scaler for count in self._counts)
 
     @property
+    def is_captured(self) -> bool:
+        """Whether a CUDA graph contains an optimizer step."""
+        return any(count.is_captured for count in self._counts)
+
+    @property
     def _is_uncounted(self) -> bool:
-        return any(count.is_uncounted for count in self._counts)
+        return self.is_captured or any(count.is_compiled for count in self._counts)
 
     def close(self) -> None:
         """Stop counting."""
@@ -385,22 +395,22 @@ class CallOrder:
 class _StepCount:
     """A step hook that holds numbers and nothing else.
 
-    `is_uncounted` is True once an optimizer step became part of a CUDA graph or of a compiled function.
+    `is_captured` and `is_compiled` are True once an optimizer step became part of a CUDA graph or a compiled function.
     """
 
     def __init__(self) -> None:
         self.value = 0
-        self.is_uncounted = False
+        self.is_captured = self.is_compiled = False
         self.must_look = False
         self.found_scaler = False
 
     def __call__(self, *_: object) -> None:
         if torch.compiler.is_compiling():  # what follows would be traced, and a count fails as a guard
-            self.is_uncounted = True
+            self.is_compiled = True
             return
         self.value += 1
         if is_capturing():
-            self.is_uncounted = True
+            self.is_captured = True
         if self.must_look:
             self.must_look = False
             self.found_scaler = is_stepped_by_scaler()

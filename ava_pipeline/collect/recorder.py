@@ -275,13 +275,13 @@ class Recorder:
         """Warn if the whole run was too short for a row; no event would say so, since no file is open."""
         num_batches, every = self._count.batch_idx, self._config.collect_every_n
         if 0 < num_batches < every == self._count.next_row:
+            in_graph = "Call step() after each graph.replay() of the training step, outside the capture."
             logger.warning(
-                "telemetry of %s: no row was recorded, because the run had %d batches and collect_every_n is %d. "
-                "Lower collect_every_n to %d or less.",
+                "telemetry of %s: no row was recorded, because the run had %d batches and collect_every_n is %d. %s",
                 self.root,
                 num_batches,
                 every,
-                num_batches,
+                in_graph if self._checks.is_optimizer_captured else f"Lower collect_every_n to {num_batches} or less.",
             )
 
 
@@ -293,6 +293,7 @@ class FindingQueue:
         self._waiting: deque[Finding] = deque(maxlen=MAX_WAITING_FINDINGS)
         self._calls: deque[tuple[Callable[[Finding], object], Finding]] = deque()
         self._callbacks: list[Callable[[Finding], object]] = []
+        self._turn = threading.RLock()
 
     def register(self, callback: Callable[[Finding], object]) -> None:
         """Deliver findings to `callback` too."""
@@ -305,17 +306,18 @@ class FindingQueue:
 
     def deliver(self) -> None:
         """Call every callback with every finding; after one that raises, the next `deliver` makes the other calls."""
-        while self._calls or self._waiting:
-            if not self._calls:
-                finding = self._waiting.popleft()
-                self._calls.extend((callback, finding) for callback in self._callbacks)
-                continue
-            callback, finding = self._calls.popleft()
-            try:
-                callback(finding)
-            except BaseException:
-                self._count.wake()
-                raise
+        with self._turn:
+            while self._calls or self._waiting:
+                if not self._calls:
+                    finding = self._waiting.popleft()
+                    self._calls.extend((callback, finding) for callback in self._callbacks)
+                    continue
+                callback, finding = self._calls.popleft()
+                try:
+                    callback(finding)
+                except BaseException:
+                    self._count.wake()
+                    raise
 
 
 _recorders: "weakref.WeakSet[Recorder]" = weakref.WeakSet()

@@ -60,7 +60,7 @@ class TelemetryStats:
     Attributes:
         collected: steps that were due to be written.
         written: every configured writer wrote every row of the step; for Parquet, the rows are safe in the journal.
-        dropped: the channel was full or closed, or the step could not be measured.
+        dropped: the channel was full or closed, or the step could not be measured or was interrupted.
         failed: a rule or a writer refused a row of the step, or the disk failed to sync it under `fsync`.
         pending: handed over, and neither written nor failed yet.
 

@@ -76,6 +76,22 @@ def test_steps_after_replays_of_a_captured_optimizer_are_in_order(
     assert warnings_of(caplog) == []
 
 
+def test_a_run_that_calls_step_only_in_the_capture_is_told_so_at_its_end(
+    tmp_path: Path, stream: Stream, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step that is not due only counts, so nothing is said before."""
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=10) as telemetry:
+        backward(model)
+        stream.is_capturing = True
+        telemetry.step()
+        optimizer.step()
+        stream.is_capturing = False
+    (message,) = warnings_of(caplog)
+    assert "no row was recorded" in message
+    assert "after each graph.replay()" in message
+
+
 def test_what_a_captured_clip_does_is_unknown(tmp_path: Path, stream: Stream, caplog: pytest.LogCaptureFixture) -> None:
     """A replay clips without being counted, and norms after it are those of clipped gradients: one warning says so."""
     model, optimizer = tiny()

@@ -23,14 +23,16 @@ READERS = ("validate", "diagnose", "many_runs", "watch", "report", "evaluation")
 READ = LEAVES | {"terminal", "read"}
 ALLOWED = {
     "errors": set(),
+    "interrupts": set(),
+    "logs": {"errors", "interrupts"},
     "contract": {"errors"},
     "config": CONTRACT | {"signs"},
     "signs": CONTRACT,
     "metrics": CONTRACT,
     "terminal": CONTRACT | {"metrics"},
     "provenance": set(),
-    "write": LEAVES | {"provenance"},
-    "collect": LEAVES | {"write"},
+    "write": LEAVES | {"provenance", "logs"},
+    "collect": LEAVES | {"write", "logs", "interrupts"},
     "train": LEAVES | {"terminal", "write", "collect"},
     "read": LEAVES,
     "validate": READ,
@@ -41,7 +43,7 @@ ALLOWED = {
     "report": READ | {"diagnose", "many_runs"},
     "integrations": READ | {"write", "collect"},
 }
-NO_TORCH = ("contract", "signs", "metrics", "config", "errors", "write", "read", *READERS)
+NO_TORCH = ("contract", "signs", "metrics", "config", "errors", "interrupts", "logs", "write", "read", *READERS)
 TORCH = {"torch", "torchvision"}
 
 

@@ -1,12 +1,16 @@
 """Mixed precision: what a GradScaler's state says without waiting for the device."""
 
+import sys
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 class Scaling(Enum):
@@ -83,33 +87,22 @@ def hooks_show_skips(optimizers: Sequence[Optimizer]) -> bool:
     return len(optimizers) == 1 and not getattr(optimizers[0], "_step_supports_amp_scaling", False)
 
 
-class AutocastProbe:
-    """Checks one training forward pass for float16 autocast, from a hook that then removes itself.
+MAX_FRAMES = 16
 
-    The hook is set by `start` and not before: `torch.jit.script` rejects a model that has one.
+
+def is_stepped_by_scaler() -> bool:
+    """Whether an enabled GradScaler is calling the optimizer; asked in an optimizer's step hook.
+
+    A scaler leaves no trace on the model or the optimizer that could be found later, and a hook on the model would be
+    copied, saved and traced with it. So this searches the calls that led here for that of `GradScaler.step`.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.found_float16 = False
-        self._model: nn.Module | None = model
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
-
-    def start(self) -> None:
-        """Check the next training forward pass; later calls do nothing."""
-        if self._model is not None:
-            self._hook = self._model.register_forward_pre_hook(self._check)
-            self._model = None
-
-    def close(self) -> None:
-        """Remove the hook."""
-        self._model = None
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-
-    def _check(self, module: nn.Module, _: object) -> None:
-        if torch.compiler.is_compiling() or not module.training:
-            return  # a compiler traces hooks too, and this one must leave no operation in the graph
-        device = next(module.parameters()).device.type  # read now: the model may have moved since the constructor
-        self.found_float16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-        self.close()
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # as `inspect.currentframe`, without its own frame
+    for _ in range(MAX_FRAMES):
+        if frame is None:
+            return False
+        if frame.f_code.co_name == "step":
+            caller = frame.f_locals.get("self")
+            if isinstance(caller, torch.amp.GradScaler):
+                return caller.is_enabled()
+        frame = frame.f_back
+    return False

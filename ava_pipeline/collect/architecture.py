@@ -4,7 +4,6 @@ What is found is a guess about foreign code, so it never raises: what fails in o
 next, and a model in which nothing is found has no parts.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
@@ -23,8 +22,7 @@ from ava_pipeline.collect.structure import (
 )
 from ava_pipeline.collect.targets import unwrap
 from ava_pipeline.contract.manifest import Role
-
-_log = logging.getLogger("ava_pipeline")
+from ava_pipeline.logs import logger
 
 Answer = TypeVar("Answer")
 
@@ -156,7 +154,7 @@ def _ask(name: str, way: Callable[..., Answer], model: nn.Module, *given: object
     try:
         return way(model, *given)
     except Exception as error:  # noqa: BLE001  # a model's own methods and properties may raise anything
-        _log.info(
+        logger.info(
             "Looking for the parts of %s by %s failed (%s: %s); the next way is tried.",
             type(model).__name__,
             name,

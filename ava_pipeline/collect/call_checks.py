@@ -15,11 +15,11 @@ import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from ava_pipeline.collect.amp import AutocastProbe, Scaling
+from ava_pipeline.collect.amp import Scaling
 from ava_pipeline.collect.changes import TrainingChanges
 from ava_pipeline.collect.measures.measure import StepSnapshot, Value
 from ava_pipeline.collect.optimizer_steps import CallOrder, NumCalls, OptimizerWatch
-from ava_pipeline.collect.targets import Model, TrainingTargets, modules_of
+from ava_pipeline.collect.targets import Model, TrainingTargets
 from ava_pipeline.config.messages import describe_errors
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.columns import shown
@@ -103,6 +103,14 @@ def check_values(values: Mapping[str, Value]) -> None:
         check_column_name(name)
 
 
+def check_step(values: Mapping[str, Value], global_step: int | None, epoch: int = 0) -> None:
+    """Raise MisuseError if an argument of `step` cannot be right; here, where it is cheap, and not in a later step."""
+    whole_number("epoch", epoch)
+    if global_step is not None:
+        whole_number("global_step", global_step)
+    check_values(values)
+
+
 def as_numbers(values: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, object]]:
     """The values that are numbers, arrays of one element among them, and those that are none; the latter are null."""
     numbers: dict[str, Value] = {}
@@ -169,7 +177,7 @@ class BatchCount:
         self.batch_idx = self.resumed_from = batch_idx
         self.epoch = epoch
         self.steps_before = global_step
-        self.schedule_row()
+        self.schedule_row(batch_idx)
 
     def begins_batch(self, optimizer: str, *, accumulating: bool) -> bool:
         """Count a call that names an optimizer; whether it is the first of its batch: a name comes once in each."""
@@ -192,13 +200,18 @@ class BatchCount:
             "Give a count of the whole run, which does not start over with an epoch, or leave it out."
         )
 
-    def schedule_row(self) -> None:
-        """Set the next row to the first multiple of `every` after this batch."""
-        self.next_row = (self.batch_idx // self._every + 1) * self._every
+    def schedule_row(self, after: int) -> None:
+        """Set the next row to the first multiple of `every` after a batch."""
+        self.next_row = (after // self._every + 1) * self._every
 
     def wake(self) -> None:
         """Make the next `step` deliver findings; called in the background thread."""
         self.due = -1
+
+    @property
+    def is_collecting(self) -> bool:
+        """Whether any row will be due."""
+        return self._every != math.inf
 
     def stop(self) -> None:
         """Collect nothing from now on."""
@@ -221,7 +234,6 @@ class CallChecks:
         self._events = events
         self._count = count
         self._targets = targets
-        self._autocast = AutocastProbe(modules_of(model)[0])  # modules that are trained together have one autocast
         self._order = CallOrder(targets.optimizers)
         self._watch = OptimizerWatch(targets)
         self._changes = TrainingChanges(targets, model)
@@ -232,9 +244,6 @@ class CallChecks:
     def rebind(self, targets: TrainingTargets, model: Model | None) -> None:
         """Check the calls for other targets, and for another model unless it is None; old warnings may come again."""
         self._order.attach(targets.optimizers, self._count.num_calls or 0, self._count.named_calls)
-        if model is not None:
-            self._autocast.close()
-            self._autocast = AutocastProbe(modules_of(model)[0])
         self._changes.begin(targets, model)
         self._warned -= {"parameters", "optimizer replaced", "optimizer"}
         self.follow(targets)
@@ -254,7 +263,7 @@ class CallChecks:
     def is_optimizer_replaced(self) -> bool:
         """Whether parameters change though no optimizer that the collector knows steps."""
         num_calls = self._count.batch_idx - self._count.num_accumulating
-        is_replaced = self._watch.is_replaced(self._order.num_steps, num_calls)
+        is_replaced = self._order.counts_all and self._watch.is_replaced(self._order.num_steps, num_calls)
         if is_replaced:
             message = (
                 "parameters change, but not by the optimizer that the collector was given, so the learning rates are "
@@ -285,6 +294,7 @@ class CallChecks:
         """Check a collected step."""
         self._check_gradients(snapshot)
         self._check_scaling(snapshot)
+        self._check_clipping(snapshot)
         self._check_parameters(snapshot)
         calls = self._num_calls(snapshot.optimizer)
         if calls is not None and not snapshot.is_optimizer_replaced:
@@ -326,14 +336,23 @@ class CallChecks:
             self.warn_once("unknown scale", message, event="unknown_scale")
         if snapshot.scaler.is_given:
             return
-        self._autocast.start()
-        if self._autocast.found_float16:
+        self._order.look_for_scaler()
+        if self._order.found_scaler:
             message = (
-                "the model runs under float16 autocast and the collector was given no grad_scaler, so if a scaler "
-                "scales the loss, the norms are those of scaled gradients. "
+                "a GradScaler steps the optimizer and the collector was given none, so the norms are those of scaled "
+                "gradients, unless unscale_() comes before step(). "
                 "Pass the scaler: TelemetryCollector(..., grad_scaler=scaler)."
             )
             self.warn_once("no scaler", message)
+
+    def _check_clipping(self, snapshot: StepSnapshot) -> None:
+        if snapshot.clipping.is_captured:
+            message = (
+                "clip_grad_norm_() is part of a CUDA graph, so after a replay the rows hold norms after clipping, and "
+                "what it did is unknown. Capture no more than forward and backward, and after replay() call step(), "
+                "clip_grad_norm_() and optimizer.step()."
+            )
+            self.warn_once("captured clip", message)
 
     def _check_parameters(self, snapshot: StepSnapshot) -> None:
         """Compare the parameters of model and optimizers with the known ones, if other gradients are missing now."""
@@ -395,7 +414,11 @@ class CallChecks:
                 )
             )
 
+    @property
+    def is_optimizer_captured(self) -> bool:
+        """Whether a CUDA graph contains an optimizer step, so that replays train."""
+        return self._order.is_captured
+
     def close(self) -> None:
-        """Remove the hooks from the optimizers and the model."""
+        """Remove the hooks from the optimizers."""
         self._order.close()
-        self._autocast.close()

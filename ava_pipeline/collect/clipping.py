@@ -8,6 +8,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from ava_pipeline.collect.capture import is_capturing
 from ava_pipeline.errors import MisuseError
 
 
@@ -16,7 +17,8 @@ class ClipFacts(NamedTuple):
 
     `total`, the L2 norm of all gradients, is None before the first clip, or if unknown; `scale` is the loss scale that
     still multiplies it. `max_norm` is that of the last clip, assumed to hold for this step's clip too. `num_shortened`
-    of `num_clips` clips since the last collected step shortened the gradients.
+    of `num_clips` clips since the last collected step shortened the gradients. `is_captured` says that clipping is part
+    of a CUDA graph, so that nothing else is known.
     """
 
     total: Tensor | None = None
@@ -24,6 +26,7 @@ class ClipFacts(NamedTuple):
     max_norm: float | None = None
     num_shortened: Tensor | float = 0.0
     num_clips: int = 0
+    is_captured: bool = False
 
 
 class Clipping:
@@ -39,8 +42,9 @@ class Clipping:
         self._max_norm: float | None = None
         self._measured: _GradientVersions | None = None
         self._total: Tensor | None = None
-        self._num_shortened: Tensor | None = None
+        self._num_shortened: Tensor | float = 0.0
         self._num_clips = 0
+        self._is_captured = False
 
     def use(self, parameters: Sequence[nn.Parameter]) -> None:
         """Clip the gradients of these parameters from now on."""
@@ -63,13 +67,12 @@ class Clipping:
         `norms` are float32, one for each gradient; None if they have no common length. `scale` is None if they are
         true-scale. `equals_torch` says whether torch's own clipping would compute the same norms.
         """
-        if self._max_norm is None:
-            return ClipFacts()
+        if self._max_norm is None or self._is_captured:
+            return ClipFacts(is_captured=self._is_captured)
         total = None if norms is None else torch.linalg.vector_norm(norms)
         self._total = total if equals_torch else None
-        num_shortened = 0.0 if self._num_shortened is None else self._num_shortened
-        facts = ClipFacts(total, scale, self._max_norm, num_shortened, self._num_clips)
-        self._num_shortened, self._num_clips = None, 0
+        facts = ClipFacts(total, scale, self._max_norm, self._num_shortened, self._num_clips)
+        self._num_shortened, self._num_clips = 0.0, 0
         return facts
 
     @torch.no_grad()
@@ -77,23 +80,35 @@ class Clipping:
         """Clip the gradients, with norms of this `batch_idx` only; return the L2 norm before it, a device scalar."""
         self._max_norm = float(max_norm)
         gradients = [parameter.grad for parameter in self._parameters]
-        total, self._total = self._total, None
-        if total is not None and self._measured is not None and self._measured.match(gradients, batch_idx):
+        total = self._shared_total(gradients, batch_idx)
+        if total is not None:
             coefficient = _coefficient(total, self._max_norm)
             # clip_grads_with_norm_ does the same for gradients of one device and dtype, after grouping them by both.
             torch._foreach_mul_([gradient for gradient in gradients if gradient is not None], coefficient)
         else:
             total = nn.utils.clip_grad_norm_(self._parameters, max_norm)
             coefficient = _coefficient(total, self._max_norm)
-        if not hasattr(total, "placements"):  # a sharded total belongs to all processes and cannot be recorded here
+        if is_capturing():  # replays are not counted
+            self._is_captured = True
+        elif not hasattr(total, "placements"):  # a sharded total belongs to all processes and cannot be recorded here
             self._count_clip(coefficient < 1)
         return total
+
+    def _shared_total(self, gradients: Sequence[Tensor | None], batch_idx: int) -> Tensor | None:
+        """The total of this batch's `step`, if the gradients are those that it measured.
+
+        None while a CUDA graph is captured, which would clip by the total of this batch in every replay.
+        """
+        total, self._total = self._total, None
+        if total is None or self._measured is None or is_capturing():
+            return None
+        return total if self._measured.match(gradients, batch_idx) else None
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs to write the same rows; empty if nothing was clipped. Waits for the device."""
         if self._max_norm is None:
             return {}
-        num_shortened = 0.0 if self._num_shortened is None else float(self._num_shortened)
+        num_shortened = float(self._num_shortened)
         return {"clip_max_norm": self._max_norm, "clip_num_shortened": num_shortened, "clip_num_clips": self._num_clips}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
@@ -107,14 +122,18 @@ class Clipping:
             raise MisuseError(
                 f"{state!r} is not a complete state of clipping: give all that state_dict() returned."
             ) from error
-        self._max_norm, self._num_clips = max_norm, num_clips
-        self._num_shortened = torch.tensor(num_shortened, device=self._parameters[0].device)
+        self._max_norm, self._num_shortened, self._num_clips = max_norm, num_shortened, num_clips
 
     def _count_clip(self, is_shortened: Tensor) -> None:
-        """Count on the device, so that the training thread does not wait for the answer."""
-        self._num_shortened = (
-            is_shortened.float() if self._num_shortened is None else self._num_shortened + is_shortened
-        )
+        """Count where the gradients are, so that the training thread does not wait for the answer.
+
+        Gradients may be on another device than those before, as when some are missing, in a model over several devices.
+        """
+        count = self._num_shortened
+        flag: Tensor | float = float(is_shortened) if is_shortened.device.type == "cpu" else is_shortened.float()
+        if isinstance(flag, Tensor) and isinstance(count, Tensor):
+            flag = flag.to(count.device, non_blocking=True)
+        self._num_shortened = count + flag
         self._num_clips += 1
 
 

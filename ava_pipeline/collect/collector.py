@@ -1,11 +1,9 @@
 """The collector that a training loop calls: once per batch, for one row every n batches."""
 
-import logging
 import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,12 +15,13 @@ from ava_pipeline.collect.call_checks import (
     CallChecks,
     as_json,
     check_arguments,
-    check_values,
+    check_step,
     process_rank,
     telemetry_config,
     whole_number,
 )
 from ava_pipeline.collect.clipping import Clipping
+from ava_pipeline.collect.compiling import leave_untraced, outside_graphs
 from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups, rebound
@@ -31,19 +30,21 @@ from ava_pipeline.collect.measures import check_measures
 from ava_pipeline.collect.measures.measure import Measure, Value
 from ava_pipeline.collect.predictions import EpochPredictions, PredictionFiles
 from ava_pipeline.collect.recorder import Recorder
+from ava_pipeline.collect.run_directory import run_directory
 from ava_pipeline.collect.targets import TrainingTargets, optimizers_by_name
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import Moment, RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import AvaPipelineError, MisuseError
+from ava_pipeline.logs import logger
 from ava_pipeline.write.channel import TelemetryStats
+from ava_pipeline.write.endings import ending_by
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.own_writers import OwnWriter, check_writers
 
-_log = logging.getLogger("ava_pipeline")
-
+COUNTING = (CallChecks.follow_count, BatchCount.follow, whole_number)  # what `step` calls for every batch
 CHECKPOINT_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 30.0
 ENDINGS: tuple[Status, ...] = ("finished", "failed", "interrupted")
@@ -71,8 +72,9 @@ class TelemetryCollector:
         model: the module that is being trained; may be compiled or wrapped for data parallelism. A list of modules,
             such as both halves of a GAN or the chunks of a pipeline, also has a column `module_<index>` for each.
         optimizer: an optimizer, or a mapping name -> optimizer.
-        output_dir: the run directory. In one that was used before, `load_state_dict` continues its tables; without it
-            a new attempt starts at batch 1 and older rows are moved to `superseded/`.
+        output_dir: the run directory; `~` is your home directory. In one that was used before, `load_state_dict`
+            continues its tables; without it a new attempt starts at batch 1 and older rows are moved to `superseded/`.
+            An older collector of this process that is still open there is closed as interrupted.
         config: a `TelemetryConfig` or a mapping of its fields.
         groups: column -> a module, parameters or name globs (`"stages.3.*"`); by default found in the model.
         grad_scaler: the GradScaler of float16 AMP, so that norms are those of unscaled gradients.
@@ -85,7 +87,8 @@ class TelemetryCollector:
     Raises:
         ConfigError: a field is unknown or invalid.
         GroupsError: a column has no parameters, or an optimizer no parameter groups.
-        MisuseError: an argument has the wrong type, a name cannot name a column, or run_info is not JSON.
+        MisuseError: an argument has the wrong type, a name cannot name a column, run_info is not JSON, or output_dir is
+            the telemetry folder of a run.
     """
 
     def __init__(  # noqa: PLR0913  # the model and its optimizer belong beside the directory
@@ -110,7 +113,7 @@ class TelemetryCollector:
         log_groups(model, columns, is_found=self._groups is None)
         targets = TrainingTargets.of(model, columns, optimizers_by_name(optimizer))
         facts = as_json(run_info or {})  # before the first hook is set, since this may raise
-        layout = RunLayout(Path(output_dir))
+        layout = RunLayout(run_directory(output_dir))
         events = EventLog(layout.root)
         self._root = layout.root
         self._count = BatchCount(settings.collect_every_n if settings.enabled and process_rank() == 0 else math.inf)
@@ -119,6 +122,8 @@ class TelemetryCollector:
         self._findings = FindingQueue(self._count)
         self._checks = CallChecks(events, self._count, targets, model)
         self._is_checked = False
+        self._outside_graphs = outside_graphs()
+        leave_untraced(TelemetryCollector.step, TelemetryCollector.clip_grad_norm_, *COUNTING)
         metrics = MetricsLog(layout, fsync=settings.fsync)
         self._recorder = Recorder(
             targets,
@@ -134,10 +139,8 @@ class TelemetryCollector:
             measures=own_measures,
             writers=own_writers,
         )
-        wait = self._recorder.wait
-        self._metrics = LoggedMetrics(
-            metrics, events, self._count, wait_for_rows=wait, is_strict=settings.on_error == "raise"
-        )
+        is_strict, wait = settings.on_error == "raise", self._recorder.wait
+        self._metrics = LoggedMetrics(metrics, events, self._count, wait_for_rows=wait, is_strict=is_strict)
 
     def step(  # noqa: PLR0913  # each is a fact of the batch, all but the first by name
         self,
@@ -152,11 +155,12 @@ class TelemetryCollector:
     ) -> bool:
         """Count a batch, and collect a row if one is due.
 
-        Call it after `backward` (under AMP before or after `unscale_`) and before clipping and `optimizer.step`.
+        Call it after `backward` (under AMP before or after `unscale_`) and before clipping and `optimizer.step`. With
+        CUDA graphs, call it after `replay`; during a capture it records nothing. Threads that call it at once wait for
+        each other where a row is due.
 
         `batch_idx` counts the batches of the run, from 1. It is not what frameworks call the global step, which counts
-        optimizer steps: if gradients accumulate over k batches, k batches make one global step, and `batch_idx` counts
-        each of them.
+        optimizer steps: if gradients accumulate over k batches, k batches make one global step.
 
         Example:
             Accumulate gradients over four batches:
@@ -185,16 +189,16 @@ class TelemetryCollector:
             Whether a row of this batch was collected.
 
         Raises:
-            MisuseError: the collector is closed, `batch_idx` is 0, a value is not a scalar, or a name is unknown.
+            MisuseError: the collector is closed, a newer one of this process has taken over its run directory,
+                `batch_idx` is 0, a value is not a scalar, or a name is unknown.
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
         count = self._count
         count.epoch = epoch
-        if optimizer is not None and not self._recorder.begins_batch(optimizer, accumulating=accumulating):
-            is_recorded = self._recorder.has_open_row and not accumulating
-            if is_recorded:
-                self._recorder.record_part(values or {}, optimizer=optimizer, global_step=global_step)
-            return is_recorded
+        if optimizer is not None and not self._outside_graphs(self._recorder.begins_batch, optimizer, accumulating):
+            if accumulating:
+                return False
+            return bool(self._outside_graphs(self._recorder.record_part, values or {}, optimizer, global_step))
         if batch_idx is None:
             count.batch_idx += 1
         else:
@@ -205,14 +209,14 @@ class TelemetryCollector:
         if count.batch_idx < count.due:
             return False
         if not self._is_checked:  # the first batch, whether it is collected or not
-            whole_number("epoch", epoch)
-            whole_number("global_step", 0 if global_step is None else global_step)
-            check_values(values or {})
+            self._outside_graphs(check_step, values or {}, global_step, epoch)
             self._is_checked = True
         is_due = count.batch_idx >= count.next_row
         if is_due:
             count.epoch = whole_number("epoch", epoch)
-            self._recorder.record(values or {}, sample_ids, optimizer=optimizer, global_step=global_step)
+            is_due = self._outside_graphs(
+                self._recorder.record, values or {}, sample_ids, optimizer=optimizer, global_step=global_step
+            )
         count.due = count.next_row  # before `deliver`: a finding that arrives now makes the next step due again
         self._findings.deliver()
         return is_due
@@ -252,9 +256,8 @@ class TelemetryCollector:
     def on_finding(self, callback: Callable[[Finding], object]) -> None:
         """Call a function with every warning sign that appears.
 
-        It is called in the training thread, by the next `step` that does not only accumulate. That `step` raises
-        its exceptions, so it can end the training. Signs found after the last `step` are only in `events.csv` and in
-        the log.
+        It is called in the training thread, by the next `step` that does not only accumulate. That `step` raises its
+        exceptions, so it can end the training. Signs found after the last `step` are only in `events.csv` and the log.
 
         Example:
             def stop(finding):
@@ -357,7 +360,8 @@ class TelemetryCollector:
         Returns:
             That norm before clipping, a scalar tensor on the gradients' device.
         """
-        return self._clipping.clip(max_norm, self._count.batch_idx)
+        total: Tensor = self._outside_graphs(self._clipping.clip, max_norm, self._count.batch_idx)
+        return total
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every row so far is written or reported as failed; False if the time is up first.
@@ -393,7 +397,7 @@ class TelemetryCollector:
             the collector.
         """
         if not self.flush(CHECKPOINT_TIMEOUT_S):
-            _log.warning(
+            logger.warning(
                 "not all rows were written within %s s; the checkpoint does not wait any longer.", CHECKPOINT_TIMEOUT_S
             )
         epoch, global_step = whole_number("epoch", self._count.epoch), self._checks.global_step()
@@ -460,14 +464,13 @@ class TelemetryCollector:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-            return
-        status: Status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+        ending = ending_by(error)
         try:
-            self._end(status, kind.__name__, CLOSE_TIMEOUT_S)
+            self._end(*ending, CLOSE_TIMEOUT_S)
         except AvaPipelineError:
-            _log.exception("telemetry could not be closed; the exception of the training loop follows")
+            if error is None:
+                raise
+            logger.exception("telemetry could not be closed; the exception of the training loop follows")
 
     def __del__(self) -> None:
         if hasattr(self, "_recorder") and self._recorder.abandon():  # without a recorder, the constructor raised

@@ -1,5 +1,6 @@
 """Findings on their way from the background thread to the training thread's callbacks."""
 
+import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ class FindingQueue:
         self._waiting: deque[Finding] = deque(maxlen=MAX_WAITING_FINDINGS)
         self._calls: deque[tuple[Callable[[Finding], object], Finding]] = deque()
         self._callbacks: list[Callable[[Finding], object]] = []
+        self._turn = threading.RLock()
 
     def register(self, callback: Callable[[Finding], object]) -> None:
         """Deliver findings to `callback` too."""
@@ -29,14 +31,15 @@ class FindingQueue:
 
     def deliver(self) -> None:
         """Call every callback with every finding; after one that raises, the next `deliver` makes the other calls."""
-        while self._calls or self._waiting:
-            if not self._calls:
-                finding = self._waiting.popleft()
-                self._calls.extend((callback, finding) for callback in self._callbacks)
-                continue
-            callback, finding = self._calls.popleft()
-            try:
-                callback(finding)
-            except BaseException:
-                self._count.wake()
-                raise
+        with self._turn:
+            while self._calls or self._waiting:
+                if not self._calls:
+                    finding = self._waiting.popleft()
+                    self._calls.extend((callback, finding) for callback in self._callbacks)
+                    continue
+                callback, finding = self._calls.popleft()
+                try:
+                    callback(finding)
+                except BaseException:
+                    self._count.wake()
+                    raise

@@ -1,5 +1,6 @@
 """The snapshot of one collected step: the one pass over the gradients, and what clipping shares of it."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -20,12 +21,18 @@ MAX_PLANS = 64
 
 
 class GradientPass:
-    """Takes snapshots of the training, in the training thread, without waiting for the device."""
+    """Takes snapshots of the training, in the training thread, without waiting for the device.
+
+    `devices` names those that held the measured gradients so far: more than one if the model is spread over them, or
+    was moved. The background thread reads it.
+    """
 
     def __init__(self, targets: TrainingTargets, grad_scaler: Any, clipping: Clipping) -> None:
         self._grad_scaler = grad_scaler
         self._clipping = clipping
         self._measured_unowned: dict[int, tuple[ref[Tensor], int]] = {}
+        self._known_devices: set[torch.device] = set()
+        self.devices: tuple[str, ...] = ()
         self._targets = targets
         self.measure(targets)
 
@@ -107,7 +114,15 @@ class GradientPass:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
             plan = self._plans[types] = NormPlan.of(gradients, whole=is_whole, are_shards=self._targets.is_sharded)
+            self._name_devices(gradients)
         return plan
+
+    def _name_devices(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add the devices that are new; each name is asked for once, since asking for a GPU's calls CUDA."""
+        found = dict.fromkeys(gradient.device for gradient in gradients if gradient is not None)
+        new = [device for device in found if device not in self._known_devices]
+        self._known_devices.update(new)
+        self.devices += tuple(name for name in map(_device_name, new) if name not in self.devices)
 
     def _is_final(self) -> bool:
         """Whether no other process adds to the gradients before the clip; torch would not count that as a change."""
@@ -116,6 +131,10 @@ class GradientPass:
 
 _type = attrgetter("dtype", "layout", "device")
 _version = attrgetter("_version")  # torch's count of changes in place, which has no public name
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
 
 
 def _num_ranks() -> int:

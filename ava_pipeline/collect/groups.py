@@ -2,7 +2,6 @@
 
 import difflib
 import fnmatch
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -23,8 +22,7 @@ from ava_pipeline.collect.targets import (
 from ava_pipeline.contract.manifest import Group, Role
 from ava_pipeline.contract.tables import KEY_COLUMNS, check_column_name
 from ava_pipeline.errors import GroupsError, MisuseError
-
-_log = logging.getLogger("ava_pipeline")
+from ava_pipeline.logs import logger
 
 OVERALL = "overall"
 RESERVED = (*(column.name for column in KEY_COLUMNS), OVERALL)
@@ -83,7 +81,7 @@ def rebound(
             try:
                 find_groups(model, {column: choice})
             except GroupsError as error:
-                _log.warning("the column %r is null from now on: %s", column, error)
+                logger.warning("the column %r is null from now on: %s", column, error)
             else:
                 present[column] = choice
         targets = targets.of_model(model, find_groups(model, None if chosen is None else present))
@@ -93,9 +91,9 @@ def rebound(
 def log_groups(model: Model, groups: Mapping[str, Group], *, is_found: bool) -> None:
     """Log the columns; if neither a head nor a backbone was found, warn and show how to name groups."""
     columns = ", ".join(f"{column} ({len(group.parameters)})" for column, group in groups.items())
-    _log.info("%s: columns (parameters): %s", type_name(model), columns)
+    logger.info("%s: columns (parameters): %s", type_name(model), columns)
     if is_found and all(group.role in {"overall", "other"} for group in groups.values()):
-        _log.warning(
+        logger.warning(
             "No head and no backbone were found in %s, so the only columns are %s. "
             "Name groups yourself, such as groups={'mlp_head': model.my_head, 'backbone_last': 'encoder.blocks.11.*'}.",
             type_name(model),

@@ -1,6 +1,5 @@
 """Metrics that a loop logs: their values are read, and rows that the disk refuses are reported."""
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat, TypeAlias
 
@@ -15,10 +14,9 @@ from ava_pipeline.contract.finding import Severity
 from ava_pipeline.contract.layout import Moment
 from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.errors import MisuseError, WriteError, in_words
+from ava_pipeline.logs import logger
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.metrics_log import MetricsLog
-
-_log = logging.getLogger("ava_pipeline")
 
 OPENING_TIMEOUT_S = 60.0
 FILE = "metrics.csv"
@@ -89,7 +87,9 @@ class LoggedMetrics:
         try:
             self._rows.write_again()
         except Exception as error:  # noqa: BLE001  # the end of a run must not fail because of them
-            _log.warning("%s could not be written to %s at the end either: %s", _rows(num_rows), FILE, in_words(error))
+            logger.warning(
+                "%s could not be written to %s at the end either: %s", _rows(num_rows), FILE, in_words(error)
+            )
         else:
             self._report_written(num_rows)
 

@@ -10,7 +10,6 @@ digits (2e-3 on constant gradients) and uses half of the memory's speed. The nor
 and are within 1e-6 on random and 2e-5 on constant gradients.
 """
 
-import functools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,9 @@ class NormPlan:
     """How to measure gradients; valid while each keeps its type, and while the same ones are missing.
 
     Attributes:
-        whole_tensors: for each device, accelerators first, the gradients measured in one call and the dtype to sum in.
-            An index counts the gradients that are present and measured.
+        whole_tensors: for each device, accelerators first, and each dtype, the gradients measured in one call and the
+            dtype to sum in: torch is slow, one kernel for each tensor, if they differ. An index counts the gradients
+            that are present and measured.
         by_rows: index and dtype of each gradient that is measured row by row.
         owners: int64, for each number that `measure` returns the position of its parameter.
         equals_torch: whether torch's own clipping would compute the same numbers: float32 gradients, whole, one device.
@@ -59,20 +59,18 @@ class NormPlan:
         )
         positions = [position for position in present if position not in unmeasured]
         measured = [present[position] for position in positions]
-        by_device: dict[torch.device, list[int]] = defaultdict(list)
+        by_kind: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
         by_rows: list[int] = []
         for index, gradient in enumerate(measured):
             is_short = gradient.is_sparse or gradient.numel() <= ROW_LENGTH
             is_whole = whole or is_short or gradient.device.type != "cpu"
-            (by_device[gradient.device] if is_whole else by_rows).append(index)
-        whole_tensors = [by_device[device] for device in sorted(by_device, key=lambda device: device.type == "cpu")]
+            (by_kind[gradient.device, gradient.dtype] if is_whole else by_rows).append(index)
+        whole_tensors = [by_kind[kind] for kind in sorted(by_kind, key=lambda kind: kind[0].type == "cpu")]
         owners = [positions[index] for indices in whole_tensors for index in indices]
         owners += [positions[index] for index in by_rows for _ in range(_num_rows(measured[index]))]
         return cls(
-            whole_tensors=tuple(
-                (tuple(indices), _sum_dtype(measured[index] for index in indices)) for indices in whole_tensors
-            ),
-            by_rows=tuple((index, _sum_dtype([measured[index]])) for index in by_rows),
+            whole_tensors=tuple((tuple(indices), _sum_dtype(measured[indices[0]])) for indices in whole_tensors),
+            by_rows=tuple((index, _sum_dtype(measured[index])) for index in by_rows),
             owners=np.array(owners, dtype=np.int64),
             is_dense=not any(gradient.is_sparse or gradient.is_complex() for gradient in measured),
             is_multi_device=len({gradient.device for gradient in measured}) > 1,
@@ -188,7 +186,6 @@ def _num_rows(gradient: Tensor) -> int:
     return -(-dense(gradient).numel() // ROW_LENGTH)
 
 
-def _sum_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+def _sum_dtype(gradient: Tensor) -> torch.dtype:
     """The dtype to sum in: float32 for half precision, whose squares overflow and vanish early."""
-    dtypes = {dense(tensor).dtype for tensor in tensors}
-    return functools.reduce(torch.promote_types, dtypes, torch.float32)
+    return torch.promote_types(gradient.dtype.to_real(), torch.float32)

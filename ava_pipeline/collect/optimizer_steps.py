@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch.optim import Optimizer
 
-from ava_pipeline.collect.amp import hooks_show_skips
+from ava_pipeline.collect.amp import hooks_show_skips, is_stepped_by_scaler
+from ava_pipeline.collect.capture import is_capturing
 from ava_pipeline.collect.targets import TrainingTargets
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ class CallOrder:
 
     In a correct loop k-1 optimizer steps come before the k-th call that does not only accumulate, or fewer if steps
     were skipped. Calls that name an optimizer are compared with its steps, other calls with the steps of the optimizer
-    that steps least often.
+    that steps least often. Nothing is compared if an optimizer step is part of a CUDA graph or of a compiled function,
+    which runs without its hooks.
+
+    The hooks hold numbers only. Neither a copy nor a pickle of an optimizer includes its hooks.
     """
 
     def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
@@ -49,13 +54,33 @@ class CallOrder:
 
     @property
     def is_counting(self) -> bool:
-        """Whether a hook was ever called; those of a wrapper may never be."""
-        return self.num_steps > 0
+        """Whether every step is counted, and a hook was ever called; those of a wrapper may never be."""
+        return self.counts_all and self.num_steps > 0
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether no optimizer step is known to run without its hooks."""
+        return not any(count.is_captured or count.is_compiled for count in self._counts.values())
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether a CUDA graph contains an optimizer step."""
+        return any(count.is_captured for count in self._counts.values())
+
+    def look_for_scaler(self) -> None:
+        """Find out at the next optimizer step whether a GradScaler makes it."""
+        for count in self._counts.values():
+            count.must_look = not count.found_scaler
+
+    @property
+    def found_scaler(self) -> bool:
+        """Whether a GradScaler was found."""
+        return any(count.found_scaler for count in self._counts.values())
 
     def num_skipped(self, calls: "NumCalls") -> int:
         """Optimizer steps that a GradScaler skipped since the last call; 0 if only its scale shows them."""
         name, num_calls, num_steps = self._compared(calls)
-        if not self._shows_skips[name] or (calls.optimizer is None and len(self._counts) > 1):
+        if not self.counts_all or not self._shows_skips[name] or (calls.optimizer is None and len(self._counts) > 1):
             return 0
         skipped = max(0, num_calls - 1 - num_steps)
         new, self._num_skipped[name] = max(0, skipped - self._num_skipped[name]), skipped
@@ -63,6 +88,8 @@ class CallOrder:
 
     def complaint(self, calls: "NumCalls", *, may_skip: bool) -> str | None:
         """What is wrong with the order of calls, with the remedy; None if it is right, or cannot be judged."""
+        if not self.counts_all:
+            return None
         name, num_calls, num_steps = self._compared(calls)
         of_name = "" if calls.optimizer is None else f" of {name!r}"
         if num_steps >= num_calls:
@@ -100,13 +127,27 @@ class NumCalls(NamedTuple):
 
 
 class _StepCount:
-    """A step hook that holds a number and nothing else."""
+    """A step hook that holds numbers and nothing else.
+
+    `is_captured` and `is_compiled` are True once an optimizer step became part of a CUDA graph or a compiled function.
+    """
 
     def __init__(self) -> None:
         self.value = 0
+        self.is_captured = self.is_compiled = False
+        self.must_look = False
+        self.found_scaler = False
 
     def __call__(self, *_: object) -> None:
+        if torch.compiler.is_compiling():  # what follows would be traced, and a count fails as a guard
+            self.is_compiled = True
+            return
         self.value += 1
+        if is_capturing():
+            self.is_captured = True
+        if self.must_look:
+            self.must_look = False
+            self.found_scaler = is_stepped_by_scaler()
 
 
 class OptimizerWatch:

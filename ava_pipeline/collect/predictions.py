@@ -1,6 +1,5 @@
 """Predictions of one validation: added a batch at a time, written as one complete file."""
 
-import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,9 +22,8 @@ from ava_pipeline.contract.parquet import write_checked
 from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import AvaPipelineError, DamagedFileError, MisuseError, PredictionsError
+from ava_pipeline.logs import logger
 from ava_pipeline.write.event_log import EventLog
-
-_log = logging.getLogger("ava_pipeline")
 
 MAX_SUM_ERROR = 1e-2
 MAX_SHOWN_IDS = 5
@@ -203,9 +201,9 @@ class PredictionFiles:
             try:
                 self._replace(path, rows)
             except (OSError, DamagedFileError) as error:
-                _log.warning("%s could not be written at the end either, and is lost: %s.", path, error)
+                logger.warning("%s could not be written at the end either, and is lost: %s.", path, error)
             else:
-                _log.info("%s, which could not be written before, has been written now.", path)
+                logger.info("%s, which could not be written before, has been written now.", path)
         self._waiting.clear()
 
     def report(self, name: str, error: AvaPipelineError) -> None:
@@ -214,7 +212,7 @@ class PredictionFiles:
             raise error
         batch_idx = self._count.batch_idx
         if name in self._reported:  # the log itself shows only the first event of a name
-            _log.warning("telemetry of %s: batch %d: %s", self._layout.root, batch_idx, error)
+            logger.warning("telemetry of %s: batch %d: %s", self._layout.root, batch_idx, error)
         self._reported.add(name)
         self._events.add(
             Event(
@@ -293,8 +291,10 @@ def _plain_ids(image_ids: Sequence[object] | NDArray[Any]) -> list[int | str]:
 
 
 def _as_tensor(name: str, given: object) -> Tensor:
+    if isinstance(given, Tensor):
+        return given
     try:
-        return torch.as_tensor(given)
+        return torch.as_tensor(given, device="cpu")  # named, because the user may have set another default device
     except (TypeError, ValueError, RuntimeError) as error:
         raise MisuseError(
             f"{name} is a {type(given).__name__} and cannot be made a tensor ({error}): give a tensor with a row for "

@@ -1,18 +1,19 @@
 """From a call of `step` to a pending row in the channel."""
 
-import logging
 import os
+import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
 from operator import is_
 from pathlib import Path
 
-import torch
 from pydantic import JsonValue
 
-from ava_pipeline.collect.call_checks import BatchCount, CallChecks, as_numbers, check_values, whole_number
+from ava_pipeline.collect.call_checks import BatchCount, CallChecks, as_numbers, check_step
+from ava_pipeline.collect.capture import is_capturing
 from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.measures import make_measures
@@ -23,17 +24,23 @@ from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError, MisuseError, in_words
+from ava_pipeline.interrupts import is_from_signal
+from ava_pipeline.logs import logger
 from ava_pipeline.write.attempts import RunFacts
-from ava_pipeline.write.channel import Channel, PendingStep, TelemetryStats
+from ava_pipeline.write.channel import UNMEASURED, Channel, PendingStep, TelemetryStats
+from ava_pipeline.write.endings import exit_code
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.own_writers import OwnWriter
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.setup import Setup
-from ava_pipeline.write.worker import Worker
+from ava_pipeline.write.worker import Worker, ending_workers
 
-_log = logging.getLogger("ava_pipeline")
+_IN_CAPTURE = (
+    "step() was called while a CUDA graph is captured, when no kernel runs, so nothing is recorded. "
+    "Call it outside the capture, after each graph.replay()."
+)
 
 
 @dataclass(slots=True)
@@ -48,6 +55,12 @@ class _OpenRow:
     parts: list[list[Reading]] = field(default_factory=list)
 
 
+_IN_CAPTURE = (
+    "step() was called while a CUDA graph is captured, when no kernel runs, so nothing is recorded. "
+    "Call it outside the capture, after each graph.replay()."
+)
+
+
 class Recorder:
     """Turns calls of `step` into pending rows and hands them to a worker, which the first of them starts.
 
@@ -59,7 +72,7 @@ class Recorder:
         self,
         targets: TrainingTargets,
         config: TelemetryConfig,
-        output_dir: Path,
+        root: Path,
         count: BatchCount,
         events: EventLog,
         *,
@@ -73,7 +86,7 @@ class Recorder:
     ) -> None:
         self._targets = targets
         self._config = config
-        self._output_dir = output_dir
+        self.root = root
         self._count = count
         self._events = events
         self._gradient_pass = gradient_pass
@@ -92,8 +105,12 @@ class Recorder:
         self._row: _OpenRow | None = None
         self._staging = Staging()
         self._worker: Worker | None = None
+        self._turn = threading.RLock()
+        self._refusal = "step() was called after close(): create a new collector, or close after the last step."
         self.is_closed = False
         self.is_child = False
+        if count.is_collecting:
+            self._take_over()
         _recorders.add(self)
 
     def record(
@@ -103,79 +120,117 @@ class Recorder:
         *,
         optimizer: str | None = None,
         global_step: int | None = None,
-    ) -> None:
+    ) -> bool:
         """Measure a step, stage the numbers and hand them over; if the channel is full, count the step as dropped.
 
         If the call names an `optimizer`, the row stays open for further calls of its batch (`record_part`) until
-        `hand_over`. Raise MisuseError after `close` or for a value that is not a scalar. Under `on_error="raise"`,
-        raise WriteError if rows could not be written, and any error of a measure, which otherwise costs the step.
-        """
-        if self.is_closed:
-            raise MisuseError("step() was called after close(): create a new collector, or close after the last step.")
-        self.raise_first_error()
-        self.hand_over()
-        count = self._count
-        is_deferred = count.batch_idx != count.next_row
-        check_values(values)
-        count.schedule_row()
-        if self._worker is None:
-            self._worker = self._start(values)
-        # The channel counts what it refuses, and the worker records each gap as one event.
-        with suppress(ChannelFullError, ChannelClosedError):
-            self._channel.reserve(count.batch_idx, count.epoch)
-            self._row = _OpenRow(count.batch_idx, count.epoch, sample_ids, is_deferred=is_deferred)
-            self.record_part(values, optimizer=optimizer, global_step=global_step)
-            if optimizer is None:
-                self.hand_over()
+        `hand_over`. Return whether the step was collected. It is not in the capture of a CUDA graph, which computes
+        nothing, and if another thread, for which this one waited, has collected the row that was due.
 
-    def record_part(self, values: Mapping[str, Value], *, optimizer: str | None, global_step: int | None) -> None:
+        Raise MisuseError after `close` or for a value that is not a scalar. Under `on_error="raise"`, raise WriteError
+        if rows could not be written, and any error of a measure, which otherwise costs the step. Raise whatever a
+        signal handler raises; the step is counted as dropped then, unless it was handed over before.
+        """
+        with self._turn:
+            if self.is_closed:
+                raise MisuseError(self._refusal)
+            count = self._count
+            if count.batch_idx < count.next_row:
+                return False
+            if is_capturing():
+                self._checks.warn_once("capture", _IN_CAPTURE)
+                count.num_accumulating += 1  # as a batch without an optimizer step; the row stays due
+                return False
+            self.raise_first_error()
+            self.hand_over()
+            check_step(values, global_step)
+            if self._worker is None:
+                self._worker = self._make_worker(values)
+            self._worker.start()
+            exit_code.forget()
+            # Read once: other threads may go on counting.
+            batch_idx, next_row = count.batch_idx, count.next_row
+            row = _OpenRow(batch_idx, count.epoch, sample_ids, is_deferred=batch_idx != next_row)
+            self._work_on(row, partial(self._begin, row, values, optimizer, global_step))
+            return True
+
+    def record_part(self, values: Mapping[str, Value], optimizer: str, global_step: int | None) -> bool:
         """Measure what one optimizer of the open row's batch steps; as `record`, of which it is a part."""
-        row = self._row
-        if row is None:  # it was dropped
-            return
-        check_values(values)
-        if global_step is not None:
-            global_step = whole_number("global_step", global_step)
+        with self._turn:
+            row = self._row
+            if row is None or is_capturing():
+                return False
+            check_step(values, global_step)
+            self._work_on(row, partial(self._measure_part, row, values, optimizer, global_step))
+            return True
+
+    def hand_over(self) -> None:
+        """Stage the numbers of the open row, if there is one, and give it to the background thread."""
+        with self._turn:
+            row = self._row
+            if row is not None:
+                self._work_on(row, partial(self._offer, row))
+
+    def _work_on(self, row: "_OpenRow", work: Callable[[], None]) -> None:
+        """Do a part of the work on a row. What fails costs the row, and is reported; what interrupts it is raised."""
+        num_before = self._channel.num_collected
+        try:
+            # The channel counts what it refuses, and the worker records each gap as one event.
+            with suppress(ChannelFullError, ChannelClosedError):
+                work()
+        except BaseException as error:
+            self._row = None
+            self._count.schedule_row(row.batch_idx)  # again, because a signal may have come before
+            is_interrupt = not isinstance(error, Exception) or is_from_signal(error)
+            if self._channel.num_collected == num_before:
+                reason = f"{type(error).__name__} interrupted their step" if is_interrupt else UNMEASURED
+                self._channel.drop(row.batch_idx, row.epoch, reason=reason)
+            if is_interrupt or self._is_strict:
+                raise
+            self._events.fail(error, "a step could not be measured")
+
+    def _begin(
+        self, row: "_OpenRow", values: Mapping[str, Value], optimizer: str | None, global_step: int | None
+    ) -> None:
+        self._count.schedule_row(row.batch_idx)
+        self._channel.reserve(row.batch_idx, row.epoch)
+        self._row = row
+        self._measure_part(row, values, optimizer, global_step)
+        if optimizer is None:
+            self._offer(row)
+
+    def _measure_part(
+        self, row: "_OpenRow", values: Mapping[str, Value], optimizer: str | None, global_step: int | None
+    ) -> None:
         numbers, unread = as_numbers(values)
         self._renew(numbers)
         checks = self._checks
         checks.check_unread(unread)
-        try:
-            snapshot = self._gradient_pass.take(
-                numbers,
-                row.batch_idx,
-                optimizer=optimizer,
-                global_step=checks.global_step() if global_step is None else global_step,
-                is_optimizer_replaced=checks.is_optimizer_replaced(),
-            )
-            checks.check(snapshot)
-            row.parts.append(read_measures(self._measures, snapshot, is_strict=self._is_strict))
-        except Exception as error:  # noqa: BLE001  # whatever fails in measuring costs this step, and is reported
-            self._drop_row(row, error)
+        snapshot = self._gradient_pass.take(
+            numbers,
+            row.batch_idx,
+            optimizer=optimizer,
+            global_step=checks.global_step() if global_step is None else global_step,
+            is_optimizer_replaced=checks.is_optimizer_replaced(),
+        )
+        checks.check(snapshot)
+        row.parts.append(read_measures(self._measures, snapshot, is_strict=self._is_strict))
 
-    def hand_over(self) -> None:
-        """Stage the numbers of the open row, if there is one, and give it to the background thread."""
-        row, self._row = self._row, None
-        if row is None:
-            return
-        try:
-            readings = join_readings(self._measures, row.parts, is_strict=self._is_strict)
-            step = PendingStep(
-                batch_idx=row.batch_idx,
-                epoch=row.epoch,
-                staged=self._staging.stage(readings),
-                layouts=tuple(reading.layout for reading in readings),
-                is_deferred=row.is_deferred,
-                sample_ids=row.sample_ids,
-                setup=self._setup,
-            )
-        except Exception as error:  # noqa: BLE001  # whatever fails in measuring costs this step, and is reported
-            self._drop_row(row, error)
-            return
-        with suppress(ChannelFullError, ChannelClosedError):
-            self._channel.offer(step, row.batch_idx, row.epoch)
+    def _offer(self, row: "_OpenRow") -> None:
+        self._row = None
+        readings = join_readings(self._measures, row.parts, is_strict=self._is_strict)
+        step = PendingStep(
+            batch_idx=row.batch_idx,
+            epoch=row.epoch,
+            staged=self._staging.stage(readings),
+            layouts=tuple(reading.layout for reading in readings),
+            is_deferred=row.is_deferred,
+            sample_ids=row.sample_ids,
+            setup=self._setup,
+        )
+        self._channel.offer(step, row.batch_idx, row.epoch)
 
-    def begins_batch(self, optimizer: str, *, accumulating: bool) -> bool:
+    def begins_batch(self, optimizer: str, accumulating: bool) -> bool:  # noqa: FBT001  # passed on
         """Whether a call that names an optimizer is the first of its batch; the row of the batch before is complete.
 
         Raise MisuseError if the name is unknown.
@@ -193,37 +248,25 @@ class Recorder:
         """What is measured now."""
         return self._targets
 
-    @property
-    def has_open_row(self) -> bool:
-        """Whether a row of the latest batch waits for calls that name other optimizers."""
-        return self._row is not None
-
-    def _drop_row(self, row: "_OpenRow", error: Exception) -> None:
-        self._row = None
-        self._channel.drop(row.batch_idx, row.epoch)
-        if self._is_strict:
-            raise error
-        self._events.fail(error, "a step could not be measured")
-
-    def _start(self, values: Mapping[str, Value]) -> Worker:
+    def _make_worker(self, values: Mapping[str, Value]) -> Worker:
         targets = replace(self._targets.renewed(values=values), resumed_from=self._count.resumed_from)
         self._checks.check_optimizers()
         measures = make_measures(self._own_measures, targets, on_failure=self._report_unmade)
-        config = self._config
+        config, gradient_pass = self._config, self._gradient_pass
         facts = RunFacts(
             groups=targets.described_groups(),
             rate_names=targets.rate_names(),
             collect_every_n=config.collect_every_n,
             resumed_from=targets.resumed_from,
             run_info=self._run_info,
-            device=_device_name(targets.device),
+            devices=lambda: gradient_pass.devices,
             thresholds=config.signs.model_dump(exclude_defaults=True),
         )
         signs = None
         if config.signs.on_line:
             signs = OnlineSigns(facts.groups, config.signs, self._events, self._findings.put)
         files = RunWriter(
-            self._output_dir,
+            self.root,
             measures,
             facts,
             self._events,
@@ -234,9 +277,13 @@ class Recorder:
             metrics=self._metrics,
         )
         self._targets, self._measures, self._setup = targets, measures, files.setup
-        worker = Worker(self._channel, files, self._events, flush_interval_s=config.flush_interval_s)
-        worker.start()
-        return worker
+        return Worker(
+            self._channel,
+            files,
+            self._events,
+            flush_interval_s=config.flush_interval_s,
+            after=ending_workers(self.root),
+        )
 
     def rebind(self, targets: TrainingTargets) -> None:
         """Measure other targets from the next row on."""
@@ -327,8 +374,27 @@ class Recorder:
         self._checks.close()
         if self._worker is None or self.is_closed or self.is_child:
             return False
-        self._channel.close()
+        self._worker.abandon()
         return True
+
+    def _take_over(self) -> None:
+        """End older collectors of this process in the same run directory, as when a notebook's cell is run again."""
+        for older in list(_recorders):
+            if older.root == self.root and not (older.is_closed or older.is_child):
+                older.give_way()
+
+    def give_way(self) -> None:
+        """End as interrupted, without waiting, because a newer collector continues in the run directory."""
+        self._refusal = (
+            f"step() was called after a newer collector of this process took over {self.root}: "
+            "call the newer one's, or give each collector an output directory of its own."
+        )
+        self.hand_over()
+        self._checks.close()
+        self.is_closed = True
+        self._count.finish()
+        if self._worker is not None:
+            self._worker.hand_over()
 
     def become_child(self) -> None:
         """After a fork: the files, the thread, the locks and the errors belong to the parent."""
@@ -343,18 +409,14 @@ class Recorder:
         """Warn if the whole run was too short for a row; no event would say so, since no file is open."""
         num_batches, every = self._count.batch_idx, self._config.collect_every_n
         if 0 < num_batches < every == self._count.next_row:
-            _log.warning(
-                "telemetry of %s: no row was recorded, because the run had %d batches and collect_every_n is %d. "
-                "Lower collect_every_n to %d or less.",
-                self._output_dir,
+            in_graph = "Call step() after each graph.replay() of the training step, outside the capture."
+            logger.warning(
+                "telemetry of %s: no row was recorded, because the run had %d batches and collect_every_n is %d. %s",
+                self.root,
                 num_batches,
                 every,
-                num_batches,
+                in_graph if self._checks.is_optimizer_captured else f"Lower collect_every_n to {num_batches} or less.",
             )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({os.cpu_count()} cores)"
 
 
 _recorders: "weakref.WeakSet[Recorder]" = weakref.WeakSet()

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ava_pipeline.collect.capture import leave_captures_alone
 from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.write.channel import Numbers, StagedNumbers
 
@@ -49,7 +50,9 @@ class PinnedSlot(Slot):
             self._event.record()
 
     def wait(self) -> None:
-        """Sleep until the copy has arrived."""
+        """Sleep until the copy has arrived, in the background thread."""
+        if self._device.type == "cuda":
+            leave_captures_alone(self._device)
         self._event.synchronize()
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -75,12 +74,6 @@ class TrainingTargets:
             rate_places=tuple(dict.fromkeys((*self.rate_places, *_rate_places(optimizers)))),
             value_names=tuple(dict.fromkeys((*self.value_names, *values))),
         )
-
-    @property
-    def device(self) -> torch.device:
-        """The device that collects the numbers: the first accelerator that holds a parameter, else the CPU."""
-        devices = [parameter.device for parameter in self.parameters]
-        return next((device for device in devices if device.type != "cpu"), devices[0])
 
     def positions(self) -> dict[str, tuple[int, ...]]:
         """Column -> positions of its parameters in `parameters`."""

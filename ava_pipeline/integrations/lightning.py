@@ -1,6 +1,5 @@
 """Lightning: a callback that records a `Trainer.fit`."""
 
-import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from functools import wraps
@@ -19,12 +18,11 @@ from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import MisuseError, require_extra
 from ava_pipeline.integrations.scalars import scalars
+from ava_pipeline.logs import logger
 
 if TYPE_CHECKING:
     from ava_pipeline.collect.measures.measure import Value
     from ava_pipeline.collect.predictions import EpochPredictions
-
-_log = logging.getLogger("ava_pipeline")
 
 _NAMES = ("lightning.pytorch", "pytorch_lightning")  # one library under two names, whose classes do not mix
 
@@ -107,7 +105,7 @@ class TelemetryCallback(_lightning().Callback):  # type: ignore[misc]  # which c
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin an attempt, behind the checkpoint or the earlier fit if the trainer goes on from there."""
         if not trainer.optimizers:
-            _log.warning("the module has no optimizer, so telemetry records nothing.")
+            logger.warning("the module has no optimizer, so telemetry records nothing.")
             return
         optimizers = self._optimizers(trainer)
         is_several = isinstance(optimizers, Mapping)
@@ -235,7 +233,7 @@ class TelemetryCallback(_lightning().Callback):  # type: ignore[misc]  # which c
     def _take_finding(self, finding: Finding) -> None:
         if finding.id in self._stop_on:
             self._must_stop = True
-            _log.warning("training stops, because stop_on names %s: %s", finding.id, finding)
+            logger.warning("training stops, because stop_on names %s: %s", finding.id, finding)
 
     def _log_metrics(self, trainer: Any, old: Mapping[str, Any], *, batch_idx: int | None) -> None:
         """Log the metrics that were computed anew: those of an earlier epoch stay in `callback_metrics`."""

@@ -1,7 +1,6 @@
 """transformers: a `Trainer` that records its training."""
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.errors import require_extra
 from ava_pipeline.integrations.scalars import scalars
+from ava_pipeline.logs import logger
 
 require_extra("TelemetryMixin", "frameworks", "transformers", "accelerate")
 
@@ -19,8 +19,6 @@ from transformers import TrainerCallback  # noqa: E402  # after the check that i
 from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
 
 STATE_FILE = "telemetry.json"
-
-_log = logging.getLogger("ava_pipeline")
 
 
 class TelemetryMixin:
@@ -117,7 +115,7 @@ class TelemetryMixin:
         try:
             state = json.loads(Path(str(folder), STATE_FILE).read_bytes())
         except (OSError, ValueError) as error:
-            _log.warning("%s has no state of telemetry (%s): its batches are counted from 1 again.", folder, error)
+            logger.warning("%s has no state of telemetry (%s): its batches are counted from 1 again.", folder, error)
             return
         self.telemetry.load_state_dict(state)
         self._num_batches = state["batch_idx"]

@@ -73,7 +73,8 @@ class LossWatch:
         if loss.device.type != "cuda":
             self._check(BatchLoss(epoch, batch, image_ids, float(loss.detach())))
             return
-        host = torch.empty((), dtype=loss.dtype, pin_memory=True)
+        # Named, because another default device may be set.
+        host = torch.empty((), dtype=loss.dtype, device="cpu", pin_memory=True)
         host.copy_(loss.detach(), non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it out
         copied.record()

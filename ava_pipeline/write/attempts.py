@@ -1,10 +1,9 @@
 """Begin an attempt in a run directory, new or used."""
 
-import logging
 import os
 import platform
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Attempt, Group, Manifest, TableEntry, changed_groups, read_manifest, utc_now
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
+from ava_pipeline.logs import logger
 from ava_pipeline.provenance import ask_git, versions
 from ava_pipeline.write.event_log import damage_event
 from ava_pipeline.write.older_rows import count_rows, repair_files, supersede_rows, table_names, with_place
@@ -25,16 +25,14 @@ from ava_pipeline.write.resumed_tables import change_events, resume_tables
 
 _RECORDED_VERSIONS = ("ava-pipeline", "torch", "torchvision", "pyarrow", "pandas", "pydantic")
 
-_log = logging.getLogger("ava_pipeline")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
     """Facts about the run that the training thread gives.
 
     `groups` and `rate_names` are those of a `Setup`; `resumed_from` is the last batch of the checkpoint, 0 for a fresh
-    start; `device` holds the gradients; `thresholds`
-    are the limits of signs that differ from the defaults.
+    start; `thresholds` are the limits of signs that differ from the defaults. `devices` returns the names of the
+    devices that held gradients so far.
     """
 
     groups: Mapping[str, Group]
@@ -42,7 +40,7 @@ class RunFacts:
     rate_names: Mapping[str, str] = field(default_factory=dict)
     resumed_from: int = 0
     run_info: Mapping[str, JsonValue] = field(default_factory=dict)
-    device: str | None = None
+    devices: Callable[[], Collection[str]] = tuple
     thresholds: Mapping[str, int | float | bool | None] = field(default_factory=dict)
 
 
@@ -77,7 +75,7 @@ def begin_attempt(
         attempts=[*attempts, attempt],
     )
     if is_moved and not facts.resumed_from:
-        _log.warning(
+        logger.warning(
             "%s held rows of an earlier attempt: they are in %s now, and this attempt starts at batch 1. "
             "To continue after them, call load_state_dict() before the first step.",
             layout.root,
@@ -152,7 +150,6 @@ def _attempt(number: int, facts: RunFacts, superseded: dict[str, int]) -> Attemp
         pid=os.getpid(),
         host=platform.node(),
         git_commit=_git_commit(),
-        device=facts.device,
         versions=versions(_RECORDED_VERSIONS),
     )
 

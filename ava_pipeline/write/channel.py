@@ -20,6 +20,7 @@ Numbers: TypeAlias = NDArray[np.floating] | list[object]
 MAX_ROWS_PER_WAKE = 128
 FULL = "steps were collected faster than they could be written"
 CLOSED = "the channel was closed"
+UNMEASURED = "they could not be measured"
 
 
 class StagedNumbers(Protocol):
@@ -64,7 +65,7 @@ class TelemetryStats:
     Attributes:
         collected: steps that were due to be written.
         written: every configured writer wrote every row of the step; for Parquet, the rows are safe in the journal.
-        dropped: the channel was full or closed, or the step could not be measured.
+        dropped: the channel was full or closed, or the step could not be measured or was interrupted.
         failed: a rule or a writer refused a row of the step, or the disk failed to sync it under `fsync`.
         pending: handed over, and neither written nor failed yet.
 
@@ -96,6 +97,10 @@ class Channel(Generic[Item]):
     An item is pending until `settle` reports it as written or failed. So the bound covers every item in memory, not
     only those waiting to be taken. "drop" refuses a new item at once, "block" first waits `block_timeout_s` for free
     space.
+
+    A signal handler may raise at any place in the training thread. So an item is accepted or dropped there by a single
+    call or assignment, from which the counters follow. And the lock is entered itself, not by way of its condition,
+    whose `__enter__` is Python code that could be interrupted after it has taken the lock.
     """
 
     def __init__(
@@ -105,32 +110,39 @@ class Channel(Generic[Item]):
         self._wait_s = block_timeout_s if on_full == "block" else 0.0
         self._wake_at = max(1, min(MAX_ROWS_PER_WAKE, max_pending // 2))
         self._items: deque[Item] = deque()
-        self._changed = threading.Condition()
-        self._num_accepted = 0
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._num_taken = 0
         self._num_written = 0
         self._num_failed = 0
-        self._num_dropped = 0
+        self._num_dropped_before = 0  # in gaps that were taken
         self._flush_up_to = 0
         self._gaps: dict[str, Gap] = {}
         self._closed = False
 
     def stats(self) -> TelemetryStats:
         """A consistent snapshot of the counters."""
-        with self._changed:
+        with self._lock:
             return TelemetryStats(
-                collected=self._num_accepted + self._num_dropped,
+                collected=self.num_collected,
                 written=self._num_written,
                 dropped=self._num_dropped,
                 failed=self._num_failed,
                 pending=self._num_pending,
             )
 
+    @property
+    def num_collected(self) -> int:
+        """How many steps were accepted or dropped so far."""
+        with self._lock:
+            return self._num_accepted + self._num_dropped
+
     def reserve(self, batch_idx: int, epoch: int) -> None:
         """Check that there is space for the item of this batch, before any work is spent on it.
 
         Raise ChannelFullError or ChannelClosedError if it cannot be accepted; the step is then counted as dropped.
         """
-        with self._changed:
+        with self._lock:
             if self._wait_s:
                 self._changed.wait_for(lambda: self._closed or self._has_space(), self._wait_s)
             if not self._closed and self._has_space():
@@ -145,16 +157,15 @@ class Channel(Generic[Item]):
 
     def offer(self, item: Item, batch_idx: int, epoch: int) -> None:
         """Hand an item over; raise as `reserve` does."""
-        with self._changed:  # held from the check to the append, so that no other producer takes the space
+        with self._lock:  # held from the check to the append, so that no other producer takes the space
             self.reserve(batch_idx, epoch)
             self._items.append(item)
-            self._num_accepted += 1
             if len(self._items) >= self._wake_at:
                 self._changed.notify_all()
 
-    def drop(self, batch_idx: int, epoch: int, *, reason: str = "they could not be measured") -> None:
+    def drop(self, batch_idx: int, epoch: int, *, reason: str = UNMEASURED) -> None:
         """Count a step that failed before it could be handed over; dropped steps are grouped by the reason's text."""
-        with self._changed:
+        with self._lock:
             self._drop(batch_idx, epoch, reason)
 
     def take(self, timeout_s: float) -> tuple[list[Item], list[Gap]]:
@@ -163,23 +174,23 @@ class Channel(Generic[Item]):
         Return all waiting items, oldest first, which stay pending, and the steps dropped since the last call, one gap
         per reason.
         """
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(self._is_worth_waking, timeout_s)
-            items, gaps = list(self._items), list(self._gaps.values())
-            self._items.clear()
+            items, gaps = self._take_items(), list(self._gaps.values())
+            self._num_dropped_before = self._num_dropped
             self._gaps.clear()
             return items, gaps
 
     def settle(self, *, written: int = 0, failed: int = 0) -> None:
         """Report the outcome of items that were taken; they are no longer pending."""
-        with self._changed:
+        with self._lock:
             self._num_written += written
             self._num_failed += failed
             self._changed.notify_all()
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every item accepted so far is settled; False if the time is up first."""
-        with self._changed:
+        with self._lock:
             target = self._num_accepted
             self._flush_up_to = max(self._flush_up_to, target)
             self._changed.notify_all()
@@ -187,15 +198,14 @@ class Channel(Generic[Item]):
 
     def close(self) -> None:
         """Accept no more items; waiting items can still be taken. Calling it again has no effect."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
 
     def give_up(self) -> list[Item]:
         """Close the channel, count every pending item as failed, and return the items that were never taken."""
-        with self._changed:
-            items = list(self._items)
-            self._items.clear()
+        with self._lock:
+            items = self._take_items()
             self.close()
             self.settle(failed=self._num_pending)
             return items
@@ -204,6 +214,14 @@ class Channel(Generic[Item]):
     def is_closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
+
+    @property
+    def _num_accepted(self) -> int:
+        return self._num_taken + len(self._items)
+
+    @property
+    def _num_dropped(self) -> int:
+        return self._num_dropped_before + sum(gap.num_steps for gap in self._gaps.values())
 
     @property
     def _num_settled(self) -> int:
@@ -219,8 +237,13 @@ class Channel(Generic[Item]):
     def _is_worth_waking(self) -> bool:
         return self._closed or len(self._items) >= self._wake_at or self._num_settled < self._flush_up_to
 
+    def _take_items(self) -> list[Item]:
+        items = list(self._items)
+        self._num_taken += len(items)
+        self._items.clear()
+        return items
+
     def _drop(self, batch_idx: int, epoch: int, reason: str) -> None:
-        self._num_dropped += 1
         gap = self._gaps.get(reason, Gap(batch_idx, batch_idx, epoch, 0, reason))
         self._gaps[reason] = gap._replace(
             first_batch_idx=min(gap.first_batch_idx, batch_idx),

@@ -1,6 +1,5 @@
 """events.csv: every event of a run, the warning logged with it, and the sentences that say which steps are missing."""
 
-import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from ava_pipeline.contract.events import EVENTS, Event, event_columns, name_samp
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import WriteError, in_words
+from ava_pipeline.logs import logger
 from ava_pipeline.signs.evidence import collected_steps
 from ava_pipeline.write.channel import Gap, PendingStep
 from ava_pipeline.write.writers import CsvWriter, TableFiles
@@ -21,8 +21,6 @@ MERGED_EVERY_S = 60.0
 
 # Events that say which steps are missing: those that wait together become one range of batches.
 _MISSING_STEPS = frozenset({"gap", "failed_write"})
-
-_log = logging.getLogger("ava_pipeline")
 
 
 class EventLog:
@@ -71,7 +69,7 @@ class EventLog:
         """Record and log that the cause of earlier events of this name and column is gone; the next is logged again."""
         self._arriving.append(event)
         self._warned.discard(f"{event.event} {event.column}")
-        _log.warning("telemetry of %s: batch %d: %s", self._root, event.batch_idx, event.message)
+        logger.warning("telemetry of %s: batch %d: %s", self._root, event.batch_idx, event.message)
 
     def fail(self, error: BaseException, what: str) -> None:
         """Log an error once per type and `what`, such as "manifest.json could not be written", and keep the first."""
@@ -127,7 +125,7 @@ class EventLog:
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            _log.warning("telemetry of %s: %s", self._root, message)
+            logger.warning("telemetry of %s: %s", self._root, message)
 
 
 EventKey = tuple[str, str, str | None]

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import logging
 import math
 import os
 import platform
@@ -17,13 +16,13 @@ from typing import Any, NamedTuple
 
 from ava_pipeline.contract.manifest import read_manifest, utc_now
 from ava_pipeline.errors import DamagedFileError, RunError, WriteError
+from ava_pipeline.logs import logger
 
 REMOTE_GONE_AFTER_S = 60.0
 _POLL_S = 1.0
 _MAX_BYTES = 4096
 _NEVER = datetime.fromtimestamp(0, UTC)
 
-_log = logging.getLogger("ava_pipeline")
 
 # The lock files that this process holds or is acquiring, as (pid, device, inode): a forked child, with a pid of its
 # own, holds none of them. The guard is never held while waiting.
@@ -193,7 +192,7 @@ def live_remote_holder(descriptor: int, manifest: Path, *, wait: Callable[[float
     heartbeat = _heartbeat(manifest, holder)
     left_s = min(REMOTE_GONE_AFTER_S, REMOTE_GONE_AFTER_S - (utc_now() - heartbeat).total_seconds())
     if left_s > 0:
-        _log.warning(
+        logger.warning(
             "%s may still be written by pid %d on host %s: waiting at most %.0f s for a sign of life.",
             manifest.parent,
             holder.pid,

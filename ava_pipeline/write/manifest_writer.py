@@ -14,6 +14,7 @@ from ava_pipeline.contract.manifest import (
     write_manifest,
 )
 from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import TelemetryStats
 from ava_pipeline.write.event_log import EventLog
 from ava_pipeline.write.setup import Setup
@@ -28,11 +29,12 @@ class ManifestWriter:
     OSError if it cannot be written at first: without a manifest the rows would belong to no attempt.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, log: EventLog, *, before: TelemetryStats) -> None:
+    def __init__(self, path: Path, manifest: Manifest, log: EventLog, facts: RunFacts, before: TelemetryStats) -> None:
         self._path = path
         self._manifest = manifest
         self.attempt = manifest.attempt
         self._log = log
+        self._facts = facts
         self._before = before
         self._write()
 
@@ -113,4 +115,5 @@ class ManifestWriter:
 
     def _write(self) -> None:
         self._due = time.monotonic() + HEARTBEAT_S
+        self.attempt.device = ", ".join(self._facts.devices()) or None
         write_manifest(self._path, self._manifest)

@@ -1,17 +1,15 @@
 """The metrics that a training loop logs: whose rows metrics.csv holds, and rows that wait for the disk."""
 
-import logging
 import threading
 from contextlib import suppress
 
 from ava_pipeline.contract.layout import Moment, RunLayout
 from ava_pipeline.errors import MisuseError, WriteError
+from ava_pipeline.logs import logger
 from ava_pipeline.write.lock import check_unlocked
 from ava_pipeline.write.metrics_file import MetricsFile, MetricValues
 
 MAX_WAITING_ROWS = 10_000
-
-_log = logging.getLogger("ava_pipeline")
 
 
 class MetricsLog:
@@ -108,4 +106,4 @@ class MetricsLog:
         place = self._file.supersede(self._is_kept)
         self.has_begun = True
         if place is not None:
-            _log.warning("%s held rows that this attempt replaces: they are in %s now.", self._layout.metrics, place)
+            logger.warning("%s held rows that this attempt replaces: they are in %s now.", self._layout.metrics, place)

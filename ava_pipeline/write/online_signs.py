@@ -1,6 +1,5 @@
 """The warning signs while training, over the latest rows: reported when they appear and when they end."""
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +12,12 @@ import pyarrow as pa
 from ava_pipeline.contract.events import Event, EventName
 from ava_pipeline.contract.finding import SEVERITY_RANK, Finding, Severity
 from ava_pipeline.contract.manifest import Group
+from ava_pipeline.logs import logger
 from ava_pipeline.signs.evidence import NO_ROWS, NUM_FIRST_ROWS, Evidence, TableValues, is_loss
 from ava_pipeline.signs.registry import SIGNS_WITH_SAMPLES, SINGLE_BATCH_SIGNS, all_findings
 from ava_pipeline.signs.thresholds import Thresholds
 from ava_pipeline.write.channel import PendingStep
 from ava_pipeline.write.event_log import EventLog, id_list, with_samples
-
-_log = logging.getLogger("ava_pipeline")
 
 WINDOW_ROWS = 1024
 MAX_NEW_ROWS = 4096
@@ -98,7 +96,7 @@ class OnlineSigns:
         except Exception:  # noqa: BLE001  # an error in a sign must cost no row: it is logged, and ends the checks
             self._is_broken = True
             self._rows = {name: [] for name in _TABLES}
-            _log.exception("a sign failed: no more signs are checked while training; rows are written as before")
+            logger.exception("a sign failed: no more signs are checked while training; rows are written as before")
         self._num_new = 0
         self._new_samples.clear()
         end_s = self._clock()

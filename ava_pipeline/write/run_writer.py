@@ -86,6 +86,11 @@ class RunWriter:
         self._last_batch_idx = 0
 
     @property
+    def root(self) -> Path:
+        """The run directory."""
+        return self._layout.root
+
+    @property
     def is_open(self) -> bool:
         """Whether an attempt has started and not ended."""
         return self._manifest is not None
@@ -211,7 +216,7 @@ class RunWriter:
             writers = [self._open_built_in_writers(table, opened) for table in tables]
             self._log.open(self._layout.csv("events"))
             opened.callback(self._log.abandon)
-            self._manifest = ManifestWriter(self._layout.manifest, manifest, self._log, before=self._before)
+            self._manifest = ManifestWriter(self._layout.manifest, manifest, self._log, self._facts, self._before)
             opened.pop_all()
         self._tables = []
         for index, (source, table) in enumerate(zip(self.setup.sources, tables, strict=True)):

@@ -249,53 +249,51 @@ def test_the_clip_coefficient_is_null_if_only_part_of_the_gradients_is_unscaled(
     assert steps["clip_rate"].tolist()[1:] == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(("dtype", "gives_scaler", "warns"), [
-    (torch.float16, False, 1), (torch.float16, True, 0), (torch.bfloat16, False, 0), (None, False, 0),
-])  # fmt: skip
-def test_float16_without_a_scaler_warns_once(
+@pytest.mark.parametrize(
+    ("scales", "gives_scaler", "num_warnings"),
+    [(True, False, 1), (True, True, 0), (False, False, 0)],
+    ids=["not given", "given", "disabled"],
+)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaler_that_was_not_given_is_noticed_once(
     tmp_path: Path,
-    dtype: torch.dtype | None,
+    scales: bool,  # noqa: FBT001  # a parameter of the test
     gives_scaler: bool,  # noqa: FBT001  # a parameter of the test
-    warns: int,
+    num_warnings: int,
+    fused: bool,  # noqa: FBT001  # a parameter of the test
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Only float16 needs a loss scale, and the collector does not know a scaler that it is not given."""
+    """Whoever steps the optimizer shows it, behind a scheduler too; a disabled scaler scales nothing."""
+    model, _ = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=fused)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=scales)
+    with TelemetryCollector(
+        model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler if gives_scaler else None
+    ) as telemetry:
+        for seed in range(4):
+            optimizer.zero_grad()
+            backward(model, seed, scaler=scaler)
+            telemetry.step()
+            scaler.step(optimizer)
+            scaler.update()
+            scheduler.step()
+    assert len([record for record in caplog.records if "grad_scaler=scaler" in record.getMessage()]) == num_warnings
+
+
+def test_a_loop_without_a_scaler_is_not_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Autocast alone scales nothing, and an own method named `step` is no scaler."""
     model, optimizer = tiny()
-    scaler = torch.amp.GradScaler("cpu") if gives_scaler else None
-    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
+
+    class Trainer:
+        def step(self) -> None:
+            optimizer.step()
+
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
         for seed in range(3):
             optimizer.zero_grad()
-            with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-                backward(model, seed, scaler=scaler)
+            with torch.autocast("cpu", dtype=torch.float16):
+                backward(model, seed)
             telemetry.step()
-            optimizer.step()
-    assert len([record for record in caplog.records if "float16 autocast" in record.getMessage()]) == warns
-
-
-def test_the_check_for_autocast_leaves_no_hook(tmp_path: Path) -> None:
-    """The model is as it was from the second training pass on, and after close without one."""
-    for passes in (True, False):
-        model, optimizer = tiny()
-        with TelemetryCollector(model, optimizer, tmp_path / str(passes), collect_every_n=1) as telemetry:
-            assert not model._forward_pre_hooks
-            backward(model)
-            telemetry.step()
-            assert len(model._forward_pre_hooks) == 1
-            if passes:
-                backward(model)
-                assert not model._forward_pre_hooks
-        assert not model._forward_pre_hooks
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # by torch; users still do
-@pytest.mark.parametrize("gives_scaler", [False, True])
-def test_a_model_with_a_collector_can_be_scripted(tmp_path: Path, gives_scaler: bool) -> None:  # noqa: FBT001  # a parameter of the test
-    """Before training and during it, with a scaler and without."""
-    model, optimizer = tiny()
-    scaler = torch.amp.GradScaler("cpu") if gives_scaler else None
-    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1, grad_scaler=scaler) as telemetry:
-        torch.jit.script(model)
-        for _ in range(2 - gives_scaler):
-            backward(model, scaler=scaler)
-            telemetry.step()
-        torch.jit.script(model)
+            Trainer().step()
+    assert caplog.records == []

@@ -277,6 +277,22 @@ def test_a_resumed_run_writes_the_rows_of_one_that_was_not_ended(tmp_path: Path)
     assert parts.steps().drop(columns="time_utc").equals(whole.steps().drop(columns="time_utc"))
 
 
+def test_clips_are_counted_on_after_a_resume_with_other_frozen_layers(tmp_path: Path) -> None:
+    """The count of a checkpoint is a number, on no device."""
+    model, optimizer = tiny()
+    model.backbone.to("meta")  # as an embedding that is elsewhere, and has no gradients
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=4) as telemetry:
+        telemetry.load_state_dict(
+            {"batch_idx": 2, "epoch": 0, "clip_max_norm": 1.0, "clip_num_shortened": 2.0, "clip_num_clips": 2}
+        )
+        for limit in (1e9, 0.05):
+            for parameter in model.mlp_head.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            telemetry.clip_grad_norm_(limit)
+            telemetry.step()
+    assert open_run(tmp_path).steps()["clip_rate"].tolist() == [0.75]
+
+
 def test_rows_of_a_clipping_loop_are_within_1e4_of_float64(tmp_path: Path) -> None:
     """Torch's own norms serve the rows on a CPU: this is their accuracy on ResNet-50, and the docs say so."""
     model = resnet50()

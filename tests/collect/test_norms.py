@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from ava_pipeline import TelemetryCollector
+from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.collect.norms import ROW_LENGTH, NormPlan
 from ava_pipeline.collect.targets import named_parameters
@@ -207,6 +207,22 @@ class Mixed(nn.Module):
         self.head = nn.Linear(3, 3, dtype=torch.bfloat16)
 
 
+def test_each_call_of_torchs_kernel_has_one_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise torch starts one kernel for each tensor: a float32 norm in a bfloat16 model would cost all of them."""
+    torchs, dtypes = torch._foreach_norm, []
+
+    def noted(tensors: list[Tensor], *args: Any, **kwargs: Any) -> Any:
+        dtypes.append({tensor.dtype for tensor in tensors})
+        return torchs(tensors, *args, **kwargs)
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3)).to(torch.bfloat16)
+    model[1].to(torch.float32)
+    random_gradients(model, 1.0)
+    monkeypatch.setattr(torch, "_foreach_norm", noted)
+    assert_norms(model, tmp_path)
+    assert dtypes == [{torch.bfloat16}, {torch.float32}]
+
+
 @pytest.mark.parametrize("clips", [False, True])
 def test_gradients_of_every_kind_are_measured(tmp_path: Path, clips: bool) -> None:  # noqa: FBT001  # a parameter of the test
     """Mixed dtypes, complex and sparse gradients have their norm as any other."""
@@ -254,3 +270,18 @@ def test_gradients_are_not_kept(tmp_path: Path) -> None:
     optimizer.zero_grad()
     assert [one() for one in kept] == [None] * len(kept)
     telemetry.close()
+
+
+def test_the_manifest_names_each_device_that_held_gradients(tmp_path: Path) -> None:
+    """Also one that the model was moved to after its first row."""
+    model, optimizer = tiny()
+    random_gradients(model)
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1) as telemetry:
+        telemetry.step()
+        telemetry.flush()
+        first = open_run(tmp_path).manifest.attempt.device
+        gradients = [torch.empty(3, device="meta"), *[None] * 7]
+        telemetry._recorder._gradient_pass._plan(gradients)
+    assert first is not None
+    assert first.startswith("cpu (")
+    assert open_run(tmp_path).manifest.attempt.device == f"{first}, {first.replace('cpu', 'meta')}"

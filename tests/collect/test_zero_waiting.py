@@ -19,11 +19,14 @@ from ava_pipeline.collect import gradient_pass, recorder
 from ava_pipeline.collect.call_checks import CallChecks
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.gradient_pass import GradientPass
+from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.collect.measures import BUILT_IN_MEASURES
+from ava_pipeline.collect.measures.gradient_norms import GradientNorms
 from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.collect.staging import Slot, Staging
-from tests.collect.models import TinyNet
+from ava_pipeline.collect.targets import TrainingTargets
+from tests.collect.models import TinyNet, backward, tiny
 from tests.collect.no_waiting import FakeSlot, NoWaiting, WaitedError, no_waiting
 
 HOURS_S = 1e4  # rows are read when the collector closes, so that no slot goes round with real numbers in it
@@ -96,6 +99,45 @@ def test_a_collected_step_waits_for_nothing(
     assert run.steps()["loss_scale"].count() == (0 if scaling == "none" else 3)
     assert run.steps()["clip_coefficient"].tolist()[1:] == pytest.approx([1 / (1 + 1e-6)] * 2)
     assert torchs.call_count == num_passes
+
+
+def test_clipping_over_several_devices_waits_for_nothing(fake_cuda: NoWaiting, tmp_path: Path) -> None:
+    """The first gradient, and with it torch's total, is now on one card and now on the other."""
+    with torch.device("cuda:0"):
+        model = TinyNet()
+    with torch.device("cuda:1"):
+        model.mlp_head = TinyNet().mlp_head
+    parts = [model.backbone, model.mlp_head]
+    with TelemetryCollector(
+        model,
+        torch.optim.SGD(model.parameters()),
+        tmp_path,
+        collect_every_n=4,
+        on_error="raise",
+        flush_interval_s=HOURS_S,
+    ) as telemetry:
+        for frozen in (None, 0, 1, None, 1, 0, None, None):
+            for index, part in enumerate(parts):
+                for parameter in part.parameters():
+                    parameter.grad = None if index == frozen else torch.empty_like(parameter)
+            telemetry.clip_grad_norm_(1.0)
+            telemetry.step()
+    run = open_run(tmp_path)
+    assert run.steps()["clip_rate"].tolist() == [0.25, 0.25]  # the count that arrives is a one
+    assert run.gradient_norms()["overall"].notna().all()
+
+
+def test_the_scale_of_offloaded_gradients_is_not_brought_to_the_host() -> None:
+    """Norms on the host beside a scale on the device, as under CPU offload; `meta` is a device that nothing leaves."""
+    model, optimizer = tiny()
+    backward(model)
+    targets = TrainingTargets.of(model, find_groups(model), {"optimizer": optimizer})
+    scale = torch.empty((), device="meta")
+    snapshot = GradientPass(targets, scaler_of(scale), Clipping(targets.parameters)).take({}, 1)
+    numbers = GradientNorms(targets).read(snapshot).numbers
+    assert snapshot.norms is not None
+    assert list(numbers)[:-1] == snapshot.norms.tolist()
+    assert list(numbers)[-1] is scale
 
 
 def test_a_loss_on_the_device_beside_parameters_on_the_host_is_copied(fake_cuda: NoWaiting) -> None:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ava_pipeline.train.losses import drop_unless, squared_emd
+from ava_pipeline.train.losses import LossWatch, drop_unless, squared_emd
 
 # Truth and predictions of the worked example of the NIMA reference code.
 TRUTH = [0, 0, 0, 0, 0, 0, 0, 9, 1, 0]
@@ -58,3 +59,23 @@ def test_gradients_are_dropped_or_kept_whole(keep: bool) -> None:  # noqa: FBT00
     drop_unless(torch.tensor(keep), gradients)
     assert gradients[1].item() == (2.0 if keep else 0.0)
     assert bool(gradients[0].isnan().any()) is keep
+
+
+class NeverReached:
+    """An event of a device that has not come so far."""
+
+    def record(self) -> None:
+        """Queue it."""
+
+    def query(self) -> bool:
+        """Whether the device has reached it."""
+        return False
+
+
+def test_a_loss_comes_to_the_host_whatever_the_default_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.set_default_device("cuda")` would otherwise put the host's memory on the device."""
+    monkeypatch.setattr(torch.cuda, "Event", NeverReached)
+    with FakeTensorMode(), torch.device("cuda"):
+        watch = LossWatch(print)
+        watch.add(torch.empty(()), epoch=0, batch=1, image_ids=[7])
+    assert watch._pending[0].host.device.type == "cpu"

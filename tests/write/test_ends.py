@@ -33,9 +33,11 @@ for batch in range(1, 31):
         ("", "finished", None, 0),
         ("raise ValueError('a bug in the loop')", "failed", "ValueError", 1),
         ("raise KeyboardInterrupt", "interrupted", "KeyboardInterrupt", -signal.SIGINT),
-        ("sys.exit(3)", "finished", None, 3),
+        ("sys.exit(0)", "finished", None, 0),
+        ("sys.exit(3)", "failed", "SystemExit", 3),
+        ("sys.exit('no data')", "failed", "SystemExit", 1),
     ],
-    ids=["normal", "exception", "ctrl-c", "sys.exit"],
+    ids=["normal", "exception", "ctrl-c", "sys.exit(0)", "sys.exit(3)", "sys.exit(text)"],
 )
 def test_a_process_without_close_writes_every_row(
     ending: str, status: str, error: str | None, code: int, tmp_path: Path

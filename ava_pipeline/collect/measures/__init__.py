@@ -11,6 +11,7 @@ from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, PREDICTIONS, T
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.tables import KEY_COLUMNS, Table
 from ava_pipeline.errors import MisuseError
+from ava_pipeline.interrupts import is_from_signal
 
 BUILT_IN_MEASURES: tuple[type[Measure], ...] = (GradientNorms, LearningRates, Steps)
 
@@ -63,6 +64,8 @@ def make_measures(
             made.append(measure)
         except MisuseError:
             raise
-        except Exception as error:  # noqa: BLE001  # user code: its table is missing, and the training continues
+        except Exception as error:  # user code: its table is missing, and the training continues
+            if is_from_signal(error):
+                raise
             on_failure(measure_class, error)
     return made

@@ -48,9 +48,11 @@ class GradientNorms(Measure):
         layout = layouts.get(meaning) or layouts.setdefault(meaning, self._layout(snapshot))
         if norms is None:
             return Reading([], layout)
-        if scale is not None:
-            norms = torch.cat((norms, scale.reshape(1).to(norms.device, torch.float32)))
-        return Reading(norms, layout)
+        if scale is None:
+            return Reading(norms, layout)
+        if norms.device.type == "cpu" != scale.device.type:  # offloaded: bringing the scale here would wait
+            return Reading([*norms.tolist(), scale], layout)
+        return Reading(torch.cat((norms, scale.reshape(1).to(norms.device, torch.float32, non_blocking=True))), layout)
 
     def join(self, readings: Sequence[Reading]) -> Reading:
         """Put the norms of the parameters of several optimizers behind each other."""

@@ -18,6 +18,7 @@ from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.errors import in_words
+from ava_pipeline.interrupts import is_from_signal
 from ava_pipeline.signs.values import non_finite_events
 from ava_pipeline.write.channel import FailedReading, Numbers
 
@@ -187,7 +188,7 @@ def _reading(measure: Measure, make: Callable[[], Reading], is_strict: bool) -> 
         if not isinstance(reading, Reading):
             raise TypeError(f"{type(measure).__name__}: expected a Reading, got {reading!r}")  # noqa: TRY301  # as any failure
     except Exception as error:
-        if is_strict:
+        if is_strict or is_from_signal(error):
             raise
         return Reading([], FailedReading(in_words(error)))
     return reading

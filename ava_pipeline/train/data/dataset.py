@@ -117,7 +117,8 @@ class _AtEpoch(Dataset[Sample | ImagesError]):
 def _collated(samples: list[Sample | ImagesError]) -> Batch | ImagesError:
     """Stack samples into a batch, or return the first error among them."""
     errors = [sample for sample in samples if isinstance(sample, ImagesError)]
-    return errors[0] if errors else tuple(default_collate(samples))
+    with torch.device("cpu"):  # named, because another default device may be set
+        return errors[0] if errors else tuple(default_collate(samples))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +131,9 @@ class BatchLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
+        with torch.device("cpu"):  # else torch draws the workers' seeds on the default device
+            batches = iter(self._loader)
+        for batch in batches:
             if isinstance(batch, ImagesError):
                 raise batch  # an image has become unreadable since it was scanned
             yield batch

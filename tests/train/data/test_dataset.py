@@ -170,6 +170,17 @@ def test_torch_random_numbers_are_left_alone(folder: Path, labels: pd.DataFrame)
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_on_the_host_whatever_the_default_device(
+    folder: Path, labels: pd.DataFrame, num_workers: int
+) -> None:
+    """They are moved to the training device when they are used."""
+    items = dataset(folder, labels)
+    with torch.device("meta"):
+        found = list(loader(items, num_workers=num_workers))
+    assert all(same(one, other) for one, other in zip(found, loader(items), strict=True))
+
+
 def test_validation_keeps_the_order_and_the_last_batch(folder: Path, labels: pd.DataFrame) -> None:
     """Unshuffled, 22 images in batches of 8 give 8, 8 and 6; `drop_last` drops the 6."""
     items = dataset(folder, labels, augment=False)

@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ def test_help_over_an_empty_application(name: str, bench: Bench, empty_applicati
 
 
 _HEAD = """
+from enum import StrEnum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -61,7 +64,12 @@ def _empty_command(name: str) -> str:
     constants = [
         f"{key} = {value!r}" for key, value in vars(module).items() if key.isupper() and isinstance(value, int)
     ]
-    return "\n".join([*constants, f"@app.command({name!r})", signature, f"    {function.__doc__!r}", ""])
+    choices = [
+        inspect.getsource(value)
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, StrEnum) and value.__module__ == module.__name__
+    ]
+    return "\n".join([*constants, *choices, f"@app.command({name!r})", signature, f"    {function.__doc__!r}", ""])
 
 
 def _interpreter(arguments: list[str]) -> Callable[[], object]:

@@ -41,7 +41,7 @@ ALLOWED = {
     "many_runs": READ | {"diagnose"},
     "watch": READ,
     "report": READ | {"diagnose", "many_runs"},
-    "integrations": READ | {"write", "collect"},
+    "integrations": READ | {"write", "collect", "logs"},
 }
 NO_TORCH = ("contract", "signs", "metrics", "config", "errors", "interrupts", "logs", "write", "read", *READERS)
 TORCH = {"torch", "torchvision"}

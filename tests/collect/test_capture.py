@@ -2,7 +2,7 @@
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,6 +123,11 @@ def test_a_captured_clip_does_not_use_the_norms_of_one_batch(
     assert torchs.call_count == 2  # at the first clip, and in the capture
 
 
+def load_driver(monkeypatch: pytest.MonkeyPatch, load: Callable[[str], Any]) -> None:
+    """Let the module, but not torch, load the CUDA driver in this way."""
+    monkeypatch.setattr(capture, "ctypes", SimpleNamespace(CDLL=load, byref=ctypes.byref, c_int=ctypes.c_int))
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     """The calls that a fake CUDA gets, each with the thread's name."""
@@ -142,7 +147,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: note("set_device", str(device)))
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     driver = SimpleNamespace(cuThreadExchangeStreamCaptureMode=exchange)
-    monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": driver}.__getitem__)
+    load_driver(monkeypatch, {"libcuda.so.1": driver}.__getitem__)
     monkeypatch.setattr(capture, "_thread", threading.local())
     return calls
 
@@ -203,7 +208,7 @@ def test_a_mode_that_cannot_be_set_is_a_warning_with_the_remedy(
     driver: Any,
 ) -> None:
     """And the thread waits nevertheless."""
-    monkeypatch.setattr(ctypes, "CDLL", driver)
+    load_driver(monkeypatch, driver)
     wait_in("first", slot)
     assert [call[1] for call in calls] == ["set_device", "synchronize", "synchronize"]
     (message,) = warnings_of(caplog)

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ava_pipeline.config.models import RunConfig
-from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, METRICS_BY_BATCH, PREDICTIONS, TRAIN_METRICS
+from ava_pipeline.contract.builtin_tables import (
+    BUILT_IN_TABLES,
+    HOLDOUT_SCORES,
+    METRICS_BY_BATCH,
+    PREDICTIONS,
+    TRAIN_METRICS,
+)
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import SCHEMA_VERSION
@@ -28,6 +34,7 @@ def schemas() -> dict[str, Schema]:
         "config": RunConfig.model_json_schema(),
         "manifest": Manifest.model_json_schema(),
         "metrics": METRICS_BY_BATCH.json_schema() | {"required": ["epoch"]},  # batch_idx is there if a row has one
+        "holdout_scores": HOLDOUT_SCORES.json_schema(),
         "train_metrics": TRAIN_METRICS.json_schema(),
         "predictions": _with_text_ids(PREDICTIONS.json_schema()),
         **{table.name: table.json_schema() for table in tables},

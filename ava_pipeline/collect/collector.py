@@ -131,7 +131,7 @@ class TelemetryCollector:
             layout.root,
             self._count,
             events,
-            gradient_pass=GradientPass(targets, grad_scaler, self._clipping),
+            gradient_pass=GradientPass(targets, grad_scaler, self._clipping, is_measuring=settings.track_gradients),
             checks=self._checks,
             run_info=facts,
             findings=self._findings,

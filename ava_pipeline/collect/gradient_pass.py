@@ -24,10 +24,13 @@ class GradientPass:
     """Takes snapshots of the training, in the training thread, without waiting for the device.
 
     `devices` names those that held the measured gradients so far: more than one if the model is spread over them, or
-    was moved. The background thread reads it.
+    was moved. The background thread reads it. Unless it `is_measuring`, no gradient is read.
     """
 
-    def __init__(self, targets: TrainingTargets, grad_scaler: Any, clipping: Clipping) -> None:
+    def __init__(
+        self, targets: TrainingTargets, grad_scaler: Any, clipping: Clipping, *, is_measuring: bool = True
+    ) -> None:
+        self._is_measuring = is_measuring
         self._grad_scaler = grad_scaler
         self._clipping = clipping
         self._measured_unowned: dict[int, tuple[ref[Tensor], int]] = {}
@@ -55,6 +58,7 @@ class GradientPass:
         values: Mapping[str, Value],
         batch_idx: int,
         *,
+        labels: Mapping[str, Tensor] | None = None,
         optimizer: str | None = None,
         global_step: int | None = None,
         is_optimizer_replaced: bool = False,
@@ -67,8 +71,10 @@ class GradientPass:
         plan = self._plan(gradients)
         if plan.unmeasured:
             gradients = [None if position in plan.unmeasured else grad for position, grad in enumerate(gradients)]
-        self._clipping.remember_gradients(gradients, batch_idx)
-        norms = plan.measure(gradients) if plan.whole_tensors or plan.by_rows else None
+        if self._is_measuring:
+            self._clipping.remember_gradients(gradients, batch_idx)
+        can_measure = self._is_measuring and (plan.whole_tensors or plan.by_rows)
+        norms = plan.measure(gradients) if can_measure else None
         optimizers = self._targets.optimizers
         stepping = tuple(optimizers.values()) if optimizer is None else (optimizers[optimizer],)
         scaler = scaler_state(self._grad_scaler, stepping)
@@ -82,6 +88,8 @@ class GradientPass:
             scaler=scaler,
             clipping=self._clipping.share_norms(norms if has_total else None, scale, equals_torch=equals_torch),
             values=values,
+            labels=labels or {},
+            batch_idx=batch_idx,
             time_s=time.time(),
             global_step=global_step,
             optimizer=optimizer,

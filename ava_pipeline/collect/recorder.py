@@ -16,7 +16,7 @@ from ava_pipeline.collect.call_checks import BatchCount, CallChecks, as_numbers,
 from ava_pipeline.collect.capture import is_capturing
 from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
-from ava_pipeline.collect.measures import make_measures
+from ava_pipeline.collect.measures import built_in_measures, make_measures
 from ava_pipeline.collect.measures.measure import Measure, Reading, Value, join_readings, read_measures
 from ava_pipeline.collect.staging import Staging
 from ava_pipeline.collect.targets import TrainingTargets
@@ -36,6 +36,7 @@ from ava_pipeline.write.own_writers import OwnWriter
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.setup import Setup
 from ava_pipeline.write.worker import Worker, ending_workers
+from ava_pipeline.write.writers import Formats
 
 _IN_CAPTURE = (
     "step() was called while a CUDA graph is captured, when no kernel runs, so nothing is recorded. "
@@ -94,6 +95,7 @@ class Recorder:
         self._run_info = run_info
         self._findings = findings
         self._metrics = metrics
+        self._built_in_measures = built_in_measures(config)
         self._own_measures = measures
         self._own_writers = writers
         self._is_strict = config.on_error == "raise"
@@ -251,7 +253,7 @@ class Recorder:
     def _make_worker(self, values: Mapping[str, Value]) -> Worker:
         targets = replace(self._targets.renewed(values=values), resumed_from=self._count.resumed_from)
         self._checks.check_optimizers()
-        measures = make_measures(self._own_measures, targets, on_failure=self._report_unmade)
+        measures = make_measures(self._built_in_measures, self._own_measures, targets, on_failure=self._report_unmade)
         config, gradient_pass = self._config, self._gradient_pass
         facts = RunFacts(
             groups=targets.described_groups(),
@@ -270,7 +272,7 @@ class Recorder:
             measures,
             facts,
             self._events,
-            formats=config.formats,
+            formats=Formats(config.formats, config.csv_of_long_tables),
             writers=self._own_writers,
             fsync=config.fsync,
             signs=signs,
@@ -301,7 +303,7 @@ class Recorder:
 
     def _measure(self, targets: TrainingTargets) -> None:
         """Make the measures of other targets, unless the tables, groups and rates stay the same."""
-        measures = make_measures(self._own_measures, targets, on_failure=self._report_unmade)
+        measures = make_measures(self._built_in_measures, self._own_measures, targets, on_failure=self._report_unmade)
         setup = Setup(measures, targets.described_groups(), targets.rate_names())
         has_same_parameters = all(map(is_, targets.parameters, self._targets.parameters))
         if self._setup is None or not (has_same_parameters and setup.records_the_same(self._setup)):

@@ -45,6 +45,34 @@ class TelemetryConfig(_Settings):
     formats: tuple[Literal["csv", "parquet"], ...] = Field(
         default=("csv", "parquet"), min_length=1, description="File formats of the tables.", strict=False
     )
+    csv_of_long_tables: bool = Field(
+        default=False, description="Also write CSV of per_layer_stats, whose rows are many; by default, only Parquet."
+    )
+    track_gradients: bool = Field(default=True, description="Record gradient_norms.")
+    track_learning_rates: bool = Field(default=True, description="Record learning_rates.")
+    track_weight_delta: bool = Field(
+        default=False, description="Record weight_norms, and in weight_deltas how far the weights moved since a row."
+    )
+    track_batch_stats: bool = Field(
+        default=False, description="Record in batch_stats the shares of the labels that are given to step()."
+    )
+    label_classes: dict[str, Annotated[int, Field(ge=2, strict=True)]] = Field(
+        default_factory=dict, description="Of labels that are classes, how many there are, such as {winner: 2}."
+    )
+    track_holdout_logits: bool = Field(
+        default=False, description="Record holdout_predictions, of the samples that set_holdout() was given."
+    )
+    holdout_size: int = Field(default=50, ge=1, description="How many samples are held out at most.")
+    track_per_layer_stats: bool = Field(
+        default=False, description="Record per_layer_stats: a row for each parameter tensor."
+    )
+    track_weight_snapshots: bool = Field(
+        default=False, description="Save the weights as safetensors, in weight_snapshots/."
+    )
+    weight_snapshot_every_n: int = Field(default=500, ge=1, description="Save the weights every n batches.")
+    max_weight_snapshots: int = Field(
+        default=100, ge=2, description="Past this many snapshots, every second of the older ones is removed."
+    )
     groups: dict[str, str | Globs] | None = Field(
         default=None,
         description="Globs of parameter names for each column. By default the groups are found in the model.",

@@ -1,12 +1,23 @@
 """The tables of the built-in measures, of `ava-pipeline train` and of predictions, also for readers without torch."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pyarrow as pa
 
-from ava_pipeline.contract.columns import Column
+from ava_pipeline.contract.columns import Column, Dtype
 from ava_pipeline.contract.tables import BATCH, KEY_COLUMNS, RunTable, Table
 from ava_pipeline.errors import MisuseError
+
+NUM_SCORES = 10
+SCORES = range(1, NUM_SCORES + 1)
+HOLDOUT = "holdout_predictions"
+HoldoutKind = Literal["classes", "scores"]
+
+
+def _share(name: str, what: str) -> Column:
+    return Column(name=name, dtype="float32", description=what, not_below=0)
+
 
 GRADIENT_NORMS = Table(
     name="gradient_norms",
@@ -76,7 +87,127 @@ STEPS = Table(
     ),
 )
 
-BUILT_IN_TABLES = (GRADIENT_NORMS, LEARNING_RATES, STEPS)
+WEIGHT_NORMS = Table(
+    name="weight_norms",
+    description="L2 norm of each group's parameters, taken as one vector: those that the batch was computed with.",
+    columns=KEY_COLUMNS,
+    run_columns=Column(
+        name="<group>",
+        dtype="float64",
+        description="L2 norm of the group's parameters; null if they could not be measured.",
+        nullable=True,
+        not_below=0,
+    ),
+    l2_of_groups=True,
+)
+
+WEIGHT_DELTAS = Table(
+    name="weight_deltas",
+    description="How far each group's parameters moved since the row before: L2 norm of the difference.",
+    columns=(
+        *KEY_COLUMNS,
+        Column(
+            name="num_batches",
+            dtype="int64",
+            description="Batches since the row that the weights are compared with; null if there is none.",
+            nullable=True,
+            not_below=1,
+        ),
+    ),
+    run_columns=Column(
+        name="<group>",
+        dtype="float64",
+        description="L2 norm of the difference; null in a run's first row, or if the weights before are not known.",
+        nullable=True,
+        not_below=0,
+    ),
+    l2_of_groups=True,
+)
+
+
+def _of_weights(name: str, what: str, *, not_below: int | None = None) -> Column:
+    return Column(name=name, dtype="float32", description=what, nullable=True, not_below=not_below)
+
+
+PER_LAYER_STATS = Table(
+    name="per_layer_stats",
+    description="Statistics of each parameter tensor, those that the batch was computed with, and of its gradient.",
+    columns=(
+        *KEY_COLUMNS,
+        Column(name="layer_name", dtype="string", description="The parameter's name in the model."),
+        _of_weights("mean", "Mean; null if the tensor could not be read."),
+        _of_weights("std", "Standard deviation, with n - 1 in the denominator; null of one number.", not_below=0),
+        _of_weights("min", "Least number."),
+        _of_weights("max", "Largest number."),
+        _of_weights("l2_norm", "L2 norm.", not_below=0),
+        Column(name="num_params", dtype="int64", description="How many numbers the tensor has.", not_below=0),
+        _of_weights(
+            "grad_norm", "L2 norm of its gradient, at true scale and before clipping; null if missing.", not_below=0
+        ),
+    ),
+    row_key=("layer_name",),
+    in_csv=False,
+)
+
+BATCH_STATS = Table(
+    name="batch_stats",
+    description="The labels of each collected batch, as they were given to step().",
+    columns=(
+        *KEY_COLUMNS,
+        Column(
+            name="batch_size", dtype="int64", description="Samples; null without labels.", nullable=True, not_below=0
+        ),
+    ),
+    run_columns=Column(
+        name="<label>",
+        dtype="float64",
+        description="<label>_<class>_pct, in percent of the batch; or, of labels that are scores' votes or shares, "
+        "<label>_mean and <label>_std of the samples' mean scores.",
+        nullable=True,
+    ),
+)
+
+
+def holdout_table(kind: HoldoutKind, *, num_ids: int, num_classes: int, integer_ids: bool) -> Table:
+    """The table of the held-out samples' predictions: of two or more classes, or of ten scores.
+
+    A sample has one id (`image_id`), or two if it is a pair of images (`image1`, `image2`).
+    """
+    names = ("image_id",) if num_ids == 1 else tuple(f"image{place}" for place in range(1, num_ids + 1))
+    dtype: Dtype = "int64" if integer_ids else "string"
+    ids = tuple(Column(name=name, dtype=dtype, description="The id of a held-out image.") for name in names)
+    predicted = _predicted_scores() if kind == "scores" else _predicted_classes(num_classes)
+    return Table(
+        name=HOLDOUT,
+        description="Predictions of the same held-out samples at each collected step.",
+        columns=(*KEY_COLUMNS, *ids, *predicted),
+        row_key=names,
+    )
+
+
+def _predicted_classes(num_classes: int) -> tuple[Column, ...]:
+    return (
+        Column(name="label", dtype="int64", description="The true class, from 0.", not_below=0),
+        Column(name="prediction", dtype="int64", description="The class with the largest logit.", nullable=True),
+        *(
+            Column(name=f"logit_{index}", dtype="float32", description=f"The model's output for class {index}.")
+            for index in range(num_classes)
+        ),
+        Column(
+            name="correct",
+            dtype="bool",
+            description="Whether the prediction is the label; null if a logit is nan.",
+            nullable=True,
+        ),
+    )
+
+
+def _predicted_scores() -> tuple[Column, ...]:
+    return (
+        Column(name="gt_mean", dtype="float64", description="Mean of the true votes, 1 to 10."),
+        Column(name="pred_mean", dtype="float64", description="Mean of the predicted distribution, 1 to 10."),
+        *(_share(f"pred_dist_{score}", f"Predicted share of score {score}.") for score in SCORES),
+    )
 
 
 _EPOCH = Column(name="epoch", dtype="int64", description="0-based epoch.", not_below=0)
@@ -143,15 +274,22 @@ TRAIN_METRICS = Table(
     ),
 )
 
-NUM_SCORES = 10
-SCORES = range(1, NUM_SCORES + 1)
 PRED_COLUMNS = tuple(f"pred_dist_{score}" for score in SCORES)
 GT_COLUMNS = tuple(f"gt_dist_{score}" for score in SCORES)
 
 
-def _share(name: str, what: str) -> Column:
-    return Column(name=name, dtype="float32", description=what, not_below=0)
-
+HOLDOUT_CLASSES = holdout_table("classes", num_ids=2, num_classes=2, integer_ids=False)
+HOLDOUT_SCORES = holdout_table("scores", num_ids=1, num_classes=NUM_SCORES, integer_ids=True)
+BUILT_IN_TABLES = (
+    GRADIENT_NORMS,
+    LEARNING_RATES,
+    STEPS,
+    WEIGHT_NORMS,
+    WEIGHT_DELTAS,
+    PER_LAYER_STATS,
+    BATCH_STATS,
+    HOLDOUT_CLASSES,
+)
 
 PREDICTIONS = Table(
     name="predictions",

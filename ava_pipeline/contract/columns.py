@@ -7,19 +7,29 @@ single value and says what is wrong with it, for the pydantic row model and for 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ava_pipeline.contract.arrays import ArrowColumn, Bools, bit_buffer, bools, null_mask, numpy_columns
+from ava_pipeline.contract.arrays import (
+    ArrowColumn,
+    Bools,
+    bit_buffer,
+    bools,
+    null_mask,
+    numpy_columns,
+    numpy_values,
+)
 
-Dtype = Literal["int64", "float32", "float64", "string", "timestamp"]
-Values: TypeAlias = Sequence[object] | NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Dtype = Literal["int64", "float32", "float64", "bool", "string", "timestamp"]
+Values: TypeAlias = "Sequence[object] | NDArray[Any] | pa.Array[Any]"
 
 # The rules of values, by the ids that `ava-pipeline validate` prints.
 NULL, DTYPE, RANGE, CHOICE = "values.null", "values.dtype", "values.range", "values.choice"
@@ -35,6 +45,7 @@ _TYPES: Mapping[Dtype, _Type] = {
     "int64": _Type(pa.int64(), int, "i"),
     "float32": _Type(pa.float32(), float, "f"),
     "float64": _Type(pa.float64(), float, "f"),
+    "bool": _Type(pa.bool_(), bool, "b"),
     "string": _Type(pa.string(), str, ""),
     "timestamp": _Type(pa.timestamp("us", tz="UTC"), datetime, "M"),
 }
@@ -103,7 +114,7 @@ class Column(Declaration):
         """Check one value.
 
         Returns:
-            It as an exact `int`, `float`, `str`, `datetime` or None.
+            It as an exact `int`, `float`, `bool`, `str`, `datetime` or None.
 
         Raises:
             PydanticCustomError: it breaks a rule. Its type is the rule's id, its text says what was expected.
@@ -148,14 +159,14 @@ def _error(rule: str, message: str) -> PydanticCustomError:
 
 
 def _exact(dtype: Dtype, value: Any) -> Any:
-    """One value as an exact `int`, `float`, `str` or `datetime`.
+    """One value as an exact `int`, `float`, `bool`, `str` or `datetime`.
 
     Raise TypeError, ValueError or OverflowError if a column of this dtype cannot hold it.
     """
     value = value.item() if isinstance(value, np.generic) else value
     python: Any = _TYPES[dtype].python
     accepted: Any = int | float if python is float else python
-    if isinstance(value, bool) or not isinstance(value, accepted):
+    if isinstance(value, bool) != (python is bool) or not isinstance(value, accepted):
         raise TypeError
     if dtype == "string":
         return value.encode().decode()  # also of a subclass; UnicodeEncodeError, a ValueError, for a lone surrogate
@@ -176,9 +187,13 @@ def _microseconds(time: datetime) -> int:
 def to_arrow(column: Column, values: Values) -> "tuple[pa.Array[Any], Bools | None]":
     """Make an Arrow array of a column's values, and find the rows [rows] that break a rule: None if every row is good.
 
-    Values are Python values with None for null, or a NumPy vector of the column's type (floats, integers, or
-    `datetime64`, whose NaT is null). The array is null at rows whose value has another type.
+    Values are Python values with None for null, a NumPy vector of the column's type (floats, integers, booleans, or
+    `datetime64`, whose NaT is null), or an Arrow array of it. The array is null at rows whose value has another type.
     """
+    if isinstance(values, pa.Array):
+        values, stored = _of_arrow(column.dtype, values)
+        if stored is not None:
+            return stored.array, _any(is_broken for _, is_broken in _broken(column, *stored))
     broken = []
     try:
         stored = _stored(column.dtype, values) if _is_plain(column.dtype, values) else None
@@ -193,7 +208,21 @@ def to_arrow(column: Column, values: Values) -> "tuple[pa.Array[Any], Bools | No
             stored = _stored(column.dtype, [None] * len(values))
         broken = [is_wrong] if is_wrong.any() else []
     broken += [is_broken for _, is_broken in _broken(column, *stored)]
-    return stored.array, np.logical_or.reduce(broken) if broken else None
+    return stored.array, _any(broken)
+
+
+def _any(broken: Iterable[Bools]) -> Bools | None:
+    masks = list(broken)
+    return np.logical_or.reduce(masks) if masks else None
+
+
+def _of_arrow(dtype: Dtype, values: "pa.Array[Any]") -> "tuple[Values, _Stored | None]":
+    """Values that are an Arrow array already, which no row has to be converted for; else as Python values."""
+    if values.type != _TYPES[dtype].arrow:
+        return values.to_pylist(), None
+    is_null = null_mask(values) if values.null_count else None
+    is_number = dtype in {"int64", "float32", "float64"}
+    return values, _Stored(values, numpy_values(values) if is_number else None, is_null)
 
 
 def columns_to_arrow(
@@ -205,8 +234,7 @@ def columns_to_arrow(
     """
     nulls = [None] * num_rows
     made = [to_arrow(column, values.get(column.name, nulls)) for column in columns]
-    broken = [is_broken for _, is_broken in made if is_broken is not None]
-    return [array for array, _ in made], np.logical_or.reduce(broken) if broken else None
+    return [array for array, _ in made], _any(is_broken for _, is_broken in made if is_broken is not None)
 
 
 def broken_values(columns: Iterable[Column], rows: pa.Table) -> Iterator[tuple[Column, str, Bools]]:
@@ -280,6 +308,9 @@ def _stored(dtype: Dtype, values: Any) -> _Stored:
         with np.errstate(over="ignore"):  # beyond float32 is infinite
             rounded = numbers.astype(np.float32) if dtype == "float32" else numbers
         return _Stored(_array(_TYPES[dtype].arrow, rounded, is_null), numbers, is_null)
+    if dtype == "bool":
+        mask = np.array([value is True for value in values] if is_null is not None else values, dtype=np.bool_)
+        return _Stored(_array(pa.bool_(), mask, is_null), None, is_null)
     if dtype == "timestamp" and not is_vector:
         values = [0 if value is None else _microseconds(value) for value in values]
     elif is_null is not None:
@@ -290,6 +321,6 @@ def _stored(dtype: Dtype, values: Any) -> _Stored:
 
 def _array(arrow_type: Any, values: "NDArray[Any]", is_null: Bools | None, *more: bytes) -> "pa.Array[Any]":
     """An Arrow array of NumPy's numbers; of texts, `values` are their offsets and `more` is their bytes."""
-    data: Any = values
+    data: Any = np.packbits(values, bitorder="little") if values.dtype.kind == "b" else values
     buffers = [None if is_null is None else bit_buffer(~is_null), *map(pa.py_buffer, (data, *more))]
     return pa.Array.from_buffers(arrow_type, len(values) - len(more), buffers)

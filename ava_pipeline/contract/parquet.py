@@ -21,8 +21,7 @@ from ava_pipeline.errors import DamagedFileError
 ROWS_PER_BLOCK = 1024
 ROWS_PER_GROUP = 2**14
 BYTES_PER_GROUP = 8 * 2**20
-# Measured numbers seldom repeat: a dictionary of them takes more memory and more of the file than it saves.
-_WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
+_WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 # What Arrow buffers ahead stays in memory until the file is closed.
 _READ_OPTIONS: dict[str, Any] = {"pre_buffer": False, "page_checksum_verification": True}
 _FLOAT32_BITS = 32
@@ -134,12 +133,22 @@ def write_checked(file: BinaryIO, rows: pa.Table | RowStream) -> None:
     other values, or if the rows cannot be read.
     """
     stream = rows if isinstance(rows, RowStream) else RowStream.of(rows)
-    with pq.ParquetWriter(file, stream.schema, **_WRITE_OPTIONS) as writer:
+    with pq.ParquetWriter(file, stream.schema, **_WRITE_OPTIONS, **_encodings(stream.schema)) as writer:
         for group in _groups(stream):
             writer.write_table(group, row_group_size=group.num_rows)
     file.flush()
     if not same_rows(parquet_rows(Path(file.name)), stream):
         raise DamagedFileError(f"{file.name} reads back with other values than were written. Check the disk.")
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """How columns are encoded: texts as a dictionary, since they repeat; and in a table with texts, floats by bytes.
+
+    Measured numbers seldom repeat: a dictionary of them takes more memory and more of the file than it saves.
+    """
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    return {"use_dictionary": texts or False, "use_byte_stream_split": floats if texts else False}
 
 
 def _groups(stream: RowStream) -> Iterator[pa.Table]:

@@ -76,6 +76,8 @@ class Table(Declaration):
             None if there are no such columns. Its own `name` is a placeholder in angle brackets.
         l2_of_groups: each run column is the L2 norm of one of the manifest's groups, so that squares add up if
             children partition their parent.
+        row_key: of a long table, which has several rows per batch, the columns that tell them apart; else empty.
+        in_csv: whether it is written as CSV unless the settings say otherwise. A table of very many rows is not.
 
     Example:
         >>> Table(
@@ -91,6 +93,13 @@ class Table(Declaration):
     columns: tuple[Column, ...]
     run_columns: Column | None = None
     l2_of_groups: bool = False
+    row_key: tuple[str, ...] = ()
+    in_csv: bool = True
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a batch has several rows, told apart by `row_key`."""
+        return bool(self.row_key)
 
     @model_validator(mode="after")
     def _has_usable_names(self) -> Self:
@@ -103,6 +112,9 @@ class Table(Declaration):
                 raise ValueError(f"{name!r} is a name that pydantic models use; give the column another name")
             if names.count(name) > 1:
                 raise ValueError(f"column {name!r} is declared twice; rename one of them")
+        for name in self.row_key:
+            if name not in names or name in {column.name for column in KEY_COLUMNS}:
+                raise ValueError(f"row_key names {name!r}, which is not a column beside batch_idx and epoch")
         return self
 
     @property
@@ -226,9 +238,14 @@ class RunTable(Declaration):
     def _explained(self, values: Mapping[str, Values], is_broken: Bools) -> Iterator[Finding]:
         """What is wrong with the rows that were refused, in the words of the row model."""
         for position in map(int, np.flatnonzero(is_broken)):
-            row = {name: values[name][position] if name in values else None for name in self.column_names}
+            row = {name: _value(values[name], position) if name in values else None for name in self.column_names}
             problems = self.problems([row]) or [_too_large(self.table.name, row)]
             yield from (replace(problem, row=position + 1) for problem in problems)
+
+
+def _value(values: Values, position: int) -> object:
+    value: Any = values[position]
+    return value.as_py() if isinstance(values, pa.Array) else value
 
 
 def _finding(detail: Any) -> Finding:

@@ -54,8 +54,8 @@ class Window:
 class CheckedFile:
     """One file that is read to its end; `file` is its path below the run directory.
 
-    `has_keys` says whether every row has a `batch_idx` and an `epoch`; if not, `batches` is incomplete. The manifest
-    counts rows by `name`, which has no folder.
+    `has_keys` says whether every row has a `batch_idx` and an `epoch`; if not, `batches` is incomplete. Of a long
+    table, `batches` has each batch once. The manifest counts rows by `name`, which has no folder.
     """
 
     def __init__(self, file: str, declaration: RunTable) -> None:
@@ -66,6 +66,7 @@ class CheckedFile:
         self.has_keys = True
         self.batches = BatchNumbers()
         self._last = Keys()
+        self._first_rows: list[NDArray[np.intp]] = []  # of each batch, in a long table
 
     def append(self, rows: pa.Table) -> Window:
         """Add the next rows, and return them as a window for the rules of rows."""
@@ -75,7 +76,11 @@ class CheckedFile:
         start, before = self.num_rows, self._last
         self.num_rows += rows.num_rows
         self.has_keys = self.has_keys and has_columns and not any(rows.column(key).null_count for key in KEYS)
-        if self.has_keys:
+        if self.has_keys and self.declaration.table.is_long:
+            begins = np.flatnonzero(np.diff(batches, prepend=before.batch_idx or 0))
+            self._first_rows.append(begins + start)
+            self.batches.append(batches[begins])
+        elif self.has_keys:
             self.batches.append(batches)
         if has_columns and rows.num_rows:
             self._last = Keys(*(rows.column(key)[-1].as_py() for key in KEYS))
@@ -85,7 +90,14 @@ class CheckedFile:
         """Another file with the same rows."""
         same = CheckedFile(file, self.declaration)
         same.num_rows, same.has_keys, same.batches = self.num_rows, self.has_keys, self.batches
+        same._first_rows = self._first_rows
         return same
+
+    def first_rows(self, positions: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The 0-based first row of each batch, by its position among `batches`; of the end, the number of rows."""
+        if not self.declaration.table.is_long:
+            return positions
+        return np.concatenate([*self._first_rows, [self.num_rows]])[positions]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +199,10 @@ def _compact(batches: BatchIndices) -> _EvenlySpaced | BatchIndices:
 
 
 class RowsByBatch:
-    """Finds the row of a batch; of a batch with two rows, the first."""
+    """Finds the place of a batch among the batches of a file; of a batch that is there twice, the first.
+
+    The place is that of its row; in a long table, `CheckedFile.first_rows` knows the rows.
+    """
 
     def __init__(self, batches: BatchNumbers) -> None:
         self._sorted = batches.to_numpy()

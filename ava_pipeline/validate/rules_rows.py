@@ -8,13 +8,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ava_pipeline.contract.arrays import BatchIndices, cell_text, differing, null_mask, take_rows
+from ava_pipeline.contract.arrays import (
+    BatchIndices,
+    Bools,
+    cell_text,
+    differing,
+    null_mask,
+    numpy_values,
+    take_rows,
+)
 from ava_pipeline.contract.manifest import AttemptSpan, attempt_spans
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.validate.checked_run import CheckedFile, CheckedRun, ExplainedBatches, RowsByBatch, Window
 from ava_pipeline.validate.listing import MAX_LISTED, Breach, Cell, Rule
 
-ORDER = Rule("rows.order", "batch_idx rises from row to row.")
+ORDER = Rule("rows.order", "batch_idx rises from row to row; in a long table it never falls.")
+KEY = Rule("rows.key", "A long table has one row for each layer, or each held-out sample, of a batch.")
 EPOCH = Rule("rows.epoch", "epoch never falls from row to row.")
 TABLES = Rule("rows.tables", "A batch with a row in one table has one in every table.")
 SPACING = Rule(
@@ -25,10 +34,32 @@ SAME = Rule("files.csv-parquet", "CSV and Parquet hold the same rows: floats bit
 
 
 def check_rows(window: Window) -> Iterator[Breach]:
-    """The order of the rows of a table with one row per collected step."""
+    """The order of the rows of a table of collected steps."""
     if window.has_key_columns and window.rows.num_rows:
-        yield from _falling(window, ORDER, "batch_idx", window.batches, window.before.batch_idx, "above")
+        is_long = window.declaration.table.is_long
+        expected = "not below" if is_long else "above"
+        yield from _falling(window, ORDER, "batch_idx", window.batches, window.before.batch_idx, expected)
+        if is_long:
+            yield from _repeated(window)
         yield from _falling(window, EPOCH, "epoch", window.epochs, window.before.epoch, "not below")
+
+
+def _repeated(window: Window) -> Iterator[Breach]:
+    """Rows of a long table whose batch and key a row before them has."""
+    key = window.declaration.table.row_key
+    columns = [window.rows.column(name).combine_chunks().dictionary_encode().indices for name in key]
+    order = np.lexsort([*map(numpy_values, columns), window.batches])
+    same = np.ones(len(order) - 1, dtype=np.bool_)
+    for values in (window.batches, *map(numpy_values, columns)):
+        same &= values[order][1:] == values[order][:-1]
+    is_broken = np.zeros(len(order), dtype=np.bool_)
+    is_broken[order[1:][same]] = True
+
+    def explain(row: int) -> Cell:
+        text = ", ".join(cell_text(window.rows, name, row) for name in key)
+        return Cell(f"expected one row of {text} in batch {window.batches[row]}, got another one.", key[0], text)
+
+    yield from window.breaches(KEY, is_broken, explain)
 
 
 def _falling(
@@ -67,7 +98,8 @@ def check_run(run: CheckedRun) -> Iterator[Breach]:
 
 def _missing_batches(run: CheckedRun, files: Sequence[CheckedFile]) -> Iterator[Breach]:
     # While rows come, one table is written before the next; a kill leaves them like that.
-    ends = [file.batches.highest for file in files]
+    last = run.manifest.attempts[-1].columns if run.manifest and run.manifest.attempts else {}
+    ends = [file.batches.highest for file in files if not last or file.declaration.table.name in last] or [0]
     end = min(ends) if run.is_open else max(ends)
     for file in files:
         by_batch = RowsByBatch(file.batches)
@@ -75,11 +107,27 @@ def _missing_batches(run: CheckedRun, files: Sequence[CheckedFile]) -> Iterator[
             np.concatenate([by_batch.missing(other.batches)[1] for other in files if other is not file])
         )
         missing = missing[(missing <= end) & (missing > _superseded_up_to(run, file))]
+        missing = missing[_is_expected(run, file, missing)]
         missing = missing[~run.explained.overlap(missing, missing)]
         if len(missing):
             # A finding names the row before which the missing one belongs.
-            rows = np.searchsorted(file.batches.to_numpy(), missing[:MAX_LISTED]) + 1
+            rows = file.first_rows(np.searchsorted(file.batches.to_numpy(), missing[:MAX_LISTED])) + 1
             yield TABLES.broken_rows(file.file, rows, partial(_explain_missing, missing), num=len(missing))
+
+
+def _is_expected(run: CheckedRun, file: CheckedFile, batches: BatchIndices) -> Bools:
+    """Whether the table should have rows of these batches: their attempt measured it, and if it is long, it has begun.
+
+    The holdout begins when it is set, which may be after the first batch.
+    """
+    table = file.declaration.table
+    is_expected = np.ones(len(batches), dtype=np.bool_)
+    if table.is_long:
+        is_expected &= batches > (np.iinfo(np.int64).max if file.batches.lowest is None else file.batches.lowest)
+    for span in attempt_spans(run.manifest) if run.manifest is not None else ():
+        if span.attempt.columns and table.name not in span.attempt.columns:
+            is_expected &= (batches <= span.begin) | (batches > span.end)
+    return is_expected
 
 
 def _superseded_up_to(run: CheckedRun, file: CheckedFile) -> int:
@@ -108,15 +156,15 @@ def _irregular_batches(run: CheckedRun, file: CheckedFile, spans: Sequence[Attem
             attempts[index].append(start + rows.start, before[rows], batches[rows])
         start, last = start + len(batches), int(batches[-1])
     for attempt in attempts:
-        yield from attempt.breaches(file.file)
+        yield from attempt.breaches(file)
 
 
 class _IrregularRow(NamedTuple):
-    """A row that came early or late; the lowest ranks are listed."""
+    """A row that came early or late, by its place among the batches of the file; the lowest ranks are listed."""
 
     rank: int
     num_batches_late: int
-    row: int
+    place: int
     due: int
     batch: int
 
@@ -136,7 +184,7 @@ class _IrregularRows:
         self._likeliest: list[_IrregularRow] = []
 
     def append(self, start: int, before: BatchIndices, batches: BatchIndices) -> None:
-        """Add the rows after `start` rows; `before` are the batches of the rows before each of them."""
+        """Add the batches after `start` others; `before` are the batches before each of them."""
         every = self._span.attempt.collect_every_n
         due = (np.maximum(before, self._span.begin) // every + 1) * every
         early, late = batches < due, batches > due
@@ -148,11 +196,11 @@ class _IrregularRows:
         ranks = np.where(early, 0, np.where(batches % every == 0, 1, 2))[rows]
         num_late = np.where(early, 0, due - batches)[rows]  # negative, so that the latest sorts first
         first = np.lexsort((num_late, ranks))[:MAX_LISTED]
-        columns = (ranks[first], num_late[first], rows[first] + start + 1, due[rows][first], batches[rows][first])
+        columns = (ranks[first], num_late[first], rows[first] + start, due[rows][first], batches[rows][first])
         found = [_IrregularRow(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
         self._likeliest = sorted([*self._likeliest, *found])[:MAX_LISTED]
 
-    def breaches(self, file: str) -> Iterator[Breach]:
+    def breaches(self, file: CheckedFile) -> Iterator[Breach]:
         """Early rows, and late rows beyond the number deferred.
 
         A running attempt counts its deferrals late; a killed one lost some of its counts and events.
@@ -160,7 +208,7 @@ class _IrregularRows:
         attempt = self._span.attempt
         num_allowed = self._num_late if attempt.status in {"running", "killed"} else attempt.deferred
         num = self._num_early + max(0, self._num_late - num_allowed)
-        found = sorted(self._likeliest[:num], key=lambda irregular: irregular.row)
+        found = sorted(self._likeliest[:num], key=lambda irregular: irregular.place)
 
         def explain(index: int) -> Cell:
             due, batch = found[index].due, found[index].batch
@@ -168,7 +216,8 @@ class _IrregularRows:
             return Cell(message.format(_nth(attempt.collect_every_n)), "batch_idx", str(batch))
 
         if found:
-            yield SPACING.broken_rows(file, [irregular.row for irregular in found], explain, num=num)
+            rows = file.first_rows(np.array([irregular.place for irregular in found])) + 1
+            yield SPACING.broken_rows(file.file, rows, explain, num=num)
 
 
 def _nth(every: int) -> str:
@@ -198,7 +247,7 @@ def _only_in(run: CheckedRun, file: CheckedFile, other: CheckedFile) -> Iterator
         return Cell(message, "batch_idx", str(batches[index]))
 
     if len(rows):
-        yield SAME.broken_rows(file.file, rows + 1, explain)
+        yield SAME.broken_rows(file.file, file.first_rows(rows) + 1, explain)
 
 
 class ParquetComparison:
@@ -226,7 +275,7 @@ class ParquetComparison:
         parquet = self._checked()
         if parquet is not None and parquet.has_keys and window.has_key_columns:
             self._by_batch = self._by_batch or RowsByBatch(parquet.batches)
-            parquet_rows = self._by_batch.rows_of(window.batches)
+            parquet_rows = _rows_of(window, parquet, self._by_batch)
             parquet_rows[:num_same] = -1
             yield from self._different_values(window, parquet.name, parquet_rows)
 
@@ -272,6 +321,21 @@ class ParquetComparison:
                 file_rows = here[broken] + window.start + 1
                 num = int(is_different.sum())
                 yield SAME.broken_rows(window.file, file_rows, cells.__getitem__, num=num)
+
+
+def _rows_of(window: Window, file: CheckedFile, by_batch: RowsByBatch) -> NDArray[np.intp]:
+    """The 0-based rows of another file of the table that are those of a window; -1 if it has none.
+
+    In a long table, the rows of a batch have the same order; those of a batch that began before the window have none.
+    """
+    places = by_batch.rows_of(window.batches)
+    if not window.declaration.table.is_long:
+        return places
+    begins = np.diff(window.batches, prepend=window.before.batch_idx or 0) != 0
+    number = np.arange(len(begins)) - np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
+    is_known = (places >= 0) & np.logical_or.accumulate(begins)
+    rows, ends = file.first_rows(places) + number, file.first_rows(places + 1)
+    return np.where(is_known & (rows < ends), rows, -1)
 
 
 class RowCursor:

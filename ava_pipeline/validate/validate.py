@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES, METRICS, PREDICTIONS, STEPS
+from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, GRADIENT_NORMS, LEARNING_RATES, METRICS, PREDICTIONS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import PREDICTION_NAME, Moment, PredictionFile, RunLayout
@@ -55,7 +55,7 @@ _CHECKS_OF_RUNS = (
 _RULES_BY_ID = {rule.id: rule for module in _RULE_MODULES for rule in vars(module).values() if isinstance(rule, Rule)}
 RULES: tuple[Rule, ...] = tuple(sorted(_RULES_BY_ID.values(), key=lambda rule: rule.id))
 
-_KNOWN_TABLES = {table.name: table for table in (GRADIENT_NORMS, LEARNING_RATES, STEPS, EVENTS, METRICS, PREDICTIONS)}
+_KNOWN_TABLES = {table.name: table for table in (*BUILT_IN_TABLES, EVENTS, METRICS, PREDICTIONS)}
 # How similar a mistyped id must be to the rule that an error suggests.
 _LEAST_SIMILARITY = 0.75
 
@@ -203,7 +203,7 @@ def _name_by_columns(columns: Sequence[str]) -> str | None:
     ]
     most = max((len(table.columns) for table in candidates), default=0)
     names = {table.name for table in candidates if len(table.columns) == most}
-    if names == {GRADIENT_NORMS.name, LEARNING_RATES.name}:  # which begin with the same columns
+    if GRADIENT_NORMS.name in names:  # learning rates and weight norms begin with the same columns
         are_rates = all(name.startswith("lr_group_") for name in columns[most:])
         names = {LEARNING_RATES.name} if are_rates else {GRADIENT_NORMS.name} if "overall" in columns else set()
     return names.pop() if len(names) == 1 else None

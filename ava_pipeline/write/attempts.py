@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from pydantic import JsonValue
 
@@ -22,6 +21,7 @@ from ava_pipeline.provenance import ask_git, versions
 from ava_pipeline.write.event_log import damage_event
 from ava_pipeline.write.older_rows import count_rows, repair_files, supersede_rows, table_names, with_place
 from ava_pipeline.write.resumed_tables import change_events, resume_tables
+from ava_pipeline.write.writers import Formats
 
 _RECORDED_VERSIONS = ("ava-pipeline", "torch", "torchvision", "pyarrow", "pandas", "pydantic")
 
@@ -45,7 +45,7 @@ class RunFacts:
 
 
 def begin_attempt(
-    layout: RunLayout, tables: Sequence[RunTable], facts: RunFacts, formats: Sequence[Literal["csv", "parquet"]]
+    layout: RunLayout, tables: Sequence[RunTable], facts: RunFacts, formats: Formats
 ) -> tuple[Manifest, list[Event]]:
     """Repair older files, move the rows that this attempt supersedes to `superseded/`, and draft the manifest.
 
@@ -68,7 +68,10 @@ def begin_attempt(
     attempt.columns = {table.table.name: table.run_column_names for table in tables}
     manifest = Manifest(
         heartbeat_utc=attempt.started_utc,
-        tables={one.table.table.name: TableEntry(declaration=one.table, formats=tuple(formats)) for one in resumed},
+        tables={
+            **(older.tables if older else {}),  # one that is no longer measured keeps its rows
+            **{one.table.table.name: _entry(one.table, formats) for one in resumed},
+        },
         groups=changed_groups(older.groups, facts.groups, facts.resumed_from + 1) if older else dict(facts.groups),
         rate_names={**(older.rate_names if older else {}), **facts.rate_names},
         run_info=dict(facts.run_info),
@@ -83,6 +86,10 @@ def begin_attempt(
         )
     lost = _loss_events([*damage, *unreadable], missing, attempts, facts)
     return manifest, [*lost, *change_events(layout, resumed, up_to=facts.resumed_from, attempt=number)]
+
+
+def _entry(table: RunTable, formats: Formats) -> TableEntry:
+    return TableEntry(declaration=table, formats=formats.of(table.table))
 
 
 def rows_of_last(attempts: Sequence[Attempt], counts: Mapping[str, int]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ava_pipeline.contract.arrays import bool_array, numpy_values
-from ava_pipeline.contract.builtin_tables import GRADIENT_NORMS, LEARNING_RATES, STEPS
+from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.files import free_place, keep_damaged, keep_damaged_copy, keep_damaged_end, written_aside
 from ava_pipeline.contract.finding import Finding
@@ -24,7 +24,7 @@ from ava_pipeline.contract.tables import BATCH, RunTable
 from ava_pipeline.contract.untrusted import num_csv_rows, read_line, read_lines
 from ava_pipeline.errors import DamagedFileError
 
-_BUILT_IN = frozenset(table.name for table in (GRADIENT_NORMS, LEARNING_RATES, STEPS))
+_BUILT_IN = frozenset(table.name for table in BUILT_IN_TABLES)
 _EVENTS_HEADER = (",".join(column.name for column in EVENTS.columns) + "\n").encode()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.files import sync_folder
@@ -32,11 +31,10 @@ from ava_pipeline.write.own_writers import OwnWriter, open_own_writers
 from ava_pipeline.write.resumed_tables import add_columns
 from ava_pipeline.write.setup import RowSource, Setup
 from ava_pipeline.write.table_writer import TableWriter
-from ava_pipeline.write.writers import CsvWriter, ParquetWriter, TableFiles, Writer
+from ava_pipeline.write.writers import DEFAULT_FORMATS, CsvWriter, Format, Formats, ParquetWriter, TableFiles, Writer
 
 RETRY_S = 5.0
 
-Format = Literal["csv", "parquet"]
 _BUILT_IN_WRITERS: Mapping[Format, type[Writer]] = {"csv": CsvWriter, "parquet": ParquetWriter}
 
 
@@ -59,7 +57,7 @@ class RunWriter:
         facts: RunFacts,
         log: EventLog,
         *,
-        formats: Sequence[Format] = ("csv", "parquet"),
+        formats: Formats = DEFAULT_FORMATS,
         writers: Sequence[OwnWriter] = (),
         fsync: bool = False,
         retry_s: float = RETRY_S,
@@ -70,7 +68,7 @@ class RunWriter:
         self.setup = Setup(sources, facts.groups, facts.rate_names)
         self._facts = facts
         self._log = log
-        self._formats = tuple(formats)
+        self._formats = formats
         self._own_writers = tuple(writers)
         self._fsync = fsync
         self._retry_s = retry_s
@@ -243,7 +241,7 @@ class RunWriter:
 
     def _open_built_in_writers(self, table: RunTable, opened: ExitStack) -> list[Writer]:
         writers = []
-        for name in self._formats:
+        for name in self._formats.of(table.table):
             path = self._layout.telemetry / f"{table.table.name}.{name}"
             writers.append(_BUILT_IN_WRITERS[name](path, table.arrow_schema))
             opened.callback(writers[-1].abandon)

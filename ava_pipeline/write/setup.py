@@ -21,8 +21,9 @@ class RowSource(Protocol):
         """The table with the columns of this run."""
 
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:
-        """Make every column beside `batch_idx` and `epoch`, with one value per step as `to_arrow` takes them.
+        """Make every column beside `batch_idx` and `epoch`, as `to_arrow` takes them: one value per row.
 
+        There is one row per step; in a long table, as many for each step, one step's after those of the step before.
         `numbers` has one entry per step, all of them read under `layout`, which the measure returned with them.
         """
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.contract.columns import Values
 from ava_pipeline.contract.tables import KEY_COLUMNS
 from ava_pipeline.errors import in_words
@@ -66,21 +67,22 @@ class TableWriter:
         return self._files.num_rows
 
     def write(self, steps: Sequence[PendingStep], numbers: Sequence[list[Numbers]]) -> set[int]:
-        """Write one row per step; return the batches whose row is missing from a file, for which events say why."""
+        """Write the rows of steps; return the batches of which a file lacks a row, for which events say why."""
         if self._index is None:
             return set()
         made = make_rows(self._source, self._index, steps, numbers)
         for step, reason in made.refused:
             self._log.add(unmade_row_event(step, self.name, reason))
-        outcome = self._files.write(made.columns, len(made.steps))
+        outcome = self._files.write(made.columns, sum(made.num_rows))
         for finding in outcome.findings:
-            self._log.add(refused_row_event(made.steps[(finding.row or 1) - 1], self.name, finding))
+            self._log.add(refused_row_event(made.step_of((finding.row or 1) - 1), self.name, finding))
         for file, error in outcome.errors.items():
             self._log.add(lost_event(made.steps, in_words(error), file=file))
         if self._signs is not None:
             self._signs.add_rows(self.name, outcome.kept)
         self._add_events(outcome.every, made.steps)
-        return {step.batch_idx for step, _ in made.refused} | {made.steps[row].batch_idx for row in outcome.failed}
+        unmade = {step.batch_idx for step, _ in made.refused}
+        return unmade | {made.step_of(row).batch_idx for row in outcome.failed}
 
     def sync(self, steps: Sequence[PendingStep]) -> bool:
         """Wait until the rows of these steps, which were just written, survive a power loss in every file.
@@ -112,17 +114,25 @@ class TableWriter:
 
 @dataclass(slots=True)
 class MadeRows:
-    """Rows of one table, as columns with one value per step, and the steps without a row, each with the reason."""
+    """Rows of one table, as columns, and the steps without rows, each with the reason.
+
+    `num_rows` says for each of `steps` how many rows it has, which is 1 unless the table is long.
+    """
 
     steps: list[PendingStep] = field(default_factory=list)
+    num_rows: list[int] = field(default_factory=list)
     columns: dict[str, Values] = field(default_factory=dict)
     refused: list[tuple[PendingStep, str]] = field(default_factory=list)
+
+    def step_of(self, row: int) -> PendingStep:
+        """The step of a 0-based row."""
+        return self.steps[int(np.searchsorted(np.cumsum(self.num_rows), row, side="right"))]
 
 
 def make_rows(
     source: RowSource, index: int, steps: Sequence[PendingStep], numbers: Sequence[list[Numbers]]
 ) -> MadeRows:
-    """Make the rows of one table. A step that the measure fails on costs only its own row.
+    """Make the rows of one table. A step that the measure fails on costs only its own rows.
 
     `index` is the measure's position in every step's layouts and in the step's entry of `numbers`.
     """
@@ -131,9 +141,13 @@ def make_rows(
     for start, end in _ranges_of_one_layout(steps, index):
         parts += _make_part(source, [one[index] for one in numbers[start:end]], steps[start:end], index, made)
     made.columns = parts[0] if len(parts) == 1 else _joined(parts)
-    made.columns["batch_idx"] = [step.batch_idx for step in made.steps]
-    made.columns["epoch"] = [step.epoch for step in made.steps]
+    made.columns["batch_idx"] = _of_each_row([step.batch_idx for step in made.steps], made)
+    made.columns["epoch"] = _of_each_row([step.epoch for step in made.steps], made)
     return made
+
+
+def _of_each_row(numbers: list[int], made: MadeRows) -> Integers:
+    return np.repeat(np.array(numbers, dtype=np.int64), made.num_rows)
 
 
 def _ranges_of_one_layout(steps: Sequence[PendingStep], index: int) -> list[tuple[int, int]]:
@@ -156,11 +170,8 @@ def _make_part(
         return []
     try:
         columns = source.columns(numbers, layout)
-        part = {
-            name: _checked(name, columns[name], len(steps))
-            for name in source.run_table.column_names
-            if name not in _KEYS
-        }
+        part = {name: _as_vector(columns[name]) for name in source.run_table.column_names if name not in _KEYS}
+        num_rows = _rows_per_step(part, len(steps), is_long=source.run_table.table.is_long)
     except Exception as error:  # noqa: BLE001  # a measure is user code: whatever it raises costs rows only
         if len(steps) > 1:
             alone = (
@@ -171,21 +182,42 @@ def _make_part(
         made.refused.append((steps[0], in_words(error)))
         return []
     made.steps += steps
+    made.num_rows += [num_rows] * len(steps)
     return [part]
 
 
-def _checked(name: str, values: Values, num_rows: int) -> Values:
-    """A column that is a vector, with one value per row."""
-    vector = values if isinstance(values, np.ndarray) and values.ndim == 1 else list(values)
-    if len(vector) != num_rows:
-        raise ValueError(f"column {name!r}: expected {num_rows} values, got {len(vector)}")
-    return vector
+def _as_vector(values: Values) -> Values:
+    is_vector = isinstance(values, pa.Array) or (isinstance(values, np.ndarray) and values.ndim == 1)
+    return values if is_vector else list(values)
+
+
+def _rows_per_step(part: Mapping[str, Values], num_steps: int, *, is_long: bool) -> int:
+    """How many rows each step has; raise ValueError if the columns do not have as many values."""
+    num_rows = 1
+    if is_long:
+        num_rows = len(next(iter(part.values()))) // num_steps
+    for name, values in part.items():
+        if len(values) != num_rows * num_steps:
+            raise ValueError(f"column {name!r}: expected {num_rows * num_steps} values, got {len(values)}")
+    return num_rows
 
 
 def _joined(parts: Sequence[Mapping[str, Values]]) -> dict[str, Values]:
-    names = parts[0] if parts else ()
-    return {name: [value for part in parts for value in _listed(part[name])] for name in names}
+    return {name: _concatenated([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def _concatenated(vectors: Sequence[Values]) -> Values:
+    """Values one after the other; as a vector, if all of them are vectors of one type."""
+    arrays = [vector for vector in vectors if isinstance(vector, pa.Array)]
+    if len(arrays) == len(vectors) and len({array.type for array in arrays}) == 1:
+        return pa.concat_arrays(arrays)
+    numbers = [vector for vector in vectors if isinstance(vector, np.ndarray)]
+    if len(numbers) == len(vectors) and len({one.dtype for one in numbers}) == 1:
+        return np.concatenate(numbers)
+    return [value for vector in vectors for value in _listed(vector)]
 
 
 def _listed(values: Values) -> list[object]:
+    if isinstance(values, pa.Array):
+        return values.to_pylist()
     return values.tolist() if isinstance(values, np.ndarray) else list(values)

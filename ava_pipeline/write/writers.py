@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 from pyarrow import csv
@@ -18,11 +18,29 @@ from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.journal import JournalWriter
 from ava_pipeline.contract.parquet import num_parquet_rows
 from ava_pipeline.contract.stored import store_journal
-from ava_pipeline.contract.tables import RunTable
+from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.errors import DamagedFileError
+
+Format = Literal["csv", "parquet"]
 
 _ROWS = csv.WriteOptions(include_header=False, quoting_style="needed")
 _QUOTED_CHARACTERS = frozenset(',"\r\n')
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """The file formats of tables; `csv_of_all` makes CSV of tables too that are not `in_csv`, as they are very long."""
+
+    names: tuple[Format, ...] = ("csv", "parquet")
+    csv_of_all: bool = False
+
+    def of(self, table: Table) -> tuple[Format, ...]:
+        """The formats of one table, at least one."""
+        is_in_csv = table.in_csv or self.csv_of_all
+        return tuple(name for name in self.names if is_in_csv or name != "csv") or self.names
+
+
+DEFAULT_FORMATS = Formats()
 
 
 class Writer(ABC):

@@ -18,7 +18,7 @@ from ava_pipeline.bench.report import Report, print_report
 from ava_pipeline.bench.results import Estimate, Result, Target, median, ratio
 from ava_pipeline.bench.training import share
 from ava_pipeline.bench.writing import TABLES, WrittenRun
-from ava_pipeline.collect.measures import BUILT_IN_MEASURES
+from ava_pipeline.collect.measures import DEFAULT_MEASURES
 from ava_pipeline.validate.validate import validate_run
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +127,7 @@ def test_the_writer_is_fed_rows_as_a_run_has_them(tmp_path: Path) -> None:
     """The table of every measure with all of its columns, no column empty, and rows that validation accepts."""
     with WrittenRun(tmp_path) as writer:
         writer.offer(range(1, 301))
-    assert [one.table for one in TABLES] == [measure.table for measure in BUILT_IN_MEASURES]
+    assert [one.table for one in TABLES] == [measure.table for measure in DEFAULT_MEASURES]
     written = open_run(tmp_path)
     for frame in (written.gradient_norms(), written.learning_rates(), written.steps()):
         assert len(frame) == 300

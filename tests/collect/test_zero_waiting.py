@@ -20,7 +20,7 @@ from ava_pipeline.collect.call_checks import CallChecks
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import find_groups
-from ava_pipeline.collect.measures import BUILT_IN_MEASURES
+from ava_pipeline.collect.measures import DEFAULT_MEASURES
 from ava_pipeline.collect.measures.gradient_norms import GradientNorms
 from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.predictions import EpochPredictions
@@ -190,7 +190,7 @@ PATH: list[tuple[Any, str]] = [
     (GradientPass, "take"),
     (gradient_pass, "scaler_state"),
     (CallChecks, "check"),
-    *((measure, "read") for measure in BUILT_IN_MEASURES),
+    *((measure, "read") for measure in DEFAULT_MEASURES),
     (Staging, "stage"),
     (Clipping, "clip"),
 ]

@@ -1,19 +1,33 @@
 """The built-in measures, one file each, and how the collector uses them and the user's own."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from ava_pipeline.collect.measures.gradient_norms import GradientNorms
 from ava_pipeline.collect.measures.learning_rates import LearningRates
 from ava_pipeline.collect.measures.measure import Measure
 from ava_pipeline.collect.measures.steps import Steps
 from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, PREDICTIONS, TRAIN_METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.tables import KEY_COLUMNS, Table
 from ava_pipeline.errors import MisuseError
 from ava_pipeline.interrupts import is_from_signal
 
-BUILT_IN_MEASURES: tuple[type[Measure], ...] = (GradientNorms, LearningRates, Steps)
+DEFAULT_MEASURES: tuple[type[Measure], ...] = (GradientNorms, LearningRates, Steps)
+
+MakeMeasure: TypeAlias = Callable[[TrainingTargets], Measure]
+
+
+def built_in_measures(config: TelemetryConfig) -> list[MakeMeasure]:
+    """The measures that the settings ask for."""
+    asked: list[tuple[bool, MakeMeasure]] = [
+        (config.track_gradients, GradientNorms),
+        (config.track_learning_rates, LearningRates),
+        (True, Steps),
+    ]
+    return [measure for is_asked, measure in asked if is_asked]
 
 
 def check_measures(measures: Sequence[type[Measure]]) -> tuple[type[Measure], ...]:
@@ -44,6 +58,7 @@ def check_measures(measures: Sequence[type[Measure]]) -> tuple[type[Measure], ..
 
 
 def make_measures(
+    built_in: Sequence[MakeMeasure],
     own: Sequence[type[Measure]],
     targets: TrainingTargets,
     *,
@@ -54,7 +69,7 @@ def make_measures(
     `on_failure` is given such a measure and its exception. Raise MisuseError if a run column has a name that cannot
     name a column, or the name of another column.
     """
-    made = [measure(targets) for measure in BUILT_IN_MEASURES]
+    made = [measure(targets) for measure in built_in]
     for measure in made:
         measure.run_table  # noqa: B018  # names that clash are reported to the caller, here and now
     for measure_class in own:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, TypeAlias
 
@@ -36,6 +36,8 @@ class StepSnapshot:
         scaler: the loss scale, and whose gradients are still multiplied by it.
         clipping: what clipping did.
         values: the values that the user gave to `step`; None for one that is not a number.
+        labels: the labels that the user gave to `step`, by name.
+        batch_idx: 1-based; counts every batch of the run.
         time_s: time of day, in seconds since 1970 UTC.
         global_step: the optimizer steps of the run before this one; None if unknown.
         optimizer: the name of the optimizer that steps next, if `step` was given one. Gradients of parameters of other
@@ -50,6 +52,8 @@ class StepSnapshot:
     clipping: ClipFacts
     values: Mapping[str, Value]
     time_s: float
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    batch_idx: int = 0
     global_step: int | None = None
     optimizer: str | None = None
     is_optimizer_replaced: bool = False

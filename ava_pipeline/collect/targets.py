@@ -25,6 +25,7 @@ class TrainingTargets:
         optimizers: by name, in the user's order.
         rate_places: for `lr_group_0`, `lr_group_1`, ... the name of the optimizer and the index of its parameter group.
         value_names: names of the user's values so far.
+        label_names: names of the user's labels so far.
         resumed_from: last batch of the checkpoint; 0 for a fresh start.
         is_reduced: whether the backward pass already brings the gradients of several processes together.
         is_sharded: whether each process holds only a part of every gradient.
@@ -36,6 +37,7 @@ class TrainingTargets:
     optimizers: Mapping[str, Optimizer]
     rate_places: tuple[tuple[str, int], ...] = ()
     value_names: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
     resumed_from: int = 0
     is_reduced: bool = False
     is_sharded: bool = False

@@ -33,6 +33,8 @@ EventName = Literal[
     "dead_layer",
     "exploding",
     "head_dominating",
+    "label_bias",
+    "labels_alike",
     "learning_rate_jump",
     "learning_rate_order",
     "learning_rate_zero",

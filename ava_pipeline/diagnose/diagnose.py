@@ -94,16 +94,16 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
     manifest = opened.manifest
     limits = _thresholds(manifest)
     declared = {name: entry.declaration for name, entry in manifest.tables.items()}
-    norms, rates, steps = (
+    norms, rates, steps, labels = (
         TableValues(read_table(opened.layout, declared[name]) if name in declared else NO_ROWS)
-        for name in ("gradient_norms", "learning_rates", "steps")
+        for name in ("gradient_norms", "learning_rates", "steps", "batch_stats")
     )
-    evidence = Evidence(norms=norms, rates=rates, steps=steps, groups=manifest.groups)
+    evidence = Evidence(norms=norms, rates=rates, steps=steps, groups=manifest.groups, labels=labels)
     # To make a Python object of a timestamp, pyarrow loads pandas.
     events = read_table(opened.layout, RunTable.of(EVENTS)).drop_columns(["time_utc"]).to_pylist()
     findings = [
         *(_with_samples(finding, events) for finding in listed_findings(evidence, limits)),
-        *gap_findings(events, attempt_spans(manifest), norms.batch_idx),
+        *gap_findings(events, attempt_spans(manifest), (norms if norms.values else steps).batch_idx),
         *recorded_findings(events),
     ]
     findings.sort(key=lambda finding: (-SEVERITY_RANK[finding.severity], finding.batch_idx, finding.id))

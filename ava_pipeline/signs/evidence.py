@@ -50,6 +50,7 @@ class Evidence:
     Args:
         first_norms: the first rows of `gradient_norms` in this run; None if `norms` begins with them.
         highest_rates: column of `learning_rates` -> its highest value before these rows.
+        labels: the rows of `batch_stats`; None if there are none.
 
     Attributes:
         columns: role -> the columns of `norms` whose groups have it.
@@ -60,7 +61,7 @@ class Evidence:
         early_median: their median; 0 if none is finite.
     """
 
-    def __init__(  # three tables and further facts, each with its name
+    def __init__(  # noqa: PLR0913  # four tables and further facts, each with its name
         self,
         *,
         norms: TableValues,
@@ -69,10 +70,12 @@ class Evidence:
         groups: Mapping[str, Group],
         first_norms: TableValues | None = None,
         highest_rates: Mapping[str, float] | None = None,
+        labels: TableValues | None = None,
     ) -> None:
         self.norms = norms
         self.rates = rates
         self.steps = steps
+        self.labels = TableValues(NO_ROWS) if labels is None else labels
         self.groups = groups
         self.highest_rates = highest_rates or {}
         self.columns: dict[Role, list[str]] = {role: [] for role in get_args(Role)}

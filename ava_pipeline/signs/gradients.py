@@ -6,7 +6,7 @@ import numpy as np
 
 from ava_pipeline.contract.arrays import Floats
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs.evidence import Evidence, LastingState, ranges_where
+from ava_pipeline.signs.evidence import Evidence, LastingState, RowRange, ranges_where
 from ava_pipeline.signs.thresholds import Thresholds
 
 _BACKBONE_NOT_LEARNING = LastingState(
@@ -134,7 +134,16 @@ _NOT_MEASURED = LastingState(
 
 
 def not_measured(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
-    """The overall norm is null, though some group is trained."""
+    """The overall norm is null, though some group is trained; or gradients were not recorded at all."""
+    if not run.norms.values and run.steps.num_rows:
+        yield RowRange(0, run.steps.num_rows - 1).finding(
+            run.steps,
+            sign="not-measured",
+            column=None,
+            value=None,
+            message="gradients were not recorded (track_gradients is off), so nothing is known about them.",
+            severity="info",
+        )
     if run.overall is not None:
         is_null = ~run.norms.is_measured[run.overall]
         is_null &= run.is_trained[run.overall]

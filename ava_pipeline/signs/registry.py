@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs import clipping, gradients, rates, stability, values
+from ava_pipeline.signs import clipping, gradients, labels, rates, stability, values
 from ava_pipeline.signs.evidence import Evidence
 from ava_pipeline.signs.thresholds import Thresholds
 
@@ -20,6 +20,8 @@ SIGNS: tuple[Sign, ...] = (
     values.loss_scale_collapse,
     gradients.frozen,
     gradients.head_dominating,
+    labels.label_bias,
+    labels.labels_alike,
     values.loss_negative,
     stability.loss_rising,
     gradients.magnitude,

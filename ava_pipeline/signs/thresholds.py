@@ -50,6 +50,9 @@ class Thresholds(BaseModel):
     head_rate_above: bool = Field(
         default=False, description="Whether the head's rate should be above the backbone's; `train` sets this itself."
     )
+    label_deviations: Positive = Field(
+        default=6.0, description="Labels are biased from this many standard deviations of chance on."
+    )
     clip_share: Share = Field(default=0.95, description="Clipping is too frequent if it shortens this share of steps.")
     clipped_tolerance: Share = Field(
         default=1e-4,

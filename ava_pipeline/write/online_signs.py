@@ -25,7 +25,7 @@ MAX_NEW_ROWS = 4096
 _MAX_SHARE = 1 / 25
 # The log shows only the first appearances of a state that comes and goes; events.csv gets every one.
 _MAX_LOGGED = 10
-_TABLES = ("gradient_norms", "learning_rates", "steps")
+_TABLES = ("gradient_norms", "learning_rates", "steps", "batch_stats")
 
 # A sign and a column.
 State = tuple[str, str | None]
@@ -104,7 +104,7 @@ class OnlineSigns:
 
     def _check_rows(self) -> None:
         rows = {name: pa.Table.from_batches(batches) if batches else NO_ROWS for name, batches in self._rows.items()}
-        norms, rates, steps = (TableValues(rows[name]) for name in _TABLES)
+        norms, rates, steps, labels = (TableValues(rows[name]) for name in _TABLES)
         if self._first_norms is None and norms.num_rows >= NUM_FIRST_ROWS:
             self._first_norms = TableValues(norms.rows.slice(0, NUM_FIRST_ROWS).combine_chunks())
         run = Evidence(
@@ -114,12 +114,14 @@ class OnlineSigns:
             groups=self.groups,
             first_norms=self._first_norms,
             highest_rates=self._highest_rates,
+            labels=labels,
         )
         findings = all_findings(run, self._limits)
-        if norms.num_rows:
+        collected = norms if norms.num_rows else steps  # without norms if gradients are not tracked
+        if collected.num_rows:
             self._report_single_batches(findings, is_scaled=run.is_scaled)
-            self._report_states(findings, norms, is_scaled=run.is_scaled)
-            self._checked_up_to = int(norms.batch_idx[-1])
+            self._report_states(findings, collected, is_scaled=run.is_scaled)
+            self._checked_up_to = int(collected.batch_idx[-1])
         # A warm restart returns to the highest rate before, which may have left the window by then.
         for name, values in rates.values.items():
             if rates.num_rows > WINDOW_ROWS:
@@ -145,8 +147,8 @@ class OnlineSigns:
         has_grown = finding.id == "non-finite" and finding.batch_idx_end > self._checked_up_to
         return has_grown and before is not None and SEVERITY_RANK[finding.severity] > SEVERITY_RANK[before]
 
-    def _report_states(self, findings: Sequence[Finding], norms: TableValues, *, is_scaled: bool) -> None:
-        recent_batch_idx = int(norms.batch_idx[-min(norms.num_rows, self._limits.least_rows)])
+    def _report_states(self, findings: Sequence[Finding], rows: TableValues, *, is_scaled: bool) -> None:
+        recent_batch_idx = int(rows.batch_idx[-min(rows.num_rows, self._limits.least_rows)])
         states = {
             (finding.id, finding.column): finding
             for finding in findings
@@ -158,7 +160,7 @@ class OnlineSigns:
             if state not in self._states:
                 self._appear(finding, is_scaled=is_scaled)
         for state in self._states.keys() - states.keys():
-            self._end(self._states[state], norms)
+            self._end(self._states[state], rows)
         self._states = states
 
     def _appear(self, finding: Finding, *, is_scaled: bool) -> None:
@@ -171,14 +173,14 @@ class OnlineSigns:
             finding = replace(finding, sample_ids=tuple(map(str, id_list(steps[finding.batch_idx].sample_ids))))
         self._report(finding)
 
-    def _end(self, finding: Finding, norms: TableValues) -> None:
+    def _end(self, finding: Finding, rows: TableValues) -> None:
         event = replace(
             _event(finding),
             severity="info",
             message=f"ended, after {finding.message}",
-            batch_idx=int(norms.batch_idx[-1]),
-            batch_idx_end=int(norms.batch_idx[-1]),
-            epoch=int(norms.epoch[-1]),
+            batch_idx=int(rows.batch_idx[-1]),
+            batch_idx_end=int(rows.batch_idx[-1]),
+            epoch=int(rows.epoch[-1]),
             value=None,
         )
         if self._num_appearances[finding.id, finding.column] < _MAX_LOGGED:

@@ -279,7 +279,7 @@ def test_damage_is_found_and_located(damage: Damage, valid_run: Path, tmp_path: 
 def test_every_rule_is_shown_to_find_something() -> None:
     """Each rule in the list has a type of damage that it finds."""
     of_training = {
-        *("config.missing", "metrics.missing", "telemetry.no-row", "files.checkpoint", "files.line-end"),
+        *("config.missing", "metrics.missing", "telemetry.no-row", "files.checkpoint", "files.line-end", "rows.key"),
         *("metrics.order", "metrics.mismatch", "metrics.predictions", "predictions.epoch"),
     }
     found_elsewhere = {"run.killed", "files.journal", "norms.partition", *of_training}

@@ -1,8 +1,10 @@
 """The built-in measures, one file each, and how the collector uses them and the user's own."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
+from ava_pipeline.collect.measures.batch_stats import BatchStats
 from ava_pipeline.collect.measures.gradient_norms import GradientNorms
 from ava_pipeline.collect.measures.learning_rates import LearningRates
 from ava_pipeline.collect.measures.measure import Measure
@@ -26,6 +28,7 @@ def built_in_measures(config: TelemetryConfig) -> list[MakeMeasure]:
         (config.track_gradients, GradientNorms),
         (config.track_learning_rates, LearningRates),
         (True, Steps),
+        (config.track_batch_stats, partial(BatchStats, classes=config.label_classes)),
     ]
     return [measure for is_asked, measure in asked if is_asked]
 

@@ -51,10 +51,10 @@ def from_page(file: str, name: str) -> Any:
     return names[name]
 
 
-WeightNorms: type[Measure] = from_page("weight_norms.py", "WeightNorms")
+ParameterNorms: type[Measure] = from_page("parameter_norms.py", "ParameterNorms")
 JsonLines: type[Writer] = from_page("json_lines.py", "JsonLines")
 Alerts: Any = from_page("alerts.py", "Alerts")
-TABLES = ["gradient_norms", "learning_rates", "steps", "weight_norms"]
+TABLES = ["gradient_norms", "learning_rates", "steps", "parameter_norms"]
 
 
 def reference(model: TinyNet) -> float:
@@ -77,32 +77,32 @@ def test_a_measure_in_one_file(tmp_path: Path) -> None:
     """Both formats, the schema, the manifest and validation follow from the declaration."""
     run, (model, optimizer) = tmp_path / "run", tiny()
     before = reference(model)
-    with TelemetryCollector(model, optimizer, run, collect_every_n=1, measures=[WeightNorms]) as telemetry:
+    with TelemetryCollector(model, optimizer, run, collect_every_n=1, measures=[ParameterNorms]) as telemetry:
         train(telemetry, model, optimizer, 3)
-    csv = pd.read_csv(run / "telemetry" / "weight_norms.csv")
-    parquet = pq.read_table(run / "telemetry" / "weight_norms.parquet")
-    declared = open_run(run).manifest.tables["weight_norms"].declaration
+    csv = pd.read_csv(run / "telemetry" / "parameter_norms.csv")
+    parquet = pq.read_table(run / "telemetry" / "parameter_norms.parquet")
+    declared = open_run(run).manifest.tables["parameter_norms"].declaration
     assert csv["mlp_head"][0] == pytest.approx(before, rel=1e-5)
     assert np.array_equal(csv["overall"].to_numpy(np.float32), parquet["overall"].to_numpy())
-    assert declared.table.json_schema()["title"] == "weight_norms"
+    assert declared.table.json_schema()["title"] == "parameter_norms"
     assert parquet.schema.equals(RunTable.model_validate(declared).arrow_schema)
-    assert open_run(run).table("weight_norms")["batch_idx"].tolist() == [1, 2, 3]
+    assert open_run(run).table("parameter_norms")["batch_idx"].tolist() == [1, 2, 3]
     assert validate_run(run) == []
 
 
 def test_a_measure_reports_events_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside what every measure reports."""
-    for file in ("weight_norms.py", "bounded_weight_norms.py"):
+    for file in ("parameter_norms.py", "bounded_parameter_norms.py"):
         (tmp_path / file).write_text(code(file))
     monkeypatch.syspath_prepend(str(tmp_path))
-    measure = importlib.import_module("bounded_weight_norms").BoundedWeightNorms
+    measure = importlib.import_module("bounded_parameter_norms").BoundedParameterNorms
     monkeypatch.setattr(measure, "limit", 0.0)
     run, (model, optimizer) = tmp_path / "run", tiny()
     with TelemetryCollector(model, optimizer, run, collect_every_n=1, measures=[measure]) as telemetry:
         train(telemetry, model, optimizer, 2)
     events = open_run(run).events()
     assert events["event"].tolist() == ["exploding", "exploding"]
-    assert events["value"].tolist() == pytest.approx(open_run(run).table("weight_norms")["overall"].tolist())
+    assert events["value"].tolist() == pytest.approx(open_run(run).table("parameter_norms")["overall"].tolist())
 
 
 class CountsOfZeros(Measure):
@@ -136,10 +136,10 @@ def test_a_column_of_integers_is_drawn_too(tmp_path: Path) -> None:
 def test_its_damage_is_found(tmp_path: Path) -> None:
     """The rule of the sum of squares holds for the new table as for the old ones."""
     run, (model, optimizer) = tmp_path / "run", tiny()
-    options: dict[str, Any] = {"collect_every_n": 1, "formats": ["csv"], "measures": [WeightNorms]}
+    options: dict[str, Any] = {"collect_every_n": 1, "formats": ["csv"], "measures": [ParameterNorms]}
     with TelemetryCollector(model, optimizer, run, **options) as telemetry:
         train(telemetry, model, optimizer, 3)
-    path = run / "telemetry" / "weight_norms.csv"
+    path = run / "telemetry" / "parameter_norms.csv"
     frame = pd.read_csv(path)
     frame["mlp_layer_0"] = frame["mlp_layer_0"].to_numpy() * np.array([1.0, 1.5, 1.0])
     frame.to_csv(path, index=False)
@@ -151,11 +151,11 @@ import os, signal, sys
 from pathlib import Path
 from ava_pipeline import TelemetryCollector
 from tests.collect.models import tiny, train
-from tests.test_extending import JsonLines, WeightNorms
+from tests.test_extending import JsonLines, ParameterNorms
 
 model, optimizer = tiny()
 telemetry = TelemetryCollector(
-    model, optimizer, Path(sys.argv[1]), collect_every_n=1, measures=[WeightNorms], writers=[JsonLines]
+    model, optimizer, Path(sys.argv[1]), collect_every_n=1, measures=[ParameterNorms], writers=[JsonLines]
 )
 train(telemetry, model, optimizer, 4)
 assert telemetry.flush()
@@ -168,17 +168,17 @@ def test_a_run_with_both_is_killed_recovered_and_resumed(tmp_path: Path) -> None
     run = tmp_path / "run"
     run_script(KILLED, run, code=-9)
     lines = {name: (run / "telemetry" / f"{name}.jsonl").read_bytes() for name in TABLES}
-    assert batches(run / "telemetry" / "weight_norms.jsonl") == [1, 2, 3, 4]
+    assert batches(run / "telemetry" / "parameter_norms.jsonl") == [1, 2, 3, 4]
     assert recover_run(run).is_complete
     assert {name: (run / "telemetry" / f"{name}.jsonl").read_bytes() for name in TABLES} == lines
     assert validate_run(run) == []
     model, optimizer = tiny()
-    options: dict[str, Any] = {"collect_every_n": 1, "measures": [WeightNorms], "writers": [JsonLines]}
+    options: dict[str, Any] = {"collect_every_n": 1, "measures": [ParameterNorms], "writers": [JsonLines]}
     with TelemetryCollector(model, optimizer, run, **options) as telemetry:
         telemetry.load_state_dict({"batch_idx": 3, "epoch": 0})
         train(telemetry, model, optimizer, 2)
-    assert open_run(run).table("weight_norms")["batch_idx"].tolist() == [1, 2, 3, 4, 5]
-    assert batches(run / "telemetry" / "weight_norms.jsonl") == [4, 5]
+    assert open_run(run).table("parameter_norms")["batch_idx"].tolist() == [1, 2, 3, 4, 5]
+    assert batches(run / "telemetry" / "parameter_norms.jsonl") == [4, 5]
     older = run / "telemetry" / "superseded" / "attempt-2"
     assert {name: (older / f"{name}.jsonl").read_bytes() for name in TABLES} == lines
     assert "fewer" not in (run / "telemetry" / "events.csv").read_text()
@@ -186,10 +186,10 @@ def test_a_run_with_both_is_killed_recovered_and_resumed(tmp_path: Path) -> None
     shutil.rmtree(run)
 
 
-class Failing(WeightNorms):  # type: ignore[misc, valid-type]  # a class of the page
+class Failing(ParameterNorms):  # type: ignore[misc, valid-type]  # a class of the page
     """Raises where a step is read, and where its columns are made."""
 
-    table = WeightNorms.table.model_copy(update={"name": "failing"})
+    table = ParameterNorms.table.model_copy(update={"name": "failing"})
 
     def read(self, snapshot: Any) -> Reading:
         """Raise at every second step."""
@@ -204,10 +204,10 @@ class Failing(WeightNorms):  # type: ignore[misc, valid-type]  # a class of the 
         raise KeyError("another bug")
 
 
-class NoReading(WeightNorms):  # type: ignore[misc, valid-type]  # as above
+class NoReading(ParameterNorms):  # type: ignore[misc, valid-type]  # as above
     """Cannot be made."""
 
-    table = WeightNorms.table.model_copy(update={"name": "never"})
+    table = ParameterNorms.table.model_copy(update={"name": "never"})
 
     def __init__(self, targets: object) -> None:  # noqa: ARG002  # as above
         raise OSError("no such library")
@@ -216,12 +216,12 @@ class NoReading(WeightNorms):  # type: ignore[misc, valid-type]  # as above
 def test_a_measure_that_fails_costs_its_own_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The other tables have every row, and events say what went wrong."""
     run, (model, optimizer) = tmp_path / "run", tiny()
-    measures: list[type[Measure]] = [Failing, NoReading, WeightNorms]
+    measures: list[type[Measure]] = [Failing, NoReading, ParameterNorms]
     with TelemetryCollector(model, optimizer, run, collect_every_n=1, measures=measures) as telemetry:
         train(telemetry, model, optimizer, 4)
     assert telemetry.stats().failed == 4
     tables = open_run(run)
-    assert tables.table("weight_norms")["batch_idx"].tolist() == [1, 2, 3, 4]
+    assert tables.table("parameter_norms")["batch_idx"].tolist() == [1, 2, 3, 4]
     assert tables.gradient_norms()["batch_idx"].tolist() == [1, 2, 3, 4]
     assert tables.table("failing")["batch_idx"].tolist() == []
     messages = [str(message) for message in tables.events()["message"]]
@@ -326,19 +326,19 @@ def test_a_function_that_fails_costs_no_event(tmp_path: Path, caplog: pytest.Log
     assert any("events.alerts could not be written: ConnectionError: no network." in one for one in caplog.messages)
 
 
-class Unnamed(WeightNorms):  # type: ignore[misc, valid-type]  # a class of the page
+class Unnamed(ParameterNorms):  # type: ignore[misc, valid-type]  # a class of the page
     """A table without the key columns."""
 
     table = Table(name="unnamed", description="", columns=(Column(name="x", dtype="int64", description=""),))
 
 
-class Taken(WeightNorms):  # type: ignore[misc, valid-type]  # as above
+class Taken(ParameterNorms):  # type: ignore[misc, valid-type]  # as above
     """A built-in table's name."""
 
     table = Table(name="Steps", description="", columns=KEY_COLUMNS)
 
 
-class Predictions(WeightNorms):  # type: ignore[misc, valid-type]  # as above
+class Predictions(ParameterNorms):  # type: ignore[misc, valid-type]  # as above
     """The name of the contract of prediction files."""
 
     table = Table(name="predictions", description="", columns=KEY_COLUMNS)
@@ -359,14 +359,14 @@ class Csv(JsonLines):  # type: ignore[misc, valid-type]  # as above
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"measures": WeightNorms}, "measures: expected a list of subclasses of Measure"),
+        ({"measures": ParameterNorms}, "measures: expected a list of subclasses of Measure"),
         ({"measures": [JsonLines]}, "measures: expected subclasses of Measure"),
         ({"measures": [object()]}, "give the class, not an object"),
         ({"measures": [Measure]}, "Measure does not define columns, read"),
         ({"measures": [Unnamed]}, "begin with KEY_COLUMNS"),
         ({"measures": [Taken]}, "the table name 'Steps' of Taken is taken"),
         ({"measures": [Predictions]}, "the table name 'predictions' of Predictions is taken"),
-        ({"measures": [WeightNorms, WeightNorms]}, "'weight_norms' of WeightNorms is taken"),
+        ({"measures": [ParameterNorms, ParameterNorms]}, "'parameter_norms' of ParameterNorms is taken"),
         ({"writers": JsonLines}, "writers: expected a list of subclasses of Writer"),
         ({"writers": ["jsonl"]}, "or objects that make one when they are called"),
         ({"writers": [Alerts]}, ": give an object of it"),

@@ -9,6 +9,12 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+# Settings of older collectors that are measures of one's own here.
+_RECIPES = {
+    "track_embeddings": "Embedding norms are a measure of your own: docs/extending.md has it. Remove the key",
+    "track_arcface_weights": "Class weights are a group like others: give groups={'arcface': model.arcface} and "
+    "track_weight_delta, or write a measure of your own, as docs/extending.md shows. Remove the key",
+}
 _MAX_PROBLEMS = 20
 _MAX_VALUE_CHARS = 60
 
@@ -92,7 +98,7 @@ def _sentence(detail: Any, keys: Sequence[str], known: Iterable[str]) -> str | N
     """The whole sentence about an error; None if it says which values are expected."""
     match detail["type"]:
         case "extra_forbidden" | "invalid_key":
-            return f"unknown key; {_suggestion(keys[-1], sorted(known))}"
+            return _RECIPES.get(keys[-1]) or f"unknown key; {_suggestion(keys[-1], sorted(known))}"
         case "missing":
             return "missing; give it a value"
         case "value_error":

@@ -82,6 +82,12 @@ def test_three_configs_are_shipped() -> None:
         ("telemetry: {groups: {str: 3}}", "telemetry.groups.str: expected text or a list, got 3"),
         ("telemetry: {groups: {2: a}}", "telemetry.groups.2: expected text, got 2"),
         ("telemetry: {formats: []}", "telemetry.formats: expected a list that is not empty, got []"),
+        (
+            "telemetry: {track_embeddings: true}",
+            "track_embeddings: Embedding norms are a measure of your own",
+        ),
+        ("telemetry: {track_arcface_weights: false}", "docs/extending.md shows. Remove the key"),
+        ("telemetry: {label_classes: {winner: 1}}", "label_classes.winner: expected a number of at least 2, got 1"),
         ("model: {weights: ''}", "model.weights: expected text that is not empty, got ''"),
     ],
 )

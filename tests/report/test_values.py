@@ -101,16 +101,16 @@ def test_tables_of_own_measures_are_drawn(tmp_path: Path) -> None:
     activations = Table(name="activations", description="Activations of the head.", columns=(*keys, share, sharpness))
     add_table(root, RunTable.of(activations), {"dead_share": [0.5] * 120, "sharpness": [-2.0, *[1.0] * 119]})
     group = Column(name="<group>", dtype="float32", description="Norm.", nullable=True)
-    weights = Table(name="weight_norms", description="Norms of the weights.", columns=keys, run_columns=group)
+    weights = Table(name="weight_scales", description="Norms of the weights.", columns=keys, run_columns=group)
     add_table(root, RunTable.of(weights, ("head", "tail")), {"head": [1.0] * 120, "tail": [2.0] * 120})
 
     found = figures(root)
-    assert list(found) == ["norms", "ratio", "rates", "values", "table-activations", "table-weight_norms"]
+    assert list(found) == ["norms", "ratio", "rates", "values", "table-activations", "table-weight_scales"]
     own = found["table-activations"]
     assert (own.title, own.caption) == ("activations", "Activations of the head.")
     assert {trace["name"]: trace["yaxis"] for trace in own.traces} == {"dead_share": "y", "sharpness": "y2"}
     assert own.traces[1]["y"][0] == -2.0
-    assert {trace["yaxis"] for trace in found["table-weight_norms"].traces} == {"y"}
+    assert {trace["yaxis"] for trace in found["table-weight_scales"].traces} == {"y"}
     assert '<figure id="table-activations"' in report(tmp_path / "r.html", root).read_text()
 
 

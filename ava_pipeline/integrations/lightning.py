@@ -16,6 +16,7 @@ from ava_pipeline.collect.amp import scaler_state
 from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.contract.events import EventName
 from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import MisuseError, require_extra
 from ava_pipeline.integrations.scalars import scalars
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ava_pipeline.collect.measures.measure import Value
     from ava_pipeline.collect.predictions import EpochPredictions
 
-FOLDER_BESIDE_CSV_LOGGER = "ava_run"  # in the logger's folder, where it writes a metrics.csv of its own
 _NAMES = ("lightning.pytorch", "pytorch_lightning")  # one library under two names, whose classes do not mix
 
 
@@ -235,12 +235,13 @@ class TelemetryCallback(_lightning().Callback):  # type: ignore[misc]  # which c
         taken = [Path(one.log_dir).absolute() for one in trainer.loggers if isinstance(one, csv_logger)]
         if folder.expanduser().absolute() not in taken:
             return folder
+        free = RunLayout(folder).run_beside_metrics
         if self._output_dir is not None:
             raise MisuseError(
                 f"output_dir is {folder}, where the CSVLogger writes its own metrics.csv: give another directory, such "
-                f"as {folder / FOLDER_BESIDE_CSV_LOGGER}."
+                f"as {free}."
             )
-        return folder / FOLDER_BESIDE_CSV_LOGGER
+        return free
 
     def _optimizers(self, trainer: Any) -> Any:
         """The optimizers as the collector takes them: one, or several by name."""

@@ -138,6 +138,7 @@ def test_timm(is_scaled: bool) -> None:  # noqa: FBT001  # a parameter of the te
     """train.py's names, with a stand-in for its epoch: the loss is scaled where train.py has made a scaler."""
     from timm.utils import NativeScaler  # type: ignore[attr-defined]  # noqa: PLC0415  # after the check
 
+    make: Any = NativeScaler
     model = TinyNet()
 
     def train_one_epoch(
@@ -151,7 +152,7 @@ def test_timm(is_scaled: bool) -> None:  # noqa: FBT001  # a parameter of the te
         snippet("timm's train.py"),
         device=torch.device("cpu"),
         amp_dtype=torch.float16,  # as train.py has it without --amp too
-        loss_scaler=NativeScaler(device="cpu") if is_scaled else None,
+        loss_scaler=make(device="cpu") if is_scaled else None,
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         output_dir="outputs/timm",

@@ -32,6 +32,11 @@ class RunLayout:
         return self.root / "metrics.csv"
 
     @property
+    def run_beside_metrics(self) -> Path:
+        """The run directory where `metrics.csv` is another program's, such as that of Lightning's CSVLogger."""
+        return self.root / "ava_run"
+
+    @property
     def split(self) -> Path:
         """The images of each set, which `ava-pipeline train` writes."""
         return self.root / "split.csv"

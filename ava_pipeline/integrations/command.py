@@ -95,5 +95,6 @@ def _mlflow(run: "Run", out: Path | None) -> "Iterator[tuple[Tracker, str]]":
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder needs no database, and MLflow reads it
         mlflow.set_tracking_uri(folder.resolve().as_uri())
     with mlflow.start_run(run_name=run.layout.root.resolve().name) as active:
-        mlflow.set_tags({name: str(value) for name, value in run.manifest.run_info.items()})
-        yield MlflowTracker(mlflow.MlflowClient(), active.info.run_id), mlflow.get_tracking_uri()
+        tracker = MlflowTracker(mlflow.MlflowClient(), active.info.run_id)
+        tracker.tag(run.manifest.run_info)
+        yield tracker, mlflow.get_tracking_uri()

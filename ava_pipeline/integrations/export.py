@@ -99,6 +99,7 @@ class _NewRows:
     def _start_over(self, manifest: Manifest, tracker: Tracker) -> None:
         """Go on behind the batch from which a new attempt replaces the rows."""
         resumed_from = manifest.attempt.resumed_from
+        self._points = Points()
         self._last_batches = {name: min(last, resumed_from) for name, last in self._last_batches.items()}
         self._num_events = self._num_events if resumed_from else 0
         tracker.finish()

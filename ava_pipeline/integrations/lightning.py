@@ -6,6 +6,7 @@ from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from ava_pipeline.collect.amp import scaler_state
 from ava_pipeline.collect.collector import TelemetryCollector
 from ava_pipeline.contract.events import EventName
 from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import MisuseError, require_extra
 from ava_pipeline.integrations.scalars import scalars
@@ -52,12 +54,14 @@ class TelemetryCallback(_lightning().Callback):  # type: ignore[misc]  # which c
 
     Args:
         output_dir: the run directory; None is the trainer's `log_dir`, or its `default_root_dir` without a logger.
+            Where Lightning's `CSVLogger` writes a `metrics.csv` there, it is the folder `ava_run` in it.
         stop_on: ids of findings, such as `"non-finite"`, that stop the training after the batch; by default none does.
         **config: further arguments of `TelemetryCollector`.
 
     Raises:
         ConfigError: Lightning is not installed.
-        MisuseError: `stop_on` names something that is not the id of a finding.
+        MisuseError: `stop_on` names something that is not the id of a finding; at the start of a fit, `output_dir` is
+            the folder of a `CSVLogger`.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class TelemetryCallback(_lightning().Callback):  # type: ignore[misc]  # which c
         self._telemetry = TelemetryCollector(
             pl_module if trainer.model is None else trainer.model,
             optimizers,
-            self._output_dir or trainer.log_dir or trainer.default_root_dir,
+            self._run_directory(trainer),
             grad_scaler=getattr(trainer.precision_plugin, "scaler", None),
             **self._config,
         )
@@ -223,6 +227,21 @@ class TelemetryCallback(_lightning().Callback):  # type: ignore[misc]  # which c
             self._state = dict(state_dict)
         else:  # `lr_find` in the middle of a fit restores the optimizers after it has trained with them
             self._must_rebind = True
+
+    def _run_directory(self, trainer: Any) -> Path:
+        """The run directory: one whose metrics.csv no logger writes."""
+        folder = Path(self._output_dir or trainer.log_dir or trainer.default_root_dir)
+        csv_logger = _lightning().loggers.CSVLogger
+        taken = [Path(one.log_dir).absolute() for one in trainer.loggers if isinstance(one, csv_logger)]
+        if folder.expanduser().absolute() not in taken:
+            return folder
+        free = RunLayout(folder).run_beside_metrics
+        if self._output_dir is not None:
+            raise MisuseError(
+                f"output_dir is {folder}, where the CSVLogger writes its own metrics.csv: give another directory, such "
+                f"as {free}."
+            )
+        return free
 
     def _optimizers(self, trainer: Any) -> Any:
         """The optimizers as the collector takes them: one, or several by name."""

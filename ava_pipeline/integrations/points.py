@@ -48,15 +48,14 @@ def has_points(schema: pa.Schema) -> bool:
 class Points:
     """Joins the rows that the tables have of a step, and takes the step's global step and time from the table `steps`.
 
-    A step without a global step is shown at the last known one. In a run without any, such as one of an older version,
-    the batches take their place.
+    A step without a global step is shown at the last known one plus the number of batches since then. Before the first
+    known one, and in a run without any, such as one of an older version, the batches take their place.
     """
 
     def __init__(self) -> None:
         self._values: dict[int, dict[str, float]] = {}  # by batch
         self._known: dict[int, tuple[int, float]] = {}  # batch -> global step and time, of the latest steps
-        self._has_global_steps = False
-        self._last_step = 0
+        self._last_known = (0, 0)  # the latest batch whose global step was given, and that step
 
     def add(self, table: str, rows: pa.RecordBatch | pa.Table) -> None:
         """Add rows of a table that `has_points`."""
@@ -82,7 +81,7 @@ class Points:
         batches, times_s = integers(rows, BATCH).tolist(), _times_s(rows)
         texts = [rows.column(name).to_pylist() for name in ("event", "severity", "message")]
         return [
-            Note(self._place(batch)[0], time_s, *text)
+            Note(self._known_before(batch)[1], time_s, *text)
             for batch, time_s, *text in zip(batches, times_s, *texts, strict=True)
         ]
 
@@ -93,23 +92,26 @@ class Points:
             numbers = integers(rows, GLOBAL_STEP).tolist()
             known = [None if is_missing else step for step, is_missing in zip(numbers, is_null, strict=True)]
         for batch_idx, step, time_s in zip(batches, known, _times_s(rows), strict=True):
-            self._has_global_steps |= step is not None
             if step is not None:
-                self._last_step = step
-            elif not self._has_global_steps:
-                self._last_step = batch_idx
-            self._known[batch_idx] = self._last_step, time_s
+                self._last_known = batch_idx, step
+            last_batch, last_step = self._last_known
+            self._known[batch_idx] = last_step + batch_idx - last_batch, time_s
         while len(self._known) > MAX_KNOWN_STEPS:
             del self._known[next(iter(self._known))]
 
     def _place(self, batch_idx: int) -> tuple[int, float]:
-        """The global step and the time of a batch, or those of the nearest known batch before it."""
-        if batch_idx in self._known:
-            return self._known[batch_idx]
+        """The global step and the time at which the numbers of a batch are shown."""
+        known_batch, step, time_s = self._known_before(batch_idx)
+        return step + max(batch_idx - known_batch, 0), time_s
+
+    def _known_before(self, batch_idx: int) -> tuple[int, int, float]:
+        """The batch itself, or else the nearest known batch before it, with its global step and time."""
         if not self._known:
-            return batch_idx, time.time()
-        earlier = [batch for batch in self._known if batch < batch_idx]
-        return self._known[max(earlier) if earlier else min(self._known)]
+            return batch_idx, batch_idx, time.time()
+        if batch_idx not in self._known:
+            earlier = [batch for batch in self._known if batch < batch_idx]
+            batch_idx = max(earlier) if earlier else min(self._known)
+        return batch_idx, *self._known[batch_idx]
 
 
 def _times_s(rows: pa.RecordBatch | pa.Table) -> list[float]:

@@ -18,14 +18,14 @@ from timm.utils.clip_grad import dispatch_clip_grad  # noqa: E402  # after the c
 class TelemetryScaler:
     """Takes the place of timm's `NativeScaler`, which computes, unscales, clips and applies gradients in one call.
 
-    With `enabled=False` it does the same without a loss scale, for float32 and bfloat16. Norms are at true scale and
-    before clipping; the value `loss` is the loss of an update. The state of telemetry is saved and loaded with the
+    With `enabled=False` it does the same without a loss scale, where train.py makes no scaler. Norms are at true scale
+    and before clipping; the value `loss` is the loss of an update. The state of telemetry is saved and loaded with the
     scaler's own.
 
     Example:
         from ava_pipeline.integrations.timm import TelemetryScaler
 
-        loss_scaler = TelemetryScaler(device=device.type, enabled=amp_dtype == torch.float16)
+        loss_scaler = TelemetryScaler(device=device.type, enabled=loss_scaler is not None)
         ...
         telemetry = TelemetryCollector(model, optimizer, output_dir, grad_scaler=loss_scaler.grad_scaler)
         loss_scaler.attach(telemetry)
@@ -86,10 +86,11 @@ class TelemetryScaler:
         return {**self.grad_scaler.state_dict(), "telemetry": dict(telemetry)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state, also one that timm's own scaler has saved."""
+        """Load a state, also one that timm's own scaler has saved, or a scaler without a loss scale."""
         scaler = dict(state_dict)
         self._state = scaler.pop("telemetry", {})
-        self.grad_scaler.load_state_dict(scaler)
+        if scaler:
+            self.grad_scaler.load_state_dict(scaler)
 
     def _record(self, loss: Tensor, *, need_update: bool) -> None:
         # train.py divides each batch's loss by their number, so that those of an update add up to the update's loss.

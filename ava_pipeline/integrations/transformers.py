@@ -125,9 +125,16 @@ class TelemetryMixin:
 
     def _save_telemetry(self) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.telemetry is not None and folder.is_dir():
+        if self.telemetry is None or not self.args.should_save or not folder.is_dir():
+            return
+        state = json.dumps(self.telemetry.state_dict()).encode()
+        try:
             with written_aside(folder / STATE_FILE) as file:
-                file.write(json.dumps(self.telemetry.state_dict()).encode())
+                file.write(state)
+        except OSError as error:
+            logger.warning(
+                "%s has no state of telemetry (%s): training from it would count batches from 1 again.", folder, error
+            )
 
     def _log_evaluation(self, metrics: Mapping[str, object]) -> None:
         if self.telemetry is None or self._epoch < 0:

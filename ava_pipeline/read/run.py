@@ -45,8 +45,8 @@ def open_run(path: str | PathLike[str]) -> "Run":
     """
     layout = RunLayout(Path(path))
     if not is_run(layout):
-        parent = RunLayout(layout.root.parent)
-        remedy = f"open {parent.root} instead" if is_run(parent) else "check the path, or wait for the first step"
+        others = [one for one in (layout.run_beside_metrics, layout.root.parent) if is_run(RunLayout(one))]
+        remedy = f"open {others[0]} instead" if others else "check the path, or wait for the first step"
         problem = "is not a run" if layout.root.is_dir() else "is not a directory"
         raise NotARunError(f"{layout.root} {problem}: expected {_SIGNS_OF_A_RUN} in it; {remedy}.")
     check_inside(layout)
@@ -56,7 +56,8 @@ def open_run(path: str | PathLike[str]) -> "Run":
 def is_run(layout: RunLayout) -> bool:
     """Whether telemetry or training wrote files there."""
     tables = (path for suffix in ("csv", "parquet", "journal") for path in layout.telemetry.glob(f"*.{suffix}"))
-    return layout.manifest.exists() or layout.metrics.exists() or any(tables) or bool(prediction_files(layout))
+    has_metrics = layout.metrics.exists() and not layout.run_beside_metrics.exists()
+    return layout.manifest.exists() or has_metrics or any(tables) or bool(prediction_files(layout))
 
 
 @dataclass(frozen=True, slots=True)

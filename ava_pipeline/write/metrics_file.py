@@ -59,6 +59,22 @@ class MetricsFile:
         check_name(self._layout, self.path)
         self._replace(None, rows)
 
+    def is_foreign(self, *, is_claimed: bool) -> bool:
+        """Whether the content shows that another program wrote the file. Raise as `supersede` does.
+
+        It does if the header is not that of a metrics.csv. If `is_claimed` does not say that metrics were logged here,
+        it also does if there is a column `step`, as in files of Lightning's CSVLogger, or a line before the last that
+        is not a row. A row that was torn by a kill can only be the last.
+        """
+        check_name(self._layout, self.path)
+        if self._end is not None and self.path.exists() and _identity(self.path.stat()) == self._end.identity:
+            return False
+        found = self._read()
+        if found is None or not found.header:
+            return False
+        has_only_rows = all(moment is not None for moment, _ in found.lines[:-1])
+        return not found.is_ours or not (is_claimed or (has_only_rows and "step" not in found.table.column_names))
+
     def supersede(self, is_kept: Callable[[Moment], bool]) -> Path | None:
         """Keep some rows, and move all other lines to a new folder in `superseded/`.
 
@@ -94,12 +110,12 @@ class MetricsFile:
         except FileNotFoundError:
             return False
         with file:
-            if _identity(file.fileno()) != end.identity:
+            if _identity(os.fstat(file.fileno())) != end.identity:
                 return False  # another program changed it
             append_whole(file.fileno(), b"".join(_lines(end.table, rows)), os.fstat(file.fileno()).st_size)
             if self._fsync:
                 os.fsync(file.fileno())
-            self._end = _End(_identity(file.fileno()), end.table, _latest(rows))
+            self._end = _End(_identity(os.fstat(file.fileno())), end.table, _latest(rows))
         return True
 
     def _replace(self, older: "_Found | None", rows: Mapping[Moment, MetricValues]) -> None:
@@ -116,7 +132,7 @@ class MetricsFile:
             file.write((",".join(table.column_names) + "\n").encode())
             file.writelines(_lines(table, merged))
             file.flush()
-            identity = _identity(file.fileno())
+            identity = _identity(os.fstat(file.fileno()))
         self._end = _End(identity, table, _latest(merged))
 
     def _read(self) -> "_Found | None":
@@ -182,9 +198,8 @@ class _End(NamedTuple):
         )
 
 
-def _identity(descriptor: int) -> tuple[int, int, int]:
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
     """The file itself, and its size: it differs once another program has replaced the file or added to it."""
-    status = os.fstat(descriptor)
     return status.st_dev, status.st_ino, status.st_size
 
 

@@ -4,7 +4,8 @@ import threading
 from contextlib import suppress
 
 from ava_pipeline.contract.layout import Moment, RunLayout
-from ava_pipeline.errors import MisuseError, WriteError
+from ava_pipeline.contract.manifest import read_manifest
+from ava_pipeline.errors import DamagedFileError, MisuseError, WriteError
 from ava_pipeline.logs import logger
 from ava_pipeline.write.lock import check_unlocked
 from ava_pipeline.write.metrics_file import MetricsFile, MetricValues
@@ -18,7 +19,8 @@ class MetricsLog:
     The training thread writes. The background thread calls only `begin`, when it begins the tables, and `refuse`; a
     lock keeps the two apart. A forked child must not write, since the lock may be held there for ever.
 
-    Rows that the disk refuses wait in memory, at most `max_waiting`, and are written together with the next ones.
+    Rows that the disk refuses wait in memory, at most `max_waiting`, and are written together with the next ones. So do
+    all rows while metrics.csv is a file of another program, such as Lightning's CSVLogger: it is never changed.
 
     Attributes:
         has_begun: whether the rows of earlier attempts have been taken care of.
@@ -32,6 +34,7 @@ class MetricsLog:
         self._waiting: dict[Moment, dict[str, float | None]] = {}
         self._kept_up_to: tuple[int, int] | None = None
         self._refusal = ""
+        self._is_claimed = False  # whether the rows that are there were logged in this run
         self._lock = threading.RLock()  # a signal handler may log metrics while a row is being written
         self.has_begun = False
         self.has_rows = False
@@ -47,9 +50,14 @@ class MetricsLog:
         self._kept_up_to = (batch_idx, epoch) if batch_idx else None
 
     def begin(self) -> None:
-        """Move rows that this attempt replaces to `superseded/`, once. Raise OSError or DamagedFileError."""
+        """Move rows that this attempt replaces to `superseded/`, once, if the manifest says that metrics were logged.
+
+        Raise OSError or DamagedFileError. A file of another program stays: `write` then says so.
+        """
         with self._lock:
-            self._begin()
+            self._is_claimed = True
+            if not self._file.is_foreign(is_claimed=True):
+                self._begin()
 
     def refuse(self, reason: str) -> None:
         """Write nothing from now on, because another process writes the run."""
@@ -89,10 +97,23 @@ class MetricsLog:
             # In a system without locks, or if this process holds the lock itself, nobody else is known to write.
             with suppress(OSError):
                 check_unlocked(self._layout.lock)
-            self._begin()
+            self._is_claimed = self._is_claimed or self._was_logged_before()
+        if self._file.is_foreign(is_claimed=self._is_claimed):
+            raise WriteError(
+                f"{self._layout.metrics} is of another program, so it stays as it is: move it away, or give the "
+                "collector another output_dir."
+            )
+        self._begin()
         self._file.write(self._waiting)
         self._waiting.clear()
-        self.has_rows = True
+        self.has_rows = self._is_claimed = True
+
+    def _was_logged_before(self) -> bool:
+        try:
+            attempts = read_manifest(self._layout.manifest).attempts
+        except (OSError, DamagedFileError):  # as with enabled=False: then the content of the file decides
+            return False
+        return any(attempt.logs_metrics for attempt in attempts)
 
     def _is_kept(self, row: Moment) -> bool:
         if self._kept_up_to is None:

@@ -133,8 +133,12 @@ def test_accelerate() -> None:
 
 
 @needs("timm")
-def test_timm() -> None:
-    """train.py's names, with a stand-in for its epoch."""
+@pytest.mark.parametrize("is_scaled", [True, False])
+def test_timm(is_scaled: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """train.py's names, with a stand-in for its epoch: the loss is scaled where train.py has made a scaler."""
+    from timm.utils import NativeScaler  # type: ignore[attr-defined]  # noqa: PLC0415  # after the check
+
+    make: Any = NativeScaler
     model = TinyNet()
 
     def train_one_epoch(
@@ -144,10 +148,11 @@ def test_timm() -> None:
             optimizer.zero_grad()
             loss_scaler(squared_emd(model(inputs), targets), optimizer, parameters=model.parameters())
 
-    run(
+    names = run(
         snippet("timm's train.py"),
         device=torch.device("cpu"),
-        amp_dtype=torch.float16,
+        amp_dtype=torch.float16,  # as train.py has it without --amp too
+        loss_scaler=make(device="cpu") if is_scaled else None,
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         output_dir="outputs/timm",
@@ -159,6 +164,8 @@ def test_timm() -> None:
     )
     assert rows("outputs/timm") == 1  # every tenth of 12 batches
     assert open_run("outputs/timm").gradient_norms()["epoch"].tolist() == [3]
+    assert names["loss_scaler"].grad_scaler.is_enabled() == is_scaled
+    assert open_run("outputs/timm").steps()["loss_scale"].notna().all() == is_scaled
 
 
 class GeneralIQAModel:
@@ -231,3 +238,5 @@ def test_the_readme_names_the_same_classes() -> None:
     for name in re.findall(r"ava_pipeline\.integrations\.\w+ import \w+", table):
         assert name in PAGE
     assert table.count("<br>") >= 11
+    made = re.findall(r"^loss_scaler = .*$", PAGE, re.MULTILINE)
+    assert re.findall(r"`(loss_scaler = .*?)`", table) == made

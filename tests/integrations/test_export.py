@@ -156,6 +156,29 @@ def test_to_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "[non_finite]" in Path(path).read_text()
 
 
+def test_mlflow_takes_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of values and facts that MLflow refuses are changed, texts are cut, and however many there are, all go."""
+    mlflow: Any = pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'ava-pipeline[trackers]'")
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # that of other tests
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    facts = {"lr (initial)": 0.1, "notes": "x" * 9000, "..": 1, "a//b/": 2, "n" * 300: 3, "": 4, "größe": 5}
+    facts |= {f"fact_{index}": index for index in range(150)}
+    model, optimizer = tiny()
+    with TelemetryCollector(model, optimizer, tmp_path / "run", collect_every_n=1, run_info=facts) as telemetry:
+        telemetry.step(values={"acc//top": 0.5, "loss/": 0.25, "v" * 300: 1.0})
+    exported(tmp_path / "run", "--to", "mlflow")
+    (found,) = mlflow.MlflowClient().search_runs(["0"])
+    tags = found.data.tags
+    assert tags["lr _initial_"] == "0.1"
+    assert tags["notes"] == "x" * 5000
+    assert (tags["_"], tags["a/_/b/_"], tags["n" * 250], tags["größe"]) == ("4", "2", "3", "5")
+    assert tags["fact_149"] == "149"
+    assert found.data.metrics["steps/acc/_/top"] == 0.5
+    assert found.data.metrics["steps/loss/_"] == 0.25
+    assert found.data.metrics["steps/" + "v" * 244] == 1.0
+
+
 def test_mlflow_gets_as_many_metrics_as_it_takes(tmp_path: Path) -> None:
     """A thousand a call."""
     pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'ava-pipeline[trackers]'")

@@ -18,6 +18,7 @@ pytest.importorskip("lightning", reason="Lightning is not installed: pip install
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.tuner.tuning import Tuner
 
 from ava_pipeline.integrations.lightning import TelemetryCallback
@@ -268,13 +269,47 @@ def test_validations_within_an_epoch_have_the_batch(tmp_path: Path) -> None:
     ]
 
 
-def test_the_directory_is_that_of_the_logger(tmp_path: Path) -> None:
+class AnyLogger(DummyLogger):  # type: ignore[misc]  # as above
+    """A logger with a folder, as Lightning's for trackers."""
+
+    save_dir = "logs"
+
+
+def test_the_directory_is_that_of_the_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or, without a logger, the trainer's."""
-    logger = CSVLogger(tmp_path, name="logs", version="v1")
-    fitted(Automatic(), tmp_path, TelemetryCallback(**EVERY), logger=logger)
-    assert (tmp_path / "logs" / "v1" / "telemetry" / "gradient_norms.csv").exists()
+    monkeypatch.chdir(tmp_path)
+    fitted(Automatic(), tmp_path, TelemetryCallback(**EVERY), logger=AnyLogger())
+    assert (tmp_path / "logs" / "telemetry" / "gradient_norms.csv").exists()
     fitted(Automatic(), tmp_path / "root", TelemetryCallback(**EVERY))
     assert (tmp_path / "root" / "telemetry" / "gradient_norms.csv").exists()
+
+
+def csv_logged(folder: Path, *callbacks: Any, **options: Any) -> str:
+    """Train beside a CSVLogger that writes into `folder`; return its metrics.csv."""
+    logger = CSVLogger(folder.parent, name="", version=folder.name, flush_logs_every_n_steps=1)
+    trainer(folder.parent, *callbacks, logger=logger, log_every_n_steps=1, **options).fit(
+        Automatic(), loader(), loader()
+    )
+    return (folder / "metrics.csv").read_text()
+
+
+def test_beside_a_csv_logger(tmp_path: Path) -> None:
+    """Which writes a metrics.csv into its folder too: both files are whole, and the run goes into a folder there."""
+    plain = csv_logged(tmp_path / "plain")
+    assert csv_logged(tmp_path / "logs", TelemetryCallback(**EVERY)) == plain
+    run = tmp_path / "logs" / "ava_run"
+    assert open_run(run).metrics()["epoch"].tolist() == [0, 1]
+    assert open_run(run).metrics()["val_loss"].notna().all()
+    assert validate_run(run) == []
+    assert open_run(run).events().empty
+    assert not (tmp_path / "logs" / "telemetry").exists()
+
+
+def test_a_csv_logger_in_the_directory_of_the_user(tmp_path: Path) -> None:
+    """The fit does not begin, and the error names a directory that is free."""
+    with pytest.raises(MisuseError, match=r"the CSVLogger writes its own metrics\.csv: .*logs/ava_run"):
+        csv_logged(tmp_path / "logs", TelemetryCallback(tmp_path / "logs", **EVERY))
+    assert csv_logged(tmp_path / "more", TelemetryCallback(tmp_path / "run", **EVERY)).startswith("epoch,step,")
 
 
 def test_beside_a_wandb_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,3 +118,12 @@ def test_a_checkpoint_of_timms_own_scaler_loads() -> None:
     loss_scaler.load_state_dict(native.state_dict())
     train_one_epoch(model, optimizer, loss_scaler, dtype=torch.float16)
     assert loss_scaler.state_dict()["telemetry"] == {}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_training_goes_on_in_another_precision(enabled: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """From a checkpoint without a loss scale to one with it, and back, as with timm's own scaler or none."""
+    saved = TelemetryScaler(device="cpu", enabled=not enabled).state_dict()
+    loss_scaler = TelemetryScaler(device="cpu", enabled=enabled)
+    loss_scaler.load_state_dict(saved)
+    assert loss_scaler.grad_scaler.get_scale() == (2.0**16 if enabled else 1.0)

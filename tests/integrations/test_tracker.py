@@ -51,11 +51,21 @@ def test_rows_of_a_step_are_one_point() -> None:
     ]
 
 
-def test_a_step_without_a_global_step_is_shown_at_the_last_known_one() -> None:
-    """So that batches and steps are never on one axis."""
+def test_a_step_without_a_global_step_goes_on_from_the_last_known_one() -> None:
+    """By the batches since then, so that the curve is not one point, until a global step is known again."""
     points = Points()
     points.add("steps", steps((10, 4, 0.5), (20, None, 0.25)))
-    assert [point.global_step for point in points.take()] == [4, 4]
+    assert [point.global_step for point in points.take()] == [4, 14]
+    points.add("steps", steps((21, None, 0.5), (30, 14, 0.25), (31, None, 0.25)))
+    assert [point.global_step for point in points.take()] == [15, 14, 15]
+
+
+def test_rows_whose_step_was_refused_go_on_too() -> None:
+    """As after a value that the table `steps` cannot hold."""
+    points = Points()
+    points.add("steps", steps((10, 4, 0.5)))
+    points.add("gradient_norms", norms((20, 0.5), (30, 0.5)))
+    assert [point.global_step for point in points.take(is_last=True)] == [4, 14, 24]
 
 
 def test_a_run_without_global_steps_is_shown_over_its_batches() -> None:

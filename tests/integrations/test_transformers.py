@@ -188,6 +188,30 @@ def test_a_checkpoint_of_a_trainer_without_telemetry(tmp_path: Path, caplog: pyt
     assert any("has no state of telemetry" in message for message in caplog.messages)
 
 
+def test_only_the_process_that_saves_the_checkpoint_saves_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Trainer calls `on_save` in every process, and two would write through the same file."""
+    monkeypatch.setattr(TrainingArguments, "should_save", property(lambda _: False))
+    monkeypatch.setattr(Trainer, "_save_checkpoint", lambda *_, **__: Path(tmp_path, "checkpoint-1").mkdir())
+    trained(tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
+    assert list((tmp_path / "checkpoint-1").iterdir()) == []
+
+
+def test_a_disk_that_refuses_the_state_costs_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning names the checkpoint and what that means for a resume."""
+
+    class Blocking(TrainerCallback):  # type: ignore[misc]  # as above
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            Path(args.output_dir, f"checkpoint-{state.global_step + 1}", "telemetry.json.partial").mkdir(parents=True)
+
+    run = tmp_path / "run"
+    trained(run, callbacks=[Blocking()], save_strategy="steps", save_steps=1, max_steps=2)
+    assert column(run, "gradient_norms", "batch_idx") == [1, 2]
+    assert "checkpoint-2 has no state of telemetry" in caplog.text
+    assert "count batches from 1 again" in caplog.text
+
+
 def test_metrics_of_evaluations(tmp_path: Path) -> None:
     """At the end of an epoch without a batch, within one with it."""
     run = tmp_path / "run"

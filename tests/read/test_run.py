@@ -213,6 +213,14 @@ def test_errors_name_the_alternatives(tmp_path: Path) -> None:
         run.steps()
 
 
+def test_the_folder_of_a_logger_is_no_run(tmp_path: Path) -> None:
+    """Its metrics.csv is not telemetry's: the error names the run that is in it."""
+    (tmp_path / "metrics.csv").write_text("epoch,step,loss\n0,1,0.5\n")
+    run = RunBuilder(root=tmp_path / "ava_run").write()
+    with pytest.raises(NotARunError, match=f"open {run} instead"):
+        open_run(tmp_path)
+
+
 def test_a_directory_that_is_not_a_run_is_refused_with_a_remedy(tmp_path: Path) -> None:
     """A path that does not exist, an empty directory, and the folder inside a run."""
     with pytest.raises(NotARunError, match="is not a directory"):

@@ -9,7 +9,7 @@ from ava_pipeline.contract.layout import Moment, RunLayout
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.errors import MisuseError, WriteError
 from ava_pipeline.write.metrics_log import MetricsLog
-from tests.write.feeding import Room
+from tests.write.feeding import Room, csv_batches
 from tests.write.test_lock import held_elsewhere
 
 OLDER = "epoch,batch_idx,loss\n0,50,1.0\n0,,1.5\n1,150,2.0\n1,,2.5\n2,250,3.0\n"
@@ -107,6 +107,91 @@ def test_a_run_that_another_process_writes_is_left_alone(tmp_path: Path) -> None
     assert (tmp_path / "metrics.csv").read_text() == OLDER
     log.write_again()
     assert lines(tmp_path / "metrics.csv") == ["0,7.0"]
+
+
+CSV_LOGGER = "epoch,step,train_loss\n0,7,0.5\n"  # as Lightning's CSVLogger writes it
+
+
+def claim(root: Path) -> None:
+    """The manifest of an attempt that logged metrics."""
+    room = Room(root)
+    room.write([1])
+    room.metrics.write(Moment(0), {"loss": 1.0})
+    room.close()
+
+
+class TestOtherPrograms:
+    """A metrics.csv of another program stays as it is, and metrics are refused until it is moved."""
+
+    @pytest.mark.parametrize("resumed_from", [None, (300, 3)])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            CSV_LOGGER,
+            "step,loss\n1,0.5\n",
+            "epoch,loss",
+            "epoch,set,loss\n0,train,0.5\n0,val,0.25\n",
+            "epoch,loss\n0,0.5\n0,0.25\n1,0.125\n",
+        ],
+    )
+    def test_its_rows_are_left_alone(self, content: str, resumed_from: tuple[int, int] | None, tmp_path: Path) -> None:
+        """With and without a checkpoint. The error says what to do, and what waits is written once that is done."""
+        log = log_of(tmp_path, content)
+        if resumed_from is not None:
+            log.resume(*resumed_from)
+        for epoch in (4, 5):
+            with pytest.raises(WriteError, match=r"metrics\.csv is of another program, .* move it away, or give"):
+                log.write(Moment(epoch), {"loss": 7.0})
+        assert (tmp_path / "metrics.csv").read_text() == content
+        assert not (tmp_path / "superseded").exists()
+        (tmp_path / "metrics.csv").rename(tmp_path / "my_metrics.csv")
+        log.write_again()
+        assert lines(tmp_path / "metrics.csv") == ["4,7.0", "5,7.0"]
+
+    def test_a_file_that_another_program_writes_later(self, tmp_path: Path) -> None:
+        """In place of the one that this process wrote."""
+        log = MetricsLog(RunLayout(tmp_path))
+        log.write(Moment(0), {"loss": 1.0})
+        (tmp_path / "other").write_text("step,loss\n1,0.5\n")
+        (tmp_path / "other").replace(tmp_path / "metrics.csv")
+        with pytest.raises(WriteError, match="is of another program"):
+            log.write(Moment(1), {"loss": 2.0})
+        assert (tmp_path / "metrics.csv").read_text() == "step,loss\n1,0.5\n"
+
+    @pytest.mark.parametrize("content", ["epoch,loss\n0,1.0\n1,0.", "epoch,batch_idx,loss\n0,50,1.0\n", ""])
+    def test_a_file_in_the_form_of_ours_is_ours(self, content: str, tmp_path: Path) -> None:
+        """Without a manifest, as with enabled=False, also if the last line is torn: it makes room for a new attempt."""
+        log_of(tmp_path, content).write(Moment(0), {"loss": 7.0})
+        assert (tmp_path / "metrics.csv").read_text() == "epoch,loss\n0,7.0\n"
+        assert (tmp_path / "superseded/attempt-1/metrics.csv").read_text() == content
+
+    def test_what_the_manifest_claims_is_ours(self, tmp_path: Path) -> None:
+        """A user may log a metric `step`, and lines in the middle may be torn."""
+        claim(tmp_path)
+        content = "epoch,step\n0,7.0\n1,\n1,\n2,9.0\n"
+        (tmp_path / "metrics.csv").write_text(content)
+        MetricsLog(RunLayout(tmp_path)).write(Moment(0), {"step": 7.0})
+        assert lines(tmp_path / "metrics.csv") == ["0,7.0"]
+        assert (tmp_path / "superseded/attempt-1/metrics.csv").read_text() == content
+
+    def test_a_column_step_of_this_process_is_ours(self, tmp_path: Path) -> None:
+        """It wrote it itself."""
+        log = MetricsLog(RunLayout(tmp_path))
+        for epoch in (1, 0):
+            log.write(Moment(epoch), {"step": 7.0})
+        assert lines(tmp_path / "metrics.csv") == ["0,7.0", "1,7.0"]
+
+    def test_the_tables_begin_beside_a_file_that_took_the_place_of_ours(self, tmp_path: Path) -> None:
+        """Of a run that logged metrics before: it is not moved, and telemetry goes on."""
+        claim(tmp_path)
+        (tmp_path / "metrics.csv").write_text("step,loss\n1,0.5\n")
+        room = Room(tmp_path)
+        room.write([1])
+        with pytest.raises(WriteError, match="is of another program"):
+            room.metrics.write(Moment(0), {"loss": 1.0})
+        room.close()
+        assert (tmp_path / "metrics.csv").read_text() == "step,loss\n1,0.5\n"
+        assert csv_batches(tmp_path) == [1]
 
 
 class TestRunWriter:

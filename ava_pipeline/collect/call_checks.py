@@ -234,7 +234,7 @@ class CallChecks:
         self._events = events
         self._count = count
         self._targets = targets
-        self._order = CallOrder(targets.optimizers)
+        self._order = CallOrder(targets.optimizers, lambda: count.batch_idx)
         self._watch = OptimizerWatch(targets)
         self._changes = TrainingChanges(targets, model)
         self._plan: NormPlan | None = None
@@ -263,7 +263,7 @@ class CallChecks:
     def is_optimizer_replaced(self) -> bool:
         """Whether parameters change though no optimizer that the collector knows steps."""
         num_calls = self._count.batch_idx - self._count.num_accumulating
-        is_replaced = self._order.counts_all and self._watch.is_replaced(self._order.num_steps, num_calls)
+        is_replaced = self._order.counts_all and self._watch.is_replaced(self._order.num_single_steps, num_calls)
         if is_replaced:
             message = (
                 "parameters change, but not by the optimizer that the collector was given, so the learning rates are "
@@ -282,7 +282,7 @@ class CallChecks:
 
     def check_optimizers(self) -> None:
         """Warn if the optimizers belong to another model; called before the first row."""
-        if all(owner is None for owner in self._targets.optimizer_of()):
+        if not any(self._targets.optimizers_of()):
             self.warn_once(
                 "optimizer",
                 "no parameter of the model is in an optimizer that the collector was given, so the learning rates are "

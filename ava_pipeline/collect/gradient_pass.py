@@ -41,10 +41,10 @@ class GradientPass:
         if targets.parameters is not self._targets.parameters:
             self._measured_unowned.clear()
         self._targets = targets
-        owners = targets.optimizer_of()
-        self._unowned = [position for position, owner in enumerate(owners) if owner is None]
+        owners = targets.optimizers_of()
+        self._unowned = [position for position, held in enumerate(owners) if not held]
         self._others = {
-            name: [position for position, owner in enumerate(owners) if owner not in {None, optimizer}]
+            name: [position for position, held in enumerate(owners) if held and optimizer not in held]
             for name, optimizer in targets.optimizers.items()
         }
         self._plans: dict[object, NormPlan] = {}

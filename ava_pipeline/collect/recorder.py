@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from operator import is_
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -53,12 +52,6 @@ class _OpenRow:
     _: KW_ONLY
     is_deferred: bool
     parts: list[list[Reading]] = field(default_factory=list)
-
-
-_IN_CAPTURE = (
-    "step() was called while a CUDA graph is captured, when no kernel runs, so nothing is recorded. "
-    "Call it outside the capture, after each graph.replay()."
-)
 
 
 class Recorder:
@@ -300,11 +293,11 @@ class Recorder:
             self._measure(self._targets.renewed(values=new))
 
     def _measure(self, targets: TrainingTargets) -> None:
-        """Make the measures of other targets, unless the tables, groups and rates stay the same."""
+        """Make the measures of other targets, unless the same numbers are read for the same tables and groups."""
         measures = make_measures(self._own_measures, targets, on_failure=self._report_unmade)
         setup = Setup(measures, targets.described_groups(), targets.rate_names())
-        has_same_parameters = all(map(is_, targets.parameters, self._targets.parameters))
-        if self._setup is None or not (has_same_parameters and setup.records_the_same(self._setup)):
+        reads_the_same = targets.reads_the_same(self._targets)
+        if self._setup is None or not (reads_the_same and setup.records_the_same(self._setup)):
             self._measures, self._setup = measures, setup
         self._follow(targets)
 

@@ -8,7 +8,7 @@ import math
 import operator
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -260,10 +260,16 @@ class CallChecks:
             self._plan = None
         return have_changed
 
-    def is_optimizer_replaced(self) -> bool:
-        """Whether parameters change though no optimizer that the collector knows steps."""
+    def gone(self, positions: Sequence[int]) -> list[int]:
+        """Which of these positions are those of parameters that the model no longer has."""
+        return self._changes.gone(positions)
+
+    def is_optimizer_replaced(self, changes: Sequence[int]) -> bool:
+        """Whether parameters change, by these counts, though no optimizer that the collector knows steps."""
         num_calls = self._count.batch_idx - self._count.num_accumulating
-        is_replaced = self._order.counts_all and self._watch.is_replaced(self._order.num_single_steps, num_calls)
+        is_replaced = self._order.counts_all and self._watch.is_replaced(
+            changes, self._order.num_single_steps, num_calls
+        )
         if is_replaced:
             message = (
                 "parameters change, but not by the optimizer that the collector was given, so the learning rates are "
@@ -292,10 +298,10 @@ class CallChecks:
 
     def check(self, snapshot: StepSnapshot) -> None:
         """Check a collected step."""
+        self._check_parameters(snapshot)
         self._check_gradients(snapshot)
         self._check_scaling(snapshot)
         self._check_clipping(snapshot)
-        self._check_parameters(snapshot)
         calls = self._num_calls(snapshot.optimizer)
         if calls is not None and not snapshot.is_optimizer_replaced:
             self._check_order(calls, is_scaled=snapshot.scaler.scale is not None)
@@ -319,7 +325,7 @@ class CallChecks:
                 "norm of all gradients: pass it in values."
             )
             self.warn_once("unmeasured", message, event="left_out")
-        elif all(gradient is None for gradient in snapshot.gradients):
+        elif "parameters" not in self._warned and all(gradient is None for gradient in snapshot.gradients):
             message = (
                 "no parameter had a gradient, so the row's norms are null. Call step() after backward() and before "
                 "zero_grad(). If the optimizer steps inside backward() and frees the gradients, measure them in its "

@@ -31,6 +31,7 @@ from ava_pipeline.collect.measures.measure import Measure, Value
 from ava_pipeline.collect.predictions import EpochPredictions, PredictionFiles
 from ava_pipeline.collect.recorder import Recorder
 from ava_pipeline.collect.run_directory import run_directory
+from ava_pipeline.collect.stale_gradients import StaleGradients
 from ava_pipeline.collect.targets import TrainingTargets, optimizers_by_name
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.finding import Finding
@@ -125,13 +126,14 @@ class TelemetryCollector:
         self._outside_graphs = outside_graphs()
         leave_untraced(TelemetryCollector.step, TelemetryCollector.clip_grad_norm_, *COUNTING)
         metrics = MetricsLog(layout, fsync=settings.fsync)
+        stale_gradients = StaleGradients(targets, self._checks.gone)
         self._recorder = Recorder(
             targets,
             settings,
             layout.root,
             self._count,
             events,
-            gradient_pass=GradientPass(targets, grad_scaler, self._clipping),
+            gradient_pass=GradientPass(targets, grad_scaler, self._clipping, stale_gradients),
             checks=self._checks,
             run_info=facts,
             findings=self._findings,

@@ -1,8 +1,8 @@
 """Optimizer steps: counted by hooks, compared with the calls of `step`, and used as the global step."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 MIN_CALLS = 4
 MIN_IDLE_CALLS = 2
-
-_version = attrgetter("_version")
 
 
 class CallOrder:
@@ -195,14 +193,16 @@ class OptimizerWatch:
     """
 
     def __init__(self, targets: TrainingTargets) -> None:
-        owners = targets.optimizers_of()
-        self._parameters = [one for one, held in zip(targets.parameters, owners, strict=True) if held]
+        self._is_held = [bool(optimizers) for optimizers in targets.optimizers_of()]
         self._before: tuple[int, int, int] | None = None
         self._num_idle_calls = 0
 
-    def is_replaced(self, num_steps: int, num_calls: int) -> bool:
-        """Whether the optimizer was replaced, by the counts of its steps and of calls of `step` at this row."""
-        version = sum(map(_version, self._parameters))
+    def is_replaced(self, changes: Sequence[int], num_steps: int, num_calls: int) -> bool:
+        """Whether the optimizer was replaced.
+
+        The counts at this row are the changes of each parameter, the steps of the optimizer, and the calls of `step`.
+        """
+        version = sum(compress(changes, self._is_held))
         before, self._before = self._before, (version, num_steps, num_calls)
         if before is None or num_steps > before[1]:
             self._num_idle_calls = 0

@@ -199,12 +199,14 @@ class Recorder:
         self._renew(numbers)
         checks = self._checks
         checks.check_unread(unread)
+        changes = self._targets.changes()
         snapshot = self._gradient_pass.take(
             numbers,
             row.batch_idx,
             optimizer=optimizer,
             global_step=checks.global_step() if global_step is None else global_step,
-            is_optimizer_replaced=checks.is_optimizer_replaced(),
+            changes=None if checks.is_optimizer_captured else changes,
+            is_optimizer_replaced=checks.is_optimizer_replaced(changes),
         )
         checks.check(snapshot)
         row.parts.append(read_measures(self._measures, snapshot, is_strict=self._is_strict))

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, Self, TypeAlias
 from weakref import ref
 
@@ -13,6 +14,8 @@ from ava_pipeline.contract.manifest import Group
 from ava_pipeline.errors import GroupsError
 
 Model: TypeAlias = nn.Module | Sequence[nn.Module]  # several modules that are trained together
+
+num_changes = attrgetter("_version")  # torch's count of a tensor's changes in place, which has no public name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +103,10 @@ class TrainingTargets:
             rate_places=_followed(self.rate_places, self.optimizers, optimizers),
             value_names=tuple(dict.fromkeys((*self.value_names, *values))),
         )
+
+    def changes(self) -> list[int]:
+        """How often each parameter was changed in place so far."""
+        return [*map(num_changes, self.parameters)]
 
     def positions(self) -> dict[str, tuple[int, ...]]:
         """Column -> positions of its parameters in `parameters`."""

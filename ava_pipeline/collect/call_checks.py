@@ -9,6 +9,7 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,12 +20,11 @@ from ava_pipeline.collect.amp import Scaling
 from ava_pipeline.collect.changes import TrainingChanges
 from ava_pipeline.collect.measures.measure import StepSnapshot, Value
 from ava_pipeline.collect.optimizer_steps import CallOrder, NumCalls, OptimizerWatch
+from ava_pipeline.collect.step_values import as_numbers, check_values
 from ava_pipeline.collect.targets import Model, TrainingTargets
 from ava_pipeline.config.messages import describe_errors
 from ava_pipeline.config.models import TelemetryConfig
-from ava_pipeline.contract.columns import shown
 from ava_pipeline.contract.events import Event, EventName
-from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.errors import ConfigError, MisuseError
 from ava_pipeline.write.event_log import EventLog
 
@@ -90,42 +90,6 @@ def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
     return storable_facts
 
 
-def check_values(values: Mapping[str, Value]) -> None:
-    """Raise MisuseError unless values map names that can name columns to scalars."""
-    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-        raise MisuseError(f"values is {values!r}: give a mapping name -> number, such as {{'loss': loss}}.")
-    for name, value in values.items():
-        if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
-            raise MisuseError(
-                f"values[{name!r}] is a tensor of shape {tuple(value.shape)} and {value.dtype}: give one real number, "
-                "such as its .mean()."
-            )
-        check_column_name(name)
-
-
-def check_step(values: Mapping[str, Value], global_step: int | None, epoch: int = 0) -> None:
-    """Raise MisuseError if an argument of `step` cannot be right; here, where it is cheap, and not in a later step."""
-    whole_number("epoch", epoch)
-    if global_step is not None:
-        whole_number("global_step", global_step)
-    check_values(values)
-
-
-def as_numbers(values: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, object]]:
-    """The values that are numbers, arrays of one element among them, and those that are none; the latter are null."""
-    numbers: dict[str, Value] = {}
-    others: dict[str, object] = {}
-    given: Mapping[str, Any] = values  # whatever a user passes
-    for name, value in given.items():
-        numbers[name] = value
-        if not (value is None or isinstance(value, Tensor | float)):
-            try:
-                numbers[name] = float(value.item() if hasattr(value, "item") else value)
-            except (TypeError, ValueError, RuntimeError, OverflowError):
-                numbers[name], others[name] = None, value
-    return numbers, others
-
-
 def whole_number(name: str, value: object, *, least: int = 0, remedy: str = "") -> int:
     """Return an integer, NumPy's too, as an int, or raise MisuseError; reading a tensor would wait for the device."""
     try:
@@ -170,6 +134,7 @@ class BatchCount:
         self.next_row, self.due = every, -1.0
         self.named_calls: Counter[str] = Counter()
         self.steps_before: int | None = 0
+        self._last_epoch = 0
         self._called: set[str] = set()
 
     def resume(self, batch_idx: int, epoch: int, global_step: int | None) -> None:
@@ -178,6 +143,13 @@ class BatchCount:
         self.epoch = epoch
         self.steps_before = global_step
         self.schedule_row(batch_idx)
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the latest `step` whose epoch is a whole number, as far as it was read."""
+        with suppress(MisuseError):
+            self._last_epoch = whole_number("epoch", self.epoch)
+        return self._last_epoch
 
     def begins_batch(self, optimizer: str, *, accumulating: bool) -> bool:
         """Count a call that names an optimizer; whether it is the first of its batch: a name comes once in each."""
@@ -278,8 +250,14 @@ class CallChecks:
             self.warn_once("optimizer replaced", message, event="optimizer_replaced")
         return is_replaced
 
-    def global_step(self) -> int | None:
-        """The optimizer steps of the run before this batch's; None if they cannot be counted."""
+    def global_step(self, given: int | None = None) -> int | None:
+        """The optimizer steps of the run before this batch's, as `given` or counted; None if they are not known."""
+        if given is not None:
+            try:
+                return whole_number("global_step", given)
+            except MisuseError as error:
+                self.warn_once("global step", f"{error} It is null.")
+                return None
         count = self._count
         before, num_calls = count.steps_before, count.batch_idx - count.resumed_from - count.num_accumulating
         if before is None or not (self._order.is_counting or num_calls <= 1):
@@ -307,14 +285,29 @@ class CallChecks:
             self._check_order(calls, is_scaled=snapshot.scaler.scale is not None)
         self._last_batch_idx = self._count.batch_idx
 
-    def check_unread(self, values: Mapping[str, object]) -> None:
-        """Warn once about each value that is not a number."""
-        for name, value in values.items():
-            message = (
-                f"values[{name!r}] is {shown(value)} ({type(value).__name__}), which is not a number, so it is null. "
-                "Pass numbers, or tensors with one element."
-            )
-            self.warn_once(f"value {name}", message)
+    def numbers(self, values: object) -> dict[str, Value]:
+        """The values that are numbers; warn once about each other one."""
+        numbers, problems = as_numbers(values)
+        for name, problem in problems.items():
+            self.warn_once(f"value {name!r}", problem)
+        return numbers
+
+    def check_first_step(self, values: object, global_step: int | None) -> None:
+        """Raise MisuseError if an argument of `step` cannot be right; in later steps that costs the argument."""
+        whole_number("epoch", self._count.epoch)
+        if global_step is not None:
+            whole_number("global_step", global_step)
+        check_values(values)
+        self.epoch()
+
+    def epoch(self) -> int:
+        """The epoch of the latest `step`; if it is not a whole number, warn once and return the last that was."""
+        epoch = self._count.last_epoch
+        try:
+            whole_number("epoch", self._count.epoch)
+        except MisuseError as error:
+            self.warn_once("epoch", f"{error} Until then, epoch {epoch} is recorded.")
+        return epoch
 
     def _check_gradients(self, snapshot: StepSnapshot) -> None:
         if snapshot.plan.unmeasured:
@@ -389,7 +382,7 @@ class CallChecks:
                 message=f"the GradScaler skipped {num_skipped} of the optimizer's steps: gradients were not finite.",
                 batch_idx=max(self._count.resumed_from + 1, self._last_batch_idx),
                 batch_idx_end=self._count.batch_idx - 1,
-                epoch=self._count.epoch,
+                epoch=self._count.last_epoch,
                 value=float(num_skipped),
             )
             self._events.add(event)
@@ -416,7 +409,7 @@ class CallChecks:
                     message=message,
                     batch_idx=batch_idx,
                     batch_idx_end=batch_idx,
-                    epoch=self._count.epoch,
+                    epoch=self._count.last_epoch,
                 )
             )
 

@@ -15,7 +15,6 @@ from ava_pipeline.collect.call_checks import (
     CallChecks,
     as_json,
     check_arguments,
-    check_step,
     process_rank,
     telemetry_config,
     whole_number,
@@ -192,7 +191,8 @@ class TelemetryCollector:
 
         Raises:
             MisuseError: the collector is closed, a newer one of this process has taken over its run directory,
-                `batch_idx` is 0, a value is not a scalar, or a name is unknown.
+                `batch_idx` is 0, an optimizer's name is unknown or, at the first call, another argument is wrong;
+                later that is null, with one warning.
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
         count = self._count
@@ -200,7 +200,7 @@ class TelemetryCollector:
         if optimizer is not None and not self._outside_graphs(self._recorder.begins_batch, optimizer, accumulating):
             if accumulating:
                 return False
-            return bool(self._outside_graphs(self._recorder.record_part, values or {}, optimizer, global_step))
+            return bool(self._outside_graphs(self._recorder.record_part, values, optimizer, global_step))
         if batch_idx is None:
             count.batch_idx += 1
         else:
@@ -211,13 +211,12 @@ class TelemetryCollector:
         if count.batch_idx < count.due:
             return False
         if not self._is_checked:  # the first batch, whether it is collected or not
-            self._outside_graphs(check_step, values or {}, global_step, epoch)
+            self._outside_graphs(self._checks.check_first_step, values, global_step)
             self._is_checked = True
         is_due = count.batch_idx >= count.next_row
         if is_due:
-            count.epoch = whole_number("epoch", epoch)
             is_due = self._outside_graphs(
-                self._recorder.record, values or {}, sample_ids, optimizer=optimizer, global_step=global_step
+                self._recorder.record, values, sample_ids, optimizer=optimizer, global_step=global_step
             )
         count.due = count.next_row  # before `deliver`: a finding that arrives now makes the next step due again
         self._findings.deliver()
@@ -402,7 +401,7 @@ class TelemetryCollector:
             logger.warning(
                 "not all rows were written within %s s; the checkpoint does not wait any longer.", CHECKPOINT_TIMEOUT_S
             )
-        epoch, global_step = whole_number("epoch", self._count.epoch), self._checks.global_step()
+        epoch, global_step = self._checks.epoch(), self._checks.global_step()
         state = {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
         return state if global_step is None else state | {"global_step": global_step}
 

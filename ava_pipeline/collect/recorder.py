@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from ava_pipeline.collect.call_checks import BatchCount, CallChecks, as_numbers, check_step
+from ava_pipeline.collect.call_checks import BatchCount, CallChecks
 from ava_pipeline.collect.capture import is_capturing
 from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
@@ -108,7 +108,7 @@ class Recorder:
 
     def record(
         self,
-        values: Mapping[str, Value],
+        values: Mapping[str, Value] | None,
         sample_ids: Sequence[object] | None,
         *,
         optimizer: str | None = None,
@@ -120,9 +120,9 @@ class Recorder:
         `hand_over`. Return whether the step was collected. It is not in the capture of a CUDA graph, which computes
         nothing, and if another thread, for which this one waited, has collected the row that was due.
 
-        Raise MisuseError after `close` or for a value that is not a scalar. Under `on_error="raise"`, raise WriteError
-        if rows could not be written, and any error of a measure, which otherwise costs the step. Raise whatever a
-        signal handler raises; the step is counted as dropped then, unless it was handed over before.
+        Raise MisuseError after `close`. Under `on_error="raise"`, raise WriteError if rows could not be written, and
+        any error of a measure, which otherwise costs the step. Raise whatever a signal handler raises; the step is
+        counted as dropped then, unless it was handed over before.
         """
         with self._turn:
             if self.is_closed:
@@ -136,24 +136,22 @@ class Recorder:
                 return False
             self.raise_first_error()
             self.hand_over()
-            check_step(values, global_step)
             if self._worker is None:
-                self._worker = self._make_worker(values)
+                self._worker = self._make_worker(self._checks.numbers(values))
             self._worker.start()
             exit_code.forget()
             # Read once: other threads may go on counting.
             batch_idx, next_row = count.batch_idx, count.next_row
-            row = _OpenRow(batch_idx, count.epoch, sample_ids, is_deferred=batch_idx != next_row)
+            row = _OpenRow(batch_idx, self._checks.epoch(), sample_ids, is_deferred=batch_idx != next_row)
             self._work_on(row, partial(self._begin, row, values, optimizer, global_step))
             return True
 
-    def record_part(self, values: Mapping[str, Value], optimizer: str, global_step: int | None) -> bool:
+    def record_part(self, values: Mapping[str, Value] | None, optimizer: str, global_step: int | None) -> bool:
         """Measure what one optimizer of the open row's batch steps; as `record`, of which it is a part."""
         with self._turn:
             row = self._row
             if row is None or is_capturing():
                 return False
-            check_step(values, global_step)
             self._work_on(row, partial(self._measure_part, row, values, optimizer, global_step))
             return True
 
@@ -183,7 +181,7 @@ class Recorder:
             self._events.fail(error, "a step could not be measured")
 
     def _begin(
-        self, row: "_OpenRow", values: Mapping[str, Value], optimizer: str | None, global_step: int | None
+        self, row: "_OpenRow", values: Mapping[str, Value] | None, optimizer: str | None, global_step: int | None
     ) -> None:
         self._count.schedule_row(row.batch_idx)
         self._channel.reserve(row.batch_idx, row.epoch)
@@ -193,18 +191,17 @@ class Recorder:
             self._offer(row)
 
     def _measure_part(
-        self, row: "_OpenRow", values: Mapping[str, Value], optimizer: str | None, global_step: int | None
+        self, row: "_OpenRow", values: Mapping[str, Value] | None, optimizer: str | None, global_step: int | None
     ) -> None:
-        numbers, unread = as_numbers(values)
-        self._renew(numbers)
         checks = self._checks
-        checks.check_unread(unread)
+        numbers = checks.numbers(values)
+        self._renew(numbers)
         changes = self._targets.changes()
         snapshot = self._gradient_pass.take(
             numbers,
             row.batch_idx,
             optimizer=optimizer,
-            global_step=checks.global_step() if global_step is None else global_step,
+            global_step=checks.global_step(global_step),
             changes=None if checks.is_optimizer_captured else changes,
             is_optimizer_replaced=checks.is_optimizer_replaced(changes),
         )
@@ -318,7 +315,7 @@ class Recorder:
                 f"{in_words(error)}",
                 batch_idx=batch_idx,
                 batch_idx_end=batch_idx,
-                epoch=self._count.epoch,
+                epoch=self._count.last_epoch,
                 column=measure.table.name,
             )
         )

@@ -8,8 +8,9 @@ import math
 import operator
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from ava_pipeline.config.messages import describe_errors
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.events import Event, EventName
 from ava_pipeline.errors import ConfigError, MisuseError
+from ava_pipeline.logs import logger
 from ava_pipeline.write.event_log import EventLog
 
 if TYPE_CHECKING:
@@ -136,6 +138,7 @@ class BatchCount:
         self.steps_before: int | None = 0
         self._last_epoch = 0
         self._called: set[str] = set()
+        self._num_named_batches = 0
 
     def resume(self, batch_idx: int, epoch: int, global_step: int | None) -> None:
         """Continue after a checkpoint's batch, and after its optimizer steps if they are known."""
@@ -157,7 +160,13 @@ class BatchCount:
             self.named_calls[optimizer] += 1
         is_first = not self._called or optimizer in self._called
         self._called = {optimizer} if is_first else {*self._called, optimizer}
+        self._num_named_batches += is_first and not accumulating
         return is_first
+
+    def is_batch_open(self, optimizers: Iterable[str]) -> bool:
+        """Whether one of these optimizers was called in every batch before, and not yet in this one."""
+        num_before = self._num_named_batches - 1
+        return any(name not in self._called and self.named_calls[name] == num_before for name in optimizers)
 
     def follow(self, batch_idx: int) -> str | None:
         """Take over the user's count; if it does not rise, add one to the own count and return what is wrong."""
@@ -411,6 +420,19 @@ class CallChecks:
                     batch_idx_end=batch_idx,
                     epoch=self._count.last_epoch,
                 )
+            )
+
+    def warn_if_nothing_was_due(self, root: Path, every: int) -> None:
+        """Warn if the whole run was too short for a row; no event would say so, since no file is open."""
+        num_batches = self._count.batch_idx
+        if 0 < num_batches < every == self._count.next_row:
+            in_graph = "Call step() after each graph.replay() of the training step, outside the capture."
+            logger.warning(
+                "telemetry of %s: no row was recorded, because the run had %d batches and collect_every_n is %d. %s",
+                root,
+                num_batches,
+                every,
+                in_graph if self.is_optimizer_captured else f"Lower collect_every_n to {num_batches} or less.",
             )
 
     @property

@@ -24,7 +24,6 @@ from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError, MisuseError, in_words
 from ava_pipeline.interrupts import is_from_signal
-from ava_pipeline.logs import logger
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import UNMEASURED, Channel, PendingStep, TelemetryStats
 from ava_pipeline.write.endings import exit_code
@@ -52,6 +51,13 @@ class _OpenRow:
     _: KW_ONLY
     is_deferred: bool
     parts: list[list[Reading]] = field(default_factory=list)
+    num_before: int = 0  # steps that were counted when the last part of the work began
+
+
+_HANDED_OVER = (
+    "step(optimizer=...) came after flush(), state_dict() or rebind() in the same batch, whose row had been handed "
+    "over, so what this optimizer steps is null in it. Call them after the last step() of a batch."
+)
 
 
 class Recorder:
@@ -95,7 +101,9 @@ class Recorder:
         )
         self._measures: list[Measure] = []
         self._setup: Setup | None = None
-        self._row: _OpenRow | None = None
+        self._row: _OpenRow | None = None  # which further calls of its batch complete
+        self._at_work: _OpenRow | None = None  # which a signal handler finds half done
+        self._last_handed_over = 0
         self._staging = Staging()
         self._worker: Worker | None = None
         self._turn = threading.RLock()
@@ -118,7 +126,8 @@ class Recorder:
 
         If the call names an `optimizer`, the row stays open for further calls of its batch (`record_part`) until
         `hand_over`. Return whether the step was collected. It is not in the capture of a CUDA graph, which computes
-        nothing, and if another thread, for which this one waited, has collected the row that was due.
+        nothing, if another thread, for which this one waited, has collected the row that was due, and in a signal
+        handler that interrupts the work on a row.
 
         Raise MisuseError after `close`. Under `on_error="raise"`, raise WriteError if rows could not be written, and
         any error of a measure, which otherwise costs the step. Raise whatever a signal handler raises; the step is
@@ -128,7 +137,7 @@ class Recorder:
             if self.is_closed:
                 raise MisuseError(self._refusal)
             count = self._count
-            if count.batch_idx < count.next_row:
+            if count.batch_idx < count.next_row or self._at_work is not None:
                 return False
             if is_capturing():
                 self._checks.warn_once("capture", _IN_CAPTURE)
@@ -150,27 +159,35 @@ class Recorder:
         """Measure what one optimizer of the open row's batch steps; as `record`, of which it is a part."""
         with self._turn:
             row = self._row
-            if row is None or is_capturing():
+            if row is None and self._last_handed_over == self._count.batch_idx:
+                self._checks.warn_once("handed over", _HANDED_OVER)
+            if row is None or self._at_work is not None or is_capturing():
                 return False
             self._work_on(row, partial(self._measure_part, row, values, optimizer, global_step))
             return True
 
     def hand_over(self) -> None:
-        """Stage the numbers of the open row, if there is one, and give it to the background thread."""
+        """Stage the numbers of the open row, if there is one, and give it to the background thread.
+
+        In a signal handler that interrupts the work on a row, do nothing: that work goes on.
+        """
         with self._turn:
             row = self._row
-            if row is not None:
+            if row is not None and self._at_work is None:
+                self._last_handed_over = row.batch_idx
                 self._work_on(row, partial(self._offer, row))
 
     def _work_on(self, row: "_OpenRow", work: Callable[[], None]) -> None:
         """Do a part of the work on a row. What fails costs the row, and is reported; what interrupts it is raised."""
-        num_before = self._channel.num_collected
+        row.num_before = num_before = self._channel.num_collected
         try:
+            self._at_work = row
             # The channel counts what it refuses, and the worker records each gap as one event.
             with suppress(ChannelFullError, ChannelClosedError):
                 work()
+            self._at_work = None
         except BaseException as error:
-            self._row = None
+            self._row = self._at_work = None
             self._count.schedule_row(row.batch_idx)  # again, because a signal may have come before
             is_interrupt = not isinstance(error, Exception) or is_from_signal(error)
             if self._channel.num_collected == num_before:
@@ -185,7 +202,8 @@ class Recorder:
     ) -> None:
         self._count.schedule_row(row.batch_idx)
         self._channel.reserve(row.batch_idx, row.epoch)
-        self._row = row
+        if optimizer is not None:
+            self._row = row
         self._measure_part(row, values, optimizer, global_step)
         if optimizer is None:
             self._offer(row)
@@ -275,6 +293,7 @@ class Recorder:
             self._events,
             flush_interval_s=config.flush_interval_s,
             after=ending_workers(self.root),
+            before_exit=weakref.WeakMethod(self.hand_over),
         )
 
     def rebind(self, targets: TrainingTargets) -> None:
@@ -328,8 +347,12 @@ class Recorder:
             raise error
 
     def flush(self, timeout_s: float | None) -> bool:
-        """Wait until every row so far is written; False if the time is up first."""
-        self.hand_over()
+        """Wait until every row so far is written; False if the time is up first.
+
+        A row whose batch has further calls stays open: those of optimizers that were called in every batch before.
+        """
+        if not self._count.is_batch_open(self._targets.optimizers):
+            self.hand_over()
         is_done = self.wait(timeout_s)
         self.raise_first_error()
         return is_done
@@ -339,17 +362,19 @@ class Recorder:
         return self._worker is None or self.is_child or self._channel.flush(timeout_s)
 
     def stats(self) -> TelemetryStats:
-        """The counters; zeros in a forked child."""
-        return TelemetryStats() if self.is_child else self._channel.stats()
+        """The counters; zeros in a forked child. A row that waits for further calls of its batch is pending."""
+        if self.is_child:
+            return TelemetryStats()
+        stats = self._channel.stats()
+        return stats if self._row is None else replace(stats, collected=stats.collected + 1, pending=stats.pending + 1)
 
     def close(self, timeout_s: float | None, status: Status, error: str | None) -> TelemetryStats:
         """Write what waits and end the worker; until it `has_ended`, closing again waits again."""
         if self.is_child or (self.is_closed and self.has_ended):
             return self.stats()
-        self.hand_over()
-        self._checks.close()
+        self._end_rows()
         if status == "finished":
-            self._warn_if_nothing_was_due()
+            self._checks.warn_if_nothing_was_due(self.root, self._config.collect_every_n)
         self.is_closed = True
         self._count.finish()
         if self._worker is not None:
@@ -366,7 +391,10 @@ class Recorder:
         self._checks.close()
         if self._worker is None or self.is_closed or self.is_child:
             return False
-        self._worker.abandon()
+        try:
+            self.hand_over()
+        finally:
+            self._worker.abandon()
         return True
 
     def _take_over(self) -> None:
@@ -381,12 +409,21 @@ class Recorder:
             f"step() was called after a newer collector of this process took over {self.root}: "
             "call the newer one's, or give each collector an output directory of its own."
         )
-        self.hand_over()
-        self._checks.close()
+        self._end_rows()
         self.is_closed = True
         self._count.finish()
         if self._worker is not None:
             self._worker.hand_over()
+
+    def _end_rows(self) -> None:
+        """Take no more rows. One that is being measured, as in a signal handler that closes, is counted as dropped."""
+        row = self._at_work
+        if row is None:
+            self.hand_over()
+        elif self._channel.num_collected == row.num_before:
+            self._channel.drop(row.batch_idx, row.epoch, reason="close() interrupted their step")
+        self._row = None
+        self._checks.close()
 
     def become_child(self) -> None:
         """After a fork: the files, the thread, the locks and the errors belong to the parent."""
@@ -396,19 +433,6 @@ class Recorder:
         self._count.stop()
         if self._worker is not None:
             self._worker.forget()
-
-    def _warn_if_nothing_was_due(self) -> None:
-        """Warn if the whole run was too short for a row; no event would say so, since no file is open."""
-        num_batches, every = self._count.batch_idx, self._config.collect_every_n
-        if 0 < num_batches < every == self._count.next_row:
-            in_graph = "Call step() after each graph.replay() of the training step, outside the capture."
-            logger.warning(
-                "telemetry of %s: no row was recorded, because the run had %d batches and collect_every_n is %d. %s",
-                self.root,
-                num_batches,
-                every,
-                in_graph if self._checks.is_optimizer_captured else f"Lower collect_every_n to {num_batches} or less.",
-            )
 
 
 _recorders: "weakref.WeakSet[Recorder]" = weakref.WeakSet()

@@ -105,6 +105,15 @@ def whole_number(name: str, value: object, *, least: int = 0, remedy: str = "") 
     return number
 
 
+def read_state(state: Mapping[str, float]) -> tuple[int, int, int | None]:
+    """The batch, the epoch and the global step of a checkpoint; raise MisuseError if it is not a collector's state."""
+    if not isinstance(state, Mapping) or not {"batch_idx", "epoch"} <= set(state):
+        raise MisuseError(f"{state!r} is not a collector's state: give what state_dict() returned.")
+    batch_idx, epoch = (whole_number(f"state[{name!r}]", state[name]) for name in ("batch_idx", "epoch"))
+    global_step = state.get("global_step")
+    return batch_idx, epoch, None if global_step is None else int(global_step)
+
+
 def process_rank() -> int:
     """This process's rank; only rank 0 writes. Raise MisuseError if the variable RANK is not a number."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -18,7 +18,7 @@ from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.measures import make_measures
 from ava_pipeline.collect.measures.measure import Measure, Reading, Value, join_readings, read_measures
 from ava_pipeline.collect.staging import Staging
-from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.collect.targets import Model, TrainingTargets
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.manifest import Status
@@ -296,9 +296,10 @@ class Recorder:
             before_exit=weakref.WeakMethod(self.hand_over),
         )
 
-    def rebind(self, targets: TrainingTargets) -> None:
-        """Measure other targets from the next row on."""
+    def rebind(self, targets: TrainingTargets, model: Model | None) -> None:
+        """Measure other targets from the next row on, those of another model unless it is None."""
         self.hand_over()
+        self._checks.rebind(targets, model)
         if self._worker is None:
             self._follow(targets)
         else:

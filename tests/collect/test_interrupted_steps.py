@@ -133,7 +133,11 @@ class Signalled:
 def on_signal() -> Iterator[Callable[[Callable[[], object]], None]]:
     """Sets what a handler of SIGUSR1 does."""
     before = signal.getsignal(signal.SIGUSR1)
-    yield lambda call: signal.signal(signal.SIGUSR1, lambda *_: call()) and None
+
+    def set_handler(call: Callable[[], object]) -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: call())
+
+    yield set_handler
     signal.signal(signal.SIGUSR1, before)
 
 

@@ -39,7 +39,7 @@ class Unreadable:
         raise AttributeError("no value yet")
 
 
-WRONG = {
+WRONG: dict[str, tuple[Any, object, str]] = {
     "a column of the table": ("loss_scale", 1.0, "column 'loss_scale' twice"),
     "a key column": ("batch_idx", 1.0, "column 'batch_idx' twice"),
     "no name of a column": ("R^2 (val)", 0.5, "'R^2 (val)' cannot name a column"),
@@ -65,7 +65,7 @@ def test_it_raises_at_the_first_step(tmp_path: Path, wrong: str) -> None:
 def test_later_it_costs_that_value_alone(tmp_path: Path, wrong: str) -> None:
     """Every row is written, with the other values, and one warning says what is wrong."""
     name, value, message = WRONG[wrong]
-    good = {"accuracy": 0.25, "loss": 1.0}
+    good: dict[Any, Any] = {"accuracy": 0.25, "loss": 1.0}
     steps = record(tmp_path, [{"values": good}] * 3 + [{"values": {**good, name: value}}] * 3)
     assert steps["loss"].tolist() == [1.0] * 6
     assert steps["accuracy"].isna().tolist() == [False] * 3 + [name == "accuracy"] * 3

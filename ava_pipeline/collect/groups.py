@@ -101,14 +101,14 @@ class ChosenGroups:
 class _ModulePlace(NamedTuple):
     """Which of several models a module belongs to, and its path there."""
 
-    index: int
+    number: int
     path: str
 
     def of(self, model: Model) -> nn.Module:
         """The module at the same place in another model; raise GroupsError if there is none."""
         modules = modules_of(model)
         try:
-            return unwrap(modules[self.index]).get_submodule(self.path)
+            return unwrap(modules[self.number]).get_submodule(self.path)
         except (AttributeError, IndexError) as error:
             raise GroupsError(f"{type_name(model)} has no module {self.path!r}, which the group was.") from error
 
@@ -116,10 +116,10 @@ class _ModulePlace(NamedTuple):
 def _lasting(model: Model, choice: GroupChoice, group: Group) -> "GroupChoice | _ModulePlace":
     """A choice that can be made again in another model."""
     if isinstance(choice, nn.Module):
-        for index, module in enumerate(modules_of(model)):
+        for number, module in enumerate(modules_of(model)):
             for path, inner in unwrap(module).named_modules():
                 if inner is choice:
-                    return _ModulePlace(index, path)
+                    return _ModulePlace(number, path)
     elif isinstance(choice, str) or (isinstance(choice, Sequence) and all(isinstance(one, str) for one in choice)):
         return choice
     return tuple(map(glob.escape, group.parameters))

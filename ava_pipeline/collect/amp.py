@@ -1,7 +1,7 @@
 """Mixed precision: what a GradScaler's state says without waiting for the device."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +39,18 @@ class ScalerState(NamedTuple):
         if self.scale is not None:
             return Scaling.SCALED
         return Scaling.UNKNOWN if Scaling.UNKNOWN in self.of_optimizer.values() else Scaling.NONE
+
+    def of_parameter(self, optimizers: Iterable[Optimizer]) -> Scaling:
+        """How the gradient of a parameter that these optimizers hold is scaled.
+
+        `unscale_` divides it once for each of them, and what is left after a second time is not known.
+        """
+        scalings = [self.of_optimizer[id(one)] for one in optimizers if id(one) in self.of_optimizer]
+        if not scalings:
+            return self.of_unowned
+        if Scaling.UNKNOWN in scalings or (self.scale is not None and scalings.count(Scaling.NONE) > 1):
+            return Scaling.UNKNOWN
+        return Scaling.NONE if Scaling.NONE in scalings else Scaling.SCALED
 
     @property
     def remaining_scale(self) -> Tensor | None:

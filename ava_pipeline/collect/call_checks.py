@@ -8,7 +8,9 @@ import math
 import operator
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,15 +19,16 @@ from torch import Tensor, nn
 
 from ava_pipeline.collect.amp import Scaling
 from ava_pipeline.collect.changes import TrainingChanges
+from ava_pipeline.collect.labels import check_labels, usable_labels
 from ava_pipeline.collect.measures.measure import StepSnapshot, Value
 from ava_pipeline.collect.optimizer_steps import CallOrder, NumCalls, OptimizerWatch
+from ava_pipeline.collect.step_values import StepCall, as_numbers, check_values
 from ava_pipeline.collect.targets import Model, TrainingTargets
 from ava_pipeline.config.messages import describe_errors
 from ava_pipeline.config.models import TelemetryConfig
-from ava_pipeline.contract.columns import shown
 from ava_pipeline.contract.events import Event, EventName
-from ava_pipeline.contract.tables import check_column_name
 from ava_pipeline.errors import ConfigError, MisuseError
+from ava_pipeline.logs import logger
 from ava_pipeline.write.event_log import EventLog
 
 if TYPE_CHECKING:
@@ -90,42 +93,6 @@ def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
     return storable_facts
 
 
-def check_values(values: Mapping[str, Value]) -> None:
-    """Raise MisuseError unless values map names that can name columns to scalars."""
-    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-        raise MisuseError(f"values is {values!r}: give a mapping name -> number, such as {{'loss': loss}}.")
-    for name, value in values.items():
-        if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
-            raise MisuseError(
-                f"values[{name!r}] is a tensor of shape {tuple(value.shape)} and {value.dtype}: give one real number, "
-                "such as its .mean()."
-            )
-        check_column_name(name)
-
-
-def check_step(values: Mapping[str, Value], global_step: int | None, epoch: int = 0) -> None:
-    """Raise MisuseError if an argument of `step` cannot be right; here, where it is cheap, and not in a later step."""
-    whole_number("epoch", epoch)
-    if global_step is not None:
-        whole_number("global_step", global_step)
-    check_values(values)
-
-
-def as_numbers(values: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, object]]:
-    """The values that are numbers, arrays of one element among them, and those that are none; the latter are null."""
-    numbers: dict[str, Value] = {}
-    others: dict[str, object] = {}
-    given: Mapping[str, Any] = values  # whatever a user passes
-    for name, value in given.items():
-        numbers[name] = value
-        if not (value is None or isinstance(value, Tensor | float)):
-            try:
-                numbers[name] = float(value.item() if hasattr(value, "item") else value)
-            except (TypeError, ValueError, RuntimeError, OverflowError):
-                numbers[name], others[name] = None, value
-    return numbers, others
-
-
 def whole_number(name: str, value: object, *, least: int = 0, remedy: str = "") -> int:
     """Return an integer, NumPy's too, as an int, or raise MisuseError; reading a tensor would wait for the device."""
     try:
@@ -137,6 +104,15 @@ def whole_number(name: str, value: object, *, least: int = 0, remedy: str = "") 
             f"{name} is {value!r} ({type(value).__name__}): give an int, {least} or more and below 2**63.{remedy}"
         )
     return number
+
+
+def read_state(state: Mapping[str, float]) -> tuple[int, int, int | None]:
+    """The batch, the epoch and the global step of a checkpoint; raise MisuseError if it is not a collector's state."""
+    if not isinstance(state, Mapping) or not {"batch_idx", "epoch"} <= set(state):
+        raise MisuseError(f"{state!r} is not a collector's state: give what state_dict() returned.")
+    batch_idx, epoch = (whole_number(f"state[{name!r}]", state[name]) for name in ("batch_idx", "epoch"))
+    global_step = state.get("global_step")
+    return batch_idx, epoch, None if global_step is None else int(global_step)
 
 
 def process_rank() -> int:
@@ -170,7 +146,9 @@ class BatchCount:
         self.next_row, self.due = every, -1.0
         self.named_calls: Counter[str] = Counter()
         self.steps_before: int | None = 0
+        self._last_epoch = 0
         self._called: set[str] = set()
+        self._num_named_batches = 0
 
     def resume(self, batch_idx: int, epoch: int, global_step: int | None) -> None:
         """Continue after a checkpoint's batch, and after its optimizer steps if they are known."""
@@ -179,13 +157,26 @@ class BatchCount:
         self.steps_before = global_step
         self.schedule_row(batch_idx)
 
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the latest `step` whose epoch is a whole number, as far as it was read."""
+        with suppress(MisuseError):
+            self._last_epoch = whole_number("epoch", self.epoch)
+        return self._last_epoch
+
     def begins_batch(self, optimizer: str, *, accumulating: bool) -> bool:
         """Count a call that names an optimizer; whether it is the first of its batch: a name comes once in each."""
         if not accumulating:
             self.named_calls[optimizer] += 1
         is_first = not self._called or optimizer in self._called
         self._called = {optimizer} if is_first else {*self._called, optimizer}
+        self._num_named_batches += is_first and not accumulating
         return is_first
+
+    def is_batch_open(self, optimizers: Iterable[str]) -> bool:
+        """Whether one of these optimizers was called in every batch before, and not yet in this one."""
+        num_before = self._num_named_batches - 1
+        return any(name not in self._called and self.named_calls[name] == num_before for name in optimizers)
 
     def follow(self, batch_idx: int) -> str | None:
         """Take over the user's count; if it does not rise, add one to the own count and return what is wrong."""
@@ -228,13 +219,25 @@ class BatchCount:
 
 
 class CallChecks:
-    """Checks each collected step and warns once about each probable mistake."""
+    """Checks each collected step and warns once about each probable mistake.
 
-    def __init__(self, events: EventLog, count: BatchCount, targets: TrainingTargets, model: Model) -> None:
+    `label_classes` are the settings of the same name; None if labels are not recorded.
+    """
+
+    def __init__(
+        self,
+        events: EventLog,
+        count: BatchCount,
+        targets: TrainingTargets,
+        model: Model,
+        *,
+        label_classes: Mapping[str, int] | None = None,
+    ) -> None:
+        self._label_classes = label_classes
         self._events = events
         self._count = count
         self._targets = targets
-        self._order = CallOrder(targets.optimizers)
+        self._order = CallOrder(targets.optimizers, lambda: count.batch_idx)
         self._watch = OptimizerWatch(targets)
         self._changes = TrainingChanges(targets, model)
         self._plan: NormPlan | None = None
@@ -260,10 +263,16 @@ class CallChecks:
             self._plan = None
         return have_changed
 
-    def is_optimizer_replaced(self) -> bool:
-        """Whether parameters change though no optimizer that the collector knows steps."""
+    def gone(self, positions: Sequence[int]) -> list[int]:
+        """Which of these positions are those of parameters that the model no longer has."""
+        return self._changes.gone(positions)
+
+    def is_optimizer_replaced(self, changes: Sequence[int]) -> bool:
+        """Whether parameters change, by these counts, though no optimizer that the collector knows steps."""
         num_calls = self._count.batch_idx - self._count.num_accumulating
-        is_replaced = self._order.counts_all and self._watch.is_replaced(self._order.num_steps, num_calls)
+        is_replaced = self._order.counts_all and self._watch.is_replaced(
+            changes, self._order.num_single_steps, num_calls
+        )
         if is_replaced:
             message = (
                 "parameters change, but not by the optimizer that the collector was given, so the learning rates are "
@@ -272,8 +281,14 @@ class CallChecks:
             self.warn_once("optimizer replaced", message, event="optimizer_replaced")
         return is_replaced
 
-    def global_step(self) -> int | None:
-        """The optimizer steps of the run before this batch's; None if they cannot be counted."""
+    def global_step(self, given: int | None = None) -> int | None:
+        """The optimizer steps of the run before this batch's, as `given` or counted; None if they are not known."""
+        if given is not None:
+            try:
+                return whole_number("global_step", given)
+            except MisuseError as error:
+                self.warn_once("global step", f"{error} It is null.")
+                return None
         count = self._count
         before, num_calls = count.steps_before, count.batch_idx - count.resumed_from - count.num_accumulating
         if before is None or not (self._order.is_counting or num_calls <= 1):
@@ -282,7 +297,7 @@ class CallChecks:
 
     def check_optimizers(self) -> None:
         """Warn if the optimizers belong to another model; called before the first row."""
-        if all(owner is None for owner in self._targets.optimizer_of()):
+        if not any(self._targets.optimizers_of()):
             self.warn_once(
                 "optimizer",
                 "no parameter of the model is in an optimizer that the collector was given, so the learning rates are "
@@ -292,23 +307,49 @@ class CallChecks:
 
     def check(self, snapshot: StepSnapshot) -> None:
         """Check a collected step."""
+        self._check_parameters(snapshot)
         self._check_gradients(snapshot)
         self._check_scaling(snapshot)
         self._check_clipping(snapshot)
-        self._check_parameters(snapshot)
         calls = self._num_calls(snapshot.optimizer)
         if calls is not None and not snapshot.is_optimizer_replaced:
             self._check_order(calls, is_scaled=snapshot.scaler.scale is not None)
         self._last_batch_idx = self._count.batch_idx
 
-    def check_unread(self, values: Mapping[str, object]) -> None:
-        """Warn once about each value that is not a number."""
-        for name, value in values.items():
-            message = (
-                f"values[{name!r}] is {shown(value)} ({type(value).__name__}), which is not a number, so it is null. "
-                "Pass numbers, or tensors with one element."
-            )
-            self.warn_once(f"value {name}", message)
+    def numbers(self, values: object) -> dict[str, Value]:
+        """The values that are numbers; warn once about each other one."""
+        numbers, problems = as_numbers(values)
+        for name, problem in problems.items():
+            self.warn_once(f"value {name!r}", problem)
+        return numbers
+
+    def labels(self, labels: object) -> dict[str, Tensor]:
+        """The labels that can be counted; warn once about each other one."""
+        if self._label_classes is None:
+            return {}
+        usable, problems = usable_labels(labels, self._label_classes)
+        for name, problem in problems.items():
+            self.warn_once(f"label {name!r}", f"{problem} It is null.")
+        return usable
+
+    def check_first_step(self, call: StepCall) -> None:
+        """Raise MisuseError if an argument of `step` cannot be right; in later steps that costs the argument."""
+        whole_number("epoch", self._count.epoch)
+        if call.global_step is not None:
+            whole_number("global_step", call.global_step)
+        check_values(call.values)
+        if self._label_classes is not None:
+            check_labels(call.labels, self._label_classes)
+        self.epoch()
+
+    def epoch(self) -> int:
+        """The epoch of the latest `step`; if it is not a whole number, warn once and return the last that was."""
+        epoch = self._count.last_epoch
+        try:
+            whole_number("epoch", self._count.epoch)
+        except MisuseError as error:
+            self.warn_once("epoch", f"{error} Until then, epoch {epoch} is recorded.")
+        return epoch
 
     def _check_gradients(self, snapshot: StepSnapshot) -> None:
         if snapshot.plan.unmeasured:
@@ -319,7 +360,7 @@ class CallChecks:
                 "norm of all gradients: pass it in values."
             )
             self.warn_once("unmeasured", message, event="left_out")
-        elif all(gradient is None for gradient in snapshot.gradients):
+        elif "parameters" not in self._warned and all(gradient is None for gradient in snapshot.gradients):
             message = (
                 "no parameter had a gradient, so the row's norms are null. Call step() after backward() and before "
                 "zero_grad(). If the optimizer steps inside backward() and frees the gradients, measure them in its "
@@ -383,7 +424,7 @@ class CallChecks:
                 message=f"the GradScaler skipped {num_skipped} of the optimizer's steps: gradients were not finite.",
                 batch_idx=max(self._count.resumed_from + 1, self._last_batch_idx),
                 batch_idx_end=self._count.batch_idx - 1,
-                epoch=self._count.epoch,
+                epoch=self._count.last_epoch,
                 value=float(num_skipped),
             )
             self._events.add(event)
@@ -410,8 +451,21 @@ class CallChecks:
                     message=message,
                     batch_idx=batch_idx,
                     batch_idx_end=batch_idx,
-                    epoch=self._count.epoch,
+                    epoch=self._count.last_epoch,
                 )
+            )
+
+    def warn_if_nothing_was_due(self, root: Path, every: int) -> None:
+        """Warn if the whole run was too short for a row; no event would say so, since no file is open."""
+        num_batches = self._count.batch_idx
+        if 0 < num_batches < every == self._count.next_row:
+            in_graph = "Call step() after each graph.replay() of the training step, outside the capture."
+            logger.warning(
+                "telemetry of %s: no row was recorded, because the run had %d batches and collect_every_n is %d. %s",
+                root,
+                num_batches,
+                every,
+                in_graph if self.is_optimizer_captured else f"Lower collect_every_n to {num_batches} or less.",
             )
 
     @property

@@ -1,5 +1,6 @@
 """What changes in a training while it runs: parameter groups, trained parameters, the parameters of the model."""
 
+from collections.abc import Sequence
 from itertools import chain
 from operator import attrgetter, itemgetter
 from weakref import ref
@@ -49,7 +50,8 @@ class TrainingChanges:
                 f"the optimizers hold {num_unknown} parameters that the collector does not know, so they are in no "
                 "column. After a change of the model, call telemetry.rebind(model=model)."
             )
-        gone = self._gone(missing) if missing - self._missing else []
+        names = self._targets.names
+        gone = [names[position] for position in self.gone(sorted(missing))] if missing - self._missing else []
         self._missing = missing
         if not gone:
             return None
@@ -59,15 +61,14 @@ class TrainingChanges:
             "Call telemetry.rebind(model=model), with optimizer=optimizer if that is another one too."
         )
 
-    def _gone(self, missing: frozenset[int]) -> list[str]:
-        """The names of parameters without a gradient that the model has no more."""
+    def gone(self, positions: Sequence[int]) -> list[int]:
+        """Which of these positions are those of parameters that the model has no more; none after many searches."""
         modules = [module for reference in self._modules if (module := reference()) is not None]
         if len(modules) < len(self._modules) or self._num_model_checks >= MAX_MODEL_CHECKS:
             return []
         self._num_model_checks += 1
         present = {id(parameter) for module in modules for parameter in module.parameters()}
-        parameters, names = self._targets.parameters, self._targets.names
-        return [names[position] for position in sorted(missing) if id(parameters[position]) not in present]
+        return [position for position in positions if id(self._targets.parameters[position]) not in present]
 
     def _read_identities(self) -> tuple[list[int], list[int], list[bool]]:
         """Of the parameter groups and of their parameters, and which parameters of the model are trained."""

@@ -1,7 +1,7 @@
 """Gradient clipping that shares the pass over the gradients which `step` makes anyway."""
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter, call, is_
+from operator import call, is_
 from typing import NamedTuple
 from weakref import ref
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ava_pipeline.collect.capture import is_capturing
+from ava_pipeline.collect.targets import num_changes
 from ava_pipeline.errors import MisuseError
 
 
@@ -151,9 +152,9 @@ class _GradientVersions:
     def __init__(self, gradients: Sequence[Tensor | None], batch_idx: int) -> None:
         self._batch_idx = batch_idx
         present = [gradient for gradient in gradients if gradient is not None]
-        # Twice a step for every gradient, so in C and not in a Python loop. `_version` has no public name in torch.
+        # Twice a step for every gradient, so in C and not in a Python loop.
         self._references = [*map(ref, present)]
-        self._versions = [*map(_version, present)]
+        self._versions = [*map(num_changes, present)]
 
     def match(self, gradients: Sequence[Tensor | None], batch_idx: int) -> bool:
         """Whether these are the same tensors of the same batch, unchanged."""
@@ -162,8 +163,5 @@ class _GradientVersions:
             batch_idx == self._batch_idx
             and len(present) == len(self._references)
             and all(map(is_, map(call, self._references), present))
-            and [*map(_version, present)] == self._versions
+            and [*map(num_changes, present)] == self._versions
         )
-
-
-_version = attrgetter("_version")

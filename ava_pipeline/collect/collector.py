@@ -15,8 +15,8 @@ from ava_pipeline.collect.call_checks import (
     CallChecks,
     as_json,
     check_arguments,
-    check_step,
     process_rank,
+    read_state,
     telemetry_config,
     whole_number,
 )
@@ -24,13 +24,15 @@ from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.compiling import leave_untraced, outside_graphs
 from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
-from ava_pipeline.collect.groups import GroupChoice, find_groups, log_groups, rebound
+from ava_pipeline.collect.groups import ChosenGroups, GroupChoice, log_groups, rebound
 from ava_pipeline.collect.logged_metrics import LoggedMetrics, Metric
 from ava_pipeline.collect.measures import check_measures
 from ava_pipeline.collect.measures.measure import Measure, Value
 from ava_pipeline.collect.predictions import EpochPredictions, PredictionFiles
 from ava_pipeline.collect.recorder import Recorder
 from ava_pipeline.collect.run_directory import run_directory
+from ava_pipeline.collect.stale_gradients import StaleGradients
+from ava_pipeline.collect.step_values import StepCall
 from ava_pipeline.collect.targets import TrainingTargets, optimizers_by_name
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.finding import Finding
@@ -108,10 +110,9 @@ class TelemetryCollector:
         check_arguments(model, output_dir, groups, grad_scaler)
         own_measures, own_writers = check_measures(measures), check_writers(writers)
         settings = telemetry_config(config, overrides)
-        self._groups = settings.groups if groups is None else groups
-        columns = find_groups(model, self._groups)
-        log_groups(model, columns, is_found=self._groups is None)
-        targets = TrainingTargets.of(model, columns, optimizers_by_name(optimizer))
+        self._groups = ChosenGroups(model, settings.groups if groups is None else groups)
+        log_groups(model, self._groups.columns, is_found=self._groups.is_found)
+        targets = TrainingTargets.of(model, self._groups.columns, optimizers_by_name(optimizer))
         facts = as_json(run_info or {})  # before the first hook is set, since this may raise
         layout = RunLayout(run_directory(output_dir))
         events = EventLog(layout.root)
@@ -120,18 +121,22 @@ class TelemetryCollector:
         self._clipping = Clipping(targets.parameters)
         self._prediction_files = PredictionFiles(layout, events, self._count, is_strict=settings.on_error == "raise")
         self._findings = FindingQueue(self._count)
-        self._checks = CallChecks(events, self._count, targets, model)
+        classes = settings.label_classes if settings.track_batch_stats else None
+        self._checks = CallChecks(events, self._count, targets, model, label_classes=classes)
         self._is_checked = False
         self._outside_graphs = outside_graphs()
         leave_untraced(TelemetryCollector.step, TelemetryCollector.clip_grad_norm_, *COUNTING)
         metrics = MetricsLog(layout, fsync=settings.fsync)
+        stale = StaleGradients(targets, self._checks.gone)
         self._recorder = Recorder(
             targets,
             settings,
             layout.root,
             self._count,
             events,
-            gradient_pass=GradientPass(targets, grad_scaler, self._clipping, is_measuring=settings.track_gradients),
+            gradient_pass=GradientPass(
+                targets, grad_scaler, self._clipping, stale, is_measuring=settings.track_gradients
+            ),
             checks=self._checks,
             run_info=facts,
             findings=self._findings,
@@ -149,6 +154,7 @@ class TelemetryCollector:
         batch_idx: int | None = None,
         accumulating: bool = False,
         values: Mapping[str, Value] | None = None,
+        labels: Mapping[str, Tensor] | None = None,
         sample_ids: Sequence[object] | None = None,
         optimizer: str | None = None,
         global_step: int | None = None,
@@ -179,6 +185,7 @@ class TelemetryCollector:
             accumulating: this batch only adds to the gradients; a due row is collected at the next batch that does not.
             values: scalars to record, such as the loss: numbers or one-element tensors on any device. A name becomes a
                 column at the first collected step that has it.
+            labels: for `track_batch_stats`: tensors of classes (one for each sample) or of votes (a row for each).
             sample_ids: the samples of the batch, to name them in a finding.
             optimizer: the name of the optimizer that steps next, if several do in a batch. A batch begins when a name
                 comes again; its row has each group's norm from the call of its own optimizer, and is handed over when
@@ -190,15 +197,14 @@ class TelemetryCollector:
 
         Raises:
             MisuseError: the collector is closed, a newer one of this process has taken over its run directory,
-                `batch_idx` is 0, a value is not a scalar, or a name is unknown.
+                `batch_idx` is 0, a name is unknown, or another argument is wrong at the first call; later it is null.
             WriteError: rows could not be written, and `on_error="raise"`; raised once.
         """
         count = self._count
         count.epoch = epoch
         if optimizer is not None and not self._outside_graphs(self._recorder.begins_batch, optimizer, accumulating):
-            if accumulating:
-                return False
-            return bool(self._outside_graphs(self._recorder.record_part, values or {}, optimizer, global_step))
+            part = StepCall(values, labels, sample_ids, optimizer, global_step)
+            return not accumulating and bool(self._outside_graphs(self._recorder.record_part, part))
         if batch_idx is None:
             count.batch_idx += 1
         else:
@@ -208,15 +214,11 @@ class TelemetryCollector:
             return False
         if count.batch_idx < count.due:
             return False
+        call = StepCall(values, labels, sample_ids, optimizer, global_step)
         if not self._is_checked:  # the first batch, whether it is collected or not
-            self._outside_graphs(check_step, values or {}, global_step, epoch)
+            self._outside_graphs(self._checks.check_first_step, call)
             self._is_checked = True
-        is_due = count.batch_idx >= count.next_row
-        if is_due:
-            count.epoch = whole_number("epoch", epoch)
-            is_due = self._outside_graphs(
-                self._recorder.record, values or {}, sample_ids, optimizer=optimizer, global_step=global_step
-            )
+        is_due: bool = count.batch_idx >= count.next_row and self._outside_graphs(self._recorder.record, call)
         count.due = count.next_row  # before `deliver`: a finding that arrives now makes the next step due again
         self._findings.deliver()
         return is_due
@@ -226,11 +228,12 @@ class TelemetryCollector:
         *,
         model: nn.Module | Sequence[nn.Module] | None = None,
         optimizer: Optimizer | Mapping[str, Optimizer] | None = None,
+        groups: Mapping[str, GroupChoice] | None = None,
     ) -> None:
         """Measure a model whose parameters changed, or another optimizer, from the next step on.
 
         Rows stay where they are. The manifest keeps which parameters each group had in which batches; a group that the
-        model no longer has is null from there on.
+        model no longer has is null from there on. A group that was given as a module is what is at its place now.
 
         Example:
             model.fc = nn.Linear(512, 10)
@@ -240,18 +243,23 @@ class TelemetryCollector:
         Args:
             model: the module that is trained from now on, which may be the same one with other parameters.
             optimizer: one, or a mapping name -> optimizer.
+            groups: the groups of this `model`, as in the constructor; by default those of before.
 
         Raises:
-            MisuseError: neither is given, or the collector is closed.
-            GroupsError: the model has no parameters, or an optimizer no parameter groups.
+            MisuseError: neither a model nor an optimizer is given, or groups without a model, or it is closed.
+            GroupsError: the model or a column has no parameters, or an optimizer no parameter groups.
         """
-        if model is None and optimizer is None:
-            raise MisuseError("rebind() changes nothing: give model=, optimizer= or both.")
+        if model is None and (optimizer is None or groups is not None):
+            raise MisuseError("rebind() changes nothing: give model=, also with groups=, or optimizer=, or both.")
         if self._recorder.is_closed:
             raise MisuseError("rebind() was called after close(): create a new collector.")
-        targets = rebound(self._recorder.targets, model, self._groups, optimizer)
-        self._checks.rebind(targets, model)
-        self._recorder.rebind(targets)
+        chosen = self._groups
+        if model is not None:
+            check_arguments(model, self._root, groups, None)
+            chosen = chosen if groups is None else ChosenGroups(model, groups)
+        targets = rebound(self._recorder.targets, model, chosen, optimizer)
+        self._groups = chosen
+        self._recorder.rebind(targets, model)
 
     def on_finding(self, callback: Callable[[Finding], object]) -> None:
         """Call a function with every warning sign that appears.
@@ -400,7 +408,7 @@ class TelemetryCollector:
             logger.warning(
                 "not all rows were written within %s s; the checkpoint does not wait any longer.", CHECKPOINT_TIMEOUT_S
             )
-        epoch, global_step = whole_number("epoch", self._count.epoch), self._checks.global_step()
+        epoch, global_step = self._checks.epoch(), self._checks.global_step()
         state = {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
         return state if global_step is None else state | {"global_step": global_step}
 
@@ -418,14 +426,10 @@ class TelemetryCollector:
             raise MisuseError(
                 f"load_state_dict() came after {self._count.batch_idx} batches: call it before the first step()."
             )
-        if not isinstance(state, Mapping) or not {"batch_idx", "epoch"} <= set(state):
-            raise MisuseError(f"{state!r} is not a collector's state: give what state_dict() returned.")
-        batch_idx = whole_number("state['batch_idx']", state["batch_idx"])
-        epoch = whole_number("state['epoch']", state["epoch"])
-        global_step = state.get("global_step")
+        batch_idx, epoch, global_step = read_state(state)
         self._metrics.resume(batch_idx, epoch)
         self._clipping.load_state_dict(state)
-        self._count.resume(batch_idx, epoch, None if global_step is None else int(global_step))
+        self._count.resume(batch_idx, epoch, global_step)
 
     def close(
         self,

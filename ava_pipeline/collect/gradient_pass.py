@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ava_pipeline.collect.amp import scaler_state
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.measures.measure import StepSnapshot, Value
 from ava_pipeline.collect.norms import NormPlan
+from ava_pipeline.collect.stale_gradients import StaleGradients
 from ava_pipeline.collect.targets import TrainingTargets
 
 # A model that uses other parameters at every step needs endless plans; past this many, the old ones are dropped.
@@ -28,12 +28,18 @@ class GradientPass:
     """
 
     def __init__(
-        self, targets: TrainingTargets, grad_scaler: Any, clipping: Clipping, *, is_measuring: bool = True
+        self,
+        targets: TrainingTargets,
+        grad_scaler: Any,
+        clipping: Clipping,
+        stale_gradients: StaleGradients,
+        *,
+        is_measuring: bool = True,
     ) -> None:
         self._is_measuring = is_measuring
         self._grad_scaler = grad_scaler
         self._clipping = clipping
-        self._measured_unowned: dict[int, tuple[ref[Tensor], int]] = {}
+        self._stale_gradients = stale_gradients
         self._known_devices: set[torch.device] = set()
         self.devices: tuple[str, ...] = ()
         self._targets = targets
@@ -41,23 +47,24 @@ class GradientPass:
 
     def measure(self, targets: TrainingTargets) -> None:
         """Measure these targets from now on."""
-        if targets.parameters is not self._targets.parameters:
-            self._measured_unowned.clear()
         self._targets = targets
-        owners = targets.optimizer_of()
-        self._unowned = [position for position, owner in enumerate(owners) if owner is None]
+        self._stale_gradients.follow(targets)
+        owners = targets.optimizers_of()
+        trained = [parameter.requires_grad for parameter in targets.parameters]
+        self._frozen = [position for position, held in enumerate(owners) if not (held or trained[position])]
         self._others = {
-            name: [position for position, owner in enumerate(owners) if owner not in {None, optimizer}]
+            name: [position for position, held in enumerate(owners) if held and optimizer not in held]
             for name, optimizer in targets.optimizers.items()
         }
         self._plans: dict[object, NormPlan] = {}
         self._clipping.use(targets.parameters)
 
-    def take(
+    def take(  # noqa: PLR0913  # each is a fact of the step, all but two by name
         self,
         values: Mapping[str, Value],
         batch_idx: int,
         *,
+        changes: Sequence[int] | None,
         labels: Mapping[str, Tensor] | None = None,
         optimizer: str | None = None,
         global_step: int | None = None,
@@ -65,9 +72,10 @@ class GradientPass:
     ) -> StepSnapshot:
         """Take the snapshot of a step, with the values that the user gave to it.
 
-        With the name of an `optimizer`, gradients of parameters of other optimizers count as missing.
+        `changes` counts those of each parameter; None if the training step is part of a CUDA graph, whose replays are
+        not counted. With the name of an `optimizer`, gradients of parameters of other optimizers count as missing.
         """
-        gradients = self._gradients(optimizer)
+        gradients = self._gradients(optimizer, changes)
         plan = self._plan(gradients)
         if plan.unmeasured:
             gradients = [None if position in plan.unmeasured else grad for position, grad in enumerate(gradients)]
@@ -96,21 +104,18 @@ class GradientPass:
             is_optimizer_replaced=is_optimizer_replaced,
         )
 
-    def _gradients(self, optimizer: str | None) -> list[Tensor | None]:
-        """The present gradients, without those of other optimizers, and without those left over from an earlier row."""
+    def _gradients(self, optimizer: str | None, changes: Sequence[int] | None) -> list[Tensor | None]:
+        """The present gradients, without those of other optimizers, and without those left over from earlier batches.
+
+        No optimizer resets a frozen parameter that it does not hold, and no backward pass computes its gradient.
+        """
         gradients = [parameter.grad for parameter in self._targets.parameters]
         for position in self._others[optimizer] if optimizer is not None else ():
             gradients[position] = None
-        # Nothing steps or resets a parameter without an optimizer, so its gradient may be that of an earlier batch.
-        for position in self._unowned:
-            gradient = gradients[position]
-            if gradient is None:
-                continue
-            older, version = self._measured_unowned.get(position, (None, 0))
-            if older is not None and older() is gradient and version == _version(gradient):
-                gradients[position] = None
-            else:
-                self._measured_unowned[position] = ref(gradient), _version(gradient)
+        for position in self._frozen:
+            gradients[position] = None
+        for position in () if changes is None else self._stale_gradients.among(gradients, changes, optimizer):
+            gradients[position] = None
         return gradients
 
     def _plan(self, gradients: Sequence[Tensor | None]) -> NormPlan:
@@ -138,7 +143,6 @@ class GradientPass:
 
 
 _type = attrgetter("dtype", "layout", "device")
-_version = attrgetter("_version")  # torch's count of changes in place, which has no public name
 
 
 def _device_name(device: torch.device) -> str:

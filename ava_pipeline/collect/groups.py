@@ -2,8 +2,9 @@
 
 import difflib
 import fnmatch
+import glob
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import nn
 from torch.optim import Optimizer
@@ -18,6 +19,7 @@ from ava_pipeline.collect.targets import (
     optimizers_by_name,
     prefixes_of,
     type_name,
+    unwrap,
 )
 from ava_pipeline.contract.manifest import Group, Role
 from ava_pipeline.contract.tables import KEY_COLUMNS, check_column_name
@@ -65,26 +67,73 @@ def find_groups(model: Model, chosen: Mapping[str, GroupChoice] | None = None) -
     }
 
 
-def rebound(
-    targets: TrainingTargets,
-    model: Model | None,
-    chosen: Mapping[str, GroupChoice] | None,
-    optimizer: Optimizer | Mapping[str, Optimizer] | None,
-) -> TrainingTargets:
-    """The targets after a change of the model, of the optimizer, or of both; what is None stays as it is.
+class ChosenGroups:
+    """The groups that the user chose, or those that are found, in one model and in what it becomes.
 
-    A chosen group that the model no longer has is left out, with a warning.
+    After a change of the model, a module is the one at the same place, and parameters are those of the same names.
+
+    Attributes:
+        columns: the groups in the model that was given.
+        is_found: whether the user chose none.
     """
-    if model is not None:
+
+    def __init__(self, model: Model, chosen: Mapping[str, GroupChoice] | None) -> None:
+        self.columns = find_groups(model, chosen)
+        self.is_found = chosen is None
+        self._lasting = {
+            column: _lasting(model, choice, self.columns[column]) for column, choice in (chosen or {}).items()
+        }
+
+    def columns_of(self, model: Model) -> dict[str, Group]:
+        """The groups in another model; a chosen one that it does not have is left out, with a warning."""
         present: dict[str, GroupChoice] = {}
-        for column, choice in (chosen or {}).items():
+        for column, lasting in self._lasting.items():
             try:
+                choice = lasting.of(model) if isinstance(lasting, _ModulePlace) else lasting
                 find_groups(model, {column: choice})
             except GroupsError as error:
                 logger.warning("the column %r is null from now on: %s", column, error)
             else:
                 present[column] = choice
-        targets = targets.of_model(model, find_groups(model, None if chosen is None else present))
+        return find_groups(model, None if self.is_found else present)
+
+
+class _ModulePlace(NamedTuple):
+    """Which of several models a module belongs to, and its path there."""
+
+    number: int
+    path: str
+
+    def of(self, model: Model) -> nn.Module:
+        """The module at the same place in another model; raise GroupsError if there is none."""
+        modules = modules_of(model)
+        try:
+            return unwrap(modules[self.number]).get_submodule(self.path)
+        except (AttributeError, IndexError) as error:
+            raise GroupsError(f"{type_name(model)} has no module {self.path!r}, which the group was.") from error
+
+
+def _lasting(model: Model, choice: GroupChoice, group: Group) -> "GroupChoice | _ModulePlace":
+    """A choice that can be made again in another model."""
+    if isinstance(choice, nn.Module):
+        for number, module in enumerate(modules_of(model)):
+            for path, inner in unwrap(module).named_modules():
+                if inner is choice:
+                    return _ModulePlace(number, path)
+    elif isinstance(choice, str) or (isinstance(choice, Sequence) and all(isinstance(one, str) for one in choice)):
+        return choice
+    return tuple(map(glob.escape, group.parameters))
+
+
+def rebound(
+    targets: TrainingTargets,
+    model: Model | None,
+    groups: ChosenGroups,
+    optimizer: Optimizer | Mapping[str, Optimizer] | None,
+) -> TrainingTargets:
+    """The targets after a change of the model, of the optimizer, or of both; what is None stays as it is."""
+    if model is not None:
+        targets = targets.of_model(model, groups.columns_of(model))
     return targets.renewed(optimizers=None if optimizer is None else optimizers_by_name(optimizer))
 
 

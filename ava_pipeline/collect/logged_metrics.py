@@ -113,7 +113,7 @@ class LoggedMetrics:
     def _report_written(self, num_rows: int) -> None:
         if num_rows:
             message = f"{FILE} could be written again, with {_rows(num_rows)} that had to wait."
-            self._events.resolve(self._event(message, "info", Moment(self._count.epoch)))
+            self._events.resolve(self._event(message, "info", Moment(self._count.last_epoch)))
 
     def _event(self, message: str, severity: Severity, moment: Moment) -> Event:
         batch_idx = moment.batch_idx or self._count.batch_idx

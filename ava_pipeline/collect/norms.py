@@ -12,7 +12,7 @@ and are within 1e-6 on random and 2e-5 on constant gradients.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -101,7 +101,7 @@ class NormPlan:
 class NormLayout:
     """What the numbers of one pass belong to.
 
-    `owners` (int64) is the position of each number's parameter, or -1 if the number's scale is unknown. For each
+    `owners` (int64) is the position of each number's parameter, or -1 if the number does not count. For each
     parameter, `present` and `unknown` (bool) say whether it had a gradient with a known or an unknown norm, and
     `is_scaled` whether the loss scale still multiplies it, which then follows the norms as the last number. `has_scale`
     is True even if a GradScaler's gradients are unscaled already.
@@ -123,6 +123,11 @@ class NormLayout:
             unknown=np.isin(positions, list(plan.unmeasured)),
             is_scaled=np.zeros(num_parameters, dtype=np.bool_),
         )
+
+    def without(self, positions: Bools) -> "NormLayout":
+        """The layout of the same numbers, in which those of some parameters do not count."""
+        owners = np.where((self.owners >= 0) & positions[self.owners], -1, self.owners)
+        return replace(self, owners=owners, present=self.present & ~positions, unknown=self.unknown & ~positions)
 
 
 def combine(numbers: Floats, layout: NormLayout, groups: Sequence[Integers]) -> Floats:

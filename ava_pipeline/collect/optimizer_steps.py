@@ -1,7 +1,8 @@
 """Optimizer steps: counted by hooks, compared with the calls of `step`, and used as the global step."""
 
-from collections.abc import Mapping
-from operator import attrgetter
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,40 +18,49 @@ if TYPE_CHECKING:
 MIN_CALLS = 4
 MIN_IDLE_CALLS = 2
 
-_version = attrgetter("_version")
-
 
 class CallOrder:
     """Counts optimizer steps and compares them with the calls of `TelemetryCollector.step`.
 
     In a correct loop k-1 optimizer steps come before the k-th call that does not only accumulate, or fewer if steps
-    were skipped. Calls that name an optimizer are compared with its steps, other calls with the steps of the optimizer
-    that steps least often. Nothing is compared if an optimizer step is part of a CUDA graph or of a compiled function,
-    which runs without its hooks.
+    were skipped. Calls that name an optimizer are compared with its steps. Other calls come too late if the optimizer
+    that steps least often has stepped before each, and too often if no optimizer steps between them. Nothing is
+    compared if optimizer steps run without their hooks, as in a CUDA graph or a compiled function.
 
-    The hooks hold numbers only. Neither a copy nor a pickle of an optimizer includes its hooks.
+    The hooks hold numbers only. Neither a copy nor a pickle of an optimizer includes its hooks. `batch_idx` returns
+    that of the latest `step`.
     """
 
-    def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
+    def __init__(self, optimizers: Mapping[str, Optimizer], batch_idx: Callable[[], int]) -> None:
         self._counts: dict[str, _StepCount] = {}
         self._hooks: list[RemovableHandle] = []
-        self._num_steps_before = 0
+        self._batches = _BatchSteps(batch_idx)
         self.attach(optimizers, 0, {})
 
     def attach(self, optimizers: Mapping[str, Optimizer], num_calls: int, named_calls: Mapping[str, int]) -> None:
         """Count the steps of these optimizers from now on; the numbers of calls are those until now."""
         self._num_steps_before = self.num_steps
         self._num_calls_before, self._named_before = num_calls, dict(named_calls)
+        self._has_hooks = True
         self._num_skipped = dict.fromkeys(optimizers, 0)
         self.close()
-        self._counts = {name: _StepCount() for name in optimizers}
+        self._counts = {name: _StepCount(self._batches) for name in optimizers}
         self._shows_skips = {name: hooks_show_skips([optimizer]) for name, optimizer in optimizers.items()}
-        self._hooks = [one.register_step_post_hook(self._counts[name]) for name, one in optimizers.items()]
+        for name, one in optimizers.items():
+            try:
+                self._hooks.append(one.register_step_post_hook(self._counts[name]))
+            except AttributeError:  # a subclass that does not call the constructor of Optimizer has no hooks
+                self._has_hooks = False
 
     @property
     def num_steps(self) -> int:
-        """The steps so far of the optimizer that stepped most often."""
-        return self._num_steps_before + max((count.value for count in self._counts.values()), default=0)
+        """The optimizer steps of the run; in a batch with several optimizers, those of the one that steps most."""
+        return self._batches.num_steps
+
+    @property
+    def num_single_steps(self) -> int:
+        """The steps of all present optimizers."""
+        return sum(count.value for count in self._counts.values())
 
     @property
     def is_counting(self) -> bool:
@@ -60,7 +70,7 @@ class CallOrder:
     @property
     def counts_all(self) -> bool:
         """Whether no optimizer step is known to run without its hooks."""
-        return not any(count.is_captured or count.is_compiled for count in self._counts.values())
+        return self._has_hooks and not any(count.is_captured or count.is_compiled for count in self._counts.values())
 
     @property
     def is_captured(self) -> bool:
@@ -97,6 +107,8 @@ class CallOrder:
                 f"step() was called after optimizer.step(){of_name}, so the rates and, with AMP, the scale are those "
                 "of the next step. Call it after backward() and before clipping and optimizer.step()."
             )
+        if calls.optimizer is None:
+            num_steps = self.num_steps - self._num_steps_before
         if may_skip or num_steps == 0 or num_calls < MIN_CALLS or num_calls - 1 < 2 * num_steps:
             return None
         return (
@@ -126,13 +138,36 @@ class NumCalls(NamedTuple):
     optimizer: str | None = None
 
 
+class _BatchSteps:
+    """Counts optimizer steps batch by batch: several optimizers that step in one batch make one step of the run."""
+
+    def __init__(self, batch_idx: Callable[[], int]) -> None:
+        self.num_steps = 0
+        self._batch_idx = batch_idx
+        self._batch = -1
+        self._most = 0
+        self._num_steps_of: Counter[int] = Counter()
+
+    def add(self, optimizer: int) -> None:
+        """Count a step of the optimizer with this id."""
+        batch_idx = self._batch_idx()
+        if batch_idx != self._batch:
+            self._batch, self._most = batch_idx, 0
+            self._num_steps_of.clear()
+        self._num_steps_of[optimizer] += 1
+        if self._num_steps_of[optimizer] > self._most:
+            self._most += 1
+            self.num_steps += 1
+
+
 class _StepCount:
     """A step hook that holds numbers and nothing else.
 
     `is_captured` and `is_compiled` are True once an optimizer step became part of a CUDA graph or a compiled function.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batches: _BatchSteps) -> None:
+        self._batches = batches
         self.value = 0
         self.is_captured = self.is_compiled = False
         self.must_look = False
@@ -143,6 +178,7 @@ class _StepCount:
             self.is_compiled = True
             return
         self.value += 1
+        self._batches.add(id(self))
         if is_capturing():
             self.is_captured = True
         if self.must_look:
@@ -157,14 +193,16 @@ class OptimizerWatch:
     """
 
     def __init__(self, targets: TrainingTargets) -> None:
-        owners = targets.optimizer_of()
-        self._parameters = [one for one, owner in zip(targets.parameters, owners, strict=True) if owner is not None]
+        self._is_held = [bool(optimizers) for optimizers in targets.optimizers_of()]
         self._before: tuple[int, int, int] | None = None
         self._num_idle_calls = 0
 
-    def is_replaced(self, num_steps: int, num_calls: int) -> bool:
-        """Whether the optimizer was replaced, by the counts of its steps and of calls of `step` at this row."""
-        version = sum(map(_version, self._parameters))
+    def is_replaced(self, changes: Sequence[int], num_steps: int, num_calls: int) -> bool:
+        """Whether the optimizer was replaced.
+
+        The counts at this row are the changes of each parameter, the steps of the optimizer, and the calls of `step`.
+        """
+        version = sum(compress(changes, self._is_held))
         before, self._before = self._before, (version, num_steps, num_calls)
         if before is None or num_steps > before[1]:
             self._num_idle_calls = 0

@@ -221,7 +221,7 @@ class PredictionFiles:
                 message=str(error),
                 batch_idx=batch_idx,
                 batch_idx_end=batch_idx,
-                epoch=self._count.epoch,
+                epoch=self._count.last_epoch,
                 column=name,
             )
         )

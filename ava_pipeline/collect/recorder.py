@@ -3,29 +3,28 @@
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from operator import is_
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from ava_pipeline.collect.call_checks import BatchCount, CallChecks, as_numbers, check_step
+from ava_pipeline.collect.call_checks import BatchCount, CallChecks
 from ava_pipeline.collect.capture import is_capturing
 from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.measures import built_in_measures, make_measures
 from ava_pipeline.collect.measures.measure import Measure, Reading, Value, join_readings, read_measures
 from ava_pipeline.collect.staging import Staging
-from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.collect.step_values import StepCall
+from ava_pipeline.collect.targets import Model, TrainingTargets
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError, MisuseError, in_words
 from ava_pipeline.interrupts import is_from_signal
-from ava_pipeline.logs import logger
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import UNMEASURED, Channel, PendingStep, TelemetryStats
 from ava_pipeline.write.endings import exit_code
@@ -54,11 +53,12 @@ class _OpenRow:
     _: KW_ONLY
     is_deferred: bool
     parts: list[list[Reading]] = field(default_factory=list)
+    num_before: int = 0  # steps that were counted when the last part of the work began
 
 
-_IN_CAPTURE = (
-    "step() was called while a CUDA graph is captured, when no kernel runs, so nothing is recorded. "
-    "Call it outside the capture, after each graph.replay()."
+_HANDED_OVER = (
+    "step(optimizer=...) came after flush(), state_dict() or rebind() in the same batch, whose row had been handed "
+    "over, so what this optimizer steps is null in it. Call them after the last step() of a batch."
 )
 
 
@@ -104,7 +104,9 @@ class Recorder:
         )
         self._measures: list[Measure] = []
         self._setup: Setup | None = None
-        self._row: _OpenRow | None = None
+        self._row: _OpenRow | None = None  # which further calls of its batch complete
+        self._at_work: _OpenRow | None = None  # which a signal handler finds half done
+        self._last_handed_over = 0
         self._staging = Staging()
         self._worker: Worker | None = None
         self._turn = threading.RLock()
@@ -115,29 +117,23 @@ class Recorder:
             self._take_over()
         _recorders.add(self)
 
-    def record(
-        self,
-        values: Mapping[str, Value],
-        sample_ids: Sequence[object] | None,
-        *,
-        optimizer: str | None = None,
-        global_step: int | None = None,
-    ) -> bool:
+    def record(self, call: StepCall) -> bool:
         """Measure a step, stage the numbers and hand them over; if the channel is full, count the step as dropped.
 
         If the call names an `optimizer`, the row stays open for further calls of its batch (`record_part`) until
         `hand_over`. Return whether the step was collected. It is not in the capture of a CUDA graph, which computes
-        nothing, and if another thread, for which this one waited, has collected the row that was due.
+        nothing, if another thread, for which this one waited, has collected the row that was due, and in a signal
+        handler that interrupts the work on a row.
 
-        Raise MisuseError after `close` or for a value that is not a scalar. Under `on_error="raise"`, raise WriteError
-        if rows could not be written, and any error of a measure, which otherwise costs the step. Raise whatever a
-        signal handler raises; the step is counted as dropped then, unless it was handed over before.
+        Raise MisuseError after `close`. Under `on_error="raise"`, raise WriteError if rows could not be written, and
+        any error of a measure, which otherwise costs the step. Raise whatever a signal handler raises; the step is
+        counted as dropped then, unless it was handed over before.
         """
         with self._turn:
             if self.is_closed:
                 raise MisuseError(self._refusal)
             count = self._count
-            if count.batch_idx < count.next_row:
+            if count.batch_idx < count.next_row or self._at_work is not None:
                 return False
             if is_capturing():
                 self._checks.warn_once("capture", _IN_CAPTURE)
@@ -145,43 +141,49 @@ class Recorder:
                 return False
             self.raise_first_error()
             self.hand_over()
-            check_step(values, global_step)
             if self._worker is None:
-                self._worker = self._make_worker(values)
+                self._worker = self._make_worker(self._checks.numbers(call.values), self._checks.labels(call.labels))
             self._worker.start()
             exit_code.forget()
             # Read once: other threads may go on counting.
             batch_idx, next_row = count.batch_idx, count.next_row
-            row = _OpenRow(batch_idx, count.epoch, sample_ids, is_deferred=batch_idx != next_row)
-            self._work_on(row, partial(self._begin, row, values, optimizer, global_step))
+            row = _OpenRow(batch_idx, self._checks.epoch(), call.sample_ids, is_deferred=batch_idx != next_row)
+            self._work_on(row, partial(self._begin, row, call))
             return True
 
-    def record_part(self, values: Mapping[str, Value], optimizer: str, global_step: int | None) -> bool:
+    def record_part(self, call: StepCall) -> bool:
         """Measure what one optimizer of the open row's batch steps; as `record`, of which it is a part."""
         with self._turn:
             row = self._row
-            if row is None or is_capturing():
+            if row is None and self._last_handed_over == self._count.batch_idx:
+                self._checks.warn_once("handed over", _HANDED_OVER)
+            if row is None or self._at_work is not None or is_capturing():
                 return False
-            check_step(values, global_step)
-            self._work_on(row, partial(self._measure_part, row, values, optimizer, global_step))
+            self._work_on(row, partial(self._measure_part, row, call))
             return True
 
     def hand_over(self) -> None:
-        """Stage the numbers of the open row, if there is one, and give it to the background thread."""
+        """Stage the numbers of the open row, if there is one, and give it to the background thread.
+
+        In a signal handler that interrupts the work on a row, do nothing: that work goes on.
+        """
         with self._turn:
             row = self._row
-            if row is not None:
+            if row is not None and self._at_work is None:
+                self._last_handed_over = row.batch_idx
                 self._work_on(row, partial(self._offer, row))
 
     def _work_on(self, row: "_OpenRow", work: Callable[[], None]) -> None:
         """Do a part of the work on a row. What fails costs the row, and is reported; what interrupts it is raised."""
-        num_before = self._channel.num_collected
+        row.num_before = num_before = self._channel.num_collected
         try:
+            self._at_work = row
             # The channel counts what it refuses, and the worker records each gap as one event.
             with suppress(ChannelFullError, ChannelClosedError):
                 work()
+            self._at_work = None
         except BaseException as error:
-            self._row = None
+            self._row = self._at_work = None
             self._count.schedule_row(row.batch_idx)  # again, because a signal may have come before
             is_interrupt = not isinstance(error, Exception) or is_from_signal(error)
             if self._channel.num_collected == num_before:
@@ -191,29 +193,28 @@ class Recorder:
                 raise
             self._events.fail(error, "a step could not be measured")
 
-    def _begin(
-        self, row: "_OpenRow", values: Mapping[str, Value], optimizer: str | None, global_step: int | None
-    ) -> None:
+    def _begin(self, row: "_OpenRow", call: StepCall) -> None:
         self._count.schedule_row(row.batch_idx)
         self._channel.reserve(row.batch_idx, row.epoch)
-        self._row = row
-        self._measure_part(row, values, optimizer, global_step)
-        if optimizer is None:
+        if call.optimizer is not None:
+            self._row = row
+        self._measure_part(row, call)
+        if call.optimizer is None:
             self._offer(row)
 
-    def _measure_part(
-        self, row: "_OpenRow", values: Mapping[str, Value], optimizer: str | None, global_step: int | None
-    ) -> None:
-        numbers, unread = as_numbers(values)
-        self._renew(numbers)
+    def _measure_part(self, row: "_OpenRow", call: StepCall) -> None:
         checks = self._checks
-        checks.check_unread(unread)
+        numbers, labels = checks.numbers(call.values), checks.labels(call.labels)
+        self._renew(numbers, labels)
+        changes = self._targets.changes()
         snapshot = self._gradient_pass.take(
             numbers,
             row.batch_idx,
-            optimizer=optimizer,
-            global_step=checks.global_step() if global_step is None else global_step,
-            is_optimizer_replaced=checks.is_optimizer_replaced(),
+            labels=labels,
+            optimizer=call.optimizer,
+            global_step=checks.global_step(call.global_step),
+            changes=None if checks.is_optimizer_captured else changes,
+            is_optimizer_replaced=checks.is_optimizer_replaced(changes),
         )
         checks.check(snapshot)
         row.parts.append(read_measures(self._measures, snapshot, is_strict=self._is_strict))
@@ -250,8 +251,8 @@ class Recorder:
         """What is measured now."""
         return self._targets
 
-    def _make_worker(self, values: Mapping[str, Value]) -> Worker:
-        targets = replace(self._targets.renewed(values=values), resumed_from=self._count.resumed_from)
+    def _make_worker(self, values: Mapping[str, Value], labels: Iterable[str]) -> Worker:
+        targets = replace(self._targets.renewed(values=values, labels=labels), resumed_from=self._count.resumed_from)
         self._checks.check_optimizers()
         measures = make_measures(self._built_in_measures, self._own_measures, targets, on_failure=self._report_unmade)
         config, gradient_pass = self._config, self._gradient_pass
@@ -285,28 +286,31 @@ class Recorder:
             self._events,
             flush_interval_s=config.flush_interval_s,
             after=ending_workers(self.root),
+            before_exit=weakref.WeakMethod(self.hand_over),
         )
 
-    def rebind(self, targets: TrainingTargets) -> None:
-        """Measure other targets from the next row on."""
+    def rebind(self, targets: TrainingTargets, model: Model | None) -> None:
+        """Measure other targets from the next row on, those of another model unless it is None."""
         self.hand_over()
+        self._checks.rebind(targets, model)
         if self._worker is None:
             self._follow(targets)
         else:
             self._measure(targets)
 
-    def _renew(self, values: Mapping[str, Value]) -> None:
-        """Measure what was added to optimizers and values since the last row, and note which groups are trained."""
+    def _renew(self, values: Iterable[str], labels: Iterable[str]) -> None:
+        """Measure what was added to optimizers, values and labels since the last row; note which groups are trained."""
         new = [name for name in values if name not in self._targets.value_names]
-        if self._checks.have_targets_changed() or new:
-            self._measure(self._targets.renewed(values=new))
+        new_labels = [name for name in labels if name not in self._targets.label_names]
+        if self._checks.have_targets_changed() or new or new_labels:
+            self._measure(self._targets.renewed(values=new, labels=new_labels))
 
     def _measure(self, targets: TrainingTargets) -> None:
-        """Make the measures of other targets, unless the tables, groups and rates stay the same."""
+        """Make the measures of other targets, unless the same numbers are read for the same tables and groups."""
         measures = make_measures(self._built_in_measures, self._own_measures, targets, on_failure=self._report_unmade)
         setup = Setup(measures, targets.described_groups(), targets.rate_names())
-        has_same_parameters = all(map(is_, targets.parameters, self._targets.parameters))
-        if self._setup is None or not (has_same_parameters and setup.records_the_same(self._setup)):
+        reads_the_same = targets.reads_the_same(self._targets)
+        if self._setup is None or not (reads_the_same and setup.records_the_same(self._setup)):
             self._measures, self._setup = measures, setup
         self._follow(targets)
 
@@ -325,7 +329,7 @@ class Recorder:
                 f"{in_words(error)}",
                 batch_idx=batch_idx,
                 batch_idx_end=batch_idx,
-                epoch=self._count.epoch,
+                epoch=self._count.last_epoch,
                 column=measure.table.name,
             )
         )
@@ -338,8 +342,12 @@ class Recorder:
             raise error
 
     def flush(self, timeout_s: float | None) -> bool:
-        """Wait until every row so far is written; False if the time is up first."""
-        self.hand_over()
+        """Wait until every row so far is written; False if the time is up first.
+
+        A row whose batch has further calls stays open: those of optimizers that were called in every batch before.
+        """
+        if not self._count.is_batch_open(self._targets.optimizers):
+            self.hand_over()
         is_done = self.wait(timeout_s)
         self.raise_first_error()
         return is_done
@@ -349,17 +357,19 @@ class Recorder:
         return self._worker is None or self.is_child or self._channel.flush(timeout_s)
 
     def stats(self) -> TelemetryStats:
-        """The counters; zeros in a forked child."""
-        return TelemetryStats() if self.is_child else self._channel.stats()
+        """The counters; zeros in a forked child. A row that waits for further calls of its batch is pending."""
+        if self.is_child:
+            return TelemetryStats()
+        stats = self._channel.stats()
+        return stats if self._row is None else replace(stats, collected=stats.collected + 1, pending=stats.pending + 1)
 
     def close(self, timeout_s: float | None, status: Status, error: str | None) -> TelemetryStats:
         """Write what waits and end the worker; until it `has_ended`, closing again waits again."""
         if self.is_child or (self.is_closed and self.has_ended):
             return self.stats()
-        self.hand_over()
-        self._checks.close()
+        self._end_rows()
         if status == "finished":
-            self._warn_if_nothing_was_due()
+            self._checks.warn_if_nothing_was_due(self.root, self._config.collect_every_n)
         self.is_closed = True
         self._count.finish()
         if self._worker is not None:
@@ -376,7 +386,10 @@ class Recorder:
         self._checks.close()
         if self._worker is None or self.is_closed or self.is_child:
             return False
-        self._worker.abandon()
+        try:
+            self.hand_over()
+        finally:
+            self._worker.abandon()
         return True
 
     def _take_over(self) -> None:
@@ -391,12 +404,21 @@ class Recorder:
             f"step() was called after a newer collector of this process took over {self.root}: "
             "call the newer one's, or give each collector an output directory of its own."
         )
-        self.hand_over()
-        self._checks.close()
+        self._end_rows()
         self.is_closed = True
         self._count.finish()
         if self._worker is not None:
             self._worker.hand_over()
+
+    def _end_rows(self) -> None:
+        """Take no more rows. One that is being measured, as in a signal handler that closes, is counted as dropped."""
+        row = self._at_work
+        if row is None:
+            self.hand_over()
+        elif self._channel.num_collected == row.num_before:
+            self._channel.drop(row.batch_idx, row.epoch, reason="close() interrupted their step")
+        self._row = None
+        self._checks.close()
 
     def become_child(self) -> None:
         """After a fork: the files, the thread, the locks and the errors belong to the parent."""
@@ -406,19 +428,6 @@ class Recorder:
         self._count.stop()
         if self._worker is not None:
             self._worker.forget()
-
-    def _warn_if_nothing_was_due(self) -> None:
-        """Warn if the whole run was too short for a row; no event would say so, since no file is open."""
-        num_batches, every = self._count.batch_idx, self._config.collect_every_n
-        if 0 < num_batches < every == self._count.next_row:
-            in_graph = "Call step() after each graph.replay() of the training step, outside the capture."
-            logger.warning(
-                "telemetry of %s: no row was recorded, because the run had %d batches and collect_every_n is %d. %s",
-                self.root,
-                num_batches,
-                every,
-                in_graph if self._checks.is_optimizer_captured else f"Lower collect_every_n to {num_batches} or less.",
-            )
 
 
 _recorders: "weakref.WeakSet[Recorder]" = weakref.WeakSet()

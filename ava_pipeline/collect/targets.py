@@ -1,17 +1,46 @@
 """What a collector measures: parameters, groups of them, optimizers."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, Self, TypeAlias
+from weakref import ref
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ava_pipeline.contract.manifest import Group
 from ava_pipeline.errors import GroupsError
 
 Model: TypeAlias = nn.Module | Sequence[nn.Module]  # several modules that are trained together
+
+num_changes = attrgetter("_version")  # torch's count of a tensor's changes in place, which has no public name
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RatePlace:
+    """The parameter group behind a column of learning rates.
+
+    `index` is that of the group in its optimizer, None once the optimizer has it no more. Groups are recognized by the
+    parameters that they share: an optimizer makes its groups anew when it loads a state.
+    """
+
+    optimizer: str
+    index: int | None
+    name: str | None
+    parameters: tuple[ref[Tensor], ...]
+
+    @classmethod
+    def of(cls, optimizer: str, index: int, group: Mapping[str, Any]) -> Self:
+        """The place of a parameter group."""
+        name = str(group["name"]) if "name" in group else None
+        return cls(optimizer, index, name, tuple(map(ref, group["params"])))
+
+    def shares_parameters(self, group: Mapping[str, Any]) -> bool:
+        """Whether the group contains any parameter that this one had."""
+        ids = set(map(id, group["params"]))
+        return any(id(parameter) in ids for one in self.parameters if (parameter := one()) is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +52,7 @@ class TrainingTargets:
         names: the name of each.
         groups: column -> the names of its parameters; the first is `overall`.
         optimizers: by name, in the user's order.
-        rate_places: for `lr_group_0`, `lr_group_1`, ... the name of the optimizer and the index of its parameter group.
+        rate_places: for `lr_group_0`, `lr_group_1`, ... the parameter group.
         value_names: names of the user's values so far.
         label_names: names of the user's labels so far.
         resumed_from: last batch of the checkpoint; 0 for a fresh start.
@@ -35,7 +64,7 @@ class TrainingTargets:
     names: tuple[str, ...]
     groups: Mapping[str, Group]
     optimizers: Mapping[str, Optimizer]
-    rate_places: tuple[tuple[str, int], ...] = ()
+    rate_places: tuple[RatePlace, ...] = ()
     value_names: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     resumed_from: int = 0
@@ -52,7 +81,7 @@ class TrainingTargets:
             names=tuple(named),
             groups=groups,
             optimizers=optimizers,
-            rate_places=_rate_places(optimizers),
+            rate_places=_followed((), {}, optimizers),
             is_reduced=all(map(is_parallel, modules)),
             is_sharded=any(map(is_sharded, modules)),
         )
@@ -64,33 +93,49 @@ class TrainingTargets:
             other, rate_places=self.rate_places, value_names=self.value_names, resumed_from=self.resumed_from
         )
 
-    def renewed(self, *, optimizers: Mapping[str, Optimizer] | None = None, values: Iterable[str] = ()) -> Self:
-        """The targets with the optimizers' present parameter groups, or with other optimizers, and with more values.
+    def renewed(
+        self,
+        *,
+        optimizers: Mapping[str, Optimizer] | None = None,
+        values: Iterable[str] = (),
+        labels: Iterable[str] = (),
+    ) -> Self:
+        """The targets with the optimizers' present parameter groups, or other optimizers, and more values and labels.
 
-        What had a column keeps it: further parameter groups and values come behind.
+        What had a column keeps it: further parameter groups, values and labels come behind.
         """
         optimizers = self.optimizers if optimizers is None else optimizers
         return replace(
             self,
             optimizers=optimizers,
-            rate_places=tuple(dict.fromkeys((*self.rate_places, *_rate_places(optimizers)))),
+            rate_places=_followed(self.rate_places, self.optimizers, optimizers),
             value_names=tuple(dict.fromkeys((*self.value_names, *values))),
+            label_names=tuple(dict.fromkeys((*self.label_names, *labels))),
         )
+
+    def changes(self) -> list[int]:
+        """How often each parameter was changed in place so far."""
+        return [*map(num_changes, self.parameters)]
 
     def positions(self) -> dict[str, tuple[int, ...]]:
         """Column -> positions of its parameters in `parameters`."""
         place = {name: position for position, name in enumerate(self.names)}
         return {column: tuple(place[name] for name in group.parameters) for column, group in self.groups.items()}
 
-    def optimizer_of(self) -> tuple[Optimizer | None, ...]:
-        """For each parameter the optimizer that steps it, or None."""
-        owners = {
-            id(parameter): optimizer
-            for optimizer in self.optimizers.values()
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        return tuple(owners.get(id(parameter)) for parameter in self.parameters)
+    def reads_the_same(self, other: "TrainingTargets") -> bool:
+        """Whether what is read of a step comes from the same objects: parameters, optimizers, parameter groups."""
+        mine, others = ([*map(id, one.parameters), *map(id, one.optimizers.values())] for one in (self, other))
+        places = [[(place.optimizer, place.index) for place in one.rate_places] for one in (self, other)]
+        return mine == others and places[0] == places[1]
+
+    def optimizers_of(self) -> tuple[tuple[Optimizer, ...], ...]:
+        """For each parameter the optimizers that hold it: none, one or, in turns, several."""
+        owners: defaultdict[int, dict[Optimizer, None]] = defaultdict(dict)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    owners[id(parameter)][optimizer] = None
+        return tuple(tuple(owners.get(id(parameter), ())) for parameter in self.parameters)
 
     def described_groups(self) -> dict[str, Group]:
         """The groups with their present state: whether any of their parameters is trained, and by which rates."""
@@ -100,7 +145,7 @@ class TrainingTargets:
             column: group.model_copy(
                 update={
                     "trainable": any(parameters[name].requires_grad for name in group.parameters),
-                    "learning_rates": _rate_columns(rates.get(id(parameters[name])) for name in group.parameters),
+                    "learning_rates": _rate_columns(rates.get(id(parameters[name]), ()) for name in group.parameters),
                 }
             )
             for column, group in self.groups.items()
@@ -108,30 +153,68 @@ class TrainingTargets:
 
     def rate_groups(self) -> list[Mapping[str, Any] | None]:
         """For each of `rate_places` the parameter group; None if the optimizer has it no more."""
-        return [_parameter_group(self.optimizers.get(name), index) for name, index in self.rate_places]
+        return [
+            None if place.index is None else self.optimizers[place.optimizer].param_groups[place.index]
+            for place in self.rate_places
+        ]
 
     def rate_names(self) -> dict[str, str]:
-        """The names that the optimizers give their parameter groups, by column."""
-        groups = enumerate(self.rate_groups())
-        return {rate_column(place): str(group["name"]) for place, group in groups if group and "name" in group}
+        """The names that the optimizers give their parameter groups, by column; also of groups that are gone."""
+        places = enumerate(self.rate_places)
+        return {rate_column(column): place.name for column, place in places if place.name is not None}
 
-    def _rates_of(self) -> dict[int, int]:
-        """Id of each parameter -> the place of its optimizer group among `rate_places`."""
-        groups = enumerate(self.rate_groups())
-        return {id(parameter): place for place, group in groups if group for parameter in group["params"]}
-
-
-def _rate_places(optimizers: Mapping[str, Optimizer]) -> tuple[tuple[str, int], ...]:
-    return tuple((name, index) for name, one in optimizers.items() for index in range(len(one.param_groups)))
-
-
-def _parameter_group(optimizer: Optimizer | None, index: int) -> Mapping[str, Any] | None:
-    groups = [] if optimizer is None else optimizer.param_groups
-    return groups[index] if index < len(groups) else None
+    def _rates_of(self) -> dict[int, list[int]]:
+        """Id of each parameter -> the places of its optimizer groups among `rate_places`."""
+        places: defaultdict[int, list[int]] = defaultdict(list)
+        for place, group in enumerate(self.rate_groups()):
+            for parameter in group["params"] if group else ():
+                places[id(parameter)].append(place)
+        return places
 
 
-def _rate_columns(places: Iterable[int | None]) -> tuple[str, ...]:
-    return tuple(rate_column(place) for place in sorted({place for place in places if place is not None}))
+def _followed(
+    places: Sequence[RatePlace], before: Mapping[str, Optimizer], now: Mapping[str, Optimizer]
+) -> tuple[RatePlace, ...]:
+    """The places of the optimizers' present groups: what had a column keeps it, and further groups come behind."""
+    followed = [replace(place, index=None) for place in places]
+    for name, optimizer in now.items():
+        older = {column: place for column, place in enumerate(places) if place.optimizer == name}
+        columns = _columns_of(optimizer.param_groups, older, is_same=before.get(name) is optimizer)
+        for index, group in enumerate(optimizer.param_groups):
+            place = RatePlace.of(name, index, group)
+            if index in columns:
+                followed[columns[index]] = replace(place, name=places[columns[index]].name or place.name)
+            else:
+                followed.append(place)
+    return tuple(followed)
+
+
+def _columns_of(
+    groups: Sequence[Mapping[str, Any]], older: Mapping[int, RatePlace], *, is_same: bool
+) -> dict[int, int]:
+    """Index of each group -> the column that it has already, if it has one.
+
+    Groups of another optimizer take the columns in order. Of the same one, a group without any parameter from before
+    is the one that was at its index if that is gone and there are as many groups as before.
+    """
+    if not is_same:
+        return dict(enumerate(list(older)[: len(groups)]))
+    columns: dict[int, int] = {}
+    for index, group in enumerate(groups):
+        for column, place in older.items():
+            if column not in columns.values() and place.shares_parameters(group):
+                columns[index] = column
+                break
+    present = {place.index: column for column, place in older.items() if place.index is not None}
+    if len(present) == len(groups):
+        for index, column in present.items():
+            if index is not None and index not in columns and column not in columns.values():
+                columns[index] = column
+    return columns
+
+
+def _rate_columns(places: Iterable[Iterable[int]]) -> tuple[str, ...]:
+    return tuple(rate_column(place) for place in sorted({place for some in places for place in some}))
 
 
 def rate_column(place: int) -> str:

@@ -100,7 +100,8 @@ class Channel(Generic[Item]):
 
     A signal handler may raise at any place in the training thread. So an item is accepted or dropped there by a single
     call or assignment, from which the counters follow. And the lock is entered itself, not by way of its condition,
-    whose `__enter__` is Python code that could be interrupted after it has taken the lock.
+    whose `__enter__` is Python code that could be interrupted after it has taken the lock. A handler may also drop the
+    step that it interrupts, and close; the step is then not counted again.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Channel(Generic[Item]):
         self._num_dropped_before = 0  # in gaps that were taken
         self._flush_up_to = 0
         self._gaps: dict[str, Gap] = {}
+        self._last_dropped = 0
         self._closed = False
 
     def stats(self) -> TelemetryStats:
@@ -147,7 +149,8 @@ class Channel(Generic[Item]):
                 self._changed.wait_for(lambda: self._closed or self._has_space(), self._wait_s)
             if not self._closed and self._has_space():
                 return
-            self._drop(batch_idx, epoch, CLOSED if self._closed else FULL)
+            if not (self._closed and batch_idx == self._last_dropped):  # a handler that closed has counted its step
+                self._drop(batch_idx, epoch, CLOSED if self._closed else FULL)
             if self._closed:
                 raise ChannelClosedError("The channel is closed: rows cannot be handed over after close().")
         raise ChannelFullError(
@@ -244,6 +247,7 @@ class Channel(Generic[Item]):
         return items
 
     def _drop(self, batch_idx: int, epoch: int, reason: str) -> None:
+        self._last_dropped = batch_idx
         gap = self._gaps.get(reason, Gap(batch_idx, batch_idx, epoch, 0, reason))
         self._gaps[reason] = gap._replace(
             first_batch_idx=min(gap.first_batch_idx, batch_idx),

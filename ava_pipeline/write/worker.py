@@ -3,7 +3,7 @@
 import atexit
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from weakref import WeakSet
@@ -22,11 +22,12 @@ class Worker:
     """Writes the steps of a channel, in a daemon thread that a normal exit of the interpreter waits for.
 
     Steps are written at most `flush_interval_s` after they were handed over. A normal exit without `close` waits for
-    the last steps for `exit_timeout_s`. The worker first waits for the workers of `after`, which are ending: they still
+    the last steps for `exit_timeout_s`, after it has called what the weak reference `before_exit` refers to, which may
+    hand over one more. The worker first waits for the workers of `after`, which are ending: they still
     hold the run directory.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all but the first three by name
         self,
         channel: Channel[PendingStep],
         files: RunWriter,
@@ -35,6 +36,7 @@ class Worker:
         flush_interval_s: float,
         exit_timeout_s: float = 30.0,
         after: Sequence["Worker"] = (),
+        before_exit: Callable[[], Callable[[], object] | None] | None = None,
     ) -> None:
         self._channel = channel
         self._files = files
@@ -42,6 +44,7 @@ class Worker:
         self._flush_interval_s = flush_interval_s
         self._exit_timeout_s = exit_timeout_s
         self._after = tuple(after)
+        self._before_exit = before_exit
         self._ending: Ending | None = None  # given by the first `close`, `hand_over` or `abandon`
         self._is_started = False
         self._older_error_id = id(None)  # not the error itself, which would keep its frames and their tensors alive
@@ -128,7 +131,12 @@ class Worker:
         )
 
     def _close_at_exit(self) -> None:
-        self.close(self._exit_timeout_s, *self._unclosed_ending())
+        hand_over = None if self._before_exit is None else self._before_exit()
+        try:
+            if hand_over is not None:
+                hand_over()
+        finally:
+            self.close(self._exit_timeout_s, *self._unclosed_ending())
 
     def _end(self, ending: Ending) -> None:
         self._ending = self._ending or ending

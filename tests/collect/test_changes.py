@@ -1,5 +1,6 @@
 """What changes while a training runs is recorded from the first row that meets it; rows before it stay as they are."""
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from ava_pipeline import TelemetryCollector, diagnose_run, open_run, validate_run
-from ava_pipeline.errors import MisuseError
+from ava_pipeline.errors import GroupsError, MisuseError
 from tests.collect.models import TinyNet, backward, tiny
 
 
@@ -250,15 +251,61 @@ def test_a_group_that_the_user_named_and_the_model_lost_is_null(
     groups = {"head": model.mlp_head, "first": "backbone.0.*"}
     with collector(model, optimizer, tmp_path, groups=groups) as telemetry:
         train(telemetry, model, optimizer, range(1, 3))
-        model.mlp_head = nn.Sequential(nn.Linear(8, 10))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        telemetry.rebind(model=model, optimizer=optimizer)
-        train(telemetry, model, optimizer, range(3, 5))
+        other = nn.Sequential(OrderedDict(backbone=model.backbone, scores=nn.Linear(8, 10)))
+        optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+        telemetry.rebind(model=other, optimizer=optimizer)
+        train(telemetry, other, optimizer, range(3, 5))
     norms = open_run(tmp_path).gradient_norms()
     assert norms["head"].isna().tolist() == [False, False, True, True]
     assert norms["first"].notna().all()
     assert any("the column 'head' is null from now on" in message for message in caplog.messages)
     assert validate_run(tmp_path) == []
+
+
+@pytest.mark.parametrize("given", ["module", "parameters", "generator", "parameter"])
+def test_a_group_of_the_users_is_the_one_at_the_same_place_after_rebind(tmp_path: Path, given: str) -> None:
+    """Whether it was given as a module or by its parameters."""
+    model, optimizer = tiny()
+    choices: dict[str, Any] = {
+        "module": model.mlp_head,
+        "parameters": [*model.mlp_head.parameters()],
+        "generator": model.mlp_head.parameters(),
+        "parameter": model.mlp_head[0].weight,
+    }
+    expected = []
+    with collector(model, optimizer, tmp_path, groups={"head": choices[given]}) as telemetry:
+        for batch in range(1, 5):
+            if batch == 3:
+                model.mlp_head = nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Dropout(0.0), nn.Linear(5, 10))
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                telemetry.rebind(model=model, optimizer=optimizer)
+            optimizer.zero_grad()
+            backward(model, seed=batch)
+            telemetry.step()
+            weight = next(model.mlp_head.parameters()).grad
+            assert weight is not None
+            expected.append(float(weight.double().norm()) if given == "parameter" else norm(model.mlp_head))
+            optimizer.step()
+    assert open_run(tmp_path).gradient_norms()["head"].tolist() == pytest.approx(expected, rel=1e-5)
+    assert validate_run(tmp_path) == []
+
+
+def test_rebind_takes_other_groups(tmp_path: Path) -> None:
+    """Of the model that is given with them; a wrong one raises, and changes nothing."""
+    model, optimizer = tiny()
+    with collector(model, optimizer, tmp_path, groups={"head": model.mlp_head}) as telemetry:
+        train(telemetry, model, optimizer, range(1, 3))
+        with pytest.raises(GroupsError, match="no parameter's name matches"):
+            telemetry.rebind(model=model, groups={"head": "fc.*"})
+        with pytest.raises(MisuseError, match="groups is a list"):
+            telemetry.rebind(model=model, groups=["head"])  # type: ignore[arg-type]  # wrong on purpose
+        with pytest.raises(MisuseError, match="also with groups="):
+            telemetry.rebind(optimizer=optimizer, groups={"head": "mlp_head.*"})
+        telemetry.rebind(model=model, groups={"head": "mlp_head.*", "first": model.backbone[0]})
+        train(telemetry, model, optimizer, range(3, 5))
+    norms = open_run(tmp_path).gradient_norms()
+    assert norms["head"].notna().all()
+    assert norms["first"].isna().tolist() == [True, True, False, False]
 
 
 def test_rebind_before_the_first_row_and_without_arguments(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A signal handler that raises inside `step` is heard by the loop, and every step is counted."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -118,3 +119,58 @@ def test_a_signal_in_a_measure_is_not_taken_for_its_failure(tmp_path: Path, on_e
         telemetry.step()
     assert telemetry.stats().dropped == 1
     telemetry.close()
+
+
+class Signalled:
+    """A value whose conversion is interrupted by a handler."""
+
+    def __float__(self) -> float:
+        signal.raise_signal(signal.SIGUSR1)
+        return 1.0
+
+
+@pytest.fixture
+def on_signal() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Sets what a handler of SIGUSR1 does."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def set_handler(call: Callable[[], object]) -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: call())
+
+    yield set_handler
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_handler_that_saves_a_checkpoint_counts_no_row_twice(
+    tmp_path: Path, on_signal: Callable[[Callable[[], object]], None]
+) -> None:
+    """The row that it interrupts is written after it."""
+    model, optimizer = tiny()
+    telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
+    on_signal(lambda: (telemetry.state_dict(), telemetry.step()))
+    for batch in range(5):
+        backward(model, seed=batch)
+        telemetry.step(values={"x": Signalled() if batch == 2 else 1.0})  # type: ignore[dict-item]  # a number for Python's purposes
+        optimizer.step()
+    stats = telemetry.close()
+    assert (stats.collected, stats.written) == (5, 5)
+    assert batches(tmp_path) == [1, 2, 3, 5, 6]  # the handler's own batch is counted, not collected
+    assert open_run(tmp_path).gradient_norms()["overall"].notna().all()
+
+
+def test_a_handler_that_closes_counts_the_row_that_it_interrupts_once(
+    tmp_path: Path, on_signal: Callable[[Callable[[], object]], None]
+) -> None:
+    """As dropped, in the counters and in the manifest, with its gap."""
+    model, optimizer = tiny()
+    backward(model)
+    telemetry = TelemetryCollector(model, optimizer, tmp_path, collect_every_n=1)
+    on_signal(lambda: telemetry.close(status="interrupted"))
+    telemetry.step(values={"x": 1.0})
+    telemetry.step(values={"x": Signalled()})  # type: ignore[dict-item]  # a number for Python's purposes
+    stats = telemetry.stats()
+    assert (stats.collected, stats.written, stats.dropped) == (2, 1, 1)
+    run = open_run(tmp_path)
+    counters = run.manifest.attempt.counters
+    assert (counters.collected, counters.dropped, run.manifest.attempt.status) == (2, 1, "interrupted")
+    assert run.events().query("event == 'gap'")["value"].sum() == 1

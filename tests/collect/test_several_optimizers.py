@@ -1,5 +1,7 @@
 """Several optimizers that step in one batch, each after a backward pass of its own, as in a GAN."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,87 @@ def test_accumulated_batches_are_collected_with_the_steps(tmp_path: Path) -> Non
                     opt[name].step()
     assert open_run(tmp_path).gradient_norms()["batch_idx"].tolist() == [2, 4]
     assert open_run(tmp_path).events().empty
+
+
+WITHOUT_CLOSE = """
+import sys, torch
+from torch import nn
+from ava_pipeline import TelemetryCollector
+g, d = nn.Linear(3, 4), nn.Linear(4, 1)
+optimizers = {"d": torch.optim.SGD(d.parameters(), lr=0.1), "g": torch.optim.SGD(g.parameters(), lr=0.1)}
+telemetry = TelemetryCollector([g, d], optimizers, sys.argv[1], collect_every_n=1)
+for batch in range(3):
+    for name in optimizers:
+        optimizers[name].zero_grad()
+        d(g(torch.randn(8, 3))).mean().backward()
+        telemetry.step(optimizer=name)
+        optimizers[name].step()
+if sys.argv[2] == "del":
+    del telemetry
+"""
+
+
+@pytest.mark.parametrize("end", ["exit", "del"])
+def test_the_last_row_is_written_without_close(tmp_path: Path, end: str) -> None:
+    """At the exit of the interpreter, and when the collector is gone."""
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_CLOSE, str(tmp_path), end]
+    subprocess.run(command, check=True, timeout=120)
+    norms = open_run(tmp_path).gradient_norms()
+    assert norms["batch_idx"].tolist() == [1, 2, 3]
+    assert norms[["module_0", "module_1"]].notna().all(axis=None)
+    assert open_run(tmp_path).manifest.attempt.counters.written == 3
+
+
+def pair() -> tuple[nn.ModuleList, dict[str, torch.optim.Optimizer]]:
+    """A generator and a discriminator of one layer each."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 1)])
+    return model, {name: torch.optim.SGD(part.parameters(), lr=0.1) for name, part in zip("gd", model, strict=True)}
+
+
+def call(telemetry: TelemetryCollector, model: nn.ModuleList, optimizer: torch.optim.Optimizer, name: str) -> None:
+    """A backward pass and a step of one optimizer."""
+    optimizer.zero_grad()
+    model[1](model[0](torch.randn(8, 3))).mean().backward()
+    telemetry.step(optimizer=name)
+    optimizer.step()
+
+
+def test_an_open_row_is_pending(tmp_path: Path) -> None:
+    """Every collected step is in the counters."""
+    model, optimizers = pair()
+    with TelemetryCollector(list(model), optimizers, tmp_path, collect_every_n=1) as telemetry:
+        call(telemetry, model, optimizers["d"], "d")
+        stats = telemetry.stats()
+        assert (stats.collected, stats.pending) == (1, 1)
+    assert telemetry.stats().written == 1
+
+
+def test_flush_between_the_calls_of_a_batch_leaves_its_row_open(tmp_path: Path) -> None:
+    """The rows before it are written, and the row gets the norms of the other call."""
+    model, optimizers = pair()
+    with TelemetryCollector(list(model), optimizers, tmp_path, collect_every_n=1) as telemetry:
+        for batch in range(1, 4):
+            call(telemetry, model, optimizers["d"], "d")
+            telemetry.state_dict()
+            assert telemetry.stats().written == batch - 1
+            call(telemetry, model, optimizers["g"], "g")
+        telemetry.state_dict()
+        assert telemetry.stats().written == 3
+    assert open_run(tmp_path).gradient_norms()[["module_0", "module_1"]].notna().all(axis=None)
+    assert open_run(tmp_path).events().empty
+
+
+def test_a_checkpoint_of_a_batch_with_one_of_the_calls_has_its_row(tmp_path: Path) -> None:
+    """Where the other optimizer does not step in every batch; if it does in this one after all, a warning says so."""
+    model, optimizers = pair()
+    with TelemetryCollector(list(model), optimizers, tmp_path, collect_every_n=1) as telemetry:
+        for batch in range(1, 6):
+            call(telemetry, model, optimizers["d"], "d")
+            if batch == 3:
+                call(telemetry, model, optimizers["g"], "g")
+        telemetry.state_dict()
+        assert telemetry.stats().written == 5
+        call(telemetry, model, optimizers["g"], "g")
+    (warning,) = open_run(tmp_path).events()["message"]
+    assert "after flush(), state_dict() or rebind() in the same batch" in warning

@@ -25,6 +25,7 @@ from ava_pipeline.collect.measures.gradient_norms import GradientNorms
 from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.collect.staging import Slot, Staging
+from ava_pipeline.collect.stale_gradients import StaleGradients
 from ava_pipeline.collect.targets import TrainingTargets
 from tests.collect.models import TinyNet, backward, tiny
 from tests.collect.no_waiting import FakeSlot, NoWaiting, WaitedError, no_waiting
@@ -133,7 +134,9 @@ def test_the_scale_of_offloaded_gradients_is_not_brought_to_the_host() -> None:
     backward(model)
     targets = TrainingTargets.of(model, find_groups(model), {"optimizer": optimizer})
     scale = torch.empty((), device="meta")
-    snapshot = GradientPass(targets, scaler_of(scale), Clipping(targets.parameters)).take({}, 1)
+    stale_gradients = StaleGradients(targets, lambda _: [])
+    gradient_pass = GradientPass(targets, scaler_of(scale), Clipping(targets.parameters), stale_gradients)
+    snapshot = gradient_pass.take({}, 1, changes=targets.changes())
     numbers = GradientNorms(targets).read(snapshot).numbers
     assert snapshot.norms is not None
     assert list(numbers)[:-1] == snapshot.norms.tolist()

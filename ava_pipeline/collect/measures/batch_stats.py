@@ -10,7 +10,6 @@ from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.contract.builtin_tables import BATCH_STATS
 from ava_pipeline.contract.columns import Values
-from ava_pipeline.errors import MisuseError
 from ava_pipeline.write.channel import Numbers
 
 _PERCENT = 100.0
@@ -69,14 +68,9 @@ class BatchStats(Measure):
         if not isinstance(layout, _Layout):
             raise TypeError(f"expected the layout of batch statistics, got {layout!r}")
         size = layout.batch_size
-        columns: dict[str, list[object]] = {}
-        for name, values in zip(self.run_columns, zip(*numbers, strict=True), strict=True):
-            if name.endswith("_pct"):
-                columns[name] = [_percent(value, size) for value in values]
-            else:  # the deviation of one sample is not defined
-                is_defined = size != 1 or not name.endswith("_std")
-                columns[name] = [value if is_defined else None for value in values]
-        return {"batch_size": [size] * len(numbers), **columns}
+        columns = dict(zip(self.run_columns, map(list, zip(*numbers, strict=True)), strict=True))
+        shares = {name: [_percent(count, size) for count in columns[name]] for name in columns if name.endswith("_pct")}
+        return {"batch_size": [size] * len(numbers), **columns, **shares}
 
     def _layout(self, batch_size: int | None) -> "_Layout":
         """The same object for batches of one size, so that their rows are made together."""
@@ -93,27 +87,6 @@ def _percent(count: object, size: int | None) -> float | None:
     return _PERCENT * float(count) / size if isinstance(count, int | float) and size else None
 
 
-def check_labels(labels: Mapping[str, Tensor], classes: Mapping[str, int]) -> None:
-    """Raise MisuseError unless every label is a vector of classes whose number is known, or a matrix of scores."""
-    if not isinstance(labels, Mapping):
-        raise MisuseError(f"labels is {labels!r}: give a mapping name -> tensor, such as {{'winner': winner}}.")
-    for name, label in labels.items():
-        if not isinstance(label, Tensor) or label.dim() not in {1, 2}:
-            shape = f"of shape {tuple(label.shape)}" if isinstance(label, Tensor) else type(label).__name__
-            raise MisuseError(
-                f"labels[{name!r}]: expected a tensor with one class for each sample, or with a row of votes or shares "
-                f"for each, got one {shape}."
-            )
-        if (label.dim() == 1) != (name in classes):
-            remedy = (
-                f"set label_classes: {{{name}: <number of classes>}}, which cannot be known without waiting for the "
-                "device"
-                if label.dim() == 1
-                else f"leave {name!r} out of label_classes, because each of its samples has several numbers"
-            )
-            raise MisuseError(f"labels[{name!r}] has shape {tuple(label.shape)}: {remedy}.")
-
-
 def _counts(label: Tensor, num_classes: int) -> list[object]:
     """How many samples each class has. `torch.bincount` would wait for the device."""
     is_class = label.reshape(-1, 1) == torch.arange(num_classes, device=label.device)
@@ -124,8 +97,9 @@ def _mean_and_deviation(votes: Tensor) -> list[object]:
     numbers = votes.to(torch.float32 if votes.device.type == "mps" else torch.float64)  # MPS has no float64
     scores = torch.arange(1, numbers.shape[1] + 1, device=numbers.device, dtype=numbers.dtype)
     means = numbers @ scores / numbers.sum(dim=1)
-    deviation, mean = torch.std_mean(means)
-    return _scalars(torch.stack((mean, deviation)))
+    if len(means) == 1:
+        return [*_scalars(means), None]  # the deviation of one sample is not defined
+    return _scalars(torch.stack(torch.std_mean(means)[::-1]))
 
 
 def _scalars(vector: Tensor) -> list[object]:

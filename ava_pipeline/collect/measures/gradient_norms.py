@@ -44,7 +44,7 @@ class GradientNorms(Measure):
         # One layout object for all steps whose numbers mean the same, so that their rows are made together.
         layouts = self._layouts.setdefault(snapshot.plan, {})
         num_groups = sum(len(optimizer.param_groups) for optimizer in self.targets.optimizers.values())
-        meaning = (*snapshot.scaler.of_optimizer.values(), num_groups, scale is not None)
+        meaning = (snapshot.optimizer, *snapshot.scaler.of_optimizer.values(), num_groups, scale is not None)
         layout = layouts.get(meaning) or layouts.setdefault(meaning, self._layout(snapshot))
         if norms is None:
             return Reading([], layout)
@@ -55,16 +55,22 @@ class GradientNorms(Measure):
         return Reading(torch.cat((norms, scale.reshape(1).to(norms.device, torch.float32, non_blocking=True))), layout)
 
     def join(self, readings: Sequence[Reading]) -> Reading:
-        """Put the norms of the parameters of several optimizers behind each other."""
+        """Put the norms of the parameters of several optimizers behind each other.
+
+        A gradient that belongs to several of them, or to none, counts as it was at the last call that measured it.
+        """
         vectors = [reading.numbers for reading in readings if isinstance(reading.numbers, torch.Tensor)]
         layouts = tuple(reading.layout for reading in readings)
         layout = self._joined_layouts.get(layouts)
         if layout is None:
             if len(self._joined_layouts) >= MAX_JOINED:
                 self._joined_layouts.clear()
-            layout = self._joined_layouts[layouts] = JoinedLayout(
-                [(as_norm_layout(reading.layout), len(reading.numbers)) for reading in readings]
-            )
+            parts = [as_norm_layout(reading.layout) for reading in readings]
+            for index in range(len(parts) - 1):
+                later = np.logical_or.reduce([part.present | part.unknown for part in parts[index + 1 :]])
+                parts[index] = parts[index].without(later)
+            lengths = [len(reading.numbers) for reading in readings]
+            layout = self._joined_layouts[layouts] = JoinedLayout(list(zip(parts, lengths, strict=True)))
         return Reading(torch.cat([one.to(vectors[0].device) for one in vectors]) if vectors else [], layout)
 
     def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Values]:
@@ -91,10 +97,7 @@ class GradientNorms(Measure):
 
     def _layout(self, snapshot: StepSnapshot) -> NormLayout:
         scaler = snapshot.scaler
-        scaling = [
-            scaler.of_unowned if owner is None else scaler.of_optimizer.get(id(owner), scaler.of_unowned)
-            for owner in self.targets.optimizer_of()
-        ]
+        scaling = [scaler.of_parameter(owners) for owners in self.targets.optimizers_of()]
         is_known = np.array([one is not Scaling.UNKNOWN for one in scaling])
         has_gradient = np.array([gradient is not None for gradient in snapshot.gradients])
         is_unmeasured = np.isin(np.arange(len(has_gradient)), list(snapshot.plan.unmeasured))

@@ -1,6 +1,6 @@
 """Batch statistics against counts by NumPy, and labels that cannot be counted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from tests.collect.models import backward, tiny
 CLASSES = {"winner": 2, "kind": 3}
 
 
-def recorded(root: Path, batches: list[Mapping[str, Tensor]], **options: object) -> list[dict[str, object]]:
+def recorded(root: Path, batches: Sequence[Mapping[str, Tensor]], **options: object) -> list[dict[str, object]]:
     """The rows of batches with these labels."""
     model, optimizer = tiny()
     backward(model)
@@ -42,8 +42,8 @@ def test_shares_and_means_are_those_of_numpy(tmp_path: Path) -> None:
             "batch_idx": batch_idx,
             "epoch": 0,
             "batch_size": size,
-            **{f"winner_{index}_pct": 100 * np.mean(winner == index) for index in range(2)},
-            **{f"kind_{index}_pct": 100 * np.mean(kind == index) for index in range(3)},
+            **{f"winner_{index}_pct": 100 * np.sum(winner == index) / size for index in range(2)},
+            **{f"kind_{index}_pct": 100 * np.sum(kind == index) / size for index in range(3)},
             "score_mean": pytest.approx(means.mean(), rel=1e-6),
             "score_std": pytest.approx(means.std(ddof=1), rel=1e-6),
         })  # fmt: skip
@@ -75,8 +75,8 @@ def test_labels_outside_the_classes_are_in_no_share(tmp_path: Path) -> None:
     [
         ({"unknown": torch.tensor([0])}, "label_classes: {unknown: <number of classes>}"),
         ({"winner": torch.ones(2, 2)}, "leave 'winner' out of label_classes"),
-        ({"winner": torch.ones(2, 2, 2)}, "got one of shape (2, 2, 2)"),
-        ({"winner": [0, 1]}, "got one list"),
+        ({"winner": torch.ones(2, 2, 2)}, "got a tensor of shape (2, 2, 2)"),
+        ({"winner": [0, 1]}, "got a list"),
         ([torch.tensor([0])], "labels is [tensor([0])]"),
     ],
 )

@@ -1,13 +1,17 @@
 """The built-in measures, one file each, and how the collector uses them and the user's own."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 from ava_pipeline.collect.measures.gradient_norms import GradientNorms
 from ava_pipeline.collect.measures.learning_rates import LearningRates
 from ava_pipeline.collect.measures.measure import Measure
 from ava_pipeline.collect.measures.steps import Steps
+from ava_pipeline.collect.measures.weight_deltas import WeightDeltas
+from ava_pipeline.collect.measures.weight_norms import WeightNorms
 from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.collect.weight_pass import WeightPass
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, PREDICTIONS, TRAIN_METRICS
 from ava_pipeline.contract.events import EVENTS
@@ -20,12 +24,14 @@ DEFAULT_MEASURES: tuple[type[Measure], ...] = (GradientNorms, LearningRates, Ste
 MakeMeasure: TypeAlias = Callable[[TrainingTargets], Measure]
 
 
-def built_in_measures(config: TelemetryConfig) -> list[MakeMeasure]:
-    """The measures that the settings ask for."""
+def built_in_measures(config: TelemetryConfig, weights: WeightPass) -> list[MakeMeasure]:
+    """The measures that the settings ask for; `weights` is the one pass that several of them read."""
     asked: list[tuple[bool, MakeMeasure]] = [
         (config.track_gradients, GradientNorms),
         (config.track_learning_rates, LearningRates),
         (True, Steps),
+        (config.track_weight_delta, partial(WeightNorms, weights=weights)),
+        (config.track_weight_delta, partial(WeightDeltas, weights=weights)),
     ]
     return [measure for is_asked, measure in asked if is_asked]
 

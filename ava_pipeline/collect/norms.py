@@ -133,7 +133,9 @@ def combine(numbers: Floats, layout: NormLayout, groups: Sequence[Integers]) -> 
         with np.errstate(divide="ignore", invalid="ignore"):  # a scale halved down to 0 leaves nothing finite
             norms = norms / scale
     squares = np.square(norms)
-    columns = [squares[:, np.flatnonzero(np.isin(layout.owners, group))].sum(axis=1) for group in groups]
+    # Rows in one block of memory are summed alike, to the last bit, however many steps come together.
+    of_groups = (np.ascontiguousarray(squares[:, np.isin(layout.owners, group)]) for group in groups)
+    columns = [of_group.sum(axis=1) for of_group in of_groups]
     norms_of_groups: Floats = np.sqrt(np.stack(columns, axis=1))
     return norms_of_groups
 

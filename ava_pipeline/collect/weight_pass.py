@@ -28,11 +28,11 @@ from ava_pipeline.collect.norms import (
     sum_dtype,
 )
 from ava_pipeline.collect.targets import TrainingTargets
-from ava_pipeline.contract.arrays import Integers
 from ava_pipeline.errors import MisuseError, in_words
 from ava_pipeline.logs import logger
 
 STATE = "weight_reference"
+PIECE_LENGTH = ROW_LENGTH // 8
 CHUNK_ROWS = 32  # 2 MB of float32 weights and as much of their reference
 MAX_AT_ONCE = 2**24  # numbers in a temporary on an accelerator, 64 MB; long tensors are cut into parts of this length
 
@@ -201,7 +201,7 @@ class _Plan:
         self._at_once = [*_bounded([part for _, part in parts])]
         owners = [position for position, _ in parts]
         owners += [position for position, chunks in self._by_rows for chunk in chunks for _ in chunk]
-        self._owners: Integers = np.array(owners, dtype=np.int64)
+        self._owners = np.array(owners, dtype=np.int64)
         self._num_parameters = len(parameters)
         self._is_multi_device = len({device for device, *_ in self._types}) > 1
 
@@ -251,9 +251,12 @@ def _measure_rows(
     """Measure rows that are read from memory once, and copy them into the reference."""
     rows, before = weights.to(dtype), reference.to(dtype)  # themselves, but for half precision
     norms.append(norms_of_rows(rows, dtype))
-    # The distances of pairs of rows: differences, squares and sums in one loop, without a tensor of the differences.
-    distances = torch.cdist(rows.unsqueeze(1), before.unsqueeze(1), compute_mode="donot_use_mm_for_euclid_dist")
-    deltas.append(distances.view(-1).float())
+    # The distances of pairs of pieces: differences, squares and sums in one loop, without a tensor of the differences.
+    # A distance is summed number by number, so a piece is short; those of a row are joined.
+    length = PIECE_LENGTH if rows.shape[1] % PIECE_LENGTH == 0 else rows.shape[1]
+    pieces, earlier = rows.view(-1, 1, length), before.view(-1, 1, length)
+    distances = torch.cdist(pieces, earlier, compute_mode="donot_use_mm_for_euclid_dist")
+    deltas.append(norms_of_rows(distances.view(len(rows), -1), dtype))
     reference.copy_(weights)
 
 
@@ -268,14 +271,14 @@ def _measure_at_once(
         differences = torch._foreach_sub(weights, references)  # noqa: SLF001
     else:
         differences = _converted(weights, dtype)
-        torch._foreach_sub_(differences, _converted(references, dtype))  # noqa: SLF001
+        torch._foreach_sub_(differences, _converted(references, dtype))
     deltas.append(norms_of_whole([*differences], dtype))
-    torch._foreach_copy_(references, weights)  # noqa: SLF001
+    torch._foreach_copy_(references, weights)
 
 
 def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     converted = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
-    torch._foreach_copy_(converted, tensors)  # noqa: SLF001  # as above
+    torch._foreach_copy_(converted, tensors)  # as above
     return converted
 
 

@@ -1,0 +1,1 @@
+"""Tests of ava_pipeline.collect.measures."""

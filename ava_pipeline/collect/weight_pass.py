@@ -2,7 +2,7 @@
 
 The reference, a copy of the weights as they were at the row before, is on the weights' devices. The pass reads both,
 computes float32 norms of pieces (float64 ones of float64 weights), and copies the weights into the reference. On a CPU
-it does all of this with one chunk of a few megabytes after the other, while the chunk is in the cache, so that memory
+it does all of this with one chunk of a megabyte after the other, while the chunk is in the cache, so that memory
 is read twice and written once. On an accelerator it takes as many tensors at once as fill a bounded temporary.
 """
 
@@ -33,7 +33,7 @@ from ava_pipeline.logs import logger
 
 STATE = "weight_reference"
 PIECE_LENGTH = ROW_LENGTH // 8
-CHUNK_ROWS = 32  # 2 MB of float32 weights and as much of their reference
+CHUNK_ROWS = 16  # 1 MB of float32 weights and as much of their reference
 MAX_AT_ONCE = 2**24  # numbers in a temporary on an accelerator, 64 MB; long tensors are cut into parts of this length
 
 _READABLE = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
@@ -249,14 +249,14 @@ def _measure_rows(
     weights: Tensor, reference: Tensor, dtype: torch.dtype, norms: list[Tensor], deltas: list[Tensor]
 ) -> None:
     """Measure rows that are read from memory once, and copy them into the reference."""
-    rows, before = weights.to(dtype), reference.to(dtype)  # themselves, but for half precision
-    norms.append(norms_of_rows(rows, dtype))
-    # The distances of pairs of pieces: differences, squares and sums in one loop, without a tensor of the differences.
-    # A distance is summed number by number, so a piece is short; those of a row are joined.
+    rows = weights.to(dtype)  # itself, but for half precision
+    # In the reference's own memory, so that nothing else is in the cache.
+    differences = rows - reference.to(dtype) if reference.dtype != dtype else torch.sub(rows, reference, out=reference)
+    # A sum of fewer numbers loses fewer digits; differences are often all alike, as in the first steps of Adam.
     length = PIECE_LENGTH if rows.shape[1] % PIECE_LENGTH == 0 else rows.shape[1]
-    pieces, earlier = rows.view(-1, 1, length), before.view(-1, 1, length)
-    distances = torch.cdist(pieces, earlier, compute_mode="donot_use_mm_for_euclid_dist")
-    deltas.append(norms_of_rows(distances.view(len(rows), -1), dtype))
+    pieces = norms_of_rows(differences.view(-1, length), dtype)
+    deltas.append(norms_of_rows(pieces.view(len(rows), -1), dtype))
+    norms.append(norms_of_rows(rows, dtype))
     reference.copy_(weights)
 
 

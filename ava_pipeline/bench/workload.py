@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +55,9 @@ class Workload:
         return self._options.batch_size, 3, size, size
 
 
-def collector(workload: Workload, optimizer: Optimizer, folder: Path, every: int) -> TelemetryCollector:
-    """Create a collector of the workload's model."""
-    return collector_of(workload.model, optimizer, folder, every)
+def collector(workload: Workload, optimizer: Optimizer, folder: Path, every: int, **options: Any) -> TelemetryCollector:
+    """Create a collector of the workload's model; options are fields of `TelemetryConfig`."""
+    return collector_of(workload.model, optimizer, folder, every, **options)
 
 
 def collector_of(
@@ -65,6 +66,7 @@ def collector_of(
     folder: Path,
     every: int,
     groups: Mapping[str, Sequence[nn.Parameter]] | None = None,
+    **options: Any,
 ) -> TelemetryCollector:
     """Create a collector as users do, but block if the channel is full: to drop a row is cheaper than to write it."""
     return TelemetryCollector(
@@ -76,4 +78,5 @@ def collector_of(
         on_full="block",
         block_timeout_s=_BLOCK_TIMEOUT_S,
         on_error="raise",
+        **options,
     )

@@ -392,7 +392,7 @@ class TelemetryCollector:
         """
         return self._recorder.stats()
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """The state of the collector for a checkpoint.
 
         Waits until the rows so far are written, at most `CHECKPOINT_TIMEOUT_S` if the disk is stuck.
@@ -401,18 +401,19 @@ class TelemetryCollector:
             torch.save({"model": model.state_dict(), "telemetry": telemetry.state_dict()}, path)
 
         Returns:
-            `batch_idx`, `epoch`, `global_step` if it is known, and numbers named `clip_...` if the loop clips through
-            the collector.
+            `batch_idx`, `epoch`, `global_step` if it is known, numbers named `clip_...` if the loop clips through the
+            collector, and with `track_weight_delta` `weight_reference`: a copy of the weights at the latest row.
         """
         if not self.flush(CHECKPOINT_TIMEOUT_S):
             logger.warning(
-                "not all rows were written within %s s; the checkpoint does not wait any longer.", CHECKPOINT_TIMEOUT_S
+                "not all rows were written within %s s; the checkpoint waits no longer.", CHECKPOINT_TIMEOUT_S
             )
         epoch, global_step = self._checks.epoch(), self._checks.global_step()
-        state = {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
+        state: dict[str, Any] = {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
+        state |= self._recorder.weights.state_dict(self._recorder.targets)
         return state if global_step is None else state | {"global_step": global_step}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after a checkpoint's batch; the first collected step moves later rows to `superseded/`.
 
         Example:
@@ -429,6 +430,7 @@ class TelemetryCollector:
         batch_idx, epoch, global_step = read_state(state)
         self._metrics.resume(batch_idx, epoch)
         self._clipping.load_state_dict(state)
+        self._recorder.weights.load_state_dict(state)
         self._count.resume(batch_idx, epoch, global_step)
 
     def close(

@@ -11,7 +11,7 @@ and are within 1e-6 on random and 2e-5 on constant gradients.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -67,10 +67,10 @@ class NormPlan:
             (by_kind[gradient.device, gradient.dtype] if is_whole else by_rows).append(index)
         whole_tensors = [by_kind[kind] for kind in sorted(by_kind, key=lambda kind: kind[0].type == "cpu")]
         owners = [positions[index] for indices in whole_tensors for index in indices]
-        owners += [positions[index] for index in by_rows for _ in range(_num_rows(measured[index]))]
+        owners += [positions[index] for index in by_rows for _ in range(num_rows(dense(measured[index])))]
         return cls(
-            whole_tensors=tuple((tuple(indices), _sum_dtype(measured[indices[0]])) for indices in whole_tensors),
-            by_rows=tuple((index, _sum_dtype(measured[index])) for index in by_rows),
+            whole_tensors=tuple((tuple(indices), sum_dtype(measured[indices[0]])) for indices in whole_tensors),
+            by_rows=tuple((index, sum_dtype(measured[index])) for index in by_rows),
             owners=np.array(owners, dtype=np.int64),
             is_dense=not any(gradient.is_sparse or gradient.is_complex() for gradient in measured),
             is_multi_device=len({gradient.device for gradient in measured}) > 1,
@@ -88,13 +88,9 @@ class NormPlan:
         """
         present = [gradient for gradient in gradients if gradient is not None]
         numbers = present if self.is_dense else [dense(gradient) for gradient in present]
-        norms = [_norms([numbers[index] for index in indices], dtype) for indices, dtype in self.whole_tensors]
-        norms += [part for index, dtype in self.by_rows for part in _row_norms(numbers[index], dtype)]
-        if len(norms) == 1:
-            return norms[0]
-        if self.is_multi_device:  # accelerators come first, so nothing is copied from a device to the host
-            norms = [part.to(norms[0].device, non_blocking=True) for part in norms]
-        return torch.cat(norms)
+        norms = [norms_of_whole([numbers[index] for index in indices], dtype) for indices, dtype in self.whole_tensors]
+        norms += [norms_of_rows(part, dtype) for index, dtype in self.by_rows for part in rows_of(numbers[index])]
+        return one_vector(norms, is_multi_device=self.is_multi_device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +138,9 @@ def combine(numbers: Floats, layout: NormLayout, groups: Sequence[Integers]) -> 
         with np.errstate(divide="ignore", invalid="ignore"):  # a scale halved down to 0 leaves nothing finite
             norms = norms / scale
     squares = np.square(norms)
-    columns = [squares[:, np.flatnonzero(np.isin(layout.owners, group))].sum(axis=1) for group in groups]
+    # Rows in one block of memory are summed alike, to the last bit, however many steps come together.
+    of_groups = (np.ascontiguousarray(squares[:, np.isin(layout.owners, group)]) for group in groups)
+    columns = [of_group.sum(axis=1) for of_group in of_groups]
     norms_of_groups: Floats = np.sqrt(np.stack(columns, axis=1))
     return norms_of_groups
 
@@ -163,34 +161,51 @@ def dense(gradient: Tensor) -> Tensor:
     return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
-def _norms(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
+def norms_of_whole(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """The norm of each tensor, all of one dtype on one device, as one float32 vector."""
     # torch.nn.utils.get_total_norm is built on this: a few kernels for all tensors. It has no public name.
     norms = torch._foreach_norm(tensors, 2, dtype=dtype)  # noqa: SLF001
     return torch.stack(norms).float()
 
 
-def _row_norms(gradient: Tensor, dtype: torch.dtype) -> Iterable[Tensor]:
-    """The norms of every whole row and of the rest; views if the numbers are in one block of memory."""
-    if not gradient.is_contiguous():
-        # A norm does not depend on the order of dimensions, so take one in which the tensor is contiguous.
-        gradient = gradient.permute(sorted(range(gradient.dim()), key=gradient.stride, reverse=True))
-    num_left = gradient.numel() % ROW_LENGTH
-    if not num_left:
-        return (_norms_of_rows(gradient.reshape(-1, ROW_LENGTH), dtype),)
-    flat = gradient.reshape(-1)
-    rows, rest = flat[:-num_left].view(-1, ROW_LENGTH), flat[-num_left:].view(1, -1)
-    return _norms_of_rows(rows, dtype), _norms_of_rows(rest, dtype)
-
-
-def _norms_of_rows(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+def norms_of_rows(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """The norm of each row of a matrix, as a float32 vector."""
     norms: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=dtype)
     return norms.float()
 
 
-def _num_rows(gradient: Tensor) -> int:
-    return -(-dense(gradient).numel() // ROW_LENGTH)
+def rows_of(numbers: Tensor) -> tuple[Tensor, ...]:
+    """A tensor as a matrix of rows of `ROW_LENGTH`, and the rest as one row; views if it is in one block of memory."""
+    flat = in_memory_order(numbers).reshape(-1)
+    num_left = len(flat) % ROW_LENGTH
+    if not num_left:
+        return (flat.view(-1, ROW_LENGTH),)
+    rest = flat[-num_left:].view(1, -1)
+    return (flat[:-num_left].view(-1, ROW_LENGTH), rest) if len(flat) > num_left else (rest,)
 
 
-def _sum_dtype(gradient: Tensor) -> torch.dtype:
+def in_memory_order(numbers: Tensor) -> Tensor:
+    """A view with the dimensions in the order in which the tensor is contiguous, if there is one.
+
+    A norm does not depend on their order.
+    """
+    if numbers.is_contiguous():
+        return numbers
+    return numbers.permute(sorted(range(numbers.dim()), key=numbers.stride, reverse=True))
+
+
+def num_rows(numbers: Tensor) -> int:
+    """How many rows `rows_of` makes of a tensor."""
+    return -(-numbers.numel() // ROW_LENGTH)
+
+
+def one_vector(parts: Sequence[Tensor], *, is_multi_device: bool) -> Tensor:
+    """Join vectors on the device of the first; accelerators come first, so nothing is copied to the host."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.to(parts[0].device, non_blocking=True) for part in parts] if is_multi_device else [*parts])
+
+
+def sum_dtype(numbers: Tensor) -> torch.dtype:
     """The dtype to sum in: float32 for half precision, whose squares overflow and vanish early."""
-    return torch.promote_types(gradient.dtype.to_real(), torch.float32)
+    return torch.promote_types(numbers.dtype.to_real(), torch.float32)

@@ -20,6 +20,7 @@ from ava_pipeline.collect.measures.measure import Measure, Reading, Value, join_
 from ava_pipeline.collect.staging import Staging
 from ava_pipeline.collect.step_values import StepCall
 from ava_pipeline.collect.targets import Model, TrainingTargets
+from ava_pipeline.collect.weight_pass import WeightPass
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.manifest import Status
@@ -95,7 +96,8 @@ class Recorder:
         self._run_info = run_info
         self._findings = findings
         self._metrics = metrics
-        self._built_in_measures = built_in_measures(config)
+        self.weights = WeightPass(is_used=config.track_weight_delta)
+        self._built_in_measures = built_in_measures(config, self.weights)
         self._own_measures = measures
         self._own_writers = writers
         self._is_strict = config.on_error == "raise"
@@ -255,7 +257,7 @@ class Recorder:
         targets = replace(self._targets.renewed(values=values, labels=labels), resumed_from=self._count.resumed_from)
         self._checks.check_optimizers()
         measures = make_measures(self._built_in_measures, self._own_measures, targets, on_failure=self._report_unmade)
-        config, gradient_pass = self._config, self._gradient_pass
+        config, gradient_pass, weights = self._config, self._gradient_pass, self.weights
         facts = RunFacts(
             groups=targets.described_groups(),
             rate_names=targets.rate_names(),
@@ -263,6 +265,7 @@ class Recorder:
             resumed_from=targets.resumed_from,
             run_info=self._run_info,
             devices=lambda: gradient_pass.devices,
+            weight_reference_bytes=lambda: weights.reference_bytes,
             thresholds=config.signs.model_dump(exclude_defaults=True),
         )
         signs = None

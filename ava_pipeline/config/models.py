@@ -51,7 +51,9 @@ class TelemetryConfig(_Settings):
     track_gradients: bool = Field(default=True, description="Record gradient_norms.")
     track_learning_rates: bool = Field(default=True, description="Record learning_rates.")
     track_weight_delta: bool = Field(
-        default=False, description="Record weight_norms, and in weight_deltas how far the weights moved since a row."
+        default=False,
+        description="Record weight_norms, and in weight_deltas how far the weights moved since the row before. "
+        "Takes a copy of the weights on their device, which state_dict() has too.",
     )
     track_batch_stats: bool = Field(
         default=False, description="Record in batch_stats the shares of the labels that are given to step()."

@@ -111,6 +111,9 @@ class Attempt(_Entry):
     host: str = ""
     git_commit: str | None = None
     device: str | None = None
+    weight_reference_bytes: Count = Field(
+        default=0, description="Size of the copy, on the weights' device, that weight_deltas compares the weights with."
+    )
     versions: dict[str, str] = Field(default_factory=dict)
 
 

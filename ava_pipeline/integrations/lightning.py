@@ -72,7 +72,7 @@ class TelemetryCallback(_lightning().Callback):  # type: ignore[misc]  # which c
         self._stop_on = _checked_ids(stop_on)
         self._config = config
         self._telemetry: TelemetryCollector | None = None
-        self._state: dict[str, float] = {}
+        self._state: dict[str, Any] = {}
         self._names: dict[int, str] = {}  # of several optimizers, by id
         self._predictions: EpochPredictions | None = None
         self._old_metrics: dict[str, Any] = {}

@@ -51,7 +51,7 @@ class TelemetryScaler:
         self.grad_scaler = torch.amp.GradScaler(device, enabled=enabled)
         self.epoch = 0
         self._telemetry: TelemetryCollector | None = None
-        self._state: Mapping[str, float] = {}
+        self._state: Mapping[str, Any] = {}
         self._loss: Tensor | None = None
 
     def attach(self, telemetry: TelemetryCollector) -> None:

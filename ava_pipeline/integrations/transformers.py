@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ava_pipeline.collect.collector import TelemetryCollector
+from ava_pipeline.collect.weight_pass import STATE
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.errors import require_extra
 from ava_pipeline.integrations.scalars import scalars
@@ -19,6 +21,7 @@ from transformers import TrainerCallback  # noqa: E402  # after the check that i
 from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
 
 STATE_FILE = "telemetry.json"
+WEIGHTS_FILE = "telemetry_weights.pt"  # what the state holds besides numbers, with track_weight_delta
 
 
 class TelemetryMixin:
@@ -113,7 +116,7 @@ class TelemetryMixin:
             return
         folder = self._checkpoint if isinstance(self._checkpoint, str) else get_last_checkpoint(self.args.output_dir)
         try:
-            state = json.loads(Path(str(folder), STATE_FILE).read_bytes())
+            state = _read_state(Path(str(folder)))
         except (OSError, ValueError) as error:
             logger.warning("%s has no state of telemetry (%s): its batches are counted from 1 again.", folder, error)
             return
@@ -127,11 +130,15 @@ class TelemetryMixin:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.telemetry is None or not self.args.should_save or not folder.is_dir():
             return
-        state = json.dumps(self.telemetry.state_dict()).encode()
+        state = self.telemetry.state_dict()
+        weights = state.pop(STATE, None)
         try:
+            if weights is not None:
+                with written_aside(folder / WEIGHTS_FILE) as file:
+                    torch.save(weights, file)
             with written_aside(folder / STATE_FILE) as file:
-                file.write(state)
-        except OSError as error:
+                file.write(json.dumps(state).encode())
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a full disk
             logger.warning(
                 "%s has no state of telemetry (%s): training from it would count batches from 1 again.", folder, error
             )
@@ -142,6 +149,13 @@ class TelemetryMixin:
         is_end = float(self.state.epoch or 0).is_integer()
         batch_idx = None if is_end else self._num_batches
         self.telemetry.log_metrics(scalars(metrics), epoch=self._epoch, batch_idx=batch_idx)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """The state that a checkpoint has; raise OSError or ValueError if it has none."""
+    state: dict[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
+    weights = folder / WEIGHTS_FILE
+    return state | ({STATE: torch.load(weights, map_location="cpu", weights_only=True)} if weights.exists() else {})
 
 
 class _TrainerCalls(TrainerCallback):  # type: ignore[misc]  # its type is not known without transformers

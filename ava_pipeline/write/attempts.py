@@ -32,7 +32,7 @@ class RunFacts:
 
     `groups` and `rate_names` are those of a `Setup`; `resumed_from` is the last batch of the checkpoint, 0 for a fresh
     start; `thresholds` are the limits of signs that differ from the defaults. `devices` returns the names of the
-    devices that held gradients so far.
+    devices that held gradients so far, `weight_reference_bytes` the size of the copy that weights are compared with.
     """
 
     groups: Mapping[str, Group]
@@ -41,6 +41,7 @@ class RunFacts:
     resumed_from: int = 0
     run_info: Mapping[str, JsonValue] = field(default_factory=dict)
     devices: Callable[[], Collection[str]] = tuple
+    weight_reference_bytes: Callable[[], int] = int
     thresholds: Mapping[str, int | float | bool | None] = field(default_factory=dict)
 
 

@@ -116,4 +116,5 @@ class ManifestWriter:
     def _write(self) -> None:
         self._due = time.monotonic() + HEARTBEAT_S
         self.attempt.device = ", ".join(self._facts.devices()) or None
+        self.attempt.weight_reference_bytes = self._facts.weight_reference_bytes()
         write_manifest(self._path, self._manifest)

@@ -23,10 +23,13 @@ from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.collect.measures import DEFAULT_MEASURES
 from ava_pipeline.collect.measures.gradient_norms import GradientNorms
 from ava_pipeline.collect.measures.measure import Reading
+from ava_pipeline.collect.measures.weight_deltas import WeightDeltas
+from ava_pipeline.collect.measures.weight_norms import WeightNorms
 from ava_pipeline.collect.predictions import EpochPredictions
 from ava_pipeline.collect.staging import Slot, Staging
 from ava_pipeline.collect.stale_gradients import StaleGradients
 from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.collect.weight_pass import MAX_AT_ONCE, WeightPass
 from tests.collect.models import TinyNet, backward, tiny
 from tests.collect.no_waiting import FakeSlot, NoWaiting, WaitedError, no_waiting
 
@@ -76,7 +79,14 @@ def train(folder: Path, scaling: str = "none") -> None:
     if scaler is not None and scaling == "unscaled":
         scaler.unscale_(optimizer)
     with TelemetryCollector(
-        model, optimizer, folder, collect_every_n=1, grad_scaler=scaler, on_error="raise", flush_interval_s=HOURS_S
+        model,
+        optimizer,
+        folder,
+        collect_every_n=1,
+        grad_scaler=scaler,
+        on_error="raise",
+        flush_interval_s=HOURS_S,
+        track_weight_delta=True,
     ) as telemetry:
         for _ in range(3):
             loss = model(torch.empty(4, 6, device="cuda")).logsumexp(dim=1).mean()
@@ -95,6 +105,9 @@ def test_a_collected_step_waits_for_nothing(
     run = open_run(tmp_path)
     present = sum(parameter.grad is not None for parameter in on_fake_cuda()[0].parameters())
     assert run.gradient_norms()["overall"].tolist() == pytest.approx([present**0.5] * 3)
+    num_parameters = len([*on_fake_cuda()[0].parameters()])
+    assert run.table("weight_norms")["overall"].tolist() == pytest.approx([num_parameters**0.5] * 3)
+    assert run.table("weight_deltas")["overall"].tolist()[1:] == pytest.approx([num_parameters**0.5] * 2)
     assert run.learning_rates()["lr_group_0"].tolist() == [1.0] * 3
     assert run.steps()[["loss", "half"]].to_numpy(dtype=float).tolist() == [[1.0, 1.0]] * 3
     assert run.steps()["loss_scale"].count() == (0 if scaling == "none" else 3)
@@ -141,6 +154,25 @@ def test_the_scale_of_offloaded_gradients_is_not_brought_to_the_host() -> None:
     assert snapshot.norms is not None
     assert list(numbers)[:-1] == snapshot.norms.tolist()
     assert list(numbers)[-1] is scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_the_pass_over_weights_of_any_kind_waits_for_nothing(fake_cuda: NoWaiting, dtype: torch.dtype) -> None:
+    """Over long ones in parts, beside some on the host, and from a checkpoint's reference, which is on the host."""
+    shapes = [(3, 2), (MAX_AT_ONCE + 1,), (2, 3, 4, 4)]
+    weights = [torch.empty(shape, dtype=dtype, device="cuda") for shape in shapes]
+    weights[2] = weights[2].to(memory_format=torch.channels_last)
+    model = nn.ParameterList([*weights, torch.empty(100_000), torch.empty(3)])
+    targets = TrainingTargets.of(model, find_groups(model), {"optimizer": torch.optim.SGD(model.parameters())})
+    taken = WeightPass()
+    reference = {name: torch.empty(one.shape, dtype=one.dtype) for name, one in model.named_parameters()}
+    taken.load_state_dict({"batch_idx": 2, "weight_reference": {"batch_idx": 1, "weights": reference}})
+    for batch, num_batches in ((3, 2), (4, 1)):
+        numbers = taken.take(targets, batch)
+        assert numbers.norms.shape == numbers.deltas.shape == numbers.layout.owners.shape
+        assert (numbers.norms.device.type, numbers.num_batches) == ("cuda", num_batches)
+        assert not numbers.delta_layout.unknown.any()
+        taken.state_dict(targets)
 
 
 def test_a_loss_on_the_device_beside_parameters_on_the_host_is_copied(fake_cuda: NoWaiting) -> None:
@@ -193,7 +225,8 @@ PATH: list[tuple[Any, str]] = [
     (GradientPass, "take"),
     (gradient_pass, "scaler_state"),
     (CallChecks, "check"),
-    *((measure, "read") for measure in DEFAULT_MEASURES),
+    *((measure, "read") for measure in (*DEFAULT_MEASURES, WeightNorms, WeightDeltas)),
+    (WeightPass, "take"),
     (Staging, "stage"),
     (Clipping, "clip"),
 ]

@@ -170,6 +170,22 @@ def test_a_training_from_a_checkpoint_goes_on_with_the_tables(tmp_path: Path) ->
     assert validate_run(run) == []
 
 
+def test_a_checkpoint_has_the_weights_that_the_next_row_is_compared_with(tmp_path: Path) -> None:
+    """Beside the numbers of the state, which are JSON."""
+    run = tmp_path / "run"
+
+    class Deltas(MyTrainer):
+        """Records weight_deltas."""
+
+        def __init__(self, *args: Any, telemetry: dict[str, Any], **kwargs: Any) -> None:
+            super().__init__(*args, telemetry={**telemetry, "track_weight_delta": True}, **kwargs)
+
+    trained(run, Deltas, save_strategy="steps", save_steps=3)
+    before = column(run, "weight_deltas", "overall")
+    trained(run, Deltas, resume=str(run / "checkpoint-6"), save_strategy="steps", save_steps=3)
+    assert column(run, "weight_deltas", "overall")[1:] == before[1:]
+
+
 def test_a_training_from_the_last_checkpoint(tmp_path: Path) -> None:
     """`resume_from_checkpoint=True` finds it."""
     run = tmp_path / "run"

@@ -40,6 +40,21 @@ def test_a_run_ended_after_any_batch_continues_to_the_same_result(
     assert differing_files(whole, tmp_path / "run") == []
 
 
+def test_weight_deltas_continue_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of the row before are in the checkpoint, and the rows are those of a run without an end."""
+    switch = ("telemetry.track_weight_delta=true", "telemetry.collect_every_n=2")
+    for name in ("whole", "ended"):
+        (tmp_path / name).mkdir()
+    run(tmp_path / "whole", *switch)
+    with monkeypatch.context() as patch:
+        at_batch(patch, 6, send_signal(signal.SIGTERM))
+        run(tmp_path / "ended", *switch)
+    run(tmp_path / "ended", *switch, resume=True)
+    assert differing_files(tmp_path / "whole/run", tmp_path / "ended/run") == []
+    deltas = pd.read_csv(tmp_path / "ended/run/telemetry/weight_deltas.csv")
+    assert deltas["overall"].isna().tolist() == [True] + [False] * (len(deltas) - 1)
+
+
 def test_a_run_ended_in_validation_validates_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path
 ) -> None:

@@ -9,7 +9,10 @@ from ava_pipeline.collect.measures.gradient_norms import GradientNorms
 from ava_pipeline.collect.measures.learning_rates import LearningRates
 from ava_pipeline.collect.measures.measure import Measure
 from ava_pipeline.collect.measures.steps import Steps
+from ava_pipeline.collect.measures.weight_deltas import WeightDeltas
+from ava_pipeline.collect.measures.weight_norms import WeightNorms
 from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.collect.weight_pass import WeightPass
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, PREDICTIONS, TRAIN_METRICS
 from ava_pipeline.contract.events import EVENTS
@@ -22,12 +25,14 @@ DEFAULT_MEASURES: tuple[type[Measure], ...] = (GradientNorms, LearningRates, Ste
 MakeMeasure: TypeAlias = Callable[[TrainingTargets], Measure]
 
 
-def built_in_measures(config: TelemetryConfig) -> list[MakeMeasure]:
-    """The measures that the settings ask for."""
+def built_in_measures(config: TelemetryConfig, weights: WeightPass) -> list[MakeMeasure]:
+    """The measures that the settings ask for; `weights` is the one pass that several of them read."""
     asked: list[tuple[bool, MakeMeasure]] = [
         (config.track_gradients, GradientNorms),
         (config.track_learning_rates, LearningRates),
         (True, Steps),
+        (config.track_weight_delta, partial(WeightNorms, weights=weights)),
+        (config.track_weight_delta, partial(WeightDeltas, weights=weights)),
         (config.track_batch_stats, partial(BatchStats, classes=config.label_classes)),
     ]
     return [measure for is_asked, measure in asked if is_asked]

@@ -1,1 +1,1 @@
-"""Tests of the measures."""
+"""Tests of ava_pipeline.collect.measures."""

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ava_pipeline.collect.segments import Segments
 from ava_pipeline.contract.arrays import Bools, Floats, Integers
 
 ROW_LENGTH = 16_384
@@ -131,15 +132,30 @@ def combine(numbers: Floats, layout: NormLayout, groups: Sequence[Integers]) -> 
     `numbers` are (steps, pieces), or (steps, pieces + 1) if gradients are still scaled; `groups` hold the positions of
     their parameters. The result is (steps, groups), 0 for a group without gradients as for a measured 0.
     """
+    squares = _squares(numbers, layout)
+    columns = [squares[:, np.flatnonzero(np.isin(layout.owners, group))].sum(axis=1) for group in groups]
+    norms_of_groups: Floats = np.sqrt(np.stack(columns, axis=1))
+    return norms_of_groups
+
+
+def combine_each(numbers: Floats, layout: NormLayout) -> Floats:
+    """The squared norm of every parameter's gradient, as `combine` makes the norms of groups: (steps, parameters)."""
+    squares = np.zeros((len(numbers), len(layout.present)))
+    segments = Segments.of(layout.owners)
+    if len(segments.positions):
+        squares[:, segments.positions] = segments.reduce(np.add, _squares(numbers, layout))
+    return squares
+
+
+def _squares(numbers: Floats, layout: NormLayout) -> Floats:
+    """The squared norms of pieces, unscaled."""
     norms = numbers[:, : len(layout.owners)]
     if layout.is_scaled.any():
         scale = np.where(layout.is_scaled[layout.owners], numbers[:, len(layout.owners) :], 1.0)
         with np.errstate(divide="ignore", invalid="ignore"):  # a scale halved down to 0 leaves nothing finite
             norms = norms / scale
-    squares = np.square(norms)
-    columns = [squares[:, np.flatnonzero(np.isin(layout.owners, group))].sum(axis=1) for group in groups]
-    norms_of_groups: Floats = np.sqrt(np.stack(columns, axis=1))
-    return norms_of_groups
+    squares: Floats = np.square(norms)
+    return squares
 
 
 def is_measurable(gradient: Tensor) -> bool:
@@ -158,6 +174,13 @@ def dense(gradient: Tensor) -> Tensor:
     return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
+def flattened(tensor: Tensor) -> Tensor:
+    """The numbers of a strided tensor as a vector, in any order: a view if they are in one block of memory."""
+    if not tensor.is_contiguous():
+        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    return tensor.reshape(-1)
+
+
 def _norms(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
     # torch.nn.utils.get_total_norm is built on this: a few kernels for all tensors. It has no public name.
     norms = torch._foreach_norm(tensors, 2, dtype=dtype)  # noqa: SLF001
@@ -166,13 +189,10 @@ def _norms(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
 
 def _row_norms(gradient: Tensor, dtype: torch.dtype) -> Iterable[Tensor]:
     """The norms of every whole row and of the rest; views if the numbers are in one block of memory."""
-    if not gradient.is_contiguous():
-        # A norm does not depend on the order of dimensions, so take one in which the tensor is contiguous.
-        gradient = gradient.permute(sorted(range(gradient.dim()), key=gradient.stride, reverse=True))
-    num_left = gradient.numel() % ROW_LENGTH
+    flat = flattened(gradient)  # a norm does not depend on the order
+    num_left = flat.numel() % ROW_LENGTH
     if not num_left:
-        return (_norms_of_rows(gradient.reshape(-1, ROW_LENGTH), dtype),)
-    flat = gradient.reshape(-1)
+        return (_norms_of_rows(flat.view(-1, ROW_LENGTH), dtype),)
     rows, rest = flat[:-num_left].view(-1, ROW_LENGTH), flat[-num_left:].view(1, -1)
     return _norms_of_rows(rows, dtype), _norms_of_rows(rest, dtype)
 

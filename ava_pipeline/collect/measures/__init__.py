@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from ava_pipeline.collect.measures.gradient_norms import GradientNorms
+from ava_pipeline.collect.measures.layer_stats import LayerStats
 from ava_pipeline.collect.measures.learning_rates import LearningRates
 from ava_pipeline.collect.measures.measure import Measure
 from ava_pipeline.collect.measures.steps import Steps
@@ -26,6 +27,7 @@ def built_in_measures(config: TelemetryConfig) -> list[MakeMeasure]:
         (config.track_gradients, GradientNorms),
         (config.track_learning_rates, LearningRates),
         (True, Steps),
+        (config.track_per_layer_stats, LayerStats),
     ]
     return [measure for is_asked, measure in asked if is_asked]
 

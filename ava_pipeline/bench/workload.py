@@ -54,9 +54,11 @@ class Workload:
         return self._options.batch_size, 3, size, size
 
 
-def collector(workload: Workload, optimizer: Optimizer, folder: Path, every: int) -> TelemetryCollector:
-    """Create a collector of the workload's model."""
-    return collector_of(workload.model, optimizer, folder, every)
+def collector(
+    workload: Workload, optimizer: Optimizer, folder: Path, every: int, **overrides: object
+) -> TelemetryCollector:
+    """Create a collector of the workload's model; `overrides` are further settings."""
+    return collector_of(workload.model, optimizer, folder, every, **overrides)
 
 
 def collector_of(
@@ -65,6 +67,7 @@ def collector_of(
     folder: Path,
     every: int,
     groups: Mapping[str, Sequence[nn.Parameter]] | None = None,
+    **overrides: object,
 ) -> TelemetryCollector:
     """Create a collector as users do, but block if the channel is full: to drop a row is cheaper than to write it."""
     return TelemetryCollector(
@@ -76,4 +79,5 @@ def collector_of(
         on_full="block",
         block_timeout_s=_BLOCK_TIMEOUT_S,
         on_error="raise",
+        **overrides,
     )

@@ -128,17 +128,18 @@ def combine_pieces(numbers: Floats, plan: LayerPlan) -> Statistics:
 
 
 def _combined(numbers: Floats, lengths: Floats, segments: Segments) -> Statistics:
-    rounded, rest, norm, least, largest = numbers.swapaxes(0, 1)
+    """Combine (steps, statistics, pieces) to (steps, owners)."""
+    rounded, rest, norm, least, largest = numbers[:, :, segments.order].swapaxes(0, 1)
+    lengths = lengths[segments.order]
     with np.errstate(all="ignore"):  # weights may be infinite, or nan
         means = np.where(np.isfinite(rounded), rounded + rest / lengths, rounded)
         within = np.maximum(np.square(norm) - np.square(rest) / lengths, 0.0)
         num_params = segments.reduce(np.add, lengths[np.newaxis])
         mean = segments.reduce(np.add, means * lengths) / num_params
-        spread = np.empty_like(means)
-        spread[:, segments.order] = np.repeat(mean, np.diff([*segments.starts, len(segments.order)]), axis=1)
-        squares = segments.reduce(np.add, within + lengths * np.square(means - spread))
-        l2_norm = np.sqrt(squares + num_params * np.square(mean))
+        between = lengths * np.square(means - np.repeat(mean, segments.sizes, axis=1))
+        squares = segments.reduce(np.add, within + between)
         least = segments.reduce(np.minimum, least)
+        l2_norm = np.sqrt(squares + num_params * np.square(mean))
         return Statistics(
             mean=mean,
             std=np.sqrt(squares / (num_params - 1)),

@@ -143,7 +143,7 @@ def combine_each(numbers: Floats, layout: NormLayout) -> Floats:
     squares = np.zeros((len(numbers), len(layout.present)))
     segments = Segments.of(layout.owners)
     if len(segments.positions):
-        squares[:, segments.positions] = segments.reduce(np.add, _squares(numbers, layout))
+        squares[:, segments.positions] = segments.reduce(np.add, _squares(numbers, layout)[:, segments.order])
     return squares
 
 

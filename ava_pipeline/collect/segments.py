@@ -30,7 +30,15 @@ class Segments:
         positions, starts = np.unique(owners[order], return_index=True)
         return cls(order, starts, positions)
 
-    def reduce(self, how: np.ufunc, values: Floats) -> Floats:
-        """Combine (steps, pieces) to (steps, owners), with `np.add` for example; there is at least one owner."""
-        combined: Floats = how.reduceat(values[:, self.order], self.starts, axis=1)
+    @property
+    def sizes(self) -> Integers:
+        """How many pieces each owner has."""
+        return np.diff(self.starts, append=len(self.order))
+
+    def reduce(self, how: np.ufunc, ordered: Floats) -> Floats:
+        """Combine pieces that were put in `order`, (steps, pieces), to (steps, owners): with `np.add` for example.
+
+        There is at least one owner.
+        """
+        combined: Floats = how.reduceat(ordered, self.starts, axis=1)
         return combined

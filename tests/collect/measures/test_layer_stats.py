@@ -1,22 +1,20 @@
 """Statistics of each parameter tensor, compared with float64."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.csv as pacsv
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ava_pipeline import TelemetryCollector, open_run, recover_run
+from ava_pipeline import TelemetryCollector, open_run
 from ava_pipeline.validate.validate import validate_run
 from tests.collect.models import TinyNet, ava_resnet18, backward, tiny, train
 
 SWITCH = {"track_per_layer_stats": True, "collect_every_n": 1}
 STATISTICS = ["mean", "std", "min", "max", "l2_norm", "grad_norm"]
-OLDER = Path("/work/shared/old_runs/siamese_a/telemetry/per_layer_stats.csv")
 
 
 def recorded(root: Path, model: nn.Module, **options: object) -> pd.DataFrame:
@@ -266,9 +264,12 @@ def test_a_resumed_run_has_the_rows_of_one_that_never_stopped(tmp_path: Path) ->
     assert run(tmp_path / "resumed", [(1, 5), (4, 6)]) == run(tmp_path / "whole", [(1, 6)])
 
 
-@pytest.fixture
-def older() -> Iterator[pd.DataFrame]:
-    """The table as an older collector wrote it."""
-    if not OLDER.exists():
-        pytest.skip("the runs of older collectors are not here")
-    yield pacsv.read_csv(OLDER).to_pandas()
+def test_the_columns_and_what_they_mean_are_those_of_older_collectors(tmp_path: Path) -> None:
+    """Their columns, then ours; and, as in each of their rows, the norm follows from mean and deviation."""
+    torch.manual_seed(0)
+    rows = recorded(tmp_path, ava_resnet18())
+    theirs = ["batch_idx", "epoch", "layer_name", "mean", "std", "min", "max", "l2_norm", "num_params"]
+    assert open_run(tmp_path).arrow("per_layer_stats").column_names == [*theirs, "grad_norm"]
+    for _, row in rows.iterrows():
+        squares = row["num_params"] * row["mean"] ** 2 + (row["num_params"] - 1) * row["std"] ** 2
+        assert squares == pytest.approx(row["l2_norm"] ** 2, rel=1e-5)

@@ -38,7 +38,7 @@ def test_what_a_collected_step_adds_over_reading_the_weights(bench: Bench, workl
         collector(workload, workload.optimizer(), tmp_path / "off", 1) as off,
         collector(workload, workload.optimizer(), tmp_path / "on", 1, track_per_layer_stats=True) as on,
     ):
-        works = {"on": lambda: on.step(0), "off": lambda: off.step(0), "sum": lambda: flat.sum()}
+        works = {"on": lambda: on.step(0), "off": lambda: off.step(0), "sum": flat.sum}
         times_s = bench.in_turn(works)
     bench.judge(float(np.median(times_s["on"] - times_s["off"]) / np.median(times_s["sum"])), ADDED)
 
@@ -53,7 +53,7 @@ class _Read:
         return [self.numbers]
 
 
-def _steps(workload: Workload, measure: LayerStats, num_steps: int) -> Iterator[list[PendingStep]]:
+def _steps(measure: LayerStats, num_steps: int) -> Iterator[list[PendingStep]]:
     """Steps whose numbers drift as weights do while training, and whose gradient norms are new in each."""
     targets = measure.targets
     snapshot = GradientPass(targets, None, Clipping(targets.parameters)).take({}, 1)
@@ -92,7 +92,7 @@ def test_rows_written_to_parquet_and_checked(bench: Bench, workload: Workload, t
     """From the numbers of the pass to the finished file, which is read back."""
     measure = _measure(workload)
     num_steps = 20 if bench.is_tiny else 2_000
-    steps = list(_steps(workload, measure, num_steps))
+    steps = list(_steps(measure, num_steps))
     seconds = [_write(tmp_path / str(number), measure, steps) for number in range(1 if bench.is_tiny else 3)]
     bench.show(lambda: None)
     num_rows = num_steps * len(measure.targets.parameters)
@@ -104,7 +104,7 @@ def test_the_size_of_ten_thousand_steps(bench: Bench, workload: Workload, tmp_pa
     """Of 161 layers; in proportion if there are more."""
     measure = _measure(workload)
     num_steps = 20 if bench.is_tiny else 10_000
-    bench.show(lambda: _write(tmp_path, measure, _steps(workload, measure, num_steps)))  # type: ignore[arg-type]
+    bench.show(lambda: _write(tmp_path, measure, _steps(measure, num_steps)))  # type: ignore[arg-type]
     size = RunLayout(tmp_path).parquet("per_layer_stats").stat().st_size
     num_rows = num_steps * len(measure.targets.parameters)
     bench.judge(size * _LAYERS_STEPS / num_rows / 1e6, PARQUET_MB, name="parquet_mb")

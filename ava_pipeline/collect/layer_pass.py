@@ -8,8 +8,8 @@ hundred of them cost a few calls.
 
 Squares are summed around the mean of their piece: around 0, a variance of 2.6e-8 beside a mean of 1, as BatchNorm's
 weights have, is lost in float32. The mean itself is rounded, which the sum of the differences, 0 otherwise, corrects.
-The background thread combines the pieces in float64. Both formulas are those of Chan, Golub and LeVeque, "Algorithms for
-Computing the Sample Variance", The American Statistician 37 (1983).
+The background thread combines the pieces in float64. Both formulas are those of Chan, Golub and LeVeque, "Algorithms
+for Computing the Sample Variance", The American Statistician 37 (1983).
 """
 
 from collections import defaultdict
@@ -68,7 +68,9 @@ class LayerPlan:
             [0 if unknown else parameter.numel() for parameter, unknown in zip(parameters, is_unknown, strict=True)],
             dtype=np.int64,
         )
-        parts = _parts({int(position): parameters[position] for position in np.flatnonzero(is_measured & (num_params > 0))})
+        parts = _parts(
+            {int(position): parameters[position] for position in np.flatnonzero(is_measured & (num_params > 0))}
+        )
         pieces = [piece for part in parts for piece in _pieces(part, parameters)]
         return cls(
             parts=tuple(parts),

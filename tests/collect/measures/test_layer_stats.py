@@ -95,7 +95,12 @@ def test_views_of_every_kind(tmp_path: Path) -> None:
     """The order and the place of the numbers in memory do not matter."""
     torch.manual_seed(2)
     whole = torch.randn(300, 400)
-    views = [whole.t(), whole[::2, 1::3], whole[:, :1].expand(300, 200), torch.randn(2, 300, 9, 9).mT.permute(1, 0, 3, 2)]
+    views = [
+        whole.t(),
+        whole[::2, 1::3],
+        whole[:, :1].expand(300, 200),
+        torch.randn(2, 300, 9, 9).mT.permute(1, 0, 3, 2),
+    ]
     model = nn.ParameterList(nn.Parameter(view) for view in views)
     rows = recorded(tmp_path, model)
     for name, parameter in model.named_parameters():

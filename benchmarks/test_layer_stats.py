@@ -1,6 +1,6 @@
 """Statistics of every parameter tensor: the pass over the weights, the rate of writing rows, and their size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -38,7 +38,7 @@ def test_what_a_collected_step_adds_over_reading_the_weights(bench: Bench, workl
         collector(workload, workload.optimizer(), tmp_path / "off", 1) as off,
         collector(workload, workload.optimizer(), tmp_path / "on", 1, track_per_layer_stats=True) as on,
     ):
-        works = {"on": lambda: on.step(0), "off": lambda: off.step(0), "sum": flat.sum}
+        works: dict[str, Callable[[], object]] = {"on": lambda: on.step(0), "off": lambda: off.step(0), "sum": flat.sum}
         times_s = bench.in_turn(works)
     bench.judge(float(np.median(times_s["on"] - times_s["off"]) / np.median(times_s["sum"])), ADDED)
 
@@ -71,7 +71,7 @@ def _steps(measure: LayerStats, num_steps: int) -> Iterator[list[PendingStep]]:
         ]
 
 
-def _write(root: Path, measure: LayerStats, steps: Sequence[list[PendingStep]]) -> float:
+def _write(root: Path, measure: LayerStats, steps: Iterable[list[PendingStep]]) -> float:
     """Write and check rows, finish the files, and return the seconds it took."""
     files = RunWriter(root, [measure], RunFacts(groups=measure.targets.groups, collect_every_n=1), EventLog(root))
     start_s = perf_counter()
@@ -104,7 +104,7 @@ def test_the_size_of_ten_thousand_steps(bench: Bench, workload: Workload, tmp_pa
     """Of 161 layers; in proportion if there are more."""
     measure = _measure(workload)
     num_steps = 20 if bench.is_tiny else 10_000
-    bench.show(lambda: _write(tmp_path, measure, _steps(measure, num_steps)))  # type: ignore[arg-type]
+    bench.show(lambda: _write(tmp_path, measure, _steps(measure, num_steps)))
     size = RunLayout(tmp_path).parquet("per_layer_stats").stat().st_size
     num_rows = num_steps * len(measure.targets.parameters)
     bench.judge(size * _LAYERS_STEPS / num_rows / 1e6, PARQUET_MB, name="parquet_mb")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class Workload:
 
 
 def collector(
-    workload: Workload, optimizer: Optimizer, folder: Path, every: int, **overrides: object
+    workload: Workload, optimizer: Optimizer, folder: Path, every: int, **overrides: Any
 ) -> TelemetryCollector:
     """Create a collector of the workload's model; `overrides` are further settings."""
     return collector_of(workload.model, optimizer, folder, every, **overrides)
@@ -67,7 +68,7 @@ def collector_of(
     folder: Path,
     every: int,
     groups: Mapping[str, Sequence[nn.Parameter]] | None = None,
-    **overrides: object,
+    **overrides: Any,
 ) -> TelemetryCollector:
     """Create a collector as users do, but block if the channel is full: to drop a row is cheaper than to write it."""
     return TelemetryCollector(

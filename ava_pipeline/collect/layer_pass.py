@@ -31,7 +31,8 @@ PIECE_LENGTH = 32_000
 ACCELERATOR_PIECE_LENGTH = 2**24
 _NUM_STATISTICS = 5
 # What float8 and packed integers stand for depends on a scale that is kept elsewhere.
-_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_HALF = frozenset({torch.float16, torch.bfloat16})
+_DTYPES = _HALF | {torch.float32, torch.float64}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,7 +207,7 @@ def _of_pieces(pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _of_piece(piece: Tensor) -> tuple[Tensor, ...]:
-    numbers = piece.to(torch.promote_types(piece.dtype, torch.float32))
+    numbers = piece.float() if piece.dtype in _HALF else piece
     mean = numbers.mean().float()
     least, largest = numbers.aminmax()
     differences = numbers - mean
@@ -216,7 +217,7 @@ def _of_piece(piece: Tensor) -> tuple[Tensor, ...]:
 
 def _of_rows(pieces: Tensor) -> tuple[Tensor, ...]:
     """Five float32 vectors of the rows of a matrix."""
-    numbers = pieces.to(torch.promote_types(pieces.dtype, torch.float32))
+    numbers = pieces.float() if pieces.dtype in _HALF else pieces
     mean = numbers.mean(dim=1, keepdim=True).float()
     differences = numbers - mean
     if pieces.device.type == "cpu":  # where `aminmax` of rows takes twice as long

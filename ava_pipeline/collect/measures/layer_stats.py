@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,9 +56,9 @@ class LayerStats(Measure):
         plan = self._plan_of_weights()
         is_first = snapshot.optimizer is None or snapshot.batch_idx != self._batch_of_weights
         self._batch_of_weights = snapshot.batch_idx
-        weights = plan.measure(self.targets.parameters) if is_first and plan.parts else []
+        weights = Reading(plan.measure(self.targets.parameters) if is_first and plan.parts else [])
         norms = Reading([]) if snapshot.norms is None else self._gradients.read(snapshot)
-        return self._reading(plan, Reading(weights), norms)
+        return self._reading(plan, weights, norms)
 
     def join(self, readings: Sequence[Reading]) -> Reading:
         """Keep the weights of the first call, and put the norms of all calls behind each other."""
@@ -131,14 +132,14 @@ def _as_layer_layout(layout: object) -> LayerLayout:
     return layout
 
 
-def _floats(values: Floats, is_null: Bools) -> "pa.Array[pa.FloatScalar]":
+def _floats(values: Floats, is_null: Bools) -> "pa.Array[Any]":
     with np.errstate(over="ignore"):  # beyond float32 is infinite
         return _column(pa.float32(), values.astype(np.float32), is_null)
 
 
 def _column(
     arrow_type: pa.DataType, values: "np.typing.NDArray[np.float32] | Integers", is_null: Bools
-) -> "pa.Array[pa.Scalar]":
+) -> "pa.Array[Any]":
     """Values (steps, parameters), one step's behind those of the step before, null at some parameters."""
     mask = np.tile(is_null, len(values)) if is_null.any() else None
     return arrow_array(arrow_type, values.reshape(-1), mask)

@@ -70,7 +70,7 @@ class LayerPlan:
             dtype=np.int64,
         )
         parts = _parts(
-            {int(position): parameters[position] for position in np.flatnonzero(is_measured & (num_params > 0))}
+            {position: parameters[position] for position in map(int, np.flatnonzero(is_measured & (num_params > 0)))}
         )
         pieces = [piece for part in parts for piece in _pieces(part, parameters)]
         return cls(
@@ -193,9 +193,9 @@ def _measured(parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         yield _of_rows(torch.stack(vectors))
         return
     if first.device.type == "cpu":
-        yield _of_pieces(first.split(length))
+        yield _of_pieces(first.split(length))  # type: ignore[no-untyped-call]  # torch's
         return
-    for piece in first.split(length):
+    for piece in first.split(length):  # type: ignore[no-untyped-call]  # torch's
         yield _of_rows(piece.view(1, -1))
 
 

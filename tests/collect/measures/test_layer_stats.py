@@ -62,13 +62,13 @@ def test_a_resnet_with_frozen_shared_and_half_precision_parameters(tmp_path: Pat
             nn.init.normal_(module.weight, 1.0, 1.6e-4)
             nn.init.normal_(module.bias, 0.0, 1e-4)
     model(torch.randn(2, 3, 32, 32)).sum().backward()
-    for parameter in model.layer1.parameters():
+    for parameter in model.get_submodule("layer1").parameters():
         parameter.requires_grad_(False)  # noqa: FBT003  # as torch has it
         parameter.grad = None
     model.layer2 = model.layer2.half()
     model.layer3 = model.layer3.bfloat16()
-    model.layer4[1].double()  # type: ignore[index, operator]
-    model.shared = model.fc[0]  # type: ignore[index]
+    model.get_submodule("layer4.1").double()
+    model.shared = model.get_submodule("fc.0")
     model.conv1.to(memory_format=torch.channels_last)
     rows = recorded(tmp_path, model)
     parameters = dict(model.named_parameters())

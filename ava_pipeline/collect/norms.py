@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ava_pipeline.collect.segments import Segments
 from ava_pipeline.contract.arrays import Bools, Floats, Integers
 
 ROW_LENGTH = 16_384
@@ -132,17 +133,32 @@ def combine(numbers: Floats, layout: NormLayout, groups: Sequence[Integers]) -> 
     `numbers` are (steps, pieces), or (steps, pieces + 1) if gradients are still scaled; `groups` hold the positions of
     their parameters. The result is (steps, groups), 0 for a group without gradients as for a measured 0.
     """
-    norms = numbers[:, : len(layout.owners)]
-    if layout.is_scaled.any():
-        scale = np.where(layout.is_scaled[layout.owners], numbers[:, len(layout.owners) :], 1.0)
-        with np.errstate(divide="ignore", invalid="ignore"):  # a scale halved down to 0 leaves nothing finite
-            norms = norms / scale
-    squares = np.square(norms)
+    squares = _squares(numbers, layout)
     # Rows in one block of memory are summed alike, to the last bit, however many steps come together.
     of_groups = (np.ascontiguousarray(squares[:, np.isin(layout.owners, group)]) for group in groups)
     columns = [of_group.sum(axis=1) for of_group in of_groups]
     norms_of_groups: Floats = np.sqrt(np.stack(columns, axis=1))
     return norms_of_groups
+
+
+def combine_each(numbers: Floats, layout: NormLayout) -> Floats:
+    """The squared norm of every parameter's gradient, as `combine` makes the norms of groups: (steps, parameters)."""
+    squares = np.zeros((len(numbers), len(layout.present)))
+    segments = Segments.of(layout.owners)
+    if len(segments.positions):
+        squares[:, segments.positions] = segments.reduce(np.add, _squares(numbers, layout)[:, segments.order])
+    return squares
+
+
+def _squares(numbers: Floats, layout: NormLayout) -> Floats:
+    """The squared norms of pieces, unscaled."""
+    norms = numbers[:, : len(layout.owners)]
+    if layout.is_scaled.any():
+        scale = np.where(layout.is_scaled[layout.owners], numbers[:, len(layout.owners) :], 1.0)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a scale halved down to 0 leaves nothing finite
+            norms = norms / scale
+    squares: Floats = np.square(norms)
+    return squares
 
 
 def is_measurable(gradient: Tensor) -> bool:

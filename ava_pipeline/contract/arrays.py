@@ -24,6 +24,13 @@ def bool_array(mask: Bools) -> Any:
     return pa.Array.from_buffers(pa.bool_(), len(mask), [None, bit_buffer(mask)])
 
 
+def arrow_array(arrow_type: Any, values: NDArray[Any], is_null: Bools | None, *more: bytes) -> "pa.Array[Any]":
+    """An Arrow array of NumPy's numbers; of texts, `values` are their offsets and `more` is their bytes."""
+    data: Any = np.packbits(values, bitorder="little") if values.dtype.kind == "b" else values
+    buffers = [None if is_null is None else bit_buffer(~is_null), *map(pa.py_buffer, (data, *more))]
+    return pa.Array.from_buffers(arrow_type, len(values) - len(more), buffers)
+
+
 def bit_buffer(mask: Bools) -> pa.Buffer:
     """A mask [rows] as the bits of an Arrow buffer."""
     packed: Any = np.packbits(mask, bitorder="little")

@@ -135,12 +135,18 @@ PER_LAYER_STATS = Table(
     columns=(
         *KEY_COLUMNS,
         Column(name="layer_name", dtype="string", description="The parameter's name in the model."),
-        _of_weights("mean", "Mean; null if the tensor could not be read."),
-        _of_weights("std", "Standard deviation, with n - 1 in the denominator; null of one number.", not_below=0),
-        _of_weights("min", "Least number."),
-        _of_weights("max", "Largest number."),
-        _of_weights("l2_norm", "L2 norm.", not_below=0),
-        Column(name="num_params", dtype="int64", description="How many numbers the tensor has.", not_below=0),
+        _of_weights("mean", "Mean; null if the tensor is empty or could not be read."),
+        _of_weights("std", "Standard deviation, with n - 1 in the denominator; null also of one number.", not_below=0),
+        _of_weights("min", "Least number; null as the mean."),
+        _of_weights("max", "Largest number; null as the mean."),
+        _of_weights("l2_norm", "L2 norm; null if the tensor could not be read.", not_below=0),
+        Column(
+            name="num_params",
+            dtype="int64",
+            description="How many numbers the tensor has; null if each process knows only its own part.",
+            nullable=True,
+            not_below=0,
+        ),
         _of_weights(
             "grad_norm", "L2 norm of its gradient, at true scale and before clipping; null if missing.", not_below=0
         ),

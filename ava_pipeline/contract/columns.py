@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from ava_pipeline.contract.arrays import (
     ArrowColumn,
     Bools,
-    bit_buffer,
+    arrow_array,
     bools,
     null_mask,
     numpy_columns,
@@ -302,25 +302,18 @@ def _stored(dtype: Dtype, values: Any) -> _Stored:
         offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         if offsets[-1] > MAX_TEXT_BYTES:
             raise OverflowError("more text than one Arrow array holds")
-        return _Stored(_array(pa.string(), offsets.astype(np.int32), is_null, b"".join(encoded)), None, is_null)
+        return _Stored(arrow_array(pa.string(), offsets.astype(np.int32), is_null, b"".join(encoded)), None, is_null)
     if dtype in _LARGEST_INTEGERS:
         numbers = np.array(values, dtype=np.float64)  # None becomes nan
         with np.errstate(over="ignore"):  # beyond float32 is infinite
             rounded = numbers.astype(np.float32) if dtype == "float32" else numbers
-        return _Stored(_array(_TYPES[dtype].arrow, rounded, is_null), numbers, is_null)
+        return _Stored(arrow_array(_TYPES[dtype].arrow, rounded, is_null), numbers, is_null)
     if dtype == "bool":
         mask = np.array([value is True for value in values] if is_null is not None else values, dtype=np.bool_)
-        return _Stored(_array(pa.bool_(), mask, is_null), None, is_null)
+        return _Stored(arrow_array(pa.bool_(), mask, is_null), None, is_null)
     if dtype == "timestamp" and not is_vector:
         values = [0 if value is None else _microseconds(value) for value in values]
     elif is_null is not None:
         values = [0 if value is None else value for value in values]
     numbers = np.array(values, dtype=np.int64)
-    return _Stored(_array(_TYPES[dtype].arrow, numbers, is_null), numbers, is_null)
-
-
-def _array(arrow_type: Any, values: "NDArray[Any]", is_null: Bools | None, *more: bytes) -> "pa.Array[Any]":
-    """An Arrow array of NumPy's numbers; of texts, `values` are their offsets and `more` is their bytes."""
-    data: Any = np.packbits(values, bitorder="little") if values.dtype.kind == "b" else values
-    buffers = [None if is_null is None else bit_buffer(~is_null), *map(pa.py_buffer, (data, *more))]
-    return pa.Array.from_buffers(arrow_type, len(values) - len(more), buffers)
+    return _Stored(arrow_array(_TYPES[dtype].arrow, numbers, is_null), numbers, is_null)

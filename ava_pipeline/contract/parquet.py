@@ -154,12 +154,13 @@ def _encodings(schema: pa.Schema) -> dict[str, Any]:
 def _groups(stream: RowStream) -> Iterator[pa.Table]:
     """Row groups, bounded in rows and, for tables with many columns, in bytes."""
     waiting: list[pa.Table] = []
+    num_bytes = 0
     for block in stream.blocks():
         waiting.append(block)
-        is_wide = sum(one.nbytes for one in waiting) >= BYTES_PER_GROUP
-        if is_wide or len(waiting) * ROWS_PER_BLOCK >= ROWS_PER_GROUP:
+        num_bytes += block.nbytes
+        if num_bytes >= BYTES_PER_GROUP or len(waiting) * ROWS_PER_BLOCK >= ROWS_PER_GROUP:
             yield pa.concat_tables(waiting)
-            waiting = []
+            waiting, num_bytes = [], 0
     if waiting:
         yield pa.concat_tables(waiting)
 

@@ -116,8 +116,9 @@ def repair_csv(path: Path) -> list[Finding]:
 
 
 def _read_csv(path: Path) -> tuple[int, list[Finding], bytes]:
-    """The number of rows, the damage, and the incomplete last line."""
+    """The number of rows, the damage, and the incomplete last line, after those rows of its batch that are whole."""
     num_rows, bad_lines = 0, []
+    of_last: list[bytes] = []
     try:
         with path.open("rb") as file:
             end = header = read_line(file)
@@ -131,6 +132,10 @@ def _read_csv(path: Path) -> tuple[int, list[Finding], bytes]:
                 num_rows += is_row
                 if not is_row:
                     bad_lines.append((number, end[:40]))
+                elif of_last and _batch_of(of_last[0]) == _batch_of(end):
+                    of_last.append(end)
+                else:
+                    of_last = [end]
     except DamagedFileError as error:
         return 0, [with_place(_file_error("files.unreadable", path, f"{error}."), free_place(path))], b""
     damage = []
@@ -142,6 +147,10 @@ def _read_csv(path: Path) -> tuple[int, list[Finding], bytes]:
     end = b"" if end.endswith(b"\n") else end
     if end:
         message = f"the last line is incomplete: its {len(end)} bytes do not end with a line feed."
+        if not bad_lines and path.stem != EVENTS.name and _is_of_batch(end, of_last):
+            message += f" It cuts off a batch, so the {len(of_last)} rows of the batch before it go with it."
+            num_rows -= len(of_last)
+            end = b"".join([*of_last, end])
         torn = replace(_file_error("files.torn-line", path, message), severity="info")
         place = free_place(path if bad_lines else path.with_name(f"{path.name}.end"))
         damage.append(with_place(torn, place))
@@ -161,6 +170,11 @@ def _is_row(line: bytes) -> bool:
         return _batch_of(line) >= 0
     except ValueError:
         return False
+
+
+def _is_of_batch(end: bytes, lines: Sequence[bytes]) -> bool:
+    """Whether an incomplete line belongs to the batch of these lines, as only a table with several rows a batch has."""
+    return b"," in end and _is_row(end) and bool(lines) and _batch_of(end) == _batch_of(lines[0])
 
 
 def _batch_of(line: bytes) -> int:

@@ -1,7 +1,7 @@
 """One measure's table: rows made of collected steps and written, and events about the rows that were refused."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,7 +82,7 @@ class TableWriter:
             self._signs.add_rows(self.name, outcome.kept)
         self._add_events(outcome.every, made.steps)
         unmade = {step.batch_idx for step, _ in made.refused}
-        return unmade | {made.step_of(row).batch_idx for row in outcome.failed}
+        return unmade | made.batches_of(outcome.failed)
 
     def sync(self, steps: Sequence[PendingStep]) -> bool:
         """Wait until the rows of these steps, which were just written, survive a power loss in every file.
@@ -127,6 +127,12 @@ class MadeRows:
     def step_of(self, row: int) -> PendingStep:
         """The step of a 0-based row."""
         return self.steps[int(np.searchsorted(np.cumsum(self.num_rows), row, side="right"))]
+
+    def batches_of(self, rows: Collection[int]) -> set[int]:
+        """The batches of 0-based rows, of which a long table has thousands."""
+        ends = np.cumsum(self.num_rows)
+        places = np.unique(np.searchsorted(ends, np.fromiter(rows, np.int64, len(rows)), side="right"))
+        return {self.steps[int(place)].batch_idx for place in places}
 
 
 def make_rows(

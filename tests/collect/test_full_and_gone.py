@@ -24,7 +24,7 @@ from tests.write.test_worker import Gate
 pytestmark = pytest.mark.timeout(90)
 
 SOON_S = 25.0
-TABLES = ("gradient_norms", "learning_rates", "steps")
+TABLES = ("gradient_norms", "learning_rates", "steps", "per_layer_stats")
 LOSSES = ("failed_write", "gap")
 
 
@@ -113,7 +113,9 @@ def test_a_full_disk_costs_rows_until_space_is_free(disk: FullDisk, caplog: pyte
     root = disk.folder / "run"
     model, optimizer = tiny()
     with caplog.at_level(logging.WARNING, "ava_pipeline"):
-        telemetry = TelemetryCollector(model, optimizer, root, collect_every_n=1)
+        telemetry = TelemetryCollector(
+            model, optimizer, root, collect_every_n=1, track_per_layer_stats=True, csv_of_long_tables=True
+        )
         train(telemetry, model, optimizer, 5)
         assert telemetry.flush(SOON_S)
         disk.fill()

@@ -20,8 +20,10 @@ from ava_pipeline.collect.call_checks import CallChecks
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import find_groups
+from ava_pipeline.collect.layer_pass import LayerPlan
 from ava_pipeline.collect.measures import DEFAULT_MEASURES
 from ava_pipeline.collect.measures.gradient_norms import GradientNorms
+from ava_pipeline.collect.measures.layer_stats import LayerStats
 from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.measures.weight_deltas import WeightDeltas
 from ava_pipeline.collect.measures.weight_norms import WeightNorms
@@ -87,6 +89,7 @@ def train(folder: Path, scaling: str = "none") -> None:
         on_error="raise",
         flush_interval_s=HOURS_S,
         track_weight_delta=True,
+        track_per_layer_stats=True,
     ) as telemetry:
         for _ in range(3):
             loss = model(torch.empty(4, 6, device="cuda")).logsumexp(dim=1).mean()
@@ -110,6 +113,7 @@ def test_a_collected_step_waits_for_nothing(
     assert run.table("weight_deltas")["overall"].tolist()[1:] == pytest.approx([num_parameters**0.5] * 2)
     assert run.learning_rates()["lr_group_0"].tolist() == [1.0] * 3
     assert run.steps()[["loss", "half"]].to_numpy(dtype=float).tolist() == [[1.0, 1.0]] * 3
+    assert run.arrow("per_layer_stats").column("mean").null_count == 0
     assert run.steps()["loss_scale"].count() == (0 if scaling == "none" else 3)
     assert run.steps()["clip_coefficient"].tolist()[1:] == pytest.approx([1 / (1 + 1e-6)] * 2)
     assert torchs.call_count == num_passes
@@ -225,8 +229,9 @@ PATH: list[tuple[Any, str]] = [
     (GradientPass, "take"),
     (gradient_pass, "scaler_state"),
     (CallChecks, "check"),
-    *((measure, "read") for measure in (*DEFAULT_MEASURES, WeightNorms, WeightDeltas)),
+    *((measure, "read") for measure in (*DEFAULT_MEASURES, WeightNorms, WeightDeltas, LayerStats)),
     (WeightPass, "take"),
+    (LayerPlan, "measure"),
     (Staging, "stage"),
     (Clipping, "clip"),
 ]

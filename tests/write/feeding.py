@@ -27,6 +27,16 @@ NORMS = Table(
     columns=KEY_COLUMNS,
     run_columns=Column(name="<group>", dtype="float32", description="A norm.", nullable=True, not_below=0),
 )
+LONG_NORMS = Table(
+    name="norms",
+    description="Norms of layers.",
+    columns=(
+        *KEY_COLUMNS,
+        Column(name="layer", dtype="string", description="The layer."),
+        Column(name="norm", dtype="float32", description="A norm.", nullable=True, not_below=0),
+    ),
+    row_key=("layer",),
+)
 NO_STEPS = TelemetryStats()
 
 
@@ -50,6 +60,17 @@ class PlainMeasure:
     def events(self, rows: pa.RecordBatch) -> Iterable[Event]:
         """An event for values that are not finite, as built-in measures report them."""
         return non_finite_events(rows)
+
+
+class LongMeasure(PlainMeasure):
+    """A measure with three rows per step."""
+
+    def __init__(self) -> None:
+        super().__init__(LONG_NORMS, ())
+
+    def columns(self, numbers: Sequence[Numbers], layout: object) -> Mapping[str, Sequence[object]]:  # noqa: ARG002  # as above
+        """The batch's number for each layer."""
+        return {"layer": ["a", "b", "c"] * len(numbers), "norm": [one[0] for one in numbers for _ in range(3)]}
 
 
 @dataclass

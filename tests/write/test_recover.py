@@ -18,7 +18,7 @@ from ava_pipeline.write.lock import RunLock
 from ava_pipeline.write.recover import RecoveredFile, recover_run
 from tests.scripts import run_script
 from tests.validate.building import NOW, TABLES, RunBuilder
-from tests.write.feeding import Room, csv_batches, event_rows, leave_as_killed
+from tests.write.feeding import LongMeasure, Room, csv_batches, event_rows, leave_as_killed, parquet_batches
 from tests.write.test_lock import held_elsewhere
 
 pytestmark = pytest.mark.timeout(60)
@@ -105,6 +105,37 @@ def test_a_dry_run_reports_the_same_and_changes_nothing(killed: RunLayout) -> No
     assert planned == done
     kept = {str(path.relative_to(killed.telemetry)) for path in killed.damaged.iterdir()}
     assert kept == {one["kept_in"] for one in done["tables"]["steps"] if one["kept_in"]}
+
+
+@pytest.mark.parametrize(
+    ("tail", "num_rows", "kept"),
+    [
+        (b"4,0,a,4\n4,0,b,4\n4,0,", 9, b"4,0,a,4\n4,0,b,4\n4,0,"),
+        (b"4,0,a,4\n4,", 9, b"4,0,a,4\n4,"),
+        (b"4,0,a,4\n4,0,b,4\n4,0,c,4\n5,0,a", 12, b"5,0,a"),
+        (b"4", 9, b"4"),
+    ],
+)
+def test_a_batch_that_was_cut_off_is_taken_away_whole(tmp_path: Path, tail: bytes, num_rows: int, kept: bytes) -> None:
+    """Of a long table, so that no reader takes some of a batch's layers for all of them; a next attempt continues."""
+    run = Room(tmp_path, measure=LongMeasure())
+    run.write([1, 2, 3])
+    leave_as_killed(run)
+    with run.layout.csv("norms").open("ab") as file:
+        file.write(tail)
+    planned = files_of(run.layout, "norms", dry_run=True)["csv"]
+    found = files_of(run.layout, "norms")["csv"]
+    assert found == planned
+    assert found.num_rows == num_rows == len(csv_batches(tmp_path))
+    assert found.kept_in is not None
+    assert (run.layout.telemetry / found.kept_in).read_bytes() == kept
+    assert len(event_rows(tmp_path, "damaged_file")) == 1
+    assert num_rows > 9 or validate_run(tmp_path) == []
+    again = Room(tmp_path, resumed_from=3, measure=LongMeasure())
+    again.write([4, 5])
+    again.close()
+    assert csv_batches(tmp_path) == parquet_batches(tmp_path) == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
+    assert validate_run(tmp_path) == []
 
 
 def test_a_torn_line_is_cut_and_kept(killed: RunLayout) -> None:

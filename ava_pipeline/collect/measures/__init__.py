@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from ava_pipeline.collect.measures.batch_stats import BatchStats
 from ava_pipeline.collect.measures.gradient_norms import GradientNorms
+from ava_pipeline.collect.measures.layer_stats import LayerStats
 from ava_pipeline.collect.measures.learning_rates import LearningRates
 from ava_pipeline.collect.measures.measure import Measure
 from ava_pipeline.collect.measures.steps import Steps
@@ -33,6 +34,7 @@ def built_in_measures(config: TelemetryConfig, weights: WeightPass) -> list[Make
         (True, Steps),
         (config.track_weight_delta, partial(WeightNorms, weights=weights)),
         (config.track_weight_delta, partial(WeightDeltas, weights=weights)),
+        (config.track_per_layer_stats, LayerStats),
         (config.track_batch_stats, partial(BatchStats, classes=config.label_classes)),
     ]
     return [measure for is_asked, measure in asked if is_asked]

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ava_pipeline.collect.collector import TelemetryCollector
     from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
     from ava_pipeline.collect.targets import TrainingTargets
+    from ava_pipeline.collect.undisturbed import in_holdout
     from ava_pipeline.config.models import RunConfig, TelemetryConfig
     from ava_pipeline.contract.columns import Column
     from ava_pipeline.contract.events import Event
@@ -87,6 +88,7 @@ _MODULES = {
     "Writer": "ava_pipeline.write.writers",
     "diagnose_run": "ava_pipeline.diagnose.diagnose",
     "evaluate": "ava_pipeline.evaluation.evaluate",
+    "in_holdout": "ava_pipeline.collect.undisturbed",
     "open_run": "ava_pipeline.read.run",
     "read_ava_labels": "ava_pipeline.train.data.labels",
     "recover_run": "ava_pipeline.write.recover",
@@ -138,6 +140,7 @@ __all__ = [
     "Writer",
     "diagnose_run",
     "evaluate",
+    "in_holdout",
     "open_run",
     "read_ava_labels",
     "recover_run",

@@ -469,6 +469,11 @@ class CallChecks:
             )
 
     @property
+    def modules(self) -> list[nn.Module]:
+        """The modules in training, as they were given, except those that are gone."""
+        return self._changes.modules
+
+    @property
     def is_optimizer_captured(self) -> bool:
         """Whether a CUDA graph contains an optimizer step, so that replays train."""
         return self._order.is_captured

@@ -5,6 +5,8 @@ from itertools import chain
 from operator import attrgetter, itemgetter
 from weakref import ref
 
+from torch import nn
+
 from ava_pipeline.collect.targets import Model, TrainingTargets, modules_of
 
 # Reading a model's parameters takes as long as a few rows, and some models leave out other layers at every step.
@@ -32,6 +34,11 @@ class TrainingChanges:
         self._ids = frozenset(map(id, targets.parameters))
         self._identities = self._read_identities()
         self._missing: frozenset[int] = frozenset()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules of the model, as they were given, except those that are gone."""
+        return [module for reference in self._modules if (module := reference()) is not None]
 
     def have_come(self) -> bool:
         """Whether the optimizers hold other parameters, or others of the model's are trained, than at the last call."""
@@ -63,7 +70,7 @@ class TrainingChanges:
 
     def gone(self, positions: Sequence[int]) -> list[int]:
         """Which of these positions are those of parameters that the model has no more; none after many searches."""
-        modules = [module for reference in self._modules if (module := reference()) is not None]
+        modules = self.modules
         if len(modules) < len(self._modules) or self._num_model_checks >= MAX_MODEL_CHECKS:
             return []
         self._num_model_checks += 1

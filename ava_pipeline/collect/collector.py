@@ -25,6 +25,7 @@ from ava_pipeline.collect.compiling import leave_untraced, outside_graphs
 from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import ChosenGroups, GroupChoice, log_groups, rebound
+from ava_pipeline.collect.holdout import TakesHoldout
 from ava_pipeline.collect.logged_metrics import LoggedMetrics, Metric
 from ava_pipeline.collect.measures import check_measures
 from ava_pipeline.collect.measures.measure import Measure, Value
@@ -52,7 +53,7 @@ CLOSE_TIMEOUT_S = 30.0
 ENDINGS: tuple[Status, ...] = ("finished", "failed", "interrupted")
 
 
-class TelemetryCollector:
+class TelemetryCollector(TakesHoldout):
     """Records gradient norms, learning rates and your own values of a training loop, without slowing it down.
 
     The constructor opens no file and starts no thread; the first collected step does. Wrong arguments raise; trouble

@@ -101,7 +101,7 @@ class EpochPredictions:
                 strings, or neither a `with` block nor `begin` came before.
         """
         self._check_begun("add")
-        ids = _tensor_ids(image_ids) if isinstance(image_ids, Tensor) else _plain_ids(image_ids)
+        ids = as_ids(image_ids)
         pred_dist, gt = _as_tensor("pred_dist", pred_dist), _as_tensor("gt", gt)
         expected = (len(ids), NUM_SCORES)
         for name, given in (("pred_dist", pred_dist), ("gt", gt)):
@@ -247,22 +247,31 @@ def predictions_table(image_ids: Sequence[object], pred: Floats, gt: Floats) -> 
 
     Rows of `pred`, (N, 10), sum to 1 within `MAX_SUM_ERROR` and are renormalised here; `gt`, (N, 10), may hold votes.
     """
-    ids = _id_column(image_ids)
+    ids = id_column(image_ids)
     _check_ids(ids.to_pylist())  # as they are stored: 1 and "1" are the same image
-    _check_distributions(image_ids, pred, "predicted", "Give a softmax over the ten scores.")
-    _check_distributions(image_ids, gt, "true", "Give votes, or shares that sum to 1.", allows_votes=True)
-    # Sums of whole votes are exact, so that a mean of exactly 5 stays 5.
+    check_distributions(image_ids, pred, "predicted", "Give a softmax over the ten scores.")
+    check_distributions(image_ids, gt, "true", "Give votes, or shares that sum to 1.", allows_votes=True)
     pred_total, gt_total = pred.sum(axis=1), gt.sum(axis=1)
-    scores = np.array(SCORES, dtype=np.float64)
     columns = [
         ids,
-        pa.array((pred @ scores) / pred_total),
-        pa.array((gt @ scores) / gt_total),
+        pa.array(mean_scores(pred)),
+        pa.array(mean_scores(gt)),
         *(pa.array(column) for column in (pred / pred_total[:, None]).T.astype(np.float32)),
         *(pa.array(column) for column in (gt / gt_total[:, None]).T.astype(np.float32)),
     ]
     schema = predictions_schema(integer_ids=pa.types.is_integer(ids.type))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def mean_scores(given: Floats) -> Floats:
+    """The mean score of each row of votes or shares, (N, 10): sums of whole votes are exact, so that 5 stays 5."""
+    means: Floats = (given @ np.array(SCORES, dtype=np.float64)) / given.sum(axis=1)
+    return means
+
+
+def as_ids(image_ids: ImageIds) -> Tensor | list[int | str]:
+    """A batch's ids to keep: a copy of a tensor, which is not read, or a list; raise MisuseError if wrong."""
+    return _tensor_ids(image_ids) if isinstance(image_ids, Tensor) else _plain_ids(image_ids)
 
 
 def _tensor_ids(image_ids: Tensor) -> Tensor:
@@ -307,7 +316,8 @@ def _on_host(parts: Sequence[Tensor]) -> Floats:
     return host
 
 
-def _id_column(image_ids: Sequence[object]) -> "pa.Array[Any]":
+def id_column(image_ids: Sequence[object]) -> "pa.Array[Any]":
+    """The ids as they are stored: int64 if all of them are integers, else strings."""
     if all(isinstance(one, int) for one in image_ids):
         return pa.array(image_ids, pa.int64())
     return pa.array([str(one) for one in image_ids], pa.string())
@@ -324,9 +334,10 @@ def _check_ids(image_ids: Sequence[object]) -> None:
         )
 
 
-def _check_distributions(
+def check_distributions(
     image_ids: Sequence[object], given: Floats, what: str, remedy: str, *, allows_votes: bool = False
 ) -> None:
+    """Raise PredictionsError, with the remedy, if a row of `given`, (N, 10), is neither a distribution nor votes."""
     sums = given.sum(axis=1)
     is_good = np.abs(sums - 1) <= MAX_SUM_ERROR
     if allows_votes:

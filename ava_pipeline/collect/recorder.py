@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -15,11 +16,15 @@ from ava_pipeline.collect.call_checks import BatchCount, CallChecks
 from ava_pipeline.collect.capture import is_capturing
 from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
+from ava_pipeline.collect.holdout import HoldoutPlace
 from ava_pipeline.collect.measures import built_in_measures, make_measures
+from ava_pipeline.collect.measures.holdout_predictions import HoldoutPredictions
 from ava_pipeline.collect.measures.measure import Measure, Reading, Value, join_readings, read_measures
+from ava_pipeline.collect.samples import HoldoutQuestion
 from ava_pipeline.collect.staging import Staging
 from ava_pipeline.collect.step_values import StepCall
 from ava_pipeline.collect.targets import Model, TrainingTargets
+from ava_pipeline.collect.undisturbed import Autocast
 from ava_pipeline.collect.weight_pass import WeightPass
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.events import Event
@@ -98,6 +103,7 @@ class Recorder:
         self._metrics = metrics
         self.weights = WeightPass(is_used=config.track_weight_delta)
         self._built_in_measures = built_in_measures(config, self.weights)
+        self._holdout = HoldoutPlace(config, checks)
         self._own_measures = measures
         self._own_writers = writers
         self._is_strict = config.on_error == "raise"
@@ -200,6 +206,7 @@ class Recorder:
         self._channel.reserve(row.batch_idx, row.epoch)
         if call.optimizer is not None:
             self._row = row
+        self._begin_holdout(row.batch_idx)
         self._measure_part(row, call)
         if call.optimizer is None:
             self._offer(row)
@@ -292,6 +299,29 @@ class Recorder:
             before_exit=weakref.WeakMethod(self.hand_over),
         )
 
+    def set_holdout(self, batches: Iterable[Any], question: HoldoutQuestion, autocast: Autocast) -> None:
+        """Evaluate held-out samples from the next row on."""
+        if self.is_child:
+            return
+        with self._turn:
+            if self.is_closed:
+                raise MisuseError("set_holdout() was called after close(): create a new collector.")
+            is_collecting = self._count.is_collecting
+            self._holdout.set(batches, question, autocast, self._targets, is_collecting=is_collecting)
+
+    def _begin_holdout(self, batch_idx: int) -> None:
+        """Add the table of the held-out samples, if it has not begun; what prevents it is reported."""
+        try:
+            measure = self._holdout.begin(batch_idx)
+        except Exception as error:
+            if self._is_strict or is_from_signal(error):
+                raise
+            self._report_unmade(HoldoutPredictions, error)
+            return
+        if measure is not None:
+            self._built_in_measures.append(measure)
+            self._measure(self._targets)
+
     def rebind(self, targets: TrainingTargets, model: Model | None) -> None:
         """Measure other targets from the next row on, those of another model unless it is None."""
         self.hand_over()
@@ -311,7 +341,7 @@ class Recorder:
     def _measure(self, targets: TrainingTargets) -> None:
         """Make the measures of other targets, unless the same numbers are read for the same tables and groups."""
         measures = make_measures(self._built_in_measures, self._own_measures, targets, on_failure=self._report_unmade)
-        setup = Setup(measures, targets.described_groups(), targets.rate_names())
+        setup = Setup(measures, targets.described_groups(), targets.rate_names(), self._holdout.ids)
         reads_the_same = targets.reads_the_same(self._targets)
         if self._setup is None or not (reads_the_same and setup.records_the_same(self._setup)):
             self._measures, self._setup = measures, setup

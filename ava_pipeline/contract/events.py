@@ -19,6 +19,7 @@ EventName = Literal[
     "failed_sync",  # rows that were written and could not be synced to the disk
     "damaged_file",  # bytes of an older file that could not be read
     "changed_columns",  # a resumed run whose columns differ from those of its older rows
+    "changed_holdout",  # a resumed run whose held-out samples are others than before
     "left_out",  # gradients that one process cannot measure without waiting
     "unknown_scale",  # gradients under a loss scale that could not be read
     "skipped_step",  # optimizer steps that the GradScaler skipped, because gradients were not finite

@@ -102,6 +102,9 @@ class Attempt(_Entry):
     columns: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="The run's columns that this attempt measured, by table."
     )
+    first_batches: dict[str, Count] = Field(
+        default_factory=dict, description="Of tables that were added while the attempt ran, the batch of the first row."
+    )
     logs_metrics: bool = Field(default=False, description="Whether it wrote rows of metrics.csv with log_metrics().")
     thresholds: dict[str, int | float | bool | None] = Field(
         default_factory=dict, description="Thresholds of signs that differ from their defaults."
@@ -134,6 +137,9 @@ class Manifest(_Entry):
     groups: dict[str, Group] = Field(default_factory=dict)
     rate_names: dict[str, str] = Field(
         default_factory=dict, description="Of columns of learning_rates, the names of the optimizer's groups."
+    )
+    holdout_ids: tuple[tuple[int | str, ...], ...] = Field(
+        default=(), description="Of each sample of holdout_predictions its ids, one or the two of a pair, in row order."
     )
     run_info: dict[str, JsonValue] = Field(default_factory=dict)
     attempts: list[Attempt] = Field(default_factory=list)

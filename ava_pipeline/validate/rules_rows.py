@@ -125,8 +125,10 @@ def _is_expected(run: CheckedRun, file: CheckedFile, batches: BatchIndices) -> B
     if table.is_long:
         is_expected &= batches > (np.iinfo(np.int64).max if file.batches.lowest is None else file.batches.lowest)
     for span in attempt_spans(run.manifest) if run.manifest is not None else ():
+        first: float = span.attempt.first_batches.get(table.name, 0)
         if span.attempt.columns and table.name not in span.attempt.columns:
-            is_expected &= (batches <= span.begin) | (batches > span.end)
+            first = span.end + 1
+        is_expected &= (batches <= span.begin) | (batches > span.end) | (batches >= first)
     return is_expected
 
 
@@ -145,7 +147,7 @@ def _explain_missing(batches: BatchIndices, index: int) -> Cell:
 
 
 def _irregular_batches(run: CheckedRun, file: CheckedFile, spans: Sequence[AttemptSpan]) -> Iterator[Breach]:
-    attempts = [_IrregularRows(span, run.explained) for span in spans]
+    attempts = [_IrregularRows(span, run.explained, file.declaration.table.name) for span in spans]
     begins = [span.begin for span in spans]
     start, last = 0, 0
     for batches in file.batches.arrays():
@@ -173,11 +175,13 @@ class _IrregularRows:
     """Rows of one attempt that came early or late.
 
     The manifest counts deferred rows but does not name them: the latest rows count as following a missing one, and
-    those at multiples of `collect_every_n` first.
+    those at multiples of `collect_every_n` first. The first row of a table that was added while the attempt ran may be
+    any.
     """
 
-    def __init__(self, span: AttemptSpan, explained: ExplainedBatches) -> None:
+    def __init__(self, span: AttemptSpan, explained: ExplainedBatches, table: str) -> None:
         self._span = span
+        self._first_batch = span.attempt.first_batches.get(table)
         self._explained = explained
         self._num_early = 0
         self._num_late = 0
@@ -187,7 +191,8 @@ class _IrregularRows:
         """Add the batches after `start` others; `before` are the batches before each of them."""
         every = self._span.attempt.collect_every_n
         due = (np.maximum(before, self._span.begin) // every + 1) * every
-        early, late = batches < due, batches > due
+        is_first = batches == (0 if self._first_batch is None else self._first_batch)
+        early, late = (batches < due) & ~is_first, (batches > due) & ~is_first
         if late.any():
             late[late] = ~self._explained.overlap(due[late], batches[late])
         self._num_early += int(early.sum())

@@ -18,9 +18,10 @@ from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.logs import logger
 from ava_pipeline.provenance import ask_git, versions
+from ava_pipeline.write.channel import PendingStep
 from ava_pipeline.write.event_log import damage_event
 from ava_pipeline.write.older_rows import count_rows, repair_files, supersede_rows, table_names, with_place
-from ava_pipeline.write.resumed_tables import change_events, resume_tables
+from ava_pipeline.write.resumed_tables import change_events, holdout_events, resume_tables
 from ava_pipeline.write.writers import Formats
 
 _RECORDED_VERSIONS = ("ava-pipeline", "torch", "torchvision", "pyarrow", "pandas", "pydantic")
@@ -30,14 +31,16 @@ _RECORDED_VERSIONS = ("ava-pipeline", "torch", "torchvision", "pyarrow", "pandas
 class RunFacts:
     """Facts about the run that the training thread gives.
 
-    `groups` and `rate_names` are those of a `Setup`; `resumed_from` is the last batch of the checkpoint, 0 for a fresh
-    start; `thresholds` are the limits of signs that differ from the defaults. `devices` returns the names of the
-    devices that held gradients so far, `weight_reference_bytes` the size of the copy that weights are compared with.
+    `groups`, `rate_names` and `holdout_ids` are those of a `Setup`; `resumed_from` is the last batch of the checkpoint,
+    0 for a fresh start; `thresholds` are the limits of signs that differ from the defaults. `devices` returns the names
+    of the devices that held gradients so far, `weight_reference_bytes` the size of the copy that weights are compared
+    with.
     """
 
     groups: Mapping[str, Group]
     collect_every_n: int
     rate_names: Mapping[str, str] = field(default_factory=dict)
+    holdout_ids: Sequence[tuple[int | str, ...]] = ()
     resumed_from: int = 0
     run_info: Mapping[str, JsonValue] = field(default_factory=dict)
     devices: Callable[[], Collection[str]] = tuple
@@ -71,10 +74,11 @@ def begin_attempt(
         heartbeat_utc=attempt.started_utc,
         tables={
             **(older.tables if older else {}),  # one that is no longer measured keeps its rows
-            **{one.table.table.name: _entry(one.table, formats) for one in resumed},
+            **{one.table.table.name: table_entry(one.table, formats) for one in resumed},
         },
         groups=changed_groups(older.groups, facts.groups, facts.resumed_from + 1) if older else dict(facts.groups),
         rate_names={**(older.rate_names if older else {}), **facts.rate_names},
+        holdout_ids=tuple(facts.holdout_ids or (older.holdout_ids if older else ())),
         run_info=dict(facts.run_info),
         attempts=[*attempts, attempt],
     )
@@ -86,10 +90,32 @@ def begin_attempt(
             layout.superseded(number),
         )
     lost = _loss_events([*damage, *unreadable], missing, attempts, facts)
-    return manifest, [*lost, *change_events(layout, resumed, up_to=facts.resumed_from, attempt=number)]
+    others = holdout_events(older.holdout_ids if older else (), facts.holdout_ids, facts.resumed_from)
+    return manifest, [*lost, *change_events(layout, resumed, up_to=facts.resumed_from, attempt=number), *others]
 
 
-def _entry(table: RunTable, formats: Formats) -> TableEntry:
+def begin_table(
+    layout: RunLayout, table: RunTable, manifest: Manifest, formats: Formats, step: PendingStep
+) -> list[Event]:
+    """Declare a table that the running attempt has from a step on, and prepare the files of earlier attempts for it.
+
+    The events report what changed. Raise OSError if the disk refuses, and DamagedFileError if an older file cannot be
+    read.
+    """
+    attempt, name = manifest.attempt, table.table.name
+    before = count_rows(layout, [name])
+    resumed = resume_tables(layout, [table], manifest.groups, manifest, attempt=attempt.number)
+    left = count_rows(layout, [name])
+    for file, num_rows in before.items():
+        if num_moved := num_rows - left.get(file, 0):
+            attempt.set_aside[file] = attempt.set_aside.get(file, 0) + num_moved
+    manifest.tables |= {one.table.table.name: table_entry(one.table, formats) for one in resumed}
+    attempt.first_batches[name] = step.batch_idx
+    return change_events(layout, resumed, up_to=step.batch_idx - 1, attempt=attempt.number)
+
+
+def table_entry(table: RunTable, formats: Formats) -> TableEntry:
+    """The entry of a table in the manifest."""
     return TableEntry(declaration=table, formats=formats.of(table.table))
 
 

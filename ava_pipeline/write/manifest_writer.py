@@ -38,6 +38,11 @@ class ManifestWriter:
         self._before = before
         self._write()
 
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest as it is written next."""
+        return self._manifest
+
     def can_adopt(self, setup: Setup) -> bool:
         """Whether older rows can be empty in every column that their tables get."""
         return not any(
@@ -60,6 +65,7 @@ class ManifestWriter:
             self._manifest.tables[name] = self._manifest.tables[name].model_copy(update={"declaration": table})
         self._manifest.groups = changed_groups(self._manifest.groups, setup.groups, batch_idx)
         self._manifest.rate_names = {**self._manifest.rate_names, **setup.rate_names}
+        self._manifest.holdout_ids = tuple(setup.holdout_ids) or self._manifest.holdout_ids
         self._write()
         return wider
 
@@ -68,7 +74,7 @@ class ManifestWriter:
         wider: dict[str, RunTable] = {}
         for table in (source.run_table for source in setup.sources):
             older = self._manifest.tables.get(table.table.name)
-            if older is None:  # a measure of the user's own that could not be made before has no files
+            if older is None:  # a table that the run did not have before
                 continue
             names = older.declaration.run_column_names
             if added := [name for name in table.run_column_names if name not in names]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ava_pipeline.contract.builtin_tables import HOLDOUT
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.files import written_aside
 from ava_pipeline.contract.layout import RunLayout
@@ -60,6 +61,30 @@ def change_events(layout: RunLayout, resumed: Sequence[ResumedTable], *, up_to: 
         )
         for one in resumed
         if up_to and one.change
+    ]
+
+
+def holdout_events(
+    before: Sequence[tuple[int | str, ...]], ids: Sequence[tuple[int | str, ...]], up_to: int
+) -> list[Event]:
+    """An event if the held-out samples are others than those of the rows up to a batch; none if either is unknown."""
+    num_new, num_gone = len(set(ids) - set(before)), len(set(before) - set(ids))
+    if not (before and ids and (num_new or num_gone)):
+        return []
+    message = (
+        f"the held-out samples are not those of the rows up to batch {up_to}: {num_new} of {len(ids)} are new, and "
+        f"{num_gone} of {len(before)} are gone. Compare only predictions for the same samples."
+    )
+    return [
+        Event(
+            event="changed_holdout",
+            severity="warning",
+            message=message,
+            batch_idx=1,
+            batch_idx_end=up_to,
+            epoch=0,
+            column=HOLDOUT,
+        )
     ]
 
 

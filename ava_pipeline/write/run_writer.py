@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from ava_pipeline.contract.events import EVENTS
+from ava_pipeline.contract.events import EVENTS, Event
 from ava_pipeline.contract.files import sync_folder
 from ava_pipeline.contract.layout import RunLayout
-from ava_pipeline.contract.manifest import Status
+from ava_pipeline.contract.manifest import Manifest, Status
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import DamagedFileError, WriteError, in_words
-from ava_pipeline.write.attempts import RunFacts, begin_attempt
+from ava_pipeline.write.attempts import RunFacts, begin_attempt, begin_table
 from ava_pipeline.write.channel import Numbers, PendingStep, TelemetryStats
 from ava_pipeline.write.event_log import (
     EventLog,
@@ -28,7 +28,7 @@ from ava_pipeline.write.manifest_writer import ManifestWriter
 from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.own_writers import OwnWriter, open_own_writers
-from ava_pipeline.write.resumed_tables import add_columns
+from ava_pipeline.write.resumed_tables import add_columns, holdout_events
 from ava_pipeline.write.setup import RowSource, Setup
 from ava_pipeline.write.table_writer import TableWriter
 from ava_pipeline.write.writers import DEFAULT_FORMATS, CsvWriter, Format, Formats, ParquetWriter, TableFiles, Writer
@@ -65,7 +65,7 @@ class RunWriter:
         metrics: MetricsLog | None = None,
     ) -> None:
         self._layout = RunLayout(root)
-        self.setup = Setup(sources, facts.groups, facts.rate_names)
+        self.setup = Setup(sources, facts.groups, facts.rate_names, facts.holdout_ids)
         self._facts = facts
         self._log = log
         self._formats = formats
@@ -120,22 +120,29 @@ class RunWriter:
             raise
 
     def adopt(self, setup: Setup, step: PendingStep, stats: TelemetryStats) -> None:
-        """Write by another setup from this step on: tables get its further columns, and the manifest its groups.
+        """Write by another setup from this step on: its further tables and columns, and its groups in the manifest.
 
         Raise OSError or DamagedFileError if that fails. The attempt then ends, and the next `open` begins another one,
-        which adds the columns. It also ends if older rows of a table cannot be empty in the columns.
+        which adds them. It also ends if older rows of a table cannot be empty in the columns.
         """
         if setup is self.setup or self._manifest is None:
             return
         self.doing = "adding columns to the files, and the disk may be stuck"
         self.setup = setup
-        self._facts = replace(self._facts, groups=setup.groups, rate_names=setup.rate_names)
+        self._facts = replace(
+            self._facts, groups=setup.groups, rate_names=setup.rate_names, holdout_ids=setup.holdout_ids
+        )
         if not self._manifest.can_adopt(setup):
             self._leave(stats)
             self.open(stats)
             return
+        manifest = self._manifest.manifest
+        others = holdout_events(manifest.holdout_ids, setup.holdout_ids, step.batch_idx - 1)
         try:
+            added, changes = self._begin_tables(manifest, step)
             wider = self._manifest.adopt(setup, step.batch_idx)
+            for event in (*changes, *others):
+                self._log.add(event)
             for table in self._tables:
                 table.adopt(setup)
                 if table.name in wider:
@@ -143,6 +150,7 @@ class RunWriter:
                     self._widen(table, wider[table.name])
                     if any(table.num_rows.values()):
                         self._log.add(added_columns_event(step, table.name, table.column_names[num_older:]))
+            self._add_tables(added, manifest)
         except Exception as error:
             self._refuse_until(time.monotonic() + self._retry_s, error)
             self._leave(stats)
@@ -227,17 +235,36 @@ class RunWriter:
         for event in events:
             self._log.add(event)
 
+    def _begin_tables(self, manifest: Manifest, step: PendingStep) -> tuple[list[tuple[int, RowSource]], list[Event]]:
+        """Declare the setup's tables that the attempt does not have yet; return their sources with their positions."""
+        known = {table.name for table in self._tables}
+        sources = enumerate(self.setup.sources)
+        added = [(index, source) for index, source in sources if source.run_table.table.name not in known]
+        events: list[Event] = []
+        for _, source in added:
+            events += begin_table(self._layout, source.run_table, manifest, self._formats, step)
+        return added, events
+
+    def _add_tables(self, added: Sequence[tuple[int, RowSource]], manifest: Manifest) -> None:
+        """Open the files of tables that were declared."""
+        for index, source in added:
+            files = self._open_files(manifest.tables[source.run_table.table.name].declaration)
+            self._tables.append(TableWriter(source, index, files, self._log, self._signs))
+
     def _widen(self, table: TableWriter, declaration: RunTable) -> None:
         """Close the files of a table, add its further columns, and open them again."""
         table.close()
         if not add_columns(self._layout, declaration):
             raise DamagedFileError(f"the files of {table.name} do not have the columns that the manifest declares.")
+        table.replace_files(self._open_files(declaration))
+
+    def _open_files(self, declaration: RunTable) -> TableFiles:
         with ExitStack() as opened:
             writers = self._open_built_in_writers(declaration, opened)
             opened.pop_all()
         attempt = 0 if self._manifest is None else self._manifest.attempt.number
         own = self._open_own_writers(declaration, attempt)
-        table.replace_files(TableFiles(declaration, [*writers, *own]))
+        return TableFiles(declaration, [*writers, *own])
 
     def _open_built_in_writers(self, table: RunTable, opened: ExitStack) -> list[Writer]:
         writers = []
@@ -268,7 +295,7 @@ class RunWriter:
         self._manifest = None
         settled = stats.collected - stats.pending
         self._before = replace(stats, collected=settled, pending=0)
-        self._facts = replace(self._facts, resumed_from=self._last_batch_idx)
+        self._facts = replace(self._facts, resumed_from=max(self._last_batch_idx, self._facts.resumed_from))
 
     def _refuse_until(self, until_s: float, error: Exception) -> None:
         self._closed_until, self._refusal = until_s, in_words(error)

@@ -39,11 +39,13 @@ class Setup:
         sources: the measures, one per table; their numbers have the same order in every step.
         groups: column of the norms -> the parameters that it measures.
         rate_names: column of `learning_rates` -> the name that the optimizer gave the parameter group.
+        holdout_ids: of each held-out sample its ids, in the order of their rows; empty without a holdout.
     """
 
     sources: Sequence[RowSource]
     groups: Mapping[str, Group]
     rate_names: Mapping[str, str] = field(default_factory=dict)
+    holdout_ids: Sequence[tuple[int | str, ...]] = ()
 
     def records_the_same(self, other: "Setup") -> bool:
         """Whether rows of both have the same columns, for the same groups and parameter groups."""

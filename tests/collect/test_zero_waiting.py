@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from ava_pipeline.collect.call_checks import CallChecks
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import find_groups
+from ava_pipeline.collect.holdout import Holdout
 from ava_pipeline.collect.layer_pass import LayerPlan
 from ava_pipeline.collect.measures import DEFAULT_MEASURES
 from ava_pipeline.collect.measures.gradient_norms import GradientNorms
@@ -28,6 +30,7 @@ from ava_pipeline.collect.measures.measure import Reading
 from ava_pipeline.collect.measures.weight_deltas import WeightDeltas
 from ava_pipeline.collect.measures.weight_norms import WeightNorms
 from ava_pipeline.collect.predictions import EpochPredictions
+from ava_pipeline.collect.samples import Samples
 from ava_pipeline.collect.staging import Slot, Staging
 from ava_pipeline.collect.stale_gradients import StaleGradients
 from ava_pipeline.collect.targets import TrainingTargets
@@ -274,3 +277,19 @@ def test_a_copy_that_is_not_asynchronous_is_refused(
     monkeypatch.setattr(Tensor, "copy_", lambda to, source, **_: torchs(to, source))
     with pytest.raises(WaitedError, match="from the device to the host"):
         train(tmp_path)
+
+
+@pytest.mark.usefixtures("fake_cuda")
+def test_held_out_samples_are_evaluated_without_waiting() -> None:
+    """The logits stay on the device, and so do the copies of buffers and batches."""
+    with torch.device("cuda"):
+        model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Dropout(0.5), nn.Linear(8, 3))
+        model.register_buffer("steps", torch.zeros(4))
+        batches = [torch.empty(4, 6), torch.empty(1, 6)]
+    ids = tuple((number,) for number in range(5))
+    samples = Samples(batches=batches, sizes=[4, 1], labels=np.arange(5) % 3, ids=ids, kind="classes")
+    holdout = Holdout(samples, lambda model, batch: model(batch), None, lambda: [model], torch.device("cuda", 0))
+    assert [column.name for column in holdout.table(1).columns][-4:] == ["logit_0", "logit_1", "logit_2", "correct"]
+    outputs = holdout.outputs(1)
+    assert (outputs.device.type, tuple(outputs.shape)) == ("cuda", (5, 3))
+    assert not outputs.requires_grad

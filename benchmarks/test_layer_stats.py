@@ -15,6 +15,7 @@ from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.groups import find_groups
 from ava_pipeline.collect.measures.layer_stats import LayerStats
+from ava_pipeline.collect.stale_gradients import StaleGradients
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.write.attempts import RunFacts
@@ -56,7 +57,8 @@ class _Read:
 def _steps(measure: LayerStats, num_steps: int) -> Iterator[list[PendingStep]]:
     """Steps whose numbers drift as weights do while training, and whose gradient norms are new in each."""
     targets = measure.targets
-    snapshot = GradientPass(targets, None, Clipping(targets.parameters)).take({}, 1)
+    stale = StaleGradients(targets, lambda _: [])
+    snapshot = GradientPass(targets, None, Clipping(targets.parameters), stale).take({}, 1, changes=None)
     reading = measure.read(snapshot)
     assert isinstance(reading.numbers, torch.Tensor)
     numbers, rng = reading.numbers.numpy(), np.random.default_rng(0)

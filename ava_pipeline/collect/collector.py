@@ -170,15 +170,9 @@ class TelemetryCollector(TakesHoldout):
         optimizer steps: if gradients accumulate over k batches, k batches make one global step.
 
         Example:
-            Accumulate gradients over four batches:
+            Gradients that accumulate over four batches:
 
-                for number, (images, gt_dist) in enumerate(train_loader, start=1):
-                    (emd_loss(model(images), gt_dist) / 4).backward()
-                    is_last = number % 4 == 0
-                    telemetry.step(epoch, accumulating=not is_last)
-                    if is_last:
-                        optimizer.step()
-                        optimizer.zero_grad()
+                telemetry.step(epoch, values={"loss": loss}, accumulating=number % 4 != 0)
 
         Args:
             epoch: 0-based.

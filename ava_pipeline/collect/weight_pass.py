@@ -268,11 +268,11 @@ def _measure_at_once(
     norms.append(norms_of_whole(weights, dtype))
     # These calls are what torch's own optimizers are built on. They have no public names.
     if dtype == weights[0].dtype:
-        differences = torch._foreach_sub(weights, references)  # noqa: SLF001
+        differences = [*torch._foreach_sub(weights, references)]  # noqa: SLF001
     else:
         differences = _converted(weights, dtype)
         torch._foreach_sub_(differences, _converted(references, dtype))
-    deltas.append(norms_of_whole([*differences], dtype))
+    deltas.append(norms_of_whole(differences, dtype))
     torch._foreach_copy_(references, weights)
 
 
@@ -329,11 +329,11 @@ def _is_dense(numbers: Tensor) -> bool:
 
 def _chunks(numbers: Tensor) -> list[Tensor]:
     """The rows of a dense tensor, as many together as stay in a CPU's cache."""
-    return [chunk for rows in rows_of(numbers) for chunk in rows.split(CHUNK_ROWS)]
+    return [chunk for rows in rows_of(numbers) for chunk in torch.split(rows, CHUNK_ROWS)]
 
 
 def _parts(numbers: Tensor) -> Sequence[Tensor]:
     """A tensor, or parts of it that are short enough for an accelerator's temporary."""
     if numbers.numel() <= MAX_AT_ONCE or not _is_dense(numbers):
         return (numbers,)
-    return in_memory_order(numbers).view(-1).split(MAX_AT_ONCE)
+    return torch.split(in_memory_order(numbers).view(-1), MAX_AT_ONCE)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ava_pipeline import MisuseError, TelemetryCollector, open_run, validate_run
-from ava_pipeline.collect.weight_pass import WeightPass
+from ava_pipeline.collect.targets import TrainingTargets
+from ava_pipeline.collect.weight_pass import WeightNumbers, WeightPass
 from tests.collect.measures.test_weight_norms import mixed_resnet18
 from tests.collect.models import TinyNet, ava_resnet18, tiny
 from tests.collect.recorded import warnings_of
@@ -181,7 +182,7 @@ def test_another_order_in_memory_and_other_tensors_do_not_disturb(tmp_path: Path
     model = ava_resnet18()
     with collector(model, tmp_path) as telemetry:
         rows = train(telemetry, model, [1, 2])
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch names its formats for 4 dimensions only
+        model.to(memory_format=torch.channels_last)
         rows += train(telemetry, model, [3])
         for parameter in model.parameters():
             parameter.data = parameter.data + 0.01
@@ -202,7 +203,8 @@ def test_a_pass_that_fails_costs_both_tables_the_row_and_no_other_table(
     def failing(*args: Any, **options: Any) -> torch.Tensor:
         if next(calls) == num_calls:
             raise RuntimeError("out of memory")
-        return real(*args, **options)
+        norm: torch.Tensor = real(*args, **options)
+        return norm
 
     model.long = nn.Parameter(torch.randn(2_000_000))
     with collector(model, tmp_path, on_error="warn") as telemetry:
@@ -237,7 +239,12 @@ def test_the_pass_is_made_once_per_row(tmp_path: Path, monkeypatch: pytest.Monke
     """Both tables read it."""
     made = []
     real = WeightPass._make
-    monkeypatch.setattr(WeightPass, "_make", lambda self, *args: made.append(args[1]) or real(self, *args))
+
+    def make(weights: WeightPass, targets: TrainingTargets, batch_idx: int) -> WeightNumbers:
+        made.append(batch_idx)
+        return real(weights, targets, batch_idx)
+
+    monkeypatch.setattr(WeightPass, "_make", make)
     model, _ = tiny()
     with collector(model, tmp_path, collect_every_n=2) as telemetry:
         train(telemetry, model, range(1, 7))

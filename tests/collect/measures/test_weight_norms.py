@@ -20,7 +20,7 @@ def mixed_resnet18() -> nn.Module:
     model.get_submodule("layer1").to(torch.bfloat16)
     model.get_submodule("conv1").to(torch.float16)
     model.get_submodule("layer2").to(torch.float64)
-    model.get_submodule("layer3").to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch names its formats for 4 dimensions only
+    model.get_submodule("layer3").to(memory_format=torch.channels_last)
     model.get_submodule("layer4").requires_grad_(False)  # noqa: FBT003  # torch's own signature
     nn.init.constant_(next(model.get_submodule("layer3").parameters()), 0.1)
     return model
@@ -55,11 +55,13 @@ def test_buffers_are_not_weights(tmp_path: Path) -> None:
 def test_tied_weights_count_once(tmp_path: Path) -> None:
     """As a language model's embedding and its output."""
     model = nn.ModuleDict({"embedding": nn.Embedding(10, 4), "output": nn.Linear(4, 10, bias=False)})
-    model["output"].weight = model["embedding"].weight
+    embedding = model["embedding"]
+    assert isinstance(embedding, nn.Embedding)
+    model["output"].weight = embedding.weight
     with collector(model, tmp_path) as telemetry:
         telemetry.step()
     expected = norms(model, weights_of(model))["overall"]
-    assert expected == pytest.approx(float(model["output"].weight.detach().double().norm()))
+    assert expected == pytest.approx(float(embedding.weight.detach().double().norm()))
     assert table(tmp_path, "weight_norms")[0]["overall"] == pytest.approx(expected, rel=1e-6)
 
 

@@ -1,6 +1,6 @@
 """What is recorded of the weights, relative to reading them once."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,6 @@ def test_weight_norms_and_deltas_added_to_a_collected_step(bench: Bench, workloa
         collector(workload, workload.optimizer(), tmp_path / "on", 1, track_weight_delta=True) as on,
         collector(workload, workload.optimizer(), tmp_path / "off", 1) as off,
     ):
-        works: dict[str, Callable[[], object]] = {
-            "on": lambda: on.step(0),
-            "off": lambda: off.step(0),
-            "read": flat.sum,
-        }
-        times_s = bench.in_turn(works)
+        times_s = bench.in_turn({"on": partial(on.step, 0), "off": partial(off.step, 0), "read": flat.sum})
     added_s = float(np.median(times_s["on"]) - np.median(times_s["off"]))
     bench.judge(added_s / float(np.median(times_s["read"])), NORMS_AND_DELTAS)

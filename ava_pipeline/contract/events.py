@@ -46,7 +46,9 @@ EventName = Literal[
     "not_optimized",
     "rising",
     "spike",
+    "update_ratio",
     "vanishing",
+    "weights_not_moving",
 ]
 # Events that explain why batches have no rows.
 EXPLAIN_MISSING_ROWS: frozenset[EventName] = frozenset({"gap", "failed_row", "failed_write", "damaged_file"})

@@ -183,12 +183,18 @@ def read_parquet(
     )
 
 
-def parquet_rows(path: Path, rows_per_batch: int = ROWS_PER_BLOCK) -> RowStream:
-    """The rows of a Parquet file, at most `rows_per_batch` of them in memory at a time.
+def parquet_rows(path: Path, rows_per_batch: int = ROWS_PER_BLOCK, columns: Sequence[str] | None = None) -> RowStream:
+    """The rows of a Parquet file, or these columns of them; at most `rows_per_batch` are in memory at a time.
 
     Raise DamagedFileError as `read_parquet` does, also while being read.
     """
-    return RowStream(parquet_schema(path), lambda: _batches(path, rows_per_batch))
+    schema = parquet_schema(path)
+    if columns is None:
+        return RowStream(schema, lambda: _batches(path, rows_per_batch))
+    wanted = pa.schema([schema.field(name) for name in columns])
+    return RowStream(
+        wanted, lambda: (batch.select(wanted.names) for batch in _batches(path, rows_per_batch, columns=wanted.names))
+    )
 
 
 def parquet_schema(path: Path) -> pa.Schema:

@@ -1,5 +1,7 @@
 """A table as Parquet stores it: the rows of the Parquet file, followed by those that are still in the journal."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +12,7 @@ from ava_pipeline.contract.files import keep_damaged
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.journal import JournalReader
 from ava_pipeline.contract.parquet import (
+    ROWS_PER_GROUP,
     RowStream,
     check_parquet,
     concat_rows,
@@ -54,6 +57,32 @@ def read_stored(parquet: Path, journal: Path, schema: pa.Schema | None = None) -
         return StoredTable(pa.concat_tables(tables, promote_options="permissive"), tuple(reader.damage))
     except pa.ArrowException as error:
         raise DamagedFileError(f"{parquet} and the journal beside it have different columns: {error}.") from error
+
+
+def stored_rows(parquet: Path, journal: Path, schema: pa.Schema) -> RowStream | None:
+    """The rows that `read_stored` finds, a part at a time, with the columns of `schema`; None if there is no file.
+
+    A journal that becomes Parquet meanwhile is no error: the next reading finds its rows. Raise DamagedFileError while
+    being read if the Parquet file cannot be read, or its columns are not those of `schema`.
+    """
+    if not (parquet.exists() or journal.exists()):
+        return None
+    return RowStream(schema, lambda: _stored_batches(parquet, journal, schema))
+
+
+def _stored_batches(parquet: Path, journal: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    num_stored = 0
+    try:
+        if parquet.exists():
+            num_stored = num_parquet_rows(parquet)
+            yield from parquet_rows(parquet, ROWS_PER_GROUP).as_columns(schema).read()
+        with suppress(FileNotFoundError):
+            reader = JournalReader(journal, schema)
+            yield from RowStream(schema, partial(reader.new_batches, num_stored)).as_columns(schema).read()
+    except pa.ArrowException as error:
+        raise DamagedFileError(
+            f"{parquet} or the journal beside it has other columns than declared: {error}."
+        ) from error
 
 
 def _all_batches(reader: JournalReader) -> list[pa.RecordBatch] | None:

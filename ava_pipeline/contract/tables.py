@@ -40,6 +40,7 @@ from ava_pipeline.errors import DamagedFileError, MisuseError
 
 SCHEMA_VERSION: Final = 1
 TABLE_KEY = b"ava_pipeline.table"
+ROW_KEY = b"ava_pipeline.row_key"  # only a long table has it
 VERSION_KEY = b"ava_pipeline.schema_version"
 BATCH = "batch_idx"
 KEY_COLUMNS = (
@@ -195,6 +196,8 @@ class RunTable(Declaration):
             TABLE_KEY: self.table.name.encode(),
             VERSION_KEY: str(SCHEMA_VERSION).encode(),
         }
+        if self.table.is_long:
+            metadata[ROW_KEY] = ",".join(self.table.row_key).encode()
         self._arrow_schema = arrow_schema(self._columns, metadata)
 
     @property
@@ -209,7 +212,7 @@ class RunTable(Declaration):
 
     @property
     def arrow_schema(self) -> pa.Schema:
-        """The table in Arrow; the metadata names table and schema version."""
+        """The table in Arrow; the metadata names table and schema version, and of a long table the row key."""
         return self._arrow_schema
 
     def check(self, values: Mapping[str, Values], num_rows: int) -> CheckedRows:

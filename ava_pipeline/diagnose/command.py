@@ -20,8 +20,8 @@ def diagnose_command(
 
     Works while the run is being written, after a crash and afterwards.
 
-    Exit status: 0 healthy, or too few rows to tell; 1 a warning or worse was
-    found; 2 no run or wrong usage.
+    Exit status: 0 healthy, or too few rows to tell, or gradients not measured;
+    1 a warning or worse was found; 2 no run or wrong usage.
     """
     from ava_pipeline.diagnose.diagnose import diagnose_run
 

@@ -20,7 +20,8 @@ from ava_pipeline.signs.recorded import recorded_findings
 from ava_pipeline.signs.registry import SIGNS_WITH_SAMPLES, listed_findings
 from ava_pipeline.signs.thresholds import Thresholds
 
-Verdict = Literal["healthy", "not healthy", "too few rows to tell"]
+Verdict = Literal["healthy", "not healthy", "too few rows to tell", "gradients not measured"]
+_TABLES = ("gradient_norms", "learning_rates", "steps", "batch_stats", "weight_norms", "weight_deltas")
 _EVENTS_WITH_SAMPLES = frozenset(sign.replace("-", "_") for sign in SIGNS_WITH_SAMPLES)
 
 
@@ -32,6 +33,7 @@ class Diagnosis:
         findings: the most severe first, then by batch.
         healthy: findings of severity info about what is as it should be.
         is_enough: whether gradients were measured in enough rows to call the run healthy.
+        is_measured: False if the run recorded no gradients at all, though it has enough rows.
 
     Example:
         >>> Diagnosis(findings=(), healthy=()).verdict
@@ -41,12 +43,15 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     healthy: tuple[Finding, ...]
     is_enough: bool = True
+    is_measured: bool = True
 
     @property
     def verdict(self) -> Verdict:
-        """`not healthy` after a warning or an error; `healthy` only if there were enough rows."""
+        """`not healthy` after a warning or an error; `healthy` only if gradients were measured in enough rows."""
         if any(finding.severity != "info" for finding in self.findings):
             return "not healthy"
+        if not self.is_measured:
+            return "gradients not measured"
         return "healthy" if self.is_enough else "too few rows to tell"
 
     @property
@@ -94,11 +99,18 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
     manifest = opened.manifest
     limits = _thresholds(manifest)
     declared = {name: entry.declaration for name, entry in manifest.tables.items()}
-    norms, rates, steps, labels = (
-        TableValues(read_table(opened.layout, declared[name]) if name in declared else NO_ROWS)
-        for name in ("gradient_norms", "learning_rates", "steps", "batch_stats")
+    norms, rates, steps, labels, weight_norms, weight_deltas = (
+        TableValues(read_table(opened.layout, declared[name]) if name in declared else NO_ROWS) for name in _TABLES
     )
-    evidence = Evidence(norms=norms, rates=rates, steps=steps, groups=manifest.groups, labels=labels)
+    evidence = Evidence(
+        norms=norms,
+        rates=rates,
+        steps=steps,
+        groups=manifest.groups,
+        labels=labels,
+        weight_norms=weight_norms,
+        weight_deltas=weight_deltas,
+    )
     # To make a Python object of a timestamp, pyarrow loads pandas.
     events = read_table(opened.layout, RunTable.of(EVENTS)).drop_columns(["time_utc"]).to_pylist()
     findings = [
@@ -108,7 +120,12 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
     ]
     findings.sort(key=lambda finding: (-SEVERITY_RANK[finding.severity], finding.batch_idx, finding.id))
     healthy = healthy_signs(evidence, findings, limits, num_collected=_num_collected(manifest))
-    return Diagnosis(findings=tuple(findings), healthy=tuple(healthy), is_enough=is_enough(evidence, limits))
+    return Diagnosis(
+        findings=tuple(findings),
+        healthy=tuple(healthy),
+        is_enough=is_enough(evidence, limits),
+        is_measured=bool(norms.values) or steps.num_rows < limits.least_rows,
+    )
 
 
 def _thresholds(manifest: Manifest) -> Thresholds:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from ava_pipeline.contract.arrays import floats, integers, null_mask
 from ava_pipeline.contract.builtin_tables import STEPS
 from ava_pipeline.contract.finding import Severity
-from ava_pipeline.contract.tables import BATCH, measured_columns
+from ava_pipeline.contract.tables import BATCH, ROW_KEY, measured_columns
 
 GLOBAL_STEP = "global_step"
 MAX_KNOWN_STEPS = 4096
@@ -42,7 +42,8 @@ class Note(NamedTuple):
 def has_points(schema: pa.Schema) -> bool:
     """Whether each row of a table is one point of its curves; not if it has a row per layer, sample or process."""
     has_text = any(pa.types.is_string(field.type) for field in schema)
-    return not has_text and "rank" not in schema.names and bool(measured_columns(schema))
+    is_long = has_text or "rank" in schema.names or ROW_KEY in (schema.metadata or {})
+    return not is_long and bool(measured_columns(schema))
 
 
 class Points:

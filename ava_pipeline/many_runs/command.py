@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 _METRICS = ("srcc", "emd_r1", "plcc", "accuracy")
+_HOLDOUT = {"holdout_accuracy": "last holdout acc.", "holdout_mae": "last holdout MAE"}
 _NUM_METRICS_IF_NARROW = 2
 _FLEXIBLE = ("first finding", "settings that differ")
 _WIDE_CHARS = 120
@@ -99,12 +100,14 @@ def _table(summaries: Sequence["Summary"], metrics: Sequence[str], *, fills_line
     table.expand = fills_line
     metrics = [name for name in metrics if any(name in summary.best for summary in summaries)]
     names = short_names(differing_settings([summary.settings for summary in summaries]))
-    for name in ("run", "status", "age", "batch", *map(metric_title, metrics), *_FLEXIBLE):
+    holdout = [name for name in _HOLDOUT if any(name in summary.holdout for summary in summaries)]
+    titles = [*map(metric_title, metrics), *(_HOLDOUT[name] for name in holdout)]
+    for name in ("run", "status", "age", "batch", *titles, *_FLEXIBLE):
         is_text = name in {"run", "status", *_FLEXIBLE}
         share = 1 if fills_line and name in _FLEXIBLE else None
         table.add_column(name, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis", ratio=share)
     for summary in summaries:
-        cells = _cells(summary, metrics, names)
+        cells = _cells(summary, metrics, holdout, names)
         table.add_row(*(Text(printable(text), style=style) for text, style in cells))
     return table
 
@@ -118,7 +121,9 @@ def _title(summaries: Sequence["Summary"]) -> str:
     return f"{title} ({which}{GENERATED})" if num_generated else title
 
 
-def _cells(summary: "Summary", metrics: Sequence[str], names: Mapping[str, str]) -> Iterator[_Cell]:
+def _cells(
+    summary: "Summary", metrics: Sequence[str], holdout: Sequence[str], names: Mapping[str, str]
+) -> Iterator[_Cell]:
     from ava_pipeline.terminal import metric_text
 
     yield summary.name, ""
@@ -127,6 +132,9 @@ def _cells(summary: "Summary", metrics: Sequence[str], names: Mapping[str, str])
     yield "" if summary.last_batch is None else str(summary.last_batch), ""
     for name in metrics:
         yield metric_text(name, summary.best[name].value) if name in summary.best else "", ""
+    for name in holdout:
+        value = summary.holdout.get(name)
+        yield "" if value is None else metric_text(name.removeprefix("holdout_"), value), ""
     yield _finding(summary)
     settings = {name: summary.settings[name] for name in names if name in summary.settings}
     yield " ".join(f"{names[name]}={_setting_text(value)}" for name, value in settings.items()), ""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ava_pipeline.errors import MisuseError
-from ava_pipeline.many_runs.summary import Summary, Value, last_part
+from ava_pipeline.many_runs.summary import HOLDOUT_ACCURACY, Summary, Value, last_part
 from ava_pipeline.metrics import HIGHER_IS_BETTER
 
 _CLAUSE = re.compile(
@@ -72,7 +72,7 @@ def ordered(summaries: Sequence[Summary], text: str) -> list[Summary]:
     """
     name = _full_name(text.removeprefix("-"), _names(summaries))
     with_value = [run for run in summaries if name in run.values()]
-    is_descending = (name in HIGHER_IS_BETTER) != text.startswith("-")
+    is_descending = (name in HIGHER_IS_BETTER | {HOLDOUT_ACCURACY}) != text.startswith("-")
     with_value.sort(key=lambda run: _sort_key(run.values()[name]), reverse=is_descending)
     return with_value + [run for run in summaries if name not in run.values()]
 

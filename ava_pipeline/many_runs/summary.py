@@ -10,18 +10,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+
+from ava_pipeline.contract.arrays import integers
+from ava_pipeline.contract.builtin_tables import HOLDOUT
 from ava_pipeline.contract.finding import Finding, finite_or_null
 from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.contract.manifest import status_now
+from ava_pipeline.contract.tables import BATCH
 from ava_pipeline.diagnose.diagnose import Verdict, diagnose_run
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import HIGHER_IS_BETTER, Metrics
+from ava_pipeline.read.holdout import ACCURACY, MAE, holdout_by_batch, holdout_columns
 from ava_pipeline.read.metrics import read_metrics
 from ava_pipeline.read.predictions import read_predicted
 from ava_pipeline.read.run import Run, open_run, read_settings
 
 UNREADABLE = "unreadable"
 UNKNOWN = "unknown"
+HOLDOUT_ACCURACY = f"holdout_{ACCURACY}"
 _OF_PREDICTIONS = frozenset(metric.name for metric in fields(Metrics))
 _LOWER_IS_BETTER = (_OF_PREDICTIONS - HIGHER_IS_BETTER) | {"train_loss", "val_loss"}
 _KNOWN_METRICS = HIGHER_IS_BETTER | _LOWER_IS_BETTER  # which value of another metric is best cannot be known
@@ -50,6 +57,7 @@ class Summary:
     last_batch: int | None = None
     last_epoch: int | None = None  # 0-based
     best: Mapping[str, Best] = field(default_factory=dict)  # by metric
+    holdout: Mapping[str, float] = field(default_factory=dict)  # of the last collected step, by name
     settings: Mapping[str, Value] = field(default_factory=dict)  # by dotted names
     finding: Finding | None = None  # the warning or error at the earliest batch
     num_findings: int | None = None  # warnings and errors; None if the run was not diagnosed
@@ -70,6 +78,7 @@ class Summary:
             "batch": self.last_batch,
             "epoch": self.last_epoch,
             "findings": self.num_findings,
+            **self.holdout,
             **{name: best.value for name, best in self.best.items()},
         }
         return {name: value for name, value in values.items() if value is not None}
@@ -80,6 +89,7 @@ class Summary:
             **{attribute.name: getattr(self, attribute.name) for attribute in fields(self)},
             "is_generated": self.is_generated,
             "path": str(self.path),
+            "holdout": finite_or_null(self.holdout),
             "best": {name: best._asdict() for name, best in self.best.items()},
             "settings": finite_or_null(self.settings),
             "finding": None if self.finding is None else self.finding.to_json(),
@@ -96,6 +106,7 @@ def summary_of(name: str, layout: RunLayout, *, now: datetime | None = None, fin
         partial(_status, now=now or datetime.now(UTC)),
         _last_row,
         _best_metrics,
+        _last_holdout,
         _settings,
     ]
     parts += [_first_finding] if findings else []
@@ -127,8 +138,9 @@ def _status(run: Run, *, now: datetime) -> dict[str, Any]:
 def _last_row(run: Run) -> dict[str, Any]:
     if not run.layout.manifest.exists() or not run.manifest.tables:
         return {}
-    tables = run.manifest.tables  # each step has a row in every one of them
-    table = "gradient_norms" if "gradient_norms" in tables else min(tables)
+    tables = run.manifest.tables  # each step has rows in every one of them
+    short = [name for name, entry in tables.items() if not entry.declaration.table.is_long] or list(tables)
+    table = next((name for name in ("gradient_norms", "steps") if name in short), min(short))
     keys = run.arrow(table, columns=["batch_idx", "epoch"])
     last = keys.sort_by("batch_idx").slice(max(0, keys.num_rows - 1)).to_pylist()
     return {"last_batch": last[0]["batch_idx"], "last_epoch": last[0]["epoch"]} if last else {}
@@ -167,6 +179,21 @@ def _metrics_by_epoch(run: Run, problems: list[str]) -> Iterator[tuple[int, dict
                     file.epoch,
                     {name: value for name, value in asdict(predicted.metrics()).items() if name in missing},
                 )
+
+
+def _last_holdout(run: Run) -> dict[str, Any]:
+    """The means over the held-out samples at the last collected step, as `holdout_accuracy` or `holdout_mae`."""
+    manifest = run.manifest if run.layout.manifest.exists() else None
+    if manifest is None or HOLDOUT not in manifest.tables:
+        return {}
+    batches = np.unique(integers(run.arrow(HOLDOUT, columns=[BATCH]), BATCH))
+    columns = holdout_columns(manifest.tables[HOLDOUT].declaration.column_names)
+    if not len(batches) or not columns:
+        return {}
+    # With the step before the last, which shows whether the last is complete.
+    found = holdout_by_batch([run.arrow(HOLDOUT, columns=columns, batches=(int(batches[-2:][0]), None))])
+    means = found.values if found is not None else {}
+    return {"holdout": {f"holdout_{name}": float(means[name][-1]) for name in (ACCURACY, MAE) if name in means}}
 
 
 def _is_better(name: str, value: float, best: float) -> bool:

@@ -189,11 +189,11 @@ def read_table(layout: RunLayout, declaration: RunTable) -> pa.Table:
     for finding in stored.damage:
         if finding.severity == "error":
             warnings.warn(f"{layout.root}: {finding}", stacklevel=2)
-    _check_types(stored.rows.schema, declaration, layout.parquet(name))
+    check_types(stored.rows.schema, declaration, layout.parquet(name))
     return stored.rows
 
 
-def _check_types(schema: pa.Schema, declaration: RunTable, path: Path) -> None:
+def check_types(schema: pa.Schema, declaration: RunTable, path: Path) -> None:
     """Refuse columns that another program saved as another type than the declared numbers, texts or times."""
     for column in declaration.columns if schema.names else ():
         found = [schema.field(index).type for index in schema.get_all_field_indices(column.name)]
@@ -229,7 +229,7 @@ def select_rows(
     declaration, path = manifest.tables[name].declaration, layout.parquet(name)
     if has_complete_parquet(layout, manifest, name):
         schema = parquet_schema(path)
-        _check_types(schema, declaration, path)
+        check_types(schema, declaration, path)
         wanted = _known(columns, schema, name)
         rows = read_parquet(path, None if wanted is None else list(dict.fromkeys([*wanted, BATCH])), batches)
     else:

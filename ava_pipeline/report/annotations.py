@@ -13,6 +13,7 @@ SEVERITY_COLORS: Mapping[Severity, str] = {"error": "#d6336c", "warning": "#e889
 _MAX_LINES = 60
 _MAX_NAMES = 6
 _FIGURES = {NORMS: "norms", RATES: "rates", STEPS: "values"}
+_SIGNS_OF_WEIGHTS, _SIGNS_OF_LABELS = {"weights-not-moving", "update-ratio"}, {"label-bias", "labels-alike"}
 _BAND_OPACITY = "2e"  # in hexadecimal
 
 Shape = dict[str, Any]
@@ -24,12 +25,20 @@ def shown_findings(run: RunData) -> Sequence[Finding]:
 
 
 def figure_of(run: RunData, finding: Finding) -> str | None:
-    """The id of the figure that shows a finding: that of its column's table. None if it is not about batches."""
+    """The id of the figure that shows a finding: that of its sign, or else of its column's table.
+
+    None if it is not about batches, or if there is no such figure.
+    """
     if not finding.batch_idx:
         return None
+    if finding.id in _SIGNS_OF_WEIGHTS:
+        return "updates"
+    if finding.id in _SIGNS_OF_LABELS:
+        return "labels" if str(finding.column).endswith("_pct") else "label-scores"
     tables = ((table, run.table(table)) for table in _FIGURES)
     with_column = (table for table, rows in tables if rows is not None and finding.column in rows.column_names)
-    return _FIGURES[next(with_column, NORMS)]
+    table = next(with_column, NORMS)
+    return _FIGURES[table] if run.table(table) is not None else None
 
 
 def findings_in(run: RunData, figure: str) -> list[Finding]:

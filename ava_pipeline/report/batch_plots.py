@@ -8,7 +8,9 @@ import numpy as np
 
 from ava_pipeline.report.annotations import Shape, epoch_lines, epoch_names, finding_bands, findings_in
 from ava_pipeline.report.contents import by_epoch
+from ava_pipeline.report.derived import DELTAS, LABELS, holdout_series, label_scores, label_shares, update_ratios
 from ava_pipeline.report.figure import Figure, LegendKey, Trace, label_text, number_text, styles_of
+from ava_pipeline.report.layer_plots import layer_figures
 from ava_pipeline.report.run_data import RunData
 from ava_pipeline.report.series import NORMS, RATES, STEPS, Series, columns_of, epoch_starts, ratio_of
 from ava_pipeline.report.traces import bounds_of, traces_of
@@ -19,7 +21,7 @@ _EPOCH_NAMES_PX = 16  # the names of epochs are above the name of the first subp
 _LOG = {"type": "log", "exponentformat": "power"}
 _LINEAR = {"type": "linear", "exponentformat": "power", "minexponent": 6, "separatethousands": True}
 _NUM_TICKS, _NUM_LOG_TICKS = 5, 3  # a subplot is low: as many ticks as plotly chooses would overlap
-_MAX_SLICES, _MIN_SLICES, _SLICES_OF_ALL = 1500, 20, 12_000
+_MAX_SLICES, _MIN_SLICES, _SLICES_OF_ALL = 1500, 20, 11_000
 
 Subplots: TypeAlias = Mapping[str, str]  # column -> plotly's name of its y axis
 
@@ -54,7 +56,37 @@ _VALUES = _Subject(
     "The values that the training loop passed to each step, and the effects of clipping and loss scaling.",
     has_subplots=True,
 )
+_UPDATES = _Subject(
+    "updates",
+    "Update ratio by group",
+    "How far the parameters of each group moved since the row before, as a share of their norm, on a logarithmic "
+    "scale. The updates of n batches add up to something between √n times one update, if their directions are "
+    "independent, and n times, if all are the same; so the ratio is not divided by n.",
+)
+_LABELS = _Subject(
+    "labels",
+    "Label balance",
+    "The share of each class among the labels of a batch, in percent. Batches that are drawn at random vary around the "
+    "share of the class in the data.",
+)
+_LABEL_SCORES = _Subject(
+    "label-scores", "Labels", "Mean and standard deviation of the labels' scores in each batch.", has_subplots=True
+)
+_HOLDOUT_CLASSES = _Subject(
+    "holdout",
+    "Held-out samples",
+    "Of the same samples at each collected step: the accuracy, which is the share predicted correctly, and the "
+    "confidence, which is the mean softmax of the predicted class. A cross marks predictions that are not finite.",
+)
+_HOLDOUT_SCORES = _Subject(
+    "holdout-scores",
+    "Held-out samples",
+    "Of the same samples at each collected step: the mean absolute error of the mean score, and the mean of the "
+    "predicted mean scores.",
+    has_subplots=True,
+)
 _BORDERS = "The border of a band has the colour of its run."
+_SHOWN = {NORMS, RATES, STEPS, LABELS}
 
 
 def figures_by_batch(runs: Sequence[RunData]) -> Iterator[Figure]:
@@ -62,8 +94,13 @@ def figures_by_batch(runs: Sequence[RunData]) -> Iterator[Figure]:
     series: dict[_Subject, list[Series]] = {
         _NORMS: [column for run in runs for column in columns_of(run, NORMS)],
         _RATIO: [ratio for run in runs for ratio in ratio_of(run)],
+        _UPDATES: [ratio for run in runs for ratio in update_ratios(run)],
         _RATES: [column for run in runs for column in columns_of(run, RATES)],
         _VALUES: [column for run in runs for column in columns_of(run, STEPS, is_log=False)],
+        _HOLDOUT_CLASSES: [mean for run in runs for mean in holdout_series(run, of_scores=False)],
+        _HOLDOUT_SCORES: [mean for run in runs for mean in holdout_series(run, of_scores=True)],
+        _LABELS: [share for run in runs for share in label_shares(run)],
+        _LABEL_SCORES: [score for run in runs for score in label_scores(run)],
     }
     for subject, table in _further_tables(runs).items():
         series[subject] = [column for run in runs for column in columns_of(run, table, is_log=False)]
@@ -71,6 +108,8 @@ def figures_by_batch(runs: Sequence[RunData]) -> Iterator[Figure]:
     for subject, columns in series.items():
         if columns:
             yield _figure(subject, runs, columns, num_slices)
+        if subject is _UPDATES:
+            yield from layer_figures(runs)
 
 
 def _further_tables(runs: Sequence[RunData]) -> dict[_Subject, str]:
@@ -78,8 +117,8 @@ def _further_tables(runs: Sequence[RunData]) -> dict[_Subject, str]:
     tables: dict[str, _Subject] = {}
     for run in runs:
         for name, entry in run.manifest.tables.items() if run.manifest else ():
-            if name not in {NORMS, RATES, STEPS}:
-                table = entry.declaration.table
+            table = entry.declaration.table
+            if name not in _SHOWN and not table.is_long and not (name == DELTAS and update_ratios(run)):
                 # Columns that follow the groups are alike and share the axes.
                 tables.setdefault(
                     name, _Subject(f"table-{name}", name, table.description, has_subplots=table.run_columns is None)
@@ -102,7 +141,7 @@ def _figure(subject: _Subject, runs: Sequence[RunData], series: Sequence[Series]
     return Figure(
         name=subject.name,
         title=subject.title,
-        caption=f"{subject.caption} {_BORDERS}" if len(runs) > 1 else subject.caption,
+        caption=" ".join([subject.caption, *_spans(series), *([_BORDERS] if len(runs) > 1 else ())]),
         label=_label(subject.title, series, starts),
         traces=list(_traces(series, subplots, num_slices, [run.name for run in runs])),
         layout={
@@ -117,6 +156,15 @@ def _figure(subject: _Subject, runs: Sequence[RunData], series: Sequence[Series]
         legend=_legend(columns) if len(runs) == 1 and not is_split else (),
         is_by_batch=True,
     )
+
+
+def _spans(series: Sequence[Series]) -> Iterator[str]:
+    """A sentence about the batches that each value spans, if the values span several."""
+    found = [one.num_batches[~one.is_null] for one in series if one.num_batches is not None]
+    nums = np.concatenate(found) if found else np.empty(0)
+    if len(nums):
+        low, usual, high = int(nums.min()), int(np.median(nums)), int(nums.max())
+        yield f"Here n is {low}." if low == high else f"Here n is {low} to {high}, and {usual} in most rows."
 
 
 def _subplots(columns: Sequence[str], *, is_split: bool) -> Subplots:

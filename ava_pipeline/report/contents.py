@@ -14,12 +14,11 @@ from ava_pipeline.contract.manifest import Attempt, Manifest, Status, status_now
 from ava_pipeline.diagnose.diagnose import Verdict
 from ava_pipeline.report.annotations import MAX_FINDINGS, figure_of, shown_findings, step_for
 from ava_pipeline.report.figure import TextTable, number_text
-from ava_pipeline.report.run_data import RunData
+from ava_pipeline.report.run_data import NUM_FIRST_ROWS, RunData
 from ava_pipeline.report.series import Series
 
 _MAX_IDS = 20
 _MAX_TABLE_ROWS = 20
-_NUM_FIRST_ROWS = 5
 _MAX_CELL, _MAX_FACT = 200, 1000  # characters
 _MAX_ATTEMPTS = 20
 
@@ -120,7 +119,7 @@ def _range(first: int, last: int) -> str:
 
 def first_rows(run: RunData) -> dict[str, TextTable]:
     """The first rows of each table and of the predictions; null is an empty cell."""
-    tables = {name: _first_rows(rows) for name, rows in run.tables.items()}
+    tables = {name: _first_rows(rows) for name, rows in (run.tables | run.long_tables).items()}
     if run.predictions is not None:
         file, predicted = run.predictions
         columns = {"image_id": predicted.image_ids, "pred_mean": predicted.pred_mean, "gt_mean": predicted.gt_mean}
@@ -130,7 +129,7 @@ def first_rows(run: RunData) -> dict[str, TextTable]:
 
 
 def _first_rows(rows: pa.Table) -> TextTable:
-    columns = [[_cell(value) for value in column.to_pylist()] for column in rows.slice(0, _NUM_FIRST_ROWS).columns]
+    columns = [[_cell(value) for value in column.to_pylist()] for column in rows.slice(0, NUM_FIRST_ROWS).columns]
     return TextTable(rows.column_names, list(map(list, zip(*columns, strict=True))))
 
 

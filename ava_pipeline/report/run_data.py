@@ -8,6 +8,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ava_pipeline.contract.builtin_tables import HOLDOUT, PER_LAYER_STATS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.layout import Moment, PredictionFile, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest
@@ -15,12 +16,16 @@ from ava_pipeline.contract.tables import BATCH, RunTable
 from ava_pipeline.diagnose.diagnose import Diagnosis, diagnose_run
 from ava_pipeline.errors import RunError
 from ava_pipeline.metrics import Metrics
+from ava_pipeline.read.holdout import HoldoutByBatch, holdout_by_batch, holdout_columns
 from ava_pipeline.read.metrics import read_metrics
 from ava_pipeline.read.predictions import Predicted, is_generated, read_predicted
 from ava_pipeline.read.run import Run, open_run, read_table
+from ava_pipeline.read.stream import stream_rows
+from ava_pipeline.report.layer_norms import LAYER_COLUMNS, LayerNorms, layer_norms
 
 T = TypeVar("T")
 VALIDATION = "val"
+NUM_FIRST_ROWS = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +50,10 @@ class RunData:
     name: str
     layout: RunLayout
     manifest: Manifest | None = None
-    tables: dict[str, pa.Table] = field(default_factory=dict)  # with the events; only rows with a batch
+    tables: dict[str, pa.Table] = field(default_factory=dict)  # with the events, without long ones; rows with a batch
+    long_tables: dict[str, pa.Table] = field(default_factory=dict)  # of a table with several rows per batch, the first
+    layers: LayerNorms | None = None  # the gradient norms of per_layer_stats, if any was measured
+    holdout: HoldoutByBatch | None = None
     metrics: MetricHistory | None = None
     predictions: tuple[PredictionFile, Predicted] | None = None  # the latest
     diagnosis: Diagnosis | None = None
@@ -72,8 +80,9 @@ def read_run_data(name: str, layout: RunLayout) -> RunData:
     run = RunData(name, layout)
     run.manifest = run.try_read(lambda: opened.manifest)
     if run.manifest is not None:
-        for table in run.manifest.tables:
-            _add_table(run, opened, table)
+        for table, entry in run.manifest.tables.items():
+            add = _add_long_table if entry.declaration.table.is_long else _add_table
+            add(run, opened, table)
         run.diagnosis = run.try_read(lambda: diagnose_run(opened))
     run.is_generated = bool(run.try_read(lambda: is_generated(layout.root)))
     events = run.try_read(lambda: read_table(layout, RunTable.of(EVENTS)))
@@ -92,6 +101,18 @@ def _add_table(run: RunData, opened: Run, name: str) -> None:
     if rows is not None and "batch_idx" in rows.column_names:
         has_keys = pc.and_(pc.is_valid(rows["batch_idx"]), pc.is_valid(rows["epoch"]))
         run.tables[name] = rows if _is_in_order(rows) else rows.filter(has_keys).sort_by("batch_idx")
+
+
+def _add_long_table(run: RunData, opened: Run, name: str) -> None:
+    """The first rows, and what figures show of the rest, which is read a part at a time."""
+    columns = opened.manifest.tables[name].declaration.column_names
+    first = run.try_read(lambda: next(stream_rows(opened, name, columns), None))
+    if first is not None:
+        run.long_tables[name] = pa.Table.from_batches([first.slice(0, NUM_FIRST_ROWS)])
+    if name == PER_LAYER_STATS.name and set(LAYER_COLUMNS) <= set(columns):
+        run.layers = run.try_read(lambda: layer_norms(stream_rows(opened, name, LAYER_COLUMNS)))
+    elif name == HOLDOUT and (wanted := holdout_columns(columns)):
+        run.holdout = run.try_read(lambda: holdout_by_batch(stream_rows(opened, name, wanted)))
 
 
 def _is_in_order(rows: pa.Table) -> bool:

@@ -1,6 +1,6 @@
 """Columns of a run as lines over its batches, reduced to as many points as a plot needs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from ava_pipeline.contract.tables import measured_columns
 from ava_pipeline.report.run_data import RunData
 
 NORMS, RATES, STEPS = "gradient_norms", "learning_rates", "steps"
+_COUNTERS = {"global_step", "num_batches"}  # they count, like batch_idx
 
 Scalar = TypeVar("Scalar", np.float64, np.bool_)
 
@@ -52,6 +53,7 @@ class Series:
     is_null: Bools  # [rows]
     breaks: Bools  # [rows] whether rows are missing before this row
     is_log: bool = True
+    num_batches: BatchIndices | None = None  # [rows] over how many batches each value spans, if it spans several
 
     def line(self, num_slices: int) -> ReducedLine:
         """The line to draw; a logarithmic scale has no place for 0 and below."""
@@ -68,16 +70,18 @@ class Series:
         return first_of_slices(self.batches, self.values, is_not_finite, num_slices)
 
 
-def columns_of(run: RunData, table: str, *, is_log: bool = True) -> list[Series]:
-    """A series for each column of numbers in which a value was measured; none if the table has no rows.
+def columns_of(
+    run: RunData, table: str, *, is_log: bool = True, is_wanted: Callable[[str], bool] = lambda _: True
+) -> list[Series]:
+    """A series for each wanted column of numbers in which a value was measured; none if the table has no rows.
 
     Columns of the norms and the rates are kept even if all of their values are null.
     """
     rows = run.table(table)
     if rows is None:
         return []
-    names = [name for name in measured_columns(rows.schema) if name != "global_step"]  # it counts, like batch_idx
-    breaks = _breaks(integers(rows, "batch_idx"), run.manifest)
+    names = [name for name in measured_columns(rows.schema) if name not in _COUNTERS and is_wanted(name)]
+    breaks = breaks_of(integers(rows, "batch_idx"), run.manifest)
     series = [_series(run.name, name, rows, floats(rows, name), null_mask(rows[name]), breaks) for name in names]
     if table in {NORMS, RATES}:
         return series
@@ -95,7 +99,7 @@ def ratio_of(run: RunData) -> list[Series]:
         # Divided by inf, the ratio would be 0, like that of a backbone that is not learning.
         values = np.where(np.isfinite(denominator), numerator / denominator, np.nan)
     is_null = null_mask(rows[backbone]) | null_mask(rows[head])
-    breaks = _breaks(integers(rows, "batch_idx"), run.manifest)
+    breaks = breaks_of(integers(rows, "batch_idx"), run.manifest)
     return [_series(run.name, f"{backbone} / {head}", rows, values, is_null, breaks)]
 
 
@@ -128,7 +132,7 @@ def _column_of_role(run: RunData, role: Role) -> str | None:
     return next((name for name, group in groups if group.role == role and name in rows.column_names), None)
 
 
-def _breaks(batches: BatchIndices, manifest: Manifest | None) -> Bools:
+def breaks_of(batches: BatchIndices, manifest: Manifest | None) -> Bools:
     """Whether rows are missing before each row.
 
     A batch that only accumulates gradients defers its row, so that spacings vary a little. A spacing is a gap only if

@@ -10,8 +10,13 @@ from ava_pipeline.contract.arrays import BatchIndices, Floats
 from ava_pipeline.report.figure import Style, Trace, label_text
 from ava_pipeline.report.series import Points, ReducedLine, Series
 
-_HOVER = "%{y:.4g}<extra>%{fullData.name}</extra>"
-_HOVER_OF_SLICE = "median %{y:.4g}, %{customdata[0]:.4g} to %{customdata[1]:.4g}<extra>%{fullData.name}</extra>"
+_NAME = "<extra>%{fullData.name}</extra>"
+_HOVER = f"%{{y:.4g}}{_NAME}"
+_HOVER_OF_SPAN = f"%{{y:.4g}} over %{{customdata}} batches{_NAME}"
+_HOVER_OF_SLICE = f"median %{{y:.4g}}, %{{customdata[0]:.4g}} to %{{customdata[1]:.4g}}{_NAME}"
+_HOVER_OF_SLICE_OF_SPANS = (
+    f"median %{{y:.4g}} over %{{customdata[2]}} batches, %{{customdata[0]:.4g}} to %{{customdata[1]:.4g}}{_NAME}"
+)
 _FILL_OPACITY, _EDGE_OPACITY = "40", "99"  # in hexadecimal
 _MAX_POINTS_WITH_MARKERS = 200
 _LINE_WIDTH_PX = 1.6
@@ -34,7 +39,7 @@ def traces_of(
         yield shared | _range_area(line, style.color)
     yield (
         shared
-        | ({"hovertemplate": _HOVER} if line.is_complete else _range_on_hover(line))
+        | _hover_of(series, line)
         | {"mode": mode, "line": {"color": style.color, "dash": style.dash, "width": _LINE_WIDTH_PX}}
         | {"marker": {"size": 4, "symbol": style.symbol}}
         | _xy(points)
@@ -85,9 +90,18 @@ def _segments(values: Floats) -> list[slice]:
     return [slice(first, end) for first, end in edges.reshape(-1, 2)]
 
 
-def _range_on_hover(line: ReducedLine) -> Trace:
-    low_high = np.column_stack([_compact(line.lowest.values), _compact(line.highest.values)])
-    return {"customdata": low_high, "hovertemplate": _HOVER_OF_SLICE}
+def _hover_of(series: Series, line: ReducedLine) -> Trace:
+    """The value of each point; of a slice also its range, and of values over several batches their number."""
+    spans = None
+    if series.num_batches is not None and len(series.batches):
+        rows = np.minimum(np.searchsorted(series.batches, line.middle.batches), len(series.batches) - 1)
+        spans = _compact(series.num_batches[rows])
+    if line.is_complete:
+        return {"hovertemplate": _HOVER} if spans is None else {"customdata": spans, "hovertemplate": _HOVER_OF_SPAN}
+    low_high = [_compact(line.lowest.values), _compact(line.highest.values)]
+    if spans is None:
+        return {"customdata": np.column_stack(low_high), "hovertemplate": _HOVER_OF_SLICE}
+    return {"customdata": np.column_stack([*low_high, spans]), "hovertemplate": _HOVER_OF_SLICE_OF_SPANS}
 
 
 def _markers(marked: Points, height: float, symbol: str, color: str, name: str) -> Trace:

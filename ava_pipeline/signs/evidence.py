@@ -51,6 +51,8 @@ class Evidence:
         first_norms: the first rows of `gradient_norms` in this run; None if `norms` begins with them.
         highest_rates: column of `learning_rates` -> its highest value before these rows.
         labels: the rows of `batch_stats`; None if there are none.
+        weight_norms: the rows of that table; None if there are none.
+        weight_deltas: as above.
 
     Attributes:
         columns: role -> the columns of `norms` whose groups have it.
@@ -61,7 +63,7 @@ class Evidence:
         early_median: their median; 0 if none is finite.
     """
 
-    def __init__(  # noqa: PLR0913  # four tables and further facts, each with its name
+    def __init__(  # noqa: PLR0913  # six tables and further facts, each with its name
         self,
         *,
         norms: TableValues,
@@ -71,11 +73,15 @@ class Evidence:
         first_norms: TableValues | None = None,
         highest_rates: Mapping[str, float] | None = None,
         labels: TableValues | None = None,
+        weight_norms: TableValues | None = None,
+        weight_deltas: TableValues | None = None,
     ) -> None:
         self.norms = norms
         self.rates = rates
         self.steps = steps
-        self.labels = TableValues(NO_ROWS) if labels is None else labels
+        self.labels, self.weight_norms, self.weight_deltas = (
+            TableValues(NO_ROWS) if rows is None else rows for rows in (labels, weight_norms, weight_deltas)
+        )
         self.groups = groups
         self.highest_rates = highest_rates or {}
         self.columns: dict[Role, list[str]] = {role: [] for role in get_args(Role)}

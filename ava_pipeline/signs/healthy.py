@@ -13,6 +13,8 @@ from ava_pipeline.signs.thresholds import Thresholds
 _NOTHING_LEARNS = ("non-finite", "vanishing", "exploding", "not-measured")
 # and a group does not learn if one of these names it.
 _GROUP_DOES_NOT_LEARN = ("backbone-not-learning", "dead-layer", "head-dominating", "not-optimized")
+# The same if one of these names it, or a group that it is part of.
+_WEIGHTS_DO_NOT_LEARN = ("weights-not-moving", "update-ratio")
 
 
 def healthy_signs(
@@ -124,6 +126,15 @@ class _RunHealth:
             message = f"clipping shortened {value:.0%} of the steps."
             yield _healthy("clipping-seldom", self._run.steps, message, "clip_rate", value)
 
+    def _lineage(self, column: str) -> Iterator[str]:
+        """A group, its parent, the parent of that, and so on."""
+        parents: set[str] = set()
+        name: str | None = column
+        while name is not None and name not in parents:
+            yield name
+            parents.add(name)
+            name = self._run.groups[name].parent if name in self._run.groups else None
+
     def _has(self, *signs: str, column: str | None = None) -> bool:
         """Whether any of these signs was found, at any severity; in one column, or in any."""
         return any(finding.id in signs and column in {None, finding.column} for finding in self._findings)
@@ -135,6 +146,8 @@ class _RunHealth:
         """Whether a group has finite gradients in its last rows, and an optimizer that changes it by them."""
         run, group = self._run, self._run.groups[column]
         if self._warns(*_NOTHING_LEARNS) or self._has(*_GROUP_DOES_NOT_LEARN, column=column) or column in run.frozen:
+            return False
+        if any(self._has(*_WEIGHTS_DO_NOT_LEARN, column=one) for one in self._lineage(column)):
             return False
         rates = [run.rates.values[name] for name in group.learning_rates if name in run.rates.values]
         is_changed = any((rate[self._last_rows] > 0).any() for rate in rates)

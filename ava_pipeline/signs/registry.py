@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.signs import clipping, gradients, labels, rates, stability, values
+from ava_pipeline.signs import clipping, gradients, labels, rates, stability, values, weights
 from ava_pipeline.signs.evidence import Evidence
 from ava_pipeline.signs.thresholds import Thresholds
 
@@ -30,6 +30,8 @@ SIGNS: tuple[Sign, ...] = (
     rates.rates,
     stability.rising,
     stability.spikes,
+    weights.update_ratio,
+    weights.weights_not_moving,
 )
 # Signs of single batches, which appear once; all others are states, which appear and end.
 SINGLE_BATCH_SIGNS = frozenset({"spike", "non-finite", "learning-rate-jump", "telemetry-gap"})

@@ -50,6 +50,12 @@ class Thresholds(BaseModel):
     head_rate_above: bool = Field(
         default=False, description="Whether the head's rate should be above the backbone's; `train` sets this itself."
     )
+    update_above: Positive = Field(
+        default=0.1, description="Updates are too large if a group moves by more than this share of its norm a batch."
+    )
+    update_below: Positive = Field(
+        default=1e-9, description="Updates are very small if a group moves by less than this share of its norm a batch."
+    )
     label_deviations: Positive = Field(
         default=6.0, description="Labels are biased from this many standard deviations of chance on."
     )

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ava_pipeline.contract.arrays import Bools, Floats, floats, integers, null_mask
-from ava_pipeline.contract.builtin_tables import METRICS
+from ava_pipeline.contract.builtin_tables import HOLDOUT, METRICS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest, Status, status_now
 from ava_pipeline.contract.tables import RunTable, measured_columns
@@ -26,6 +26,7 @@ from ava_pipeline.read.run import Run
 EVENTS_TABLE = EVENTS.name
 METRICS_TABLE = METRICS.name
 MAX_ROWS = 1024
+MAX_HOLDOUT_ROWS = 2**16  # of some 1,000 steps with 50 samples each
 _FIRST_READ_BYTES = 2**19
 _REMEMBERED_BYTES = 64
 
@@ -72,10 +73,12 @@ class LiveRun:
         """A new attempt may have superseded rows, or may measure other columns: read the current rows again."""
         self._tails = {EVENTS_TABLE: CsvTail(self.run, RunTable.of(EVENTS))}
         for name, entry in manifest.tables.items():
+            if entry.declaration.table.is_long and name != HOLDOUT:
+                continue  # no column of a table with several rows per batch is one line
             tail = CsvTail if "csv" in entry.formats else StoredTail
             self._tails[name] = tail(self.run, entry.declaration)
         self._tails[METRICS_TABLE] = MetricsTail(self.run)
-        self.tables = {name: LatestRows() for name in self._tails}
+        self.tables = {name: LatestRows(MAX_HOLDOUT_ROWS if name == HOLDOUT else MAX_ROWS) for name in self._tails}
 
 
 def _table_signature(manifest: Manifest) -> tuple[object, ...]:
@@ -91,16 +94,17 @@ class NewRows:
 
 
 class LatestRows:
-    """The last rows of one table."""
+    """The last rows of one table, at most `most`."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_ROWS) -> None:
+        self._most = most
         self._rows: pa.Table | None = None
 
     def add(self, new: NewRows) -> None:
-        """Append new rows, and drop the oldest beyond `MAX_ROWS`."""
+        """Append new rows, and drop the oldest if they are too many."""
         parts = [new.rows] if new.replace_all or self._rows is None else [self._rows, new.rows]
         joined = pa.concat_tables(parts, promote_options="permissive")
-        self._rows = joined.slice(max(0, joined.num_rows - MAX_ROWS)).combine_chunks()
+        self._rows = joined.slice(max(0, joined.num_rows - self._most)).combine_chunks()
 
     @property
     def rows(self) -> pa.Table | None:

@@ -13,12 +13,21 @@ from rich.text import Text
 from ava_pipeline.contract.arrays import Bools, Floats, integers
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.terminal import printable
+from ava_pipeline.watch.columns import shown_columns
 from ava_pipeline.watch.live_run import EVENTS_TABLE, METRICS_TABLE, Columns, LatestRows, LiveRun
 
 BARS = "▁▂▃▄▅▆▇█"
 NOT_FINITE, ZERO, NOT_MEASURED = "!", "_", " "
 
-_TITLES = {"gradient_norms": "gradient norm", "learning_rates": "learning rate", "steps": "value", "metrics": "metric"}
+_TITLES = {
+    "gradient_norms": "gradient norm",
+    "learning_rates": "learning rate",
+    "steps": "value",
+    "metrics": "metric",
+    "weight_deltas": "update ratio",
+    "batch_stats": "labels",
+    "holdout_predictions": "held-out samples",
+}
 _NO_MANIFEST = "no manifest yet"
 _HINTS = {
     "running": "Ctrl-C leaves it running.",
@@ -46,9 +55,7 @@ def view(live_run: LiveRun, now: datetime, width: int, height: int | None = None
         is_low = height is not None and height <= _LOW_TERMINAL_LINES
         most = _MAX_EVENTS_OF_LOW_TERMINAL if is_low else _MAX_EVENTS
         above += [Text("\nlatest events", style="bold"), *_event_lines(live_run.tables[EVENTS_TABLE], most)]
-    columns = {name: _measured(latest) for name, latest in live_run.tables.items() if name != EVENTS_TABLE}
-    if not columns.get(METRICS_TABLE):
-        columns.pop(METRICS_TABLE, None)  # most loops log none
+    columns = shown_columns(live_run)
     num_columns = {name: len(found) for name, found in columns.items()}
     if height is not None:
         num_lines = len(above) + sum(text.plain.count("\n") for text in above)
@@ -147,10 +154,6 @@ def _event_lines(latest: LatestRows, most: int) -> Iterator[Text]:
         event = (printable(str(row["event"])), _STYLES.get(str(row["severity"]), ""))
         sentence, _, _ = str(row["message"]).partition(". ")
         yield _one_line(f"batch {row['batch_idx']}  ", event, f"  {printable(sentence)}")
-
-
-def _measured(latest: LatestRows) -> Columns:
-    return {name: column for name, column in latest.columns().items() if not column[1].all()}
 
 
 def _fitting(num_columns: dict[str, int], num_lines: int) -> dict[str, int]:

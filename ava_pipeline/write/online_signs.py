@@ -25,7 +25,7 @@ MAX_NEW_ROWS = 4096
 _MAX_SHARE = 1 / 25
 # The log shows only the first appearances of a state that comes and goes; events.csv gets every one.
 _MAX_LOGGED = 10
-_TABLES = ("gradient_norms", "learning_rates", "steps", "batch_stats")
+_TABLES = ("gradient_norms", "learning_rates", "steps", "batch_stats", "weight_norms", "weight_deltas")
 
 # A sign and a column.
 State = tuple[str, str | None]
@@ -104,7 +104,7 @@ class OnlineSigns:
 
     def _check_rows(self) -> None:
         rows = {name: pa.Table.from_batches(batches) if batches else NO_ROWS for name, batches in self._rows.items()}
-        norms, rates, steps, labels = (TableValues(rows[name]) for name in _TABLES)
+        norms, rates, steps, labels, weight_norms, weight_deltas = (TableValues(rows[name]) for name in _TABLES)
         if self._first_norms is None and norms.num_rows >= NUM_FIRST_ROWS:
             self._first_norms = TableValues(norms.rows.slice(0, NUM_FIRST_ROWS).combine_chunks())
         run = Evidence(
@@ -115,6 +115,8 @@ class OnlineSigns:
             first_norms=self._first_norms,
             highest_rates=self._highest_rates,
             labels=labels,
+            weight_norms=weight_norms,
+            weight_deltas=weight_deltas,
         )
         findings = all_findings(run, self._limits)
         collected = norms if norms.num_rows else steps  # without norms if gradients are not tracked

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ava_pipeline import TelemetryCollector, open_run, validate_run
+from ava_pipeline.contract.builtin_tables import HOLDOUT_SCORES, PER_LAYER_STATS, WEIGHT_DELTAS
 from ava_pipeline.contract.events import EVENTS, Event, event_columns
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.integrations import tracker as module
@@ -102,6 +103,9 @@ def test_tables_with_several_rows_of_a_step_have_no_points() -> None:
     assert has_points(SCHEMA)
     assert not has_points(SCHEMA.append(pa.field("layer_name", pa.string())))
     assert not has_points(SCHEMA.append(pa.field("rank", pa.int64())))
+    assert not has_points(RunTable.of(HOLDOUT_SCORES).arrow_schema)  # its ids are integers
+    assert not has_points(RunTable.of(PER_LAYER_STATS).arrow_schema)
+    assert has_points(RunTable.of(WEIGHT_DELTAS, ("overall",)).arrow_schema)
 
 
 class Recorded(Tracker):

@@ -1,5 +1,6 @@
 """Build runs for reports."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from ava_pipeline.contract.manifest import Attempt
 from ava_pipeline.contract.parquet import write_parquet
 from ava_pipeline.report.page import write_report
 from tests.validate.building import NORMS, NOW, RATES, STEPS, Row, RunBuilder
+from tests.validate.more_tables import labels, layers, pairs, weights
 
 SPIKE, SPIKE_AT = 1e9, 500_000
 NAN, INF = float("nan"), float("inf")
+NAMES = ("stem.weight", "layer4.weight", "head.0.weight", "head.3.weight")
 
 
 def every_batch() -> list[Attempt]:
@@ -81,7 +84,27 @@ def long(root: Path, num_rows: int = 1_000_000) -> Path:
     return root
 
 
-BUILDERS = {"healthy": healthy, "faulty": faulty, "crashed": crashed, "empty": empty, "long": long}
+def everything(root: Path, batches: Sequence[int] = range(1, 121)) -> Path:
+    """A run that records weights, layers, labels and held-out samples too."""
+    num = len(batches)
+    rng = np.random.default_rng(0)
+    more = [
+        *weights(batches),
+        layers(batches, rng.lognormal(size=(num, len(NAMES))), NAMES),
+        labels(batches, rng.binomial(32, 0.5, num)),
+        pairs(batches, rng.normal(size=(num, 6, 2))),
+    ]
+    return RunBuilder(root=root, batches=batches, more=more, attempts=every_batch()).write()
+
+
+BUILDERS = {
+    "healthy": healthy,
+    "everything": everything,
+    "faulty": faulty,
+    "crashed": crashed,
+    "empty": empty,
+    "long": long,
+}
 
 
 def report(path: Path, *patterns: Path | str) -> Path:

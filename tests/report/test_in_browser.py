@@ -1,5 +1,6 @@
 """Reports in headless Chromium: plots, controls, accessibility, and names that contain HTML."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -148,6 +149,21 @@ def test_a_finding_links_to_its_plot(open_report: OpenReport) -> None:
     expect(opened.page.locator("#norms")).to_be_focused()
     bands = opened.plot("norms").evaluate("plot => plot.layout.shapes.filter(one => one.type === 'rect')")
     assert [80, 80] in [[band["x0"], band["x1"]] for band in bands]
+
+
+def test_a_cell_of_the_heat_map_names_its_layer_and_its_norm(open_report: OpenReport) -> None:
+    """In the hover text; the map has a row for each layer."""
+    opened = open_report("everything")
+    show_all(opened)
+    map_area = opened.page.locator("#layers .nsewdrag").first
+    map_area.scroll_into_view_if_needed()
+    box = map_area.bounding_box()
+    assert box is not None
+    opened.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 8)
+    hover = opened.page.locator("#layers .hovertext")
+    expect(hover).to_contain_text("stem.weight")
+    expect(hover).to_contain_text(re.compile(r"batch 6\d(\.5)?: \d"))
+    assert not opened.problems
 
 
 def shown_runs(opened: OpenedPage, name: str) -> set[str]:

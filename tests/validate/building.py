@@ -22,6 +22,7 @@ from ava_pipeline.write.writers import CsvWriter, ParquetWriter
 
 Format = Literal["csv", "parquet"]
 Row = dict[str, object]
+MoreRows = tuple[RunTable, pa.Table]
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 BATCHES_PER_EPOCH = 40
@@ -85,6 +86,8 @@ class RunBuilder:
         norms: batch -> columns to overwrite in the row of the norms.
         events: rows of events.csv.
         image_ids: of every epoch's predictions.
+        without: names of tables that the run does not have.
+        more: further tables with their rows.
     """
 
     root: Path
@@ -96,6 +99,8 @@ class RunBuilder:
     norms: Mapping[int, Row] = field(default_factory=dict)
     events: Sequence[Event] = ()
     image_ids: Sequence[int] | Sequence[str] = tuple(range(953_000, 953_030))
+    without: Sequence[str] = ()
+    more: Sequence[MoreRows] = ()
     heartbeat_utc: datetime = NOW
 
     @property
@@ -106,8 +111,10 @@ class RunBuilder:
     def write(self) -> Path:
         """Write every file, and return the run directory."""
         self.layout.telemetry.mkdir(parents=True)
-        for table in TABLES:
+        for table in self._tables:
             self._write_table(table)
+        for table, rows in self.more:
+            self._write_rows(table, rows)
         if self.events:
             self._append(CsvWriter(self.layout.csv("events"), RunTable.of(EVENTS).arrow_schema), self._event_rows())
         self.write_predictions()
@@ -120,11 +127,21 @@ class RunBuilder:
         last.status = self.status
         if not last.rows:
             self._count(last)
-        tables = {table.table.name: TableEntry(declaration=table, formats=self.formats) for table in TABLES}
+        declared = [*self._tables, *(table for table, _ in self.more)]
+        tables = {
+            table.table.name: TableEntry(declaration=table, formats=self._formats_of(table)) for table in declared
+        }
         manifest = Manifest(
             heartbeat_utc=self.heartbeat_utc, status=self.status, tables=tables, groups=GROUPS, attempts=self.attempts
         )
         write_manifest(self.layout.manifest, manifest)
+
+    @property
+    def _tables(self) -> list[RunTable]:
+        return [table for table in TABLES if table.table.name not in self.without]
+
+    def _formats_of(self, table: RunTable) -> tuple[Format, ...]:
+        return self.formats if table.table.in_csv else ("parquet",)
 
     def write_predictions(self, num_epochs: int = 3) -> None:
         """Write each epoch's predictions, and the metrics computed from them."""
@@ -140,7 +157,9 @@ class RunBuilder:
         failed = {batch for batches in self.lost.values() for batch in batches}
         num_steps, num_failed = len(self.batches), len(failed)
         last.counters = StepCounters(collected=num_steps, written=num_steps - num_failed, failed=num_failed)
-        for table in TABLES:
+        for table, rows in self.more:
+            last.rows |= {f"{table.table.name}.{suffix}": rows.num_rows for suffix in self._formats_of(table)}
+        for table in self._tables:
             count = num_steps - len(self.lost.get(table.table.name, ()))
             last.rows |= {f"{table.table.name}.{suffix}": count for suffix in self.formats}
         if self.events:
@@ -154,6 +173,14 @@ class RunBuilder:
             self._append(CsvWriter(self.layout.csv(name), table.arrow_schema), _batch(table, rows))
         if "parquet" in self.formats:
             self._append(self._parquet_writer(table), _batch(table, rows))
+
+    def _write_rows(self, table: RunTable, rows: pa.Table) -> None:
+        for suffix in self._formats_of(table):
+            path = self.layout.csv(table.table.name)
+            writer = CsvWriter(path, table.arrow_schema) if suffix == "csv" else self._parquet_writer(table)
+            for batch in rows.to_batches(max_chunksize=10_000):
+                writer.write(batch)
+            writer.close()
 
     def _parquet_writer(self, table: RunTable) -> ParquetWriter | JournalWriter:
         """A process that is still running, or was killed, leaves its journal behind."""

@@ -245,4 +245,25 @@ def test_tables_that_signs_do_not_read_are_ignored() -> None:
     """Such as the table of a measure of the user's own."""
     feed = Feed(columns(10))
     feed.signs.add_rows("weights", pa.record_batch({"batch_idx": pa.array([1])}))
-    assert set(feed.signs._rows) == {"gradient_norms", "learning_rates", "steps"}
+    assert "weights" not in feed.signs._rows
+
+
+def test_weights_that_stay_the_same_are_reported_while_training() -> None:
+    """When they have stayed for as many rows as a sign must last, and when they move again."""
+    given = columns()
+    feed = Feed(given)
+    num_rows = len(given["overall"])
+    batches = pa.array(np.arange(1, num_rows + 1) * EVERY)
+    keys = {"batch_idx": batches, "epoch": pa.array(np.zeros(num_rows, dtype=np.int64))}
+    moved = np.where((np.arange(num_rows) >= 20) & (np.arange(num_rows) < 60), 0.0, 0.5)
+    norms = pa.table({**keys, **{name: pa.array(np.ones(num_rows)) for name in NORMS}})
+    spans = pa.array(np.full(num_rows, EVERY))
+    deltas = pa.table({**keys, "num_batches": spans, **{name: pa.array(moved) for name in NORMS}})
+    for first in range(0, 100, 10):
+        for name, rows in (("weight_norms", norms), ("weight_deltas", deltas)):
+            for batch in rows.slice(first, 10).to_batches():
+                feed.signs.add_rows(name, batch)
+        feed.rows(10)
+    assert [(one.id, one.column, one.batch_idx) for one in feed.reported] == [("weights-not-moving", "overall", 210)]
+    events = [(event.event, event.severity) for event in feed.log.events]
+    assert events == [("weights_not_moving", "warning"), ("weights_not_moving", "info")]

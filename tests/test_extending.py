@@ -146,6 +146,56 @@ def test_its_damage_is_found(tmp_path: Path) -> None:
     assert [str(one).partition("[")[2] for one in validate_run(run)] == ["norms.head-sum]"]
 
 
+def test_embeddings_are_measured_in_training_only(tmp_path: Path) -> None:
+    """The recipe against NumPy; the batches of a holdout and of a validation are not the training's."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    measure = from_page("embedding_norms.py", "embedding_norms")(model[0])
+    options = {"collect_every_n": 1, "track_holdout_logits": True}
+    held_out = [{"image": torch.ones(3, 6), "label": torch.zeros(3, dtype=torch.int64), "id": [1, 2, 3]}]
+    expected = []
+    with TelemetryCollector(model, optimizer, tmp_path, options, measures=[measure]) as telemetry:
+        telemetry.set_holdout(held_out, forward=lambda model, batch: model(batch["image"]), labels="label", ids="id")
+        for seed in range(3):
+            x = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+            model(x).square().mean().backward()
+            embeddings = model[0](x).detach().double().numpy()
+            expected.append((np.linalg.norm(embeddings, axis=1).mean(), embeddings.std(axis=0).mean()))
+            model.eval()
+            model(torch.full((2, 6), 9.0))
+            model.train()
+            telemetry.step()
+            optimizer.step()
+    found = open_run(tmp_path).table("embedding_norms")[["mean_norm", "spread"]].to_numpy(dtype=float)
+    assert found == pytest.approx(np.array(expected), rel=1e-5)
+    assert open_run(tmp_path).arrow("holdout_predictions").num_rows == 9
+    assert validate_run(tmp_path) == []
+
+
+def test_dead_units_are_counted_over_all_batches_since_the_row_before(tmp_path: Path) -> None:
+    """A unit is dead if no batch between two rows wakes it, whichever rows are collected."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Conv1d(1, 2, 1), torch.nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(4))
+        model[0].bias.zero_()
+        model[2].weight.copy_(torch.tensor([[[1.0]], [[-1.0]]]))
+        model[2].bias.zero_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    measure = from_page("dead_relus.py", "dead_relus")(model)
+    with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=2, measures=[measure]) as telemetry:
+        for awake in ((0,), (1,), (0,), (0,)):
+            x = -torch.ones(3, 1, 4)
+            x[0, 0, list(awake)] = 1.0
+            hidden = model[1](model[0](x).reshape(3, 4)).reshape(3, 1, 4)
+            model[3](model[2](hidden)).sum().backward()
+            telemetry.step()
+    rows = open_run(tmp_path).arrow("dead_relus").to_pylist()
+    shares = [(row["batch_idx"], row["layer_name"], row["dead_share"]) for row in rows]
+    assert shares == [(2, "1", 0.5), (2, "3", 0.5), (4, "1", 0.75), (4, "3", 0.5)]
+    assert validate_run(tmp_path) == []
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -8,8 +8,8 @@ import math
 import operator
 import os
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -25,7 +25,7 @@ from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.columns import shown
 from ava_pipeline.contract.events import Event, EventName
 from ava_pipeline.contract.tables import check_column_name
-from ava_pipeline.errors import ConfigError, MisuseError
+from ava_pipeline.errors import ConfigError, MisuseError, require_extra
 from ava_pipeline.write.event_log import EventLog
 
 if TYPE_CHECKING:
@@ -62,15 +62,21 @@ def check_arguments(model: object, output_dir: object, groups: object, grad_scal
 def telemetry_config(
     config: TelemetryConfig | Mapping[str, Any] | None, overrides: Mapping[str, Any]
 ) -> TelemetryConfig:
-    """Merge single fields into a config; raise ConfigError with all fields that are unknown or invalid."""
+    """Merge single fields into a config; raise ConfigError with all fields that are unknown or invalid.
+
+    It is also raised if a switch is on whose library is not installed.
+    """
     if config is not None and not isinstance(config, TelemetryConfig | Mapping):
         raise ConfigError(f"config is {config!r}: give a TelemetryConfig, a mapping of its fields, or None.")
     given = config.model_dump() if isinstance(config, TelemetryConfig) else dict(config or {})
     try:
-        return TelemetryConfig.model_validate({**given, **overrides})
+        settings = TelemetryConfig.model_validate({**given, **overrides})
     except ValidationError as error:
         problems = describe_errors(error, TelemetryConfig, source_of=lambda _: "TelemetryConfig")
         raise ConfigError(problems) from error
+    if settings.enabled and settings.track_weight_snapshots:
+        require_extra("track_weight_snapshots", "snapshots", "safetensors")
+    return settings
 
 
 def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
@@ -156,21 +162,31 @@ def process_rank() -> int:
 class BatchCount:
     """Where the run is, and at which batch `step` has more to do than to count.
 
-    `every` is infinity if nothing is collected. `batch_idx`, 1-based and 0 before the first, and `epoch` are those of
-    the latest `step`. `due` is the batch at which `step` does more than count: `next_row`, or -1 before the first
-    batch, whose arguments are checked, and if a finding waits for delivery. `num_accumulating` counts the calls in this
-    process that only accumulated gradients, `named_calls` the others by the optimizer that they name. `steps_before`
-    are the optimizer steps before this process; None if they are not known.
+    `every` is infinity if nothing is collected, `snapshots_every` if no weights are saved. `batch_idx`, 1-based and 0
+    before the first, and `epoch` are those of the latest `step`. `due` is the batch at which `step` does more than
+    count: `next_row` or `next_snapshot`, or -1 before the first batch, whose arguments are checked, and if a finding
+    waits for delivery. `num_accumulating` counts the calls in this process that only accumulated gradients,
+    `named_calls` the others by the optimizer that they name. `steps_before` are the optimizer steps before this
+    process; None if they are not known.
     """
 
-    def __init__(self, every: float) -> None:
-        self._every = every
+    def __init__(self, every: float, snapshots_every: float = math.inf) -> None:
+        self._every, self._snapshots_every = every, snapshots_every
         self._has_holes = False
         self.epoch = self.batch_idx = self.resumed_from = self.num_accumulating = 0
-        self.next_row, self.due = every, -1.0
+        self.next_row, self.next_snapshot, self.due = every, snapshots_every, -1.0
         self.named_calls: Counter[str] = Counter()
         self.steps_before: int | None = 0
         self._called: set[str] = set()
+
+    @classmethod
+    def of(cls, config: TelemetryConfig) -> Self:
+        """The count by which this process collects; nothing, if telemetry is off or another rank writes."""
+        if not config.enabled or process_rank() != 0:
+            return cls(math.inf)
+        return cls(
+            config.collect_every_n, config.weight_snapshot_every_n if config.track_weight_snapshots else math.inf
+        )
 
     def resume(self, batch_idx: int, epoch: int, global_step: int | None) -> None:
         """Continue after a checkpoint's batch, and after its optimizer steps if they are known."""
@@ -178,6 +194,7 @@ class BatchCount:
         self.epoch = epoch
         self.steps_before = global_step
         self.schedule_row(batch_idx)
+        self.schedule_snapshot(batch_idx)
 
     def begins_batch(self, optimizer: str, *, accumulating: bool) -> bool:
         """Count a call that names an optimizer; whether it is the first of its batch: a name comes once in each."""
@@ -204,6 +221,14 @@ class BatchCount:
         """Set the next row to the first multiple of `every` after a batch."""
         self.next_row = (after // self._every + 1) * self._every
 
+    def schedule_snapshot(self, after: int) -> None:
+        """Set the next weight snapshot to the first multiple of `snapshots_every` after a batch."""
+        self.next_snapshot = (after // self._snapshots_every + 1) * self._snapshots_every
+
+    def schedule_step(self) -> None:
+        """Let `step` only count until the next row or the next snapshot."""
+        self.due = min(self.next_row, self.next_snapshot)
+
     def wake(self) -> None:
         """Make the next `step` deliver findings; called in the background thread."""
         self.due = -1
@@ -215,11 +240,12 @@ class BatchCount:
 
     def stop(self) -> None:
         """Collect nothing from now on."""
-        self._every = self.next_row = self.due = math.inf
+        self._every = self._snapshots_every = self.next_row = self.next_snapshot = self.due = math.inf
 
     def finish(self) -> None:
         """Make every further `step` due, so that it raises: the collector is closed."""
         self.next_row = self.due = 0
+        self.next_snapshot = math.inf
 
     @property
     def num_calls(self) -> int | None:
@@ -240,6 +266,11 @@ class CallChecks:
         self._plan: NormPlan | None = None
         self._warned: set[str] = set()
         self._last_batch_idx = 0
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The modules that are trained and still exist."""
+        return self._changes.modules
 
     def rebind(self, targets: TrainingTargets, model: Model | None) -> None:
         """Check the calls for other targets, and for another model unless it is None; old warnings may come again."""

@@ -4,6 +4,8 @@ from itertools import chain
 from operator import attrgetter, itemgetter
 from weakref import ref
 
+from torch import nn
+
 from ava_pipeline.collect.targets import Model, TrainingTargets, modules_of
 
 # Reading a model's parameters takes as long as a few rows, and some models leave out other layers at every step.
@@ -31,6 +33,11 @@ class TrainingChanges:
         self._ids = frozenset(map(id, targets.parameters))
         self._identities = self._read_identities()
         self._missing: frozenset[int] = frozenset()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that are trained and still exist."""
+        return [module for reference in self._modules if (module := reference()) is not None]
 
     def have_come(self) -> bool:
         """Whether the optimizers hold other parameters, or others of the model's are trained, than at the last call."""
@@ -61,7 +68,7 @@ class TrainingChanges:
 
     def _gone(self, missing: frozenset[int]) -> list[str]:
         """The names of parameters without a gradient that the model has no more."""
-        modules = [module for reference in self._modules if (module := reference()) is not None]
+        modules = self.modules
         if len(modules) < len(self._modules) or self._num_model_checks >= MAX_MODEL_CHECKS:
             return []
         self._num_model_checks += 1

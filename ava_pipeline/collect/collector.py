@@ -1,6 +1,5 @@
 """The collector that a training loop calls: once per batch, for one row every n batches."""
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +115,7 @@ class TelemetryCollector:
         layout = RunLayout(run_directory(output_dir))
         events = EventLog(layout.root)
         self._root = layout.root
-        self._count = BatchCount(settings.collect_every_n if settings.enabled and process_rank() == 0 else math.inf)
+        self._count = BatchCount.of(settings)
         self._clipping = Clipping(targets.parameters)
         self._prediction_files = PredictionFiles(layout, events, self._count, is_strict=settings.on_error == "raise")
         self._findings = FindingQueue(self._count)
@@ -211,13 +210,15 @@ class TelemetryCollector:
         if not self._is_checked:  # the first batch, whether it is collected or not
             self._outside_graphs(check_step, values or {}, global_step, epoch)
             self._is_checked = True
+        count.epoch = whole_number("epoch", epoch)
         is_due = count.batch_idx >= count.next_row
         if is_due:
-            count.epoch = whole_number("epoch", epoch)
             is_due = self._outside_graphs(
                 self._recorder.record, values or {}, sample_ids, optimizer=optimizer, global_step=global_step
             )
-        count.due = count.next_row  # before `deliver`: a finding that arrives now makes the next step due again
+        if count.batch_idx >= count.next_snapshot:
+            self._outside_graphs(self._recorder.save_weights)
+        count.schedule_step()  # before `deliver`: a finding that arrives now makes the next step due again
         self._findings.deliver()
         return is_due
 

@@ -18,10 +18,12 @@ from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
 from ava_pipeline.collect.measures import built_in_measures, make_measures
 from ava_pipeline.collect.measures.measure import Measure, Reading, Value, join_readings, read_measures
+from ava_pipeline.collect.snapshots import WeightSnapshots
 from ava_pipeline.collect.staging import Staging
 from ava_pipeline.collect.targets import TrainingTargets
 from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError, MisuseError, in_words
 from ava_pipeline.interrupts import is_from_signal
@@ -29,12 +31,13 @@ from ava_pipeline.logs import logger
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import UNMEASURED, Channel, PendingStep, TelemetryStats
 from ava_pipeline.write.endings import exit_code
-from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.event_log import EventLog, snapshot_event
 from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.own_writers import OwnWriter
 from ava_pipeline.write.run_writer import RunWriter
 from ava_pipeline.write.setup import Setup
+from ava_pipeline.write.snapshots import SnapshotWriter
 from ava_pipeline.write.worker import Worker, ending_workers
 from ava_pipeline.write.writers import Formats
 
@@ -106,6 +109,9 @@ class Recorder:
         self._setup: Setup | None = None
         self._row: _OpenRow | None = None
         self._staging = Staging()
+        self._snapshots: WeightSnapshots | None = None
+        if config.track_weight_snapshots and count.is_collecting:
+            self._snapshots = WeightSnapshots(lambda: checks.modules, events)
         self._worker: Worker | None = None
         self._turn = threading.RLock()
         self._refusal = "step() was called after close(): create a new collector, or close after the last step."
@@ -146,15 +152,43 @@ class Recorder:
             self.raise_first_error()
             self.hand_over()
             check_step(values, global_step)
-            if self._worker is None:
-                self._worker = self._make_worker(values)
-            self._worker.start()
-            exit_code.forget()
+            self._start_worker(values)
             # Read once: other threads may go on counting.
             batch_idx, next_row = count.batch_idx, count.next_row
             row = _OpenRow(batch_idx, count.epoch, sample_ids, is_deferred=batch_idx != next_row)
             self._work_on(row, partial(self._begin, row, values, optimizer, global_step))
             return True
+
+    def save_weights(self) -> None:
+        """Copy the weights of the present batch and leave them for the background thread, unless they are not due.
+
+        What fails costs the snapshot, and is reported, or is raised under `on_error="raise"`; whatever a signal handler
+        raises is raised.
+        """
+        with self._turn:
+            count, snapshots = self._count, self._snapshots
+            if snapshots is None or self.is_closed or count.batch_idx < count.next_snapshot:
+                return
+            if is_capturing():
+                self._checks.warn_once("capture", _IN_CAPTURE)
+                return  # it stays due
+            batch_idx, epoch = count.batch_idx, count.epoch
+            count.schedule_snapshot(batch_idx)
+            try:
+                self._start_worker({})
+                if snapshots.take(batch_idx, epoch):
+                    self._channel.wake()
+            except Exception as error:
+                if is_from_signal(error) or self._is_strict:
+                    raise
+                reason = f"the weights of this batch could not be copied: {in_words(error)}"
+                self._events.add(snapshot_event(batch_idx, epoch, reason))
+
+    def _start_worker(self, values: Mapping[str, Value]) -> None:
+        if self._worker is None:
+            self._worker = self._make_worker(values)
+        self._worker.start()
+        exit_code.forget()
 
     def record_part(self, values: Mapping[str, Value], optimizer: str, global_step: int | None) -> bool:
         """Measure what one optimizer of the open row's batch steps; as `record`, of which it is a part."""
@@ -277,6 +311,7 @@ class Recorder:
             fsync=config.fsync,
             signs=signs,
             metrics=self._metrics,
+            snapshots=self._snapshot_writer(),
         )
         self._targets, self._measures, self._setup = targets, measures, files.setup
         return Worker(
@@ -286,6 +321,12 @@ class Recorder:
             flush_interval_s=config.flush_interval_s,
             after=ending_workers(self.root),
         )
+
+    def _snapshot_writer(self) -> SnapshotWriter | None:
+        if self._snapshots is None:
+            return None
+        layout, max_snapshots = RunLayout(self.root), self._config.max_weight_snapshots
+        return SnapshotWriter(layout, self._snapshots.hand_over, self._events, max_snapshots=max_snapshots)
 
     def rebind(self, targets: TrainingTargets) -> None:
         """Measure other targets from the next row on."""

@@ -143,6 +143,8 @@ def read_header(path: Path) -> SnapshotHeader:
 def _json(text: str | bytes) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_once)
+    except DamagedFileError:
+        raise
     except (ValueError, RecursionError) as error:  # what Python's reader raises for text that is not JSON
         raise DamagedFileError(f"expected JSON, got {shown(text[:80])} ({type(error).__name__})") from error
 

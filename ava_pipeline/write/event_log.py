@@ -318,7 +318,7 @@ def moved_event(root: Path, last_batch_idx: int) -> Event:
         severity="error",
         message=f"{root} was moved or removed, or another process took it over, while the run was being written. "
         f"It held the rows up to batch {last_batch_idx}.",
-        batch_idx=1,
+        batch_idx=min(1, last_batch_idx),
         batch_idx_end=last_batch_idx,
         epoch=0,
     )

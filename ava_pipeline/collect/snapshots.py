@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ava_pipeline.collect.staging import PinnedSlot, Slot
-from ava_pipeline.collect.targets import is_sharded, plain_name, prefixes_of, unwrap
-from ava_pipeline.contract.snapshots import TYPES_BY_NAME
+from ava_pipeline.collect.targets import is_sharded, prefixes_of, unwrap
+from ava_pipeline.contract.snapshots import TENSOR_TYPES
 from ava_pipeline.write.event_log import EventLog, snapshot_event
 from ava_pipeline.write.snapshots import PendingSnapshot, SnapshotHandOver, Weight
 
@@ -22,6 +22,10 @@ _ALIGNMENT_BYTES = 64
 _NUMBER_BYTES = 4  # of a slot's float32 numbers
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # NumPy has one for each size
 
+_NAMES: dict[torch.dtype, str] = {
+    getattr(torch, one.name): one.name for one in TENSOR_TYPES if hasattr(torch, one.name)
+}
+_PLAIN_TYPES = (Tensor, nn.Parameter)
 _type_of = attrgetter("dtype", "shape", "device", "layout")
 
 
@@ -135,22 +139,17 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     Hooks of the user's may wait for the device or for other processes.
     """
     for path, module in unwrap(model).named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
+        prefix = f"{path}.".replace("_orig_mod.", "") if path else ""  # parts may be compiled by themselves
         volatile = module._non_persistent_buffers_set  # noqa: SLF001  # it has no public name
         for named, left_out in ((module._parameters, ()), (module._buffers, volatile)):  # noqa: SLF001  # by their own names
             for name, tensor in named.items():
                 if tensor is not None and name not in left_out:
-                    yield plain_name(prefix + name, model), tensor
+                    yield prefix + name, tensor
 
 
 def _can_be_saved(tensor: Tensor) -> bool:
-    is_whole = tensor.layout is torch.strided and not hasattr(tensor, "__tensor_flatten__")
-    return is_whole and tensor.device.type != "meta" and dtype_name(tensor) in TYPES_BY_NAME
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """The name of a tensor's type, such as `float32`."""
-    return str(tensor.dtype).removeprefix("torch.")
+    is_plain = type(tensor) in _PLAIN_TYPES or not hasattr(tensor, "__tensor_flatten__")  # as a DTensor has
+    return is_plain and tensor.dtype in _NAMES and tensor.layout is torch.strided and not tensor.is_meta
 
 
 class _HostSlot(Slot):
@@ -184,7 +183,7 @@ class _Memory:
         self.num_bytes = sum(ends.values())
         self._places: list[Tensor] = []
         self.arrays: list[Tensor] = []  # the same places, as integers
-        self.dtypes = [dtype_name(tensor) for tensor in tensors]
+        self.dtypes = [_NAMES[tensor.dtype] for tensor in tensors]
         buffers = {device: slot.buffer.view(torch.uint8) for device, slot in self._slots.items()}
         for tensor, begin in zip(tensors, begins, strict=True):
             size = tensor.element_size()

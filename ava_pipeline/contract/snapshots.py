@@ -55,7 +55,6 @@ TENSOR_TYPES = (
     TensorType("C64", "complex64", 8),
     TensorType("BOOL", "bool", 1),
 )
-TYPES_BY_NAME = {one.name: one for one in TENSOR_TYPES}
 _TYPES_BY_CODE = {one.code: one for one in TENSOR_TYPES}
 
 

@@ -52,20 +52,22 @@ class Mixed(nn.Module):
         self.embed = nn.Linear(4, 4, bias=False)
         self.out = nn.Linear(4, 4, bias=False)
         self.out.weight = self.embed.weight
-        self.half = nn.Parameter(torch.randn(5).half())
+        self.half_precision = nn.Parameter(torch.randn(5).half())
         self.brain = nn.Parameter(torch.randn(3, 5).bfloat16(), requires_grad=False)
         self.turned = nn.Parameter(torch.randn(2, 7).t())
         self.every_second = nn.Parameter(torch.randn(10)[::2])
         self.empty = nn.Parameter(torch.empty(0, 3))
         self.register_buffer("mask", torch.tensor([True, False]))
         self.register_buffer("eighth", torch.randn(4).to(torch.float8_e4m3fn))
-        self.register_buffer("double", torch.randn(3, dtype=torch.float64).expand(2, 3))
+        self.register_buffer("double_precision", torch.randn(3, dtype=torch.float64).expand(2, 3))
         self.register_buffer("volatile", torch.randn(9), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """A loss of images (B, 3, H, W) that every parameter takes part in."""
         hidden = self.out(self.embed(self.norm(self.conv(x)).mean((2, 3))))
-        rest = self.half.float().sum() + self.turned.sum() + self.every_second.square().sum() + self.empty.sum()
+        rest = (
+            self.half_precision.float().sum() + self.turned.sum() + self.every_second.square().sum() + self.empty.sum()
+        )
         loss: Tensor = hidden.square().sum() + rest
         return loss
 

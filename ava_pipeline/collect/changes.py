@@ -6,7 +6,7 @@ from weakref import ref
 
 from torch import nn
 
-from ava_pipeline.collect.targets import Model, TrainingTargets, modules_of
+from ava_pipeline.collect.targets import Model, TrainingTargets, modules_of, unwrap
 
 # Reading a model's parameters takes as long as a few rows, and some models leave out other layers at every step.
 MAX_MODEL_CHECKS = 20
@@ -28,7 +28,7 @@ class TrainingChanges:
     def begin(self, targets: TrainingTargets, model: Model | None = None) -> None:
         """Compare with these targets from now on, and with this model unless it is None."""
         if model is not None:
-            self._modules = [ref(module) for module in modules_of(model)]
+            self._modules = [ref(unwrap(module)) for module in modules_of(model)]  # a wrapper may be gone earlier
         self._targets = targets
         self._ids = frozenset(map(id, targets.parameters))
         self._identities = self._read_identities()

@@ -78,6 +78,10 @@ class WeightSnapshots:
         found = _Named.of(modules)
         self._report(found.left_out, batch_idx, epoch)
         if not found.tensors:
+            message = (
+                "the weights of this batch are not saved, because the model is gone, or nothing of it can be saved."
+            )
+            self._events.add(snapshot_event(batch_idx, epoch, message))
             return False
         tensors = list(found.tensors.values())
         memory = self._free.pop() if self._free else None
@@ -171,7 +175,7 @@ class _Memory:
     A place has the order of its tensor's memory, channels-last for instance, so that copying does not reorder numbers.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], kinds: list[object], new_slot: NewSlot) -> None:
+    def __init__(self, tensors: Sequence[Tensor], kinds: Sequence[object], new_slot: NewSlot) -> None:
         self.kinds = kinds
         ends: dict[torch.device, int] = {}
         begins = []

@@ -177,6 +177,9 @@ def _checked(header: Any, *, begin: int, end: int) -> SnapshotHeader:
 def _tensors(header: Mapping[str, Any], begin: int) -> Iterator[tuple[str, StoredTensor]]:
     for name, entry in header.items():
         fields = entry if isinstance(entry, dict) else {}
+        code: Any
+        shape: Any
+        offsets: Any
         code, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
         tensor_type = _TYPES_BY_CODE.get(code) if isinstance(code, str) else None
         is_known = tensor_type is not None and len(fields) == 3  # noqa: PLR2004  # the three keys

@@ -47,7 +47,7 @@ class Mixed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch names its formats for 4 dimensions only
+        self.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
         self.norm = nn.BatchNorm2d(4)
         self.embed = nn.Linear(4, 4, bias=False)
         self.out = nn.Linear(4, 4, bias=False)
@@ -147,7 +147,7 @@ def test_a_snapshot_holds_the_state_dict_of_its_batch(tmp_path: Path, settled: S
         with safe_open(snapshot.path, "pt") as file:
             about = file.metadata()
         assert (about["batch_idx"], about["epoch"]) == (str(snapshot.batch_idx), "7")
-    assert load_model(Mixed(), snapshot.path) == (set(), [])
+    assert not any(load_model(Mixed(), snapshot.path))
     assert [str(one) for one in validate_run(tmp_path)] == []
 
 

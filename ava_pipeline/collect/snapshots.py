@@ -78,9 +78,7 @@ class WeightSnapshots:
         found = _Named.of(modules)
         self._report(found.left_out, batch_idx, epoch)
         if not found.tensors:
-            message = (
-                "the weights of this batch are not saved, because the model is gone, or nothing of it can be saved."
-            )
+            message = "the weights of this batch are not saved, because the model is gone, or none can be saved."
             self._events.add(snapshot_event(batch_idx, epoch, message))
             return False
         tensors = list(found.tensors.values())
@@ -185,6 +183,7 @@ class _Memory:
             ends[tensor.device] = begin + tensor.numel() * tensor.element_size()
         self._slots = {device: new_slot(device, -(-end // _NUMBER_BYTES)) for device, end in ends.items()}
         self.num_bytes = sum(ends.values())
+        self._is_on_host = all(isinstance(slot, _HostSlot) for slot in self._slots.values())
         self._places: list[Tensor] = []
         self.arrays: list[Tensor] = []  # the same places, as integers
         self.dtypes = [_NAMES[tensor.dtype] for tensor in tensors]
@@ -198,8 +197,11 @@ class _Memory:
 
     def copy(self, tensors: Sequence[Tensor]) -> None:
         """Queue a copy of each tensor on the current stream of its device, and an event behind them."""
-        for place, tensor in zip(self._places, tensors, strict=True):
-            place.copy_(tensor, non_blocking=True)
+        if self._is_on_host:
+            torch._foreach_copy_(self._places, tensors)  # one call, where each call counts beside so short copies
+        else:
+            for place, tensor in zip(self._places, tensors, strict=True):
+                place.copy_(tensor, non_blocking=True)
         for slot in self._slots.values():
             slot.record()
 

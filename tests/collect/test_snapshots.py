@@ -59,7 +59,7 @@ class Mixed(nn.Module):
         self.empty = nn.Parameter(torch.empty(0, 3))
         self.register_buffer("mask", torch.tensor([True, False]))
         self.register_buffer("eighth", torch.randn(4).to(torch.float8_e4m3fn))
-        self.register_buffer("double_precision", torch.randn(3, dtype=torch.float64).expand(2, 3))
+        self.register_buffer("double_precision", torch.randn(2, 3, dtype=torch.float64))
         self.register_buffer("volatile", torch.randn(9), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

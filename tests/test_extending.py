@@ -177,10 +177,13 @@ def test_dead_units_are_counted_over_all_batches_since_the_row_before(tmp_path: 
     """A unit is dead if no batch between two rows wakes it, whichever rows are collected."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Conv1d(1, 2, 1), torch.nn.ReLU())
     with torch.no_grad():
-        model[0].weight.copy_(torch.eye(4))
-        model[0].bias.zero_()
-        model[2].weight.copy_(torch.tensor([[[1.0]], [[-1.0]]]))
-        model[2].bias.zero_()
+        first, second = model[0], model[2]
+        assert isinstance(first, torch.nn.Linear)
+        assert isinstance(second, torch.nn.Conv1d)
+        first.weight.copy_(torch.eye(4))
+        torch.nn.init.zeros_(next(reversed([*first.parameters()])))
+        second.weight.copy_(torch.tensor([[[1.0]], [[-1.0]]]))
+        torch.nn.init.zeros_(next(reversed([*second.parameters()])))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     measure = from_page("dead_relus.py", "dead_relus")(model)
     with TelemetryCollector(model, optimizer, tmp_path, collect_every_n=2, measures=[measure]) as telemetry:

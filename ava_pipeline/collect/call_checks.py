@@ -1,221 +1,27 @@
-"""Checks of how the collector is called: its arguments and the process, the count of batches, the order of the calls.
+"""Checks of each collected step: a loop that is probably wrong is recorded as a warning, once, with the remedy."""
 
-A call that cannot be right raises. A loop that is probably wrong is recorded as a warning, once, with the remedy.
-"""
-
-import json
-import math
-import operator
-import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from ava_pipeline.collect.amp import Scaling
+from ava_pipeline.collect.arguments import whole_number
+from ava_pipeline.collect.batch_count import BatchCount
 from ava_pipeline.collect.changes import TrainingChanges
 from ava_pipeline.collect.labels import check_labels, usable_labels
-from ava_pipeline.collect.measures.measure import StepSnapshot, Value
+from ava_pipeline.collect.measures.measure import Measure, StepSnapshot, Value
 from ava_pipeline.collect.optimizer_steps import CallOrder, NumCalls, OptimizerWatch
 from ava_pipeline.collect.step_values import StepCall, as_numbers, check_values
 from ava_pipeline.collect.targets import Model, TrainingTargets
-from ava_pipeline.config.messages import describe_errors
-from ava_pipeline.config.models import TelemetryConfig
 from ava_pipeline.contract.events import Event, EventName
-from ava_pipeline.errors import ConfigError, MisuseError
+from ava_pipeline.errors import MisuseError, in_words
 from ava_pipeline.logs import logger
 from ava_pipeline.write.event_log import EventLog
 
 if TYPE_CHECKING:
     from ava_pipeline.collect.norms import NormPlan
-
-_JSON = TypeAdapter(dict[str, JsonValue])
-
-
-def check_arguments(model: object, output_dir: object, groups: object, grad_scaler: object) -> None:
-    """Raise MisuseError if an argument of the constructor has a wrong type, rather than fail in a later step."""
-    modules = model if isinstance(model, list | tuple) else [model]
-    others = sorted({type(module).__name__ for module in modules if not isinstance(module, nn.Module)})
-    if others or not modules:
-        contents = f", not of {', '.join(others) or 'nothing'}" if modules is model else ""
-        raise MisuseError(
-            f"model is a {type(model).__name__}: give the torch.nn.Module that is being trained, or a list of modules "
-            f"that are trained together{contents}."
-        )
-    path = os.fspath(output_dir) if isinstance(output_dir, str | os.PathLike) else None
-    if not path or not isinstance(path, str):
-        raise MisuseError(f"output_dir is {output_dir!r}: give the run's directory, such as 'outputs/ava/my_run'.")
-    if groups is not None and not isinstance(groups, Mapping):
-        raise MisuseError(
-            f"groups is a {type(groups).__name__}: give a mapping column -> module, parameters or name globs, "
-            "such as {'stem': 'conv1.*'}."
-        )
-    if grad_scaler is not None and not callable(getattr(grad_scaler, "is_enabled", None)):
-        raise MisuseError(
-            f"grad_scaler is a {type(grad_scaler).__name__}: "
-            "give the torch.amp.GradScaler that scales the loss, or None."
-        )
-
-
-def telemetry_config(
-    config: TelemetryConfig | Mapping[str, Any] | None, overrides: Mapping[str, Any]
-) -> TelemetryConfig:
-    """Merge single fields into a config; raise ConfigError with all fields that are unknown or invalid."""
-    if config is not None and not isinstance(config, TelemetryConfig | Mapping):
-        raise ConfigError(f"config is {config!r}: give a TelemetryConfig, a mapping of its fields, or None.")
-    given = config.model_dump() if isinstance(config, TelemetryConfig) else dict(config or {})
-    try:
-        return TelemetryConfig.model_validate({**given, **overrides})
-    except ValidationError as error:
-        problems = describe_errors(error, TelemetryConfig, source_of=lambda _: "TelemetryConfig")
-        raise ConfigError(problems) from error
-
-
-def as_json(run_info: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """The user's facts as JSON values, or a MisuseError; bytes of a string that are not UTF-8 become question marks."""
-    try:
-        facts = _JSON.validate_python(dict(run_info))
-        text = json.dumps(facts, allow_nan=False, ensure_ascii=False)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise MisuseError(
-            f"run_info[{first['loc'][0]!r}] cannot be stored as JSON ({first['msg']}): "
-            "give numbers, strings, lists and mappings."
-        ) from error
-    except ValueError as error:
-        raise MisuseError(f"run_info cannot be stored as JSON ({error}): give finite numbers.") from error
-    storable_facts: dict[str, JsonValue] = json.loads(text.encode("utf-8", "replace"))
-    return storable_facts
-
-
-def whole_number(name: str, value: object, *, least: int = 0, remedy: str = "") -> int:
-    """Return an integer, NumPy's too, as an int, or raise MisuseError; reading a tensor would wait for the device."""
-    try:
-        number = None if isinstance(value, Tensor | bool) else operator.index(value)  # type: ignore[arg-type]  # tried here
-    except TypeError:
-        number = None
-    if number is None or not least <= number < 2**63:
-        raise MisuseError(
-            f"{name} is {value!r} ({type(value).__name__}): give an int, {least} or more and below 2**63.{remedy}"
-        )
-    return number
-
-
-def read_state(state: Mapping[str, float]) -> tuple[int, int, int | None]:
-    """The batch, the epoch and the global step of a checkpoint; raise MisuseError if it is not a collector's state."""
-    if not isinstance(state, Mapping) or not {"batch_idx", "epoch"} <= set(state):
-        raise MisuseError(f"{state!r} is not a collector's state: give what state_dict() returned.")
-    batch_idx, epoch = (whole_number(f"state[{name!r}]", state[name]) for name in ("batch_idx", "epoch"))
-    global_step = state.get("global_step")
-    return batch_idx, epoch, None if global_step is None else int(global_step)
-
-
-def process_rank() -> int:
-    """This process's rank; only rank 0 writes. Raise MisuseError if the variable RANK is not a number."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    given = os.environ.get("RANK", "")
-    try:
-        return int(given or "0")
-    except ValueError as error:
-        message = (
-            f"the environment variable RANK is {given!r}: set it to this process's number, 0 if alone, or unset it."
-        )
-        raise MisuseError(message) from error
-
-
-class BatchCount:
-    """Where the run is, and at which batch `step` has more to do than to count.
-
-    `every` is infinity if nothing is collected. `batch_idx`, 1-based and 0 before the first, and `epoch` are those of
-    the latest `step`. `due` is the batch at which `step` does more than count: `next_row`, or -1 before the first
-    batch, whose arguments are checked, and if a finding waits for delivery. `num_accumulating` counts the calls in this
-    process that only accumulated gradients, `named_calls` the others by the optimizer that they name. `steps_before`
-    are the optimizer steps before this process; None if they are not known.
-    """
-
-    def __init__(self, every: float) -> None:
-        self._every = every
-        self._has_holes = False
-        self.epoch = self.batch_idx = self.resumed_from = self.num_accumulating = 0
-        self.next_row, self.due = every, -1.0
-        self.named_calls: Counter[str] = Counter()
-        self.steps_before: int | None = 0
-        self._last_epoch = 0
-        self._called: set[str] = set()
-        self._num_named_batches = 0
-
-    def resume(self, batch_idx: int, epoch: int, global_step: int | None) -> None:
-        """Continue after a checkpoint's batch, and after its optimizer steps if they are known."""
-        self.batch_idx = self.resumed_from = batch_idx
-        self.epoch = epoch
-        self.steps_before = global_step
-        self.schedule_row(batch_idx)
-
-    @property
-    def last_epoch(self) -> int:
-        """The epoch of the latest `step` whose epoch is a whole number, as far as it was read."""
-        with suppress(MisuseError):
-            self._last_epoch = whole_number("epoch", self.epoch)
-        return self._last_epoch
-
-    def begins_batch(self, optimizer: str, *, accumulating: bool) -> bool:
-        """Count a call that names an optimizer; whether it is the first of its batch: a name comes once in each."""
-        if not accumulating:
-            self.named_calls[optimizer] += 1
-        is_first = not self._called or optimizer in self._called
-        self._called = {optimizer} if is_first else {*self._called, optimizer}
-        self._num_named_batches += is_first and not accumulating
-        return is_first
-
-    def is_batch_open(self, optimizers: Iterable[str]) -> bool:
-        """Whether one of these optimizers was called in every batch before, and not yet in this one."""
-        num_before = self._num_named_batches - 1
-        return any(name not in self._called and self.named_calls[name] == num_before for name in optimizers)
-
-    def follow(self, batch_idx: int) -> str | None:
-        """Take over the user's count; if it does not rise, add one to the own count and return what is wrong."""
-        before = self.batch_idx
-        if batch_idx > before:
-            self._has_holes |= batch_idx != before + 1
-            self.batch_idx = batch_idx
-            return None
-        self.batch_idx += 1
-        return (
-            f"batch_idx {batch_idx} came after {before} and does not rise, so the collector continues its own count. "
-            "Give a count of the whole run, which does not start over with an epoch, or leave it out."
-        )
-
-    def schedule_row(self, after: int) -> None:
-        """Set the next row to the first multiple of `every` after a batch."""
-        self.next_row = (after // self._every + 1) * self._every
-
-    def wake(self) -> None:
-        """Make the next `step` deliver findings; called in the background thread."""
-        self.due = -1
-
-    @property
-    def is_collecting(self) -> bool:
-        """Whether any row will be due."""
-        return self._every != math.inf
-
-    def stop(self) -> None:
-        """Collect nothing from now on."""
-        self._every = self.next_row = self.due = math.inf
-
-    def finish(self) -> None:
-        """Make every further `step` due, so that it raises: the collector is closed."""
-        self.next_row = self.due = 0
-
-    @property
-    def num_calls(self) -> int | None:
-        """Calls in this process that did not only accumulate; None if the user's count left out batches."""
-        return None if self._has_holes else self.batch_idx - self.resumed_from - self.num_accumulating
 
 
 class CallChecks:
@@ -243,6 +49,11 @@ class CallChecks:
         self._plan: NormPlan | None = None
         self._warned: set[str] = set()
         self._last_batch_idx = 0
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The modules that are trained and still exist."""
+        return self._changes.modules
 
     def rebind(self, targets: TrainingTargets, model: Model | None) -> None:
         """Check the calls for other targets, and for another model unless it is None; old warnings may come again."""
@@ -469,14 +280,25 @@ class CallChecks:
             )
 
     @property
-    def modules(self) -> list[nn.Module]:
-        """The modules in training, as they were given, except those that are gone."""
-        return self._changes.modules
-
-    @property
     def is_optimizer_captured(self) -> bool:
         """Whether a CUDA graph contains an optimizer step, so that replays train."""
         return self._order.is_captured
+
+    def report_unmade(self, measure: type[Measure], error: Exception) -> None:
+        """Record that the table of a measure gets no rows."""
+        batch_idx = self._count.batch_idx
+        self._events.add(
+            Event(
+                event="failed_write",
+                severity="error",
+                message=f"the measure {measure.__name__} could not be made, so its table gets no rows: "
+                f"{in_words(error)}",
+                batch_idx=batch_idx,
+                batch_idx_end=batch_idx,
+                epoch=self._count.last_epoch,
+                column=measure.table.name,
+            )
+        )
 
     def close(self) -> None:
         """Remove the hooks from the optimizers."""

@@ -7,7 +7,7 @@ from weakref import ref
 
 from torch import nn
 
-from ava_pipeline.collect.targets import Model, TrainingTargets, modules_of
+from ava_pipeline.collect.targets import Model, TrainingTargets, modules_of, unwrap
 
 # Reading a model's parameters takes as long as a few rows, and some models leave out other layers at every step.
 MAX_MODEL_CHECKS = 20
@@ -29,7 +29,7 @@ class TrainingChanges:
     def begin(self, targets: TrainingTargets, model: Model | None = None) -> None:
         """Compare with these targets from now on, and with this model unless it is None."""
         if model is not None:
-            self._modules = [ref(module) for module in modules_of(model)]
+            self._modules = [ref(unwrap(module)) for module in modules_of(model)]  # a wrapper may be gone earlier
         self._targets = targets
         self._ids = frozenset(map(id, targets.parameters))
         self._identities = self._read_identities()
@@ -37,7 +37,7 @@ class TrainingChanges:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The modules of the model, as they were given, except those that are gone."""
+        """The modules that are trained, without wrappers, except those that are gone."""
         return [module for reference in self._modules if (module := reference()) is not None]
 
     def have_come(self) -> bool:

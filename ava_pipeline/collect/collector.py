@@ -1,6 +1,5 @@
 """The collector that a training loop calls: once per batch, for one row every n batches."""
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +9,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ava_pipeline.collect.call_checks import (
-    BatchCount,
-    CallChecks,
+from ava_pipeline.collect.arguments import (
     as_json,
     check_arguments,
     process_rank,
@@ -20,6 +17,8 @@ from ava_pipeline.collect.call_checks import (
     telemetry_config,
     whole_number,
 )
+from ava_pipeline.collect.batch_count import BatchCount
+from ava_pipeline.collect.call_checks import CallChecks
 from ava_pipeline.collect.clipping import Clipping
 from ava_pipeline.collect.compiling import leave_untraced, outside_graphs
 from ava_pipeline.collect.finding_queue import FindingQueue
@@ -118,7 +117,7 @@ class TelemetryCollector(TakesHoldout):
         layout = RunLayout(run_directory(output_dir))
         events = EventLog(layout.root)
         self._root = layout.root
-        self._count = BatchCount(settings.collect_every_n if settings.enabled and process_rank() == 0 else math.inf)
+        self._count = BatchCount.of(settings)
         self._clipping = Clipping(targets.parameters)
         self._prediction_files = PredictionFiles(layout, events, self._count, is_strict=settings.on_error == "raise")
         self._findings = FindingQueue(self._count)
@@ -214,7 +213,9 @@ class TelemetryCollector(TakesHoldout):
             self._outside_graphs(self._checks.check_first_step, call)
             self._is_checked = True
         is_due: bool = count.batch_idx >= count.next_row and self._outside_graphs(self._recorder.record, call)
-        count.due = count.next_row  # before `deliver`: a finding that arrives now makes the next step due again
+        if count.batch_idx >= count.next_snapshot:
+            self._outside_graphs(self._recorder.save_weights)
+        count.schedule_step()  # before `deliver`: a finding that arrives now makes the next step due again
         self._findings.deliver()
         return is_due
 
@@ -252,7 +253,7 @@ class TelemetryCollector(TakesHoldout):
         if model is not None:
             check_arguments(model, self._root, groups, None)
             chosen = chosen if groups is None else ChosenGroups(model, groups)
-        targets = rebound(self._recorder.targets, model, chosen, optimizer)
+        targets = rebound(self._recorder.measuring.targets, model, chosen, optimizer)
         self._groups = chosen
         self._recorder.rebind(targets, model)
 
@@ -405,7 +406,7 @@ class TelemetryCollector(TakesHoldout):
             )
         epoch, global_step = self._checks.epoch(), self._checks.global_step()
         state: dict[str, Any] = {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
-        state |= self._recorder.weights.state_dict(self._recorder.targets)
+        state |= self._recorder.measuring.weights.state_dict(self._recorder.measuring.targets)
         return state if global_step is None else state | {"global_step": global_step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -425,7 +426,7 @@ class TelemetryCollector(TakesHoldout):
         batch_idx, epoch, global_step = read_state(state)
         self._metrics.resume(batch_idx, epoch)
         self._clipping.load_state_dict(state)
-        self._recorder.weights.load_state_dict(state)
+        self._recorder.measuring.weights.load_state_dict(state)
         self._count.resume(batch_idx, epoch, global_step)
 
     def close(

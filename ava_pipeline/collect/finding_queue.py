@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from ava_pipeline.collect.call_checks import BatchCount
+from ava_pipeline.collect.batch_count import BatchCount
 from ava_pipeline.contract.finding import Finding
 
 MAX_WAITING_FINDINGS = 256

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ava_pipeline.collect.call_checks import BatchCount, whole_number
+from ava_pipeline.collect.arguments import whole_number
+from ava_pipeline.collect.batch_count import BatchCount
 from ava_pipeline.contract.columns import shown
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.finding import Severity

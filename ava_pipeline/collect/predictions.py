@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ava_pipeline.collect.call_checks import BatchCount
+from ava_pipeline.collect.batch_count import BatchCount
 from ava_pipeline.contract.arrays import Floats
 from ava_pipeline.contract.builtin_tables import NUM_SCORES, SCORES, predictions_schema
 from ava_pipeline.contract.events import Event

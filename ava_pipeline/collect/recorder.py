@@ -12,34 +12,33 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from ava_pipeline.collect.call_checks import BatchCount, CallChecks
+from ava_pipeline.collect.batch_count import BatchCount
+from ava_pipeline.collect.call_checks import CallChecks
 from ava_pipeline.collect.capture import is_capturing
 from ava_pipeline.collect.finding_queue import FindingQueue
 from ava_pipeline.collect.gradient_pass import GradientPass
-from ava_pipeline.collect.holdout import HoldoutPlace
-from ava_pipeline.collect.measures import built_in_measures, make_measures
-from ava_pipeline.collect.measures.holdout_predictions import HoldoutPredictions
-from ava_pipeline.collect.measures.measure import Measure, Reading, Value, join_readings, read_measures
+from ava_pipeline.collect.measures.measure import Measure, Reading, join_readings, read_measures
+from ava_pipeline.collect.measuring import Measuring
 from ava_pipeline.collect.samples import HoldoutQuestion
+from ava_pipeline.collect.snapshots import WeightSnapshots
 from ava_pipeline.collect.staging import Staging
 from ava_pipeline.collect.step_values import StepCall
 from ava_pipeline.collect.targets import Model, TrainingTargets
 from ava_pipeline.collect.undisturbed import Autocast
-from ava_pipeline.collect.weight_pass import WeightPass
 from ava_pipeline.config.models import TelemetryConfig
-from ava_pipeline.contract.events import Event
+from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Status
 from ava_pipeline.errors import ChannelClosedError, ChannelFullError, MisuseError, in_words
 from ava_pipeline.interrupts import is_from_signal
 from ava_pipeline.write.attempts import RunFacts
 from ava_pipeline.write.channel import UNMEASURED, Channel, PendingStep, TelemetryStats
 from ava_pipeline.write.endings import exit_code
-from ava_pipeline.write.event_log import EventLog
+from ava_pipeline.write.event_log import EventLog, snapshot_event
 from ava_pipeline.write.metrics_log import MetricsLog
 from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.own_writers import OwnWriter
 from ava_pipeline.write.run_writer import RunWriter
-from ava_pipeline.write.setup import Setup
+from ava_pipeline.write.snapshots import SnapshotWriter
 from ava_pipeline.write.worker import Worker, ending_workers
 from ava_pipeline.write.writers import Formats
 
@@ -91,7 +90,7 @@ class Recorder:
         measures: Sequence[type[Measure]] = (),
         writers: Sequence[OwnWriter] = (),
     ) -> None:
-        self._targets = targets
+        self.measuring = Measuring(targets, config, gradient_pass=gradient_pass, checks=checks, own=measures)
         self._config = config
         self.root = root
         self._count = count
@@ -101,21 +100,18 @@ class Recorder:
         self._run_info = run_info
         self._findings = findings
         self._metrics = metrics
-        self.weights = WeightPass(is_used=config.track_weight_delta)
-        self._built_in_measures = built_in_measures(config, self.weights)
-        self._holdout = HoldoutPlace(config, checks)
-        self._own_measures = measures
         self._own_writers = writers
         self._is_strict = config.on_error == "raise"
         self._channel: Channel[PendingStep] = Channel(
             config.max_pending_rows, on_full=config.on_full, block_timeout_s=config.block_timeout_s
         )
-        self._measures: list[Measure] = []
-        self._setup: Setup | None = None
         self._row: _OpenRow | None = None  # which further calls of its batch complete
         self._at_work: _OpenRow | None = None  # which a signal handler finds half done
         self._last_handed_over = 0
         self._staging = Staging()
+        self._snapshots: WeightSnapshots | None = None
+        if config.track_weight_snapshots and count.is_collecting:
+            self._snapshots = WeightSnapshots(lambda: checks.modules, events)
         self._worker: Worker | None = None
         self._turn = threading.RLock()
         self._refusal = "step() was called after close(): create a new collector, or close after the last step."
@@ -149,15 +145,43 @@ class Recorder:
                 return False
             self.raise_first_error()
             self.hand_over()
-            if self._worker is None:
-                self._worker = self._make_worker(self._checks.numbers(call.values), self._checks.labels(call.labels))
-            self._worker.start()
-            exit_code.forget()
+            self._start_worker(call)
             # Read once: other threads may go on counting.
             batch_idx, next_row = count.batch_idx, count.next_row
             row = _OpenRow(batch_idx, self._checks.epoch(), call.sample_ids, is_deferred=batch_idx != next_row)
             self._work_on(row, partial(self._begin, row, call))
             return True
+
+    def save_weights(self) -> None:
+        """Copy the weights of the present batch and leave them for the background thread, unless they are not due.
+
+        What fails costs the snapshot, and is reported, or is raised under `on_error="raise"`; whatever a signal handler
+        raises is raised.
+        """
+        with self._turn:
+            count, snapshots = self._count, self._snapshots
+            if snapshots is None or self.is_closed or count.batch_idx < count.next_snapshot:
+                return
+            if is_capturing():
+                self._checks.warn_once("capture", _IN_CAPTURE)
+                return  # it stays due
+            batch_idx, epoch = count.batch_idx, self._checks.epoch()
+            count.schedule_snapshot(batch_idx)
+            try:
+                self._start_worker(StepCall())
+                if snapshots.take(batch_idx, epoch):
+                    self._channel.wake()
+            except Exception as error:
+                if is_from_signal(error) or self._is_strict:
+                    raise
+                reason = f"the weights of this batch could not be copied: {in_words(error)}"
+                self._events.add(snapshot_event(batch_idx, epoch, reason))
+
+    def _start_worker(self, call: StepCall) -> None:
+        if self._worker is None:
+            self._worker = self._make_worker(self._checks.numbers(call.values), self._checks.labels(call.labels))
+        self._worker.start()
+        exit_code.forget()
 
     def record_part(self, call: StepCall) -> bool:
         """Measure what one optimizer of the open row's batch steps; as `record`, of which it is a part."""
@@ -206,7 +230,7 @@ class Recorder:
         self._channel.reserve(row.batch_idx, row.epoch)
         if call.optimizer is not None:
             self._row = row
-        self._begin_holdout(row.batch_idx)
+        self.measuring.begin_holdout(row.batch_idx)
         self._measure_part(row, call)
         if call.optimizer is None:
             self._offer(row)
@@ -214,8 +238,8 @@ class Recorder:
     def _measure_part(self, row: "_OpenRow", call: StepCall) -> None:
         checks = self._checks
         numbers, labels = checks.numbers(call.values), checks.labels(call.labels)
-        self._renew(numbers, labels)
-        changes = self._targets.changes()
+        self.measuring.renew(numbers, labels)
+        changes = self.measuring.targets.changes()
         snapshot = self._gradient_pass.take(
             numbers,
             row.batch_idx,
@@ -226,11 +250,11 @@ class Recorder:
             is_optimizer_replaced=checks.is_optimizer_replaced(changes),
         )
         checks.check(snapshot)
-        row.parts.append(read_measures(self._measures, snapshot, is_strict=self._is_strict))
+        row.parts.append(read_measures(self.measuring.measures, snapshot, is_strict=self._is_strict))
 
     def _offer(self, row: "_OpenRow") -> None:
         self._row = None
-        readings = join_readings(self._measures, row.parts, is_strict=self._is_strict)
+        readings = join_readings(self.measuring.measures, row.parts, is_strict=self._is_strict)
         step = PendingStep(
             batch_idx=row.batch_idx,
             epoch=row.epoch,
@@ -238,7 +262,7 @@ class Recorder:
             layouts=tuple(reading.layout for reading in readings),
             is_deferred=row.is_deferred,
             sample_ids=row.sample_ids,
-            setup=self._setup,
+            setup=self.measuring.setup,
         )
         self._channel.offer(step, row.batch_idx, row.epoch)
 
@@ -247,7 +271,7 @@ class Recorder:
 
         Raise MisuseError if the name is unknown.
         """
-        names = self._targets.optimizers
+        names = self.measuring.targets.optimizers
         if optimizer not in names:
             raise MisuseError(f"optimizer is {optimizer!r}: give one of the names {', '.join(map(repr, names))}.")
         is_first = self._count.begins_batch(optimizer, accumulating=accumulating)
@@ -255,21 +279,14 @@ class Recorder:
             self.hand_over()
         return is_first
 
-    @property
-    def targets(self) -> TrainingTargets:
-        """What is measured now."""
-        return self._targets
-
-    def _make_worker(self, values: Mapping[str, Value], labels: Iterable[str]) -> Worker:
-        targets = replace(self._targets.renewed(values=values, labels=labels), resumed_from=self._count.resumed_from)
-        self._checks.check_optimizers()
-        measures = make_measures(self._built_in_measures, self._own_measures, targets, on_failure=self._report_unmade)
-        config, gradient_pass, weights = self._config, self._gradient_pass, self.weights
+    def _make_worker(self, values: Iterable[str], labels: Iterable[str]) -> Worker:
+        setup = self.measuring.begin(values, labels, self._count.resumed_from)
+        config, gradient_pass, weights = self._config, self._gradient_pass, self.measuring.weights
         facts = RunFacts(
-            groups=targets.described_groups(),
-            rate_names=targets.rate_names(),
+            groups=setup.groups,
+            rate_names=setup.rate_names,
             collect_every_n=config.collect_every_n,
-            resumed_from=targets.resumed_from,
+            resumed_from=self._count.resumed_from,
             run_info=self._run_info,
             devices=lambda: gradient_pass.devices,
             weight_reference_bytes=lambda: weights.reference_bytes,
@@ -280,7 +297,7 @@ class Recorder:
             signs = OnlineSigns(facts.groups, config.signs, self._events, self._findings.put)
         files = RunWriter(
             self.root,
-            measures,
+            setup.sources,
             facts,
             self._events,
             formats=Formats(config.formats, config.csv_of_long_tables),
@@ -288,8 +305,9 @@ class Recorder:
             fsync=config.fsync,
             signs=signs,
             metrics=self._metrics,
+            snapshots=self._snapshot_writer(),
         )
-        self._targets, self._measures, self._setup = targets, measures, files.setup
+        self.measuring.setup = files.setup
         return Worker(
             self._channel,
             files,
@@ -299,6 +317,12 @@ class Recorder:
             before_exit=weakref.WeakMethod(self.hand_over),
         )
 
+    def _snapshot_writer(self) -> SnapshotWriter | None:
+        if self._snapshots is None:
+            return None
+        layout, max_snapshots = RunLayout(self.root), self._config.max_weight_snapshots
+        return SnapshotWriter(layout, self._snapshots.hand_over, self._events, max_snapshots=max_snapshots)
+
     def set_holdout(self, batches: Iterable[Any], question: HoldoutQuestion, autocast: Autocast) -> None:
         """Evaluate held-out samples from the next row on."""
         if self.is_child:
@@ -307,65 +331,13 @@ class Recorder:
             if self.is_closed:
                 raise MisuseError("set_holdout() was called after close(): create a new collector.")
             is_collecting = self._count.is_collecting
-            self._holdout.set(batches, question, autocast, self._targets, is_collecting=is_collecting)
-
-    def _begin_holdout(self, batch_idx: int) -> None:
-        """Add the table of the held-out samples, if it has not begun; what prevents it is reported."""
-        try:
-            measure = self._holdout.begin(batch_idx)
-        except Exception as error:
-            if self._is_strict or is_from_signal(error):
-                raise
-            self._report_unmade(HoldoutPredictions, error)
-            return
-        if measure is not None:
-            self._built_in_measures.append(measure)
-            self._measure(self._targets)
+            self.measuring.set_holdout(batches, question, autocast, is_collecting=is_collecting)
 
     def rebind(self, targets: TrainingTargets, model: Model | None) -> None:
         """Measure other targets from the next row on, those of another model unless it is None."""
         self.hand_over()
         self._checks.rebind(targets, model)
-        if self._worker is None:
-            self._follow(targets)
-        else:
-            self._measure(targets)
-
-    def _renew(self, values: Iterable[str], labels: Iterable[str]) -> None:
-        """Measure what was added to optimizers, values and labels since the last row; note which groups are trained."""
-        new = [name for name in values if name not in self._targets.value_names]
-        new_labels = [name for name in labels if name not in self._targets.label_names]
-        if self._checks.have_targets_changed() or new or new_labels:
-            self._measure(self._targets.renewed(values=new, labels=new_labels))
-
-    def _measure(self, targets: TrainingTargets) -> None:
-        """Make the measures of other targets, unless the same numbers are read for the same tables and groups."""
-        measures = make_measures(self._built_in_measures, self._own_measures, targets, on_failure=self._report_unmade)
-        setup = Setup(measures, targets.described_groups(), targets.rate_names(), self._holdout.ids)
-        reads_the_same = targets.reads_the_same(self._targets)
-        if self._setup is None or not (reads_the_same and setup.records_the_same(self._setup)):
-            self._measures, self._setup = measures, setup
-        self._follow(targets)
-
-    def _follow(self, targets: TrainingTargets) -> None:
-        self._targets = targets
-        self._gradient_pass.measure(targets)
-        self._checks.follow(targets)
-
-    def _report_unmade(self, measure: type[Measure], error: Exception) -> None:
-        batch_idx = self._count.batch_idx
-        self._events.add(
-            Event(
-                event="failed_write",
-                severity="error",
-                message=f"the measure {measure.__name__} could not be made, so its table gets no rows: "
-                f"{in_words(error)}",
-                batch_idx=batch_idx,
-                batch_idx_end=batch_idx,
-                epoch=self._count.last_epoch,
-                column=measure.table.name,
-            )
-        )
+        self.measuring.measure(targets)
 
     def raise_first_error(self) -> None:
         """Raise the first WriteError of the background thread, once, under `on_error="raise"`."""
@@ -379,7 +351,7 @@ class Recorder:
 
         A row whose batch has further calls stays open: those of optimizers that were called in every batch before.
         """
-        if not self._count.is_batch_open(self._targets.optimizers):
+        if not self._count.is_batch_open(self.measuring.targets.optimizers):
             self.hand_over()
         is_done = self.wait(timeout_s)
         self.raise_first_error()

@@ -27,6 +27,8 @@ EventName = Literal[
     "optimizer_replaced",  # parameters change, but not by the optimizer that the collector was given
     "failed_predictions",  # an epoch's predictions that were not written
     "failed_metrics",  # a row of metrics.csv that was not written
+    "failed_snapshot",  # a weight snapshot that was not written, or not in full
+    "skipped_snapshot",  # a weight snapshot that was due while an earlier one was still being written
     # Warning signs found while training; with severity info, a sign that is gone. docs/diagnosis.md explains each.
     "backbone_not_learning",
     "clipped_before_step",

@@ -80,6 +80,19 @@ class StepCounters(_Entry):
     pending: Count = 0
 
 
+class SnapshotCounters(_Entry):
+    """Weight snapshots of one attempt: `written - removed - set_aside`, over all attempts, are in the folder."""
+
+    written: Count = 0
+    removed: Count = Field(
+        default=0, description="Older snapshots, of any attempt, removed because there were more than allowed."
+    )
+    set_aside: Count = Field(
+        default=0, description="Snapshots of earlier attempts that are no longer in the folder: superseded or lost."
+    )
+    failed: Count = Field(default=0, description="Snapshots that could not be written; events.csv says why.")
+
+
 class Attempt(_Entry):
     """One process that wrote into the run, from its first step to its end."""
 
@@ -99,6 +112,7 @@ class Attempt(_Entry):
         default_factory=dict,
         description="Rows of earlier attempts that are no longer in the file, by file name: superseded or lost.",
     )
+    weight_snapshots: SnapshotCounters = Field(default_factory=SnapshotCounters)
     columns: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="The run's columns that this attempt measured, by table."
     )

@@ -28,6 +28,10 @@ The checksums that `journal.py`, `parquet.py` and `check_zip` verify find change
     check:  check_parquet_size
     test:   tests/contract/test_untrusted.py::test_a_row_group_that_declares_gigabytes_is_refused_unread
 
+    threat: a weight snapshot whose header declares other bytes than the file has, or is itself too large
+    check:  read_header in snapshots.py
+    test:   tests/contract/test_snapshots.py::test_a_damaged_header_is_refused
+
     threat: offsets outside their buffer, which let Arrow read memory that is not its own; text that is not UTF-8
     check:  check_values, on every batch of a journal or a Parquet file
     test:   tests/contract/test_untrusted.py::test_a_frame_that_holds_no_rows_of_the_table_costs_itself
@@ -55,7 +59,9 @@ ARROW_ERRORS = (pa.ArrowException, OSError, UnicodeError)  # what Arrow raises f
 UNREADABLE = (*ARROW_ERRORS, DamagedFileError)
 
 # A name with one of these suffixes is a file's name.
-_FILE_SUFFIXES = frozenset({".csv", ".parquet", ".journal", ".json", ".lock", ".yaml", ".pt", PARTIAL_SUFFIX})
+_FILE_SUFFIXES = frozenset(
+    {".csv", ".parquet", ".journal", ".json", ".lock", ".yaml", ".pt", ".safetensors", PARTIAL_SUFFIX}
+)
 # A column of equal values is compressed thousandfold; the batches in the same table are not.
 _MAX_PACKING = 10_000
 _ALWAYS_ALLOWED_BYTES = 64 * 2**20

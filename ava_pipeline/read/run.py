@@ -20,6 +20,7 @@ from ava_pipeline.contract.untrusted import check_inside, check_name
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
 from ava_pipeline.read.csv import num_rows, read_csv
 from ava_pipeline.read.metrics import read_metrics
+from ava_pipeline.read.snapshots import WeightSnapshot, read_snapshots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,6 +154,15 @@ class Run:
             known = ", ".join(_epoch_text(file.moment) for file in files) or "none"
             raise NotARunError(f"{path} does not exist; epochs with predictions of {name!r}: {known}.")
         return frame(read_parquet(path))
+
+    def weight_snapshots(self) -> list[WeightSnapshot]:
+        """The saved weights by batch, also those that are `.pt` files of an older collector; empty if there are none.
+
+        Example:
+            >>> for snapshot in open_run("outputs/ava/my_run").weight_snapshots():  # doctest: +SKIP
+            ...     print(snapshot.batch_idx, dict(snapshot.tensors(["fc.bias"])))
+        """
+        return read_snapshots(self.layout)
 
     def metrics(self) -> "pd.DataFrame":
         """The metrics that the training loop logged: epoch, batch_idx if a row has one, and a column for each metric.

@@ -25,6 +25,7 @@ from ava_pipeline.validate import (
     rules_metrics,
     rules_predictions,
     rules_rows,
+    rules_snapshots,
     rules_training,
     rules_values,
 )
@@ -41,6 +42,7 @@ _RULE_MODULES = (
     rules_values,
     rules_metrics,
     rules_predictions,
+    rules_snapshots,
     rules_training,
 )
 _CHECKS_OF_RUNS = (
@@ -49,6 +51,7 @@ _CHECKS_OF_RUNS = (
     rules_rows.check_run,
     rules_metrics.check_run,
     rules_predictions.check_run,
+    rules_snapshots.check_run,
     rules_training.check_run,
 )
 

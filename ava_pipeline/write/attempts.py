@@ -19,8 +19,15 @@ from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.logs import logger
 from ava_pipeline.provenance import ask_git, versions
 from ava_pipeline.write.channel import PendingStep
-from ava_pipeline.write.event_log import damage_event
+from ava_pipeline.write.event_log import damage_event, snapshot_event
 from ava_pipeline.write.older_rows import count_rows, repair_files, supersede_rows, table_names, with_place
+from ava_pipeline.write.older_snapshots import (
+    count_of_last,
+    num_expected,
+    num_snapshots,
+    repair_snapshots,
+    set_aside_snapshots,
+)
 from ava_pipeline.write.resumed_tables import change_events, holdout_events, resume_tables
 from ava_pipeline.write.writers import Formats
 
@@ -58,7 +65,7 @@ def begin_attempt(
     cannot be read.
     """
     names = table_names(layout, tables)
-    damage = repair_files(layout, names)
+    damage, damaged_snapshots = repair_files(layout, names), repair_snapshots(layout)
     before, unreadable = _manifest_before(layout, names)
     attempts = (before.attempts if before else []) or _unknown_attempt(layout, facts, names)
     number = len(attempts) + 1
@@ -66,9 +73,11 @@ def begin_attempt(
     # Rows in files of the user's own writers are not counted: each attempt starts these files over.
     missing = {name: num_rows for name, num_rows in missing.items() if Path(name).suffix in {".csv", ".parquet"}}
     is_moved = supersede_rows(layout, names, after_batch=facts.resumed_from, attempt=number)
+    is_moved |= set_aside_snapshots(layout, after_batch=facts.resumed_from, attempt=number)
     older = before if facts.resumed_from else None
     resumed = resume_tables(layout, tables, facts.groups, older, attempt=number)
     attempt = _attempt(number, facts, missing_rows(attempts, count_rows(layout, names)))
+    attempt.weight_snapshots.set_aside = max(0, num_expected(attempts) - num_snapshots(layout))
     attempt.columns = {table.table.name: table.run_column_names for table in tables}
     manifest = Manifest(
         heartbeat_utc=attempt.started_utc,
@@ -90,6 +99,7 @@ def begin_attempt(
             layout.superseded(number),
         )
     lost = _loss_events([*damage, *unreadable], missing, attempts, facts)
+    lost += [snapshot_event(facts.resumed_from, 0, str(finding)) for finding in damaged_snapshots]
     others = holdout_events(older.holdout_ids if older else (), facts.holdout_ids, facts.resumed_from)
     return manifest, [*lost, *change_events(layout, resumed, up_to=facts.resumed_from, attempt=number), *others]
 
@@ -161,6 +171,7 @@ def _manifest_before(layout: RunLayout, names: Collection[str]) -> tuple[Manifes
     if attempts and attempts[-1].status == "running":
         attempts[-1].status = "killed"
         attempts[-1].rows = rows_of_last(attempts, count_rows(layout, names))
+        count_of_last(attempts, num_snapshots(layout))
     return manifest, []
 
 

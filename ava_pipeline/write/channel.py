@@ -118,6 +118,7 @@ class Channel(Generic[Item]):
         self._num_failed = 0
         self._num_dropped_before = 0  # in gaps that were taken
         self._flush_up_to = 0
+        self._is_woken = False
         self._gaps: dict[str, Gap] = {}
         self._last_dropped = 0
         self._closed = False
@@ -172,17 +173,24 @@ class Channel(Generic[Item]):
             self._drop(batch_idx, epoch, reason)
 
     def take(self, timeout_s: float) -> tuple[list[Item], list[Gap]]:
-        """Wait until many items are waiting, a flush is requested, the channel is closed or the time is up.
+        """Wait until many items wait, a flush is requested, the channel is woken or closed, or the time is up.
 
         Return all waiting items, oldest first, which stay pending, and the steps dropped since the last call, one gap
         per reason.
         """
         with self._lock:
             self._changed.wait_for(self._is_worth_waking, timeout_s)
+            self._is_woken = False
             items, gaps = self._take_items(), list(self._gaps.values())
             self._num_dropped_before = self._num_dropped
             self._gaps.clear()
             return items, gaps
+
+    def wake(self) -> None:
+        """Let the present or the next `take` return at once, because there is other work."""
+        with self._lock:
+            self._is_woken = True
+            self._changed.notify_all()
 
     def settle(self, *, written: int = 0, failed: int = 0) -> None:
         """Report the outcome of items that were taken; they are no longer pending."""
@@ -238,7 +246,8 @@ class Channel(Generic[Item]):
         return self._num_pending < self._max_pending
 
     def _is_worth_waking(self) -> bool:
-        return self._closed or len(self._items) >= self._wake_at or self._num_settled < self._flush_up_to
+        is_flushed = self._num_settled < self._flush_up_to
+        return self._closed or self._is_woken or is_flushed or len(self._items) >= self._wake_at
 
     def _take_items(self) -> list[Item]:
         items = list(self._items)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from ava_pipeline.contract.events import EVENTS, Event, event_columns, name_samples
-from ava_pipeline.contract.finding import Finding
+from ava_pipeline.contract.events import EVENTS, Event, EventName, event_columns, name_samples
+from ava_pipeline.contract.finding import Finding, Severity
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import WriteError, in_words
 from ava_pipeline.logs import logger
@@ -119,7 +119,7 @@ class EventLog:
             self.fail(error, f"{name} {what}")
 
     def _remember(self, message: str) -> None:
-        remedy = f"Some rows are missing from {self._root / 'telemetry'}: fix the cause, or set on_error='warn'."
+        remedy = f"Some telemetry is missing from {self._root / 'telemetry'}: fix the cause, or set on_error='warn'."
         self.first_error = self.first_error or WriteError(f"{message} {remedy}")
 
     def _warn_once(self, key: str, message: str) -> None:
@@ -291,6 +291,26 @@ def damage_event(finding: Finding, first_batch_idx: int, last_batch_idx: int) ->
     )
 
 
+def snapshot_event(
+    batch_idx: int,
+    epoch: int,
+    message: str,
+    *,
+    event: EventName = "failed_snapshot",
+    severity: Severity = "error",
+) -> Event:
+    """Trouble with the weight snapshot of a batch."""
+    return Event(
+        event=event,
+        severity=severity,
+        message=f"weight_snapshots: {message}",
+        batch_idx=batch_idx,
+        batch_idx_end=batch_idx,
+        epoch=epoch,
+        column="weight_snapshots",
+    )
+
+
 def moved_event(root: Path, last_batch_idx: int) -> Event:
     """A run directory that was moved, removed or taken over by another process during the run."""
     return Event(
@@ -298,7 +318,7 @@ def moved_event(root: Path, last_batch_idx: int) -> Event:
         severity="error",
         message=f"{root} was moved or removed, or another process took it over, while the run was being written. "
         f"It held the rows up to batch {last_batch_idx}.",
-        batch_idx=1,
+        batch_idx=min(1, last_batch_idx),
         batch_idx_end=last_batch_idx,
         epoch=0,
     )

@@ -18,7 +18,7 @@ from ava_pipeline.contract.tables import BATCH
 from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError, WriteError
 from ava_pipeline.write.attempts import rows_of_last
-from ava_pipeline.write.event_log import EventLog, damage_event
+from ava_pipeline.write.event_log import EventLog, damage_event, snapshot_event
 from ava_pipeline.write.lock import RunLock, check_unlocked
 from ava_pipeline.write.older_rows import (
     count_rows,
@@ -29,6 +29,14 @@ from ava_pipeline.write.older_rows import (
     table_names,
     table_paths,
     with_place,
+)
+from ava_pipeline.write.older_snapshots import (
+    UNREADABLE_SNAPSHOT,
+    count_of_last,
+    inspect_snapshots,
+    num_snapshots,
+    repair_snapshots,
+    unfinished_snapshots,
 )
 from ava_pipeline.write.resumed_tables import add_columns
 
@@ -145,14 +153,27 @@ def recover_run(path: str | PathLike[str], *, dry_run: bool = False) -> Recovery
         )
     with _locked(layout, is_dry=dry_run):
         tables = {name: list(_inspect_table(layout, name)) for name in names}
+        damaged = inspect_snapshots(layout)
+        if damaged:
+            tables[layout.weight_snapshots.name] = [_lost_snapshot(layout, finding) for finding in damaged]
         manifest, notes = _read_manifest(layout)
+        notes += tuple(f"{path.name} was never finished, and is removed." for path in unfinished_snapshots(layout))
         recovery = Recovery(run=root, is_dry=dry_run, tables=tables, notes=notes)
         if not dry_run:
             repair_files(layout, names)
+            repair_snapshots(layout)
             for entry in manifest.tables.values() if manifest else ():
                 add_columns(layout, entry.declaration)  # a kill while columns were added leaves files without them
             _record(layout, names, manifest, recovery.lost)
     return recovery
+
+
+def _lost_snapshot(layout: RunLayout, finding: Finding) -> RecoveredFile:
+    """A weight snapshot that cannot be read; the others are as they were."""
+    path = layout.root / (finding.file or "")
+    kept_in = f"{layout.damaged.name}/{free_place(layout.telemetry / path.name).name}"
+    file = path.relative_to(layout.telemetry).as_posix()
+    return RecoveredFile(file=file, num_bytes=path.stat().st_size, num_rows=0, lost=(finding,), kept_in=kept_in)
 
 
 @contextmanager
@@ -241,11 +262,13 @@ def _record(layout: RunLayout, names: Collection[str], manifest: Manifest | None
         log = EventLog(layout.root)
         log.open(layout.csv("events"))
         for finding in lost:
-            log.add(damage_event(finding, first, last))
+            is_snapshot = finding.id == UNREADABLE_SNAPSHOT  # which explains no missing rows
+            log.add(snapshot_event(last, 0, str(finding)) if is_snapshot else damage_event(finding, first, last))
         log.close()
     if manifest is not None and manifest.status == "running" and manifest.attempts:
         manifest.status = manifest.attempt.status = "killed"
         manifest.attempt.rows = rows_of_last(manifest.attempts, count_rows(layout, names))
+        count_of_last(manifest.attempts, num_snapshots(layout))
         write_manifest(layout.manifest, manifest)
 
 

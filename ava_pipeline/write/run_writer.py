@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ava_pipeline.contract.events import EVENTS, Event
@@ -30,6 +31,7 @@ from ava_pipeline.write.online_signs import OnlineSigns
 from ava_pipeline.write.own_writers import OwnWriter, open_own_writers
 from ava_pipeline.write.resumed_tables import add_columns, holdout_events
 from ava_pipeline.write.setup import RowSource, Setup
+from ava_pipeline.write.snapshots import SnapshotWriter
 from ava_pipeline.write.table_writer import TableWriter
 from ava_pipeline.write.writers import DEFAULT_FORMATS, CsvWriter, Format, Formats, ParquetWriter, TableFiles, Writer
 
@@ -45,9 +47,9 @@ class RunWriter:
     never raised.
 
     The sources are the measures, one per table. Events are always CSV, whatever the formats of the tables. `writers`
-    are the user's own, which write each table in one more format. With `fsync`, every file is synced after
-    each write. `metrics` belongs to the training thread, which writes metrics.csv. `doing` says in words what the
-    thread is busy with, for the case that it hangs.
+    are the user's own, which write each table in one more format. With `fsync`, every file is synced after each write.
+    `metrics` belongs to the training thread, which writes metrics.csv; `snapshots` saves weights. `doing` says in words
+    what the thread is busy with, for the case that it hangs.
     """
 
     def __init__(  # noqa: PLR0913  # what is written, and how, each with its name
@@ -63,6 +65,7 @@ class RunWriter:
         retry_s: float = RETRY_S,
         signs: OnlineSigns | None = None,
         metrics: MetricsLog | None = None,
+        snapshots: SnapshotWriter | None = None,
     ) -> None:
         self._layout = RunLayout(root)
         self.setup = Setup(sources, facts.groups, facts.rate_names, facts.holdout_ids)
@@ -74,6 +77,7 @@ class RunWriter:
         self._retry_s = retry_s
         self._signs = signs
         self._metrics = metrics or MetricsLog(self._layout)
+        self._snapshots = snapshots
         self.doing = "waiting for rows"
         self._refusal = ""
         self._closed_until = -math.inf
@@ -179,6 +183,20 @@ class RunWriter:
         if self._fsync and not self._is_synced(steps):
             return len(steps)
         return len(failed)
+
+    def write_snapshot(self, stats: TelemetryStats) -> None:
+        """Write the weight snapshot that waits, if there is one. What fails costs the snapshot, and is an event."""
+        if self._snapshots is None or not self._snapshots.is_waiting:
+            return
+        try:
+            self.open(stats)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it costs this snapshot and not the thread
+            self._snapshots.fail(in_words(error))
+            return
+        if self._manifest is not None:
+            self.doing = "writing a weight snapshot, and the disk may be stuck"
+            count = partial(self._manifest.beat, stats, self._num_rows())
+            self._snapshots.write(self._manifest.attempt.weight_snapshots, count)
 
     def heartbeat(self, stats: TelemetryStats) -> None:
         """Search for signs, write the events that are due, and from time to time renew the manifest's heartbeat."""

@@ -167,6 +167,7 @@ class Worker:
                 alike = list(of_one_setup)
                 for start in range(0, len(alike), MAX_ROWS_PER_WAKE):
                     self._write(alike[start : start + MAX_ROWS_PER_WAKE])
+            self._files.write_snapshot(self._channel.stats())  # behind the rows, which a full disk must cost last
             if is_last:
                 break
             self._files.heartbeat(self._channel.stats())

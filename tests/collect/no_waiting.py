@@ -53,7 +53,8 @@ class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     def _is_asynchronous(self, to: Tensor, source: Tensor, non_blocking: object = False, /) -> bool:  # noqa: FBT002  # as torch calls it
         if to.device.type == source.device.type:
             return True
-        is_pinned = to.is_cuda or any(to._base is one for one in self.pinned)
+        memory = to.untyped_storage()._cdata
+        is_pinned = to.is_cuda or any(memory == one.untyped_storage()._cdata for one in self.pinned)
         return bool(non_blocking) and is_pinned
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ava_pipeline import TelemetryCollector, open_run
-from ava_pipeline.collect.call_checks import BatchCount
+from ava_pipeline.collect.batch_count import BatchCount
 from ava_pipeline.collect.predictions import MAX_WAITING_BYTES, PredictionFiles
 from ava_pipeline.contract import parquet
 from ava_pipeline.contract.layout import RunLayout

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import save_file
 
 from ava_pipeline.contract.events import Event
 from ava_pipeline.contract.finding import Finding
@@ -19,6 +21,7 @@ RATES = "telemetry/learning_rates"
 STEPS = "telemetry/steps"
 EVENTS = "telemetry/events.csv"
 MANIFEST = "telemetry/manifest.json"
+SNAPSHOTS = "telemetry/weight_snapshots"
 VAL = "predictions/val_epoch_00"
 UNEQUAL = "files.csv-parquet"
 
@@ -34,6 +37,14 @@ class Damage:
     row: int | None = None
     column: str | None = None
     also: frozenset[str] = frozenset()
+
+
+def snapshot(run: Path, batch_idx: int, *, folder: str = SNAPSHOTS, tied: str = "{}") -> Path:
+    """Write weights of a batch."""
+    path = run / folder / f"weights_epoch0_batch{batch_idx}.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file({"in": np.ones(2)}, path, {"batch_idx": str(batch_idx), "epoch": "0", "tied": tied})
+    return path
 
 
 def field(file: str, row: int, column: str, value: str, rule: str, *, also: set[str] | None = None) -> Damage:
@@ -193,6 +204,43 @@ DAMAGES = [
         lambda run: (run / "telemetry" / "weights.csv").write_text("batch_idx\n"),
         "files.name",
         "telemetry/weights.csv",
+    ),
+    # Weight snapshots.
+    Damage(
+        "a snapshot cannot be read",
+        lambda run: snapshot(run, 20).write_bytes(b"no header"),
+        "snapshots.unreadable",
+        f"{SNAPSHOTS}/weights_epoch0_batch20.safetensors",
+    ),
+    Damage(
+        "a snapshot has the name of another batch",
+        lambda run: snapshot(run, 20).rename(run / SNAPSHOTS / "weights_epoch0_batch30.safetensors"),
+        "snapshots.batch",
+        f"{SNAPSHOTS}/weights_epoch0_batch30.safetensors",
+    ),
+    Damage(
+        "a snapshot names a tensor that it does not hold",
+        lambda run: snapshot(run, 20, tied='{"out": "on"}'),
+        "snapshots.tied",
+        f"{SNAPSHOTS}/weights_epoch0_batch20.safetensors",
+    ),
+    Damage(
+        "a snapshot has no name of its own",
+        lambda run: snapshot(run, 20).rename(run / SNAPSHOTS / "best.safetensors"),
+        "files.name",
+        f"{SNAPSHOTS}/best.safetensors",
+    ),
+    Damage(
+        "a snapshot was never finished",
+        lambda run: snapshot(run, 20, folder=f"{SNAPSHOTS}/unfinished"),
+        "files.leftover",
+        f"{SNAPSHOTS}/unfinished/weights_epoch0_batch20.safetensors",
+    ),
+    Damage(
+        "a snapshot is gone",
+        lambda run: edit_manifest(run, lambda found: found["attempts"][0].update(weight_snapshots={"written": 1})),
+        "snapshots.missing",
+        SNAPSHOTS,
     ),
     # The manifest.
     Damage("the manifest is gone", lambda run: (run / MANIFEST).unlink(), "manifest.missing", MANIFEST),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ava_pipeline.collect.call_checks import as_json
+from ava_pipeline.collect.arguments import as_json
 from ava_pipeline.contract.manifest import read_manifest
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.write import manifest_writer

@@ -276,10 +276,10 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
     size = sum(parameter.nbytes for parameter in model.parameters())
     with collector(model, tmp_path) as telemetry:
         train(telemetry, model, [1])
-        references = [*telemetry._recorder.weights._reference.values()]
+        references = [*telemetry._recorder.measuring.weights._reference.values()]
         places = [one.data_ptr() for one in references]
         train(telemetry, model, range(2, 8))
-        assert [one.data_ptr() for one in telemetry._recorder.weights._reference.values()] == places
+        assert [one.data_ptr() for one in telemetry._recorder.measuring.weights._reference.values()] == places
     assert sum(one.nbytes for one in references) == size
     assert open_run(tmp_path).manifest.attempt.weight_reference_bytes == size
 

@@ -84,6 +84,20 @@ class RunLayout:
         return self.telemetry / f"{table}.journal"
 
     @property
+    def weight_snapshots(self) -> Path:
+        """The folder with the weights of single batches."""
+        return self.telemetry / "weight_snapshots"
+
+    @property
+    def unfinished_snapshots(self) -> Path:
+        """The folder in which a snapshot is written before it gets its name; a killed process may leave a part there."""
+        return self.weight_snapshots / "unfinished"
+
+    def weight_snapshot(self, epoch: int, batch_idx: int) -> Path:
+        """The weights that a batch was computed with: a file of this name is complete."""
+        return self.weight_snapshots / f"weights_epoch{epoch}_batch{batch_idx}.safetensors"
+
+    @property
     def damaged(self) -> Path:
         """The folder for files, or parts of files, that could not be read."""
         return self.telemetry / "damaged"
@@ -95,7 +109,14 @@ class RunLayout:
     @property
     def folders(self) -> tuple[Path, ...]:
         """The folders that telemetry reads and writes, an outer one before those inside it."""
-        return (self.telemetry, self.damaged, self.telemetry / "superseded", self.predictions)
+        return (
+            self.telemetry,
+            self.damaged,
+            self.telemetry / "superseded",
+            self.weight_snapshots,
+            self.unfinished_snapshots,
+            self.predictions,
+        )
 
     def epoch_predictions(self, epoch: int, name: str = "val", batch_idx: int | None = None) -> Path:
         """The predictions of the set `name` at the end of an epoch, or after one of its batches."""

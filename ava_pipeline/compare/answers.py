@@ -36,6 +36,8 @@ def _parting(found: Comparison) -> Iterator[str]:
     parted = found.parted()
     if parted:
         yield _first_parted(parted)
+    elif verdict == "nothing to compare" and found.has_errors:
+        yield "Nothing could be compared, because parts of the runs could not be read; they are named below."
     elif verdict == "nothing to compare":
         yield "Nothing could be compared: the runs have no batch, sample or snapshot in common."
     elif verdict == "equal":

@@ -39,5 +39,4 @@ def compare_command(
         from ava_pipeline.compare.listing import show_comparison
 
         show_comparison(found, Console())
-    has_errors = any(problem.severity == "error" for problem in found.problems)
-    raise typer.Exit(ExitStatus.PROBLEMS if has_errors else ExitStatus.SUCCESS)
+    raise typer.Exit(ExitStatus.PROBLEMS if found.has_errors else ExitStatus.SUCCESS)

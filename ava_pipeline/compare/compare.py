@@ -118,11 +118,16 @@ class Comparison:
             return "different"
         if self._has_other_layers:
             return "different"
-        if any(problem.severity == "error" for problem in self.problems):
+        if self.has_errors:
             return "incomplete"
         if "too few rows to tell" in states:
             return "too few rows to tell"
         return "within noise" if is_unequal else "equal"
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether a part of the runs could not be read or compared."""
+        return any(problem.severity == "error" for problem in self.problems)
 
     @property
     def has_compared(self) -> bool:

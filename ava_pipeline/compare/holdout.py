@@ -57,7 +57,8 @@ class HoldoutBatch:
         num_other_prediction: of them, those for which the runs predict another class; None for scores.
         num_correct_a: those that run A predicts correctly; None for scores.
         num_correct_b: those that run B does.
-        largest_distance: the largest distance of a sample's outputs; None if no two outputs can be compared.
+        largest_distance: the largest distance of a sample's outputs; None if none can be compared, or if one output is
+            a finite number in one run alone.
     """
 
     batch_idx: int
@@ -146,11 +147,13 @@ def compare_holdout(a: pa.Table, b: pa.Table, declared: tuple[RunTable, RunTable
     )
 
 
-def _shared_form(a: pa.Table, b: pa.Table, declared: tuple[RunTable, RunTable]) -> tuple[list[str], tuple[str, ...]]:
-    keys = [list(table.table.row_key) for table in declared]
+def _shared_form(
+    a: pa.Table, b: pa.Table, declared: tuple[RunTable, RunTable]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    keys = [table.table.row_key for table in declared]
     outputs = [_output_columns(rows) for rows in (a, b)]
-    for what, (one, other) in {"ids": keys, "outputs": outputs}.items():
-        if list(one) != list(other):
+    for what, (one, other) in (("ids", keys), ("outputs", outputs)):
+        if one != other:
             raise MisuseError(
                 f"the held-out samples of A have the {what} {', '.join(one) or 'none'}, those of B "
                 f"{', '.join(other) or 'none'}, so they are not compared: compare runs whose set_holdout() "
@@ -196,12 +199,17 @@ def _by_batch(matched: Matched, a: pa.Table, b: pa.Table, distance: Floats) -> t
     is_other = _is_other_prediction(a, b)
     correct = [_is_correct(rows) for rows in (a, b)]
     largest = np.fmax.reduceat(distance, starts)
-    sums = [None if mask is None else np.add.reduceat(mask.astype(np.int64), starts) for mask in (is_other, *correct)]
+    other, correct_a, correct_b = (
+        [None] * len(batches) if mask is None else np.add.reduceat(mask.astype(np.int64), starts).tolist()
+        for mask in (is_other, *correct)
+    )
     return tuple(
         HoldoutBatch(
-            int(batch),
-            int(counts[place]),
-            *(None if one is None else int(one[place]) for one in sums),  # type: ignore[arg-type]  # three of them
+            batch_idx=int(batch),
+            num_samples=int(counts[place]),
+            num_other_prediction=other[place],
+            num_correct_a=correct_a[place],
+            num_correct_b=correct_b[place],
             largest_distance=float(largest[place]) if np.isfinite(largest[place]) else None,
         )
         for place, batch in enumerate(batches)

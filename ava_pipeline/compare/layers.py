@@ -72,7 +72,7 @@ def compare_layers(a: pa.Table, b: pa.Table) -> LayersComparison:
     for name in (*STATS, SIZE):
         one, other = (side_of(rows.column(name)) for rows in (rows_a, rows_b))
         is_unequal |= unequal(one, other)
-    names_a, names_b = (set(rows.column(LAYER).unique().to_pylist()) for rows in (a, b))
+    names_a, names_b = ({str(name) for name in rows.column(LAYER).unique().to_pylist()} for rows in (a, b))
     layers = _layers(matched, rows_a, rows_b, is_unequal)
     return LayersComparison(
         first_batch=int(matched.batches[0]) if matched.num_rows else None,

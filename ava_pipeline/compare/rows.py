@@ -88,5 +88,5 @@ def _name(code: int, parts: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 def _texts(rows: pa.Table, name: str) -> "pa.ChunkedArray[Any]":
     """Ids as texts, so that 953619 and "953619" are the same image."""
-    column: Any = rows.column(name).cast(pa.string())
+    column: pa.ChunkedArray[Any] = rows.column(name).cast(pa.string())
     return column

@@ -8,7 +8,7 @@ import pytest
 
 from ava_pipeline.compare.columns import ColumnComparison, compare_column
 from ava_pipeline.compare.noise import WINDOW
-from ava_pipeline.compare.values import Pair, plain
+from ava_pipeline.compare.values import Pair, Value, plain
 
 NAN, INF = float("nan"), float("inf")
 
@@ -93,7 +93,7 @@ def test_rates_are_exact_up_to_rounding(a: float, b: float, is_beyond: bool) -> 
 @pytest.mark.parametrize(
     ("dtype", "a", "b"), [(pa.int64(), 2**53, 2**53 + 1), (pa.string(), "a", "b"), (pa.bool_(), True, False)]
 )
-def test_whole_numbers_texts_and_booleans_are_exact(dtype: Any, a: object, b: object) -> None:
+def test_whole_numbers_texts_and_booleans_are_exact(dtype: Any, a: Value, b: Value) -> None:
     """Bit for bit, null kept apart."""
     found = compared([a, None, a], [a, None, b], dtype)
     assert found.is_exact

@@ -87,7 +87,7 @@ def test_a_layer_that_was_replaced_is_named(plain_run: Path, tmp_path: Path) -> 
     def change(batch: int, model: TinyNet, _optimizer: torch.optim.Optimizer) -> None:
         if batch == 41:
             with torch.no_grad():
-                model.mlp_head[3].weight.mul_(10)
+                model.get_parameter("mlp_head.3.weight").mul_(10)
         if batch in {40, 80}:
             save(model, tmp_path / f"telemetry/weight_snapshots/weights_epoch0_batch{batch}.safetensors")
 
@@ -211,6 +211,7 @@ def test_a_run_without_a_manifest_is_named(tmp_path: Path) -> None:
     assert found.verdict == "nothing to compare"
     assert [(one.name, one.a, one.b) for one in found.settings] == [("lr", 1, 2)]
     assert any("manifest.json does not exist" in problem.message for problem in found.problems)
+    assert answers(found)[0].endswith("because parts of the runs could not be read; they are named below.")
 
 
 def test_a_directory_that_is_no_run_is_refused(plain_run: Path, tmp_path: Path) -> None:

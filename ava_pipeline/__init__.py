@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ava_pipeline.collect.measures.measure import Measure, Reading, StepSnapshot
     from ava_pipeline.collect.targets import TrainingTargets
     from ava_pipeline.collect.undisturbed import in_holdout
+    from ava_pipeline.compare.compare import Comparison, compare_runs
     from ava_pipeline.config.models import RunConfig, TelemetryConfig
     from ava_pipeline.contract.columns import Column
     from ava_pipeline.contract.events import Event
@@ -68,6 +69,7 @@ __version__ = "0.1.0"
 # The module of each public name that is imported when it is first used.
 _MODULES = {
     "Column": "ava_pipeline.contract.columns",
+    "Comparison": "ava_pipeline.compare.compare",
     "Diagnosis": "ava_pipeline.diagnose.diagnose",
     "Evaluation": "ava_pipeline.evaluation.evaluate",
     "Event": "ava_pipeline.contract.events",
@@ -86,6 +88,7 @@ _MODULES = {
     "TelemetryStats": "ava_pipeline.write.channel",
     "TrainingTargets": "ava_pipeline.collect.targets",
     "Writer": "ava_pipeline.write.writers",
+    "compare_runs": "ava_pipeline.compare.compare",
     "diagnose_run": "ava_pipeline.diagnose.diagnose",
     "evaluate": "ava_pipeline.evaluation.evaluate",
     "in_holdout": "ava_pipeline.collect.undisturbed",
@@ -104,6 +107,7 @@ __all__ = [
     "ChannelFullError",
     "CheckpointError",
     "Column",
+    "Comparison",
     "ConfigError",
     "DamagedFileError",
     "DataError",
@@ -138,6 +142,7 @@ __all__ = [
     "TrainingTargets",
     "WriteError",
     "Writer",
+    "compare_runs",
     "diagnose_run",
     "evaluate",
     "in_holdout",

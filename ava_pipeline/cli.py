@@ -41,6 +41,7 @@ COMMANDS = {
     "diagnose": Entry("diagnose", "Report warning signs and healthy signs in a run's numbers, with what to try."),
     "recover": Entry("write", "Repair a run that was killed or damaged, and list what was saved and what is lost."),
     "runs": Entry("many_runs", "List runs, one per line: status, best metrics, settings that differ, first finding."),
+    "compare": Entry("compare", "Compare two runs: where do they part, in settings, tables, samples and weights?"),
     "watch": Entry("watch", "Follow a running job in the terminal: events, norms, rates, values and delay."),
     "report": Entry("report", "Write an HTML page of one or several runs: findings, plots and tables."),
     "plot": Entry("report", "Draw the gradient norms of a run as a picture."),

@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ava_pipeline.metrics import Metrics
 
 
@@ -16,6 +18,7 @@ GENERATED = "generated, not AVA"
 _TITLES = {"srcc": "SRCC", "plcc": "PLCC"}
 _SHORT_TITLES = _TITLES | {"accuracy": "acc."}  # so that all metrics fit into 80 columns
 _PERCENTAGES = {"accuracy"}
+_UNLIMITED_CHARS = 100_000
 
 
 def metrics_table(title: str, leading: Sequence[str], *, generated: bool) -> Table:
@@ -46,6 +49,17 @@ def plain_table(title: str, *, generated: bool = False) -> Table:
         pad_edge=False,
         padding=(0, 2, 0, 0),
     )
+
+
+def print_whole_lines(table: Table, console: "Console") -> None:
+    """Print a table; in a file or a pipe, each row is one line of any length, without spaces at its end."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = _UNLIMITED_CHARS
+    with console.capture() as captured:
+        console.print(table)
+    console.file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def metric_title(name: str) -> str:

@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # What each package may import of ava_pipeline, besides itself. Reading checks config.yaml, so it knows the config.
 CONTRACT = {"errors", "contract"}
 LEAVES = CONTRACT | {"config", "signs", "metrics"}
-READERS = ("validate", "diagnose", "many_runs", "watch", "report", "evaluation")
+READERS = ("validate", "diagnose", "many_runs", "compare", "watch", "report", "evaluation")
 READ = LEAVES | {"terminal", "read"}
 ALLOWED = {
     "errors": set(),
@@ -39,8 +39,9 @@ ALLOWED = {
     "diagnose": READ,
     "evaluation": READ,
     "many_runs": READ | {"diagnose"},
+    "compare": READ | {"many_runs"},
     "watch": READ,
-    "report": READ | {"diagnose", "many_runs"},
+    "report": READ | {"diagnose", "many_runs", "compare"},
     "integrations": READ | {"write", "collect", "logs"},
 }
 NO_TORCH = ("contract", "signs", "metrics", "config", "errors", "interrupts", "logs", "write", "read", *READERS)

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(resnet50().state_dict(), weights / "resnet50-11ad3fa6.pth")
     small = [*SMALL, "data.sample.num_images=40"]
     run(f"ava-pipeline train configs/demo.yaml --set {' --set '.join(small)}", folder)
+    shutil.copytree(folder / "outputs/ava/demo", folder / "outputs/ava/other")
     return folder
 
 

@@ -20,7 +20,6 @@ _HOLDOUT = {"holdout_accuracy": "last holdout acc.", "holdout_mae": "last holdou
 _NUM_METRICS_IF_NARROW = 2
 _FLEXIBLE = ("first finding", "settings that differ")
 _WIDE_CHARS = 120
-_UNLIMITED_CHARS = 100_000  # in a file or a pipe, a run is one line of any length
 _STYLES = {"running": "cyan", "finished": "green", "killed": "red", "failed": "red", "unreadable": "red"}
 _SEVERITY_STYLES = {"warning": "yellow", "error": "red"}
 _UNITS_S = (("d", 86_400), ("h", 3_600), ("min", 60))
@@ -80,14 +79,13 @@ def runs_command(
 
 def show_runs(summaries: Sequence["Summary"], console: "Console") -> None:
     """Print the table; on a terminal, a line is cut off at the right edge."""
+    from ava_pipeline.terminal import print_whole_lines
+
     if console.is_terminal:
         metrics = _METRICS if console.width >= _WIDE_CHARS else _METRICS[:_NUM_METRICS_IF_NARROW]
         console.print(_table(summaries, metrics, fills_line=True))
         return
-    console.width = _UNLIMITED_CHARS
-    with console.capture() as captured:
-        console.print(_table(summaries, _METRICS, fills_line=False))
-    console.file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    print_whole_lines(_table(summaries, _METRICS, fills_line=False), console)
 
 
 def _table(summaries: Sequence["Summary"], metrics: Sequence[str], *, fills_line: bool) -> "Table":

@@ -40,7 +40,7 @@ class DatasetPart:
 
 
 def table_part(run: Run, manifest: Manifest, name: str, keys: Mapping[str, str | int] = _NO_KEYS) -> DatasetPart:
-    """A table of one run: its Parquet file if that holds every row, else what `Run.arrow` reads when a query needs it."""
+    """A table of one run: its Parquet file if that holds every row, else the rows that `Run.arrow` reads."""
     if run.old is None and has_complete_parquet(run.layout, manifest, name):
         return parquet_part(run.layout.parquet(name), keys)
     return DatasetPart(partial(run.arrow, name), manifest.tables[name].declaration.arrow_schema, keys)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from ava_pipeline.contract.layout import RunLayout
@@ -66,12 +67,12 @@ def read_pairs(layout: RunLayout, path: Path) -> pa.Table:
     missing = [name for name in _NEEDED if name not in rows.column_names]
     if missing:
         raise DamagedFileError(f"{path}: expected predictions of pairs, but it has no columns {', '.join(missing)}.")
+    if any(label not in {0, 1} for label in rows["label"].unique().to_pylist()):
+        raise DamagedFileError(f"{path}: column winner: expected 0 or 1 in every row. Repair the file.")
     return _with_answers(rows)
 
 
 def _with_answers(rows: pa.Table) -> pa.Table:
-    import pyarrow.compute as pc  # noqa: PLC0415  # only runs with pairs need it
-
     if "prediction" not in rows.column_names:
         rows = rows.append_column("prediction", pc.greater(rows["logit_1"], rows["logit_0"]).cast(pa.int64()))
     if "series_id" not in rows.column_names:

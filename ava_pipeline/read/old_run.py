@@ -233,19 +233,8 @@ class OldRun:
     def _notes(self) -> Iterator[tuple[str, str]]:
         status, proof = self.ending
         yield "no-manifest", f"{ORIGIN}: another program wrote these files. Status {status}: {proof}."
-        if not self.count.is_known:
-            yield (
-                "batches-by-epoch",
-                "batch_idx starts again in each epoch, and no file says how many batches an epoch has: rows are named "
-                f"by epoch and batch. Plots place batch b of epoch e at e x {self.count.per_epoch} + b, because "
-                f"{self.count.per_epoch} is the highest batch recorded; that is an order, and no count of batches.",
-            )
-        elif self.count.offsets:
-            yield (
-                "batches-by-epoch",
-                "batch_idx starts again in each epoch in the files; here it counts on over the run. Batches per epoch "
-                f"are known from {self.count.source}.",
-            )
+        if self.count.offsets:
+            yield "batches-by-epoch", self._count_in_words()
         if self.count.shift:
             yield "batches-by-epoch", "batch_idx begins at 0 in the files; here the first batch is 1."
         for name in self.unmeasured:
@@ -253,17 +242,25 @@ class OldRun:
             yield "not-measured", message
         for table in self.tables.values():
             if table.begin:
-                message = (
-                    f"{table.path.name} begins with {table.begin} rows of an earlier training, which are left out."
-                )
-                yield "earlier-training", message
+                rows = f"{table.begin} rows of an earlier training"
+                yield "earlier-training", f"{table.path.name} begins with {rows}, which are left out."
             if table.left_out:
-                yield (
-                    "left-out",
-                    f"{table.path.name}: {', '.join(map(repr, table.left_out))} cannot name a column here.",
-                )
+                names = ", ".join(map(repr, table.left_out))
+                yield "left-out", f"{table.path.name}: {names} cannot name a column, and is left out."
         for path, error in self.problems.items():
             yield "unreadable", f"{path.name} is left out: {error}"
+
+    def _count_in_words(self) -> str:
+        begin = "batch_idx starts again in each epoch in the files"
+        if self.count.is_known:
+            source = f"Batches per epoch are known from {self.count.source}."
+            return f"{begin}; here it counts on over the run. {source}"
+        highest = self.count.per_epoch
+        return (
+            f"{begin}, and none of them says how many batches an epoch has: rows are named by epoch and batch. Plots "
+            f"place batch b of epoch e at e x {highest} + b, because {highest} is the highest batch recorded; that is "
+            "an order, and no count of batches."
+        )
 
 
 def _note(sign: str, message: str) -> Finding:

@@ -4,7 +4,7 @@ A table whose columns are those of a built-in table is declared as that one, and
 Zeros that a collector wrote for what it did not measure become null here; see `_measured_norms`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -276,10 +276,7 @@ def _row_key(rows: pa.Table) -> tuple[str, ...]:
     keys = [_codes(rows, name) for name in KEYS]
     if not _has_duplicates(keys):
         return ()
-    is_key = {
-        name: pa.types.is_string(column.type) or pa.types.is_integer(column.type) for name, column in _columns(rows)
-    }
-    candidates = [name for name, is_one in is_key.items() if is_one and name not in KEYS]
+    candidates = [field.name for field in rows.schema if _may_be_key(field.type) and field.name not in KEYS]
     for num in range(1, _MAX_KEY_COLUMNS + 1):
         for names in combinations(candidates, num):
             if not _has_duplicates([*keys, *(_codes(rows, name) for name in names)]):
@@ -287,8 +284,8 @@ def _row_key(rows: pa.Table) -> tuple[str, ...]:
     return tuple(candidates)
 
 
-def _columns(rows: pa.Table) -> Iterator[tuple[str, Any]]:
-    yield from zip(rows.column_names, rows.columns, strict=True)
+def _may_be_key(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_string(dtype) or pa.types.is_integer(dtype))
 
 
 def _codes(rows: pa.Table, name: str) -> Any:

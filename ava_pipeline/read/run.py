@@ -249,9 +249,9 @@ class Run:
         return frame(rows)
 
     def arrow_metrics(self) -> pa.Table | None:
-        """The metrics as Arrow: of metrics.csv, or else of another program's training_history.json; None without both.
+        """The metrics as Arrow: of metrics.csv, or else of another program's training_history.json; None without them.
 
-        A metrics.csv that the manifest does not know, in a form that is not ours, is another program's: see `is_foreign`.
+        A metrics.csv that no attempt wrote, in a form that is not ours, is another program's: see `is_foreign`.
 
         Raises:
             DamagedFileError: the file cannot be read.

@@ -45,9 +45,8 @@ def read_log(layout: RunLayout) -> TrainingLog:
     A log to which a second training was appended counts from that training's first epoch on.
     """
     lines = read_text(layout, layout.root / LOG).splitlines()
-    epochs = [
-        (number, *map(int, match.groups())) for number, line in enumerate(lines) if (match := _EPOCH.search(line))
-    ]
+    matches = ((number, _EPOCH.search(line)) for number, line in enumerate(lines))
+    epochs = [(number, int(match[1]), int(match[2])) for number, match in matches if match is not None]
     begins = [number for number, epoch, _ in epochs if epoch == 1]
     lines = lines[begins[-1] :] if begins else lines
     after = lines[max((index for index, line in enumerate(lines) if _EPOCH.search(line)), default=0) :]

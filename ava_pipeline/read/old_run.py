@@ -227,8 +227,13 @@ class OldRun:
         )
 
     def notes(self) -> list[Finding]:
-        """What is assumed about the run, as findings of severity info."""
-        return [_note(sign, message) for sign, message in self._notes()]
+        """What is assumed about the run, as findings of severity info; a table that cannot be read is an error."""
+        notes = [_note(sign, message) for sign, message in self._notes()]
+        return [*notes, *(self._damage(path, error) for path, error in self.problems.items())]
+
+    def _damage(self, path: Path, error: DamagedFileError) -> Finding:
+        message = f"it cannot be read, and nothing is known of its rows: {str(error).removeprefix(f'{path}: ')}"
+        return Finding(id="unreadable", severity="error", message=message, file=path.name)
 
     def _notes(self) -> Iterator[tuple[str, str]]:
         status, proof = self.ending
@@ -247,8 +252,6 @@ class OldRun:
             if table.left_out:
                 names = ", ".join(map(repr, table.left_out))
                 yield "left-out", f"{table.path.name}: {names} cannot name a column, and is left out."
-        for path, error in self.problems.items():
-            yield "unreadable", f"{path.name} is left out: {error}"
 
     def _count_in_words(self) -> str:
         begin = "batch_idx starts again in each epoch in the files"

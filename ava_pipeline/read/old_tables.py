@@ -88,9 +88,13 @@ def _described(path: Path, _size: int, _mtime_ns: int) -> OldTable:
     begin = int(falls[-1]) if len(falls) else 0
     latest = rows.slice(begin)
     usable = [name for name in rows.column_names if _is_usable(name)]
+    try:
+        declaration = _declaration(path.stem, latest.select(usable))
+    except (DamagedFileError, ValueError) as error:  # pydantic's ValidationError: its name cannot name a table
+        raise DamagedFileError(f"{path}: {str(error).partition(chr(10))[0]}") from error
     return OldTable(
         path=path,
-        declaration=_declaration(path.stem, latest.select(usable)),
+        declaration=declaration,
         batches=batches_by_epoch(path.name, integers(latest, BATCH), integers(latest, EPOCH)),
         begin=begin,
         left_out=tuple(name for name in rows.column_names if name not in usable),
@@ -218,6 +222,8 @@ def _is_usable(name: str) -> bool:
 def _declaration(name: str, rows: pa.Table) -> RunTable:
     """A built-in table of this name if the columns are its own, or else a table of the columns that the file has."""
     table = _holdout(rows) if name == HOLDOUT else _BUILT_IN.get(name)
+    if table is not None and table.run_columns is not None:
+        _check_numbers(rows)
     if table is not None and _fits(table, rows):
         fixed = {column.name for column in table.columns}
         return RunTable.of(table, [column for column in rows.column_names if column not in fixed])
@@ -230,6 +236,26 @@ def _declaration(name: str, rows: pa.Table) -> RunTable:
     return RunTable.of(
         Table(name=name, description=description, columns=(*KEY_COLUMNS, *columns), row_key=_row_key(rows))
     )
+
+
+def _check_numbers(rows: pa.Table) -> None:
+    """Raise DamagedFileError if some values of a column are numbers and some are not: a damaged line, and no text."""
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        if not pa.types.is_string(column.type):
+            continue
+        texts = [(row, text) for row, text in enumerate(column.to_pylist(), start=1) if text is not None]
+        wrong = [(row, text) for row, text in texts if not _is_number_text(text)]
+        if 0 < len(wrong) < len(texts):
+            row, text = wrong[0]
+            raise DamagedFileError(f"column {name}, row {row}: expected a number, got {text!r}. Repair the line.")
+
+
+def _is_number_text(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _holdout(rows: pa.Table) -> Table | None:

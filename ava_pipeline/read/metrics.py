@@ -21,13 +21,18 @@ def read_metrics(layout: RunLayout) -> pa.Table:
 
 def is_foreign(layout: RunLayout, manifest: Manifest) -> bool:
     """Whether metrics.csv is another program's file: no attempt wrote it, and it has not the form of ours."""
-    if manifest.is_of_train or any(attempt.logs_metrics for attempt in manifest.attempts):
-        return False
+    is_known = manifest.is_of_train or any(attempt.logs_metrics for attempt in manifest.attempts)
+    return not is_known and not has_our_form(layout)
+
+
+def has_our_form(layout: RunLayout) -> bool:
+    """Whether metrics.csv begins with the columns of ours; a file without a whole line does."""
     try:
-        metrics_table(first_columns(layout.metrics))
+        names = first_columns(layout.metrics)
+        metrics_table(names) if names != [""] else None
     except (MisuseError, OSError):
-        return True
-    return False
+        return False
+    return True
 
 
 def _declaration(layout: RunLayout, data: bytes) -> RunTable:

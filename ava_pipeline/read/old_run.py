@@ -6,21 +6,21 @@ the log and the results prove one. What is only assumed is said by `OldRun.notes
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ava_pipeline.contract.arrays import null_mask
-from ava_pipeline.contract.builtin_tables import PER_LAYER_STATS
+from ava_pipeline.contract.builtin_tables import PER_LAYER_STATS, STEPS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Group, Manifest, Role, Status, TableEntry
 from ava_pipeline.contract.parquet import parquet_schema
-from ava_pipeline.contract.tables import TABLE_KEY, RunTable
+from ava_pipeline.contract.tables import TABLE_KEY
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.batch_count import BatchCount, count_batches
@@ -29,14 +29,28 @@ from ava_pipeline.read.eval_dump import pair_files
 from ava_pipeline.read.history import HISTORY, RESULTS, num_epochs_of, read_results
 from ava_pipeline.read.old_tables import NORMS, OldTable, describe, is_table, read_raw, read_rows
 from ava_pipeline.read.settings import read_settings
-from ava_pipeline.read.training_log import LOG, read_log
+from ava_pipeline.read.training_log import LOG, TrainingLog, read_log
+
+T = TypeVar("T")
 
 ORIGIN = "no manifest"
+# Of tables that are written whatever is measured, columns that no other program names so.
+_OUR_COLUMNS = {EVENTS.name: {"batch_idx_end", "time_utc", "severity"}, STEPS.name: {"time_utc", "loss_scale"}}
 _OVERALL, _HEAD = "overall", "mlp_head"
 _HEADS = frozenset({"head", "mlp_head", "mlp", "classifier", "fc"})
 _HEAD_LAYER = re.compile(r"mlp_layer_\d+")
 _SUFFIXES = (".parquet", ".csv")
 _MAX_EPOCHS_KEYS = ("max_epochs", "epochs", "num_epochs")
+
+
+class _Facts(NamedTuple):
+    """What the files beside the tables say, and those that cannot be read."""
+
+    log: TrainingLog
+    num_epochs: int | None  # in the history
+    results: dict[str, Any]
+    settings: dict[str, Any]
+    problems: dict[Path, DamagedFileError]
 
 
 class Ending(NamedTuple):
@@ -58,12 +72,13 @@ def find_old_run(layout: RunLayout) -> "OldRun | None":
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether this package wrote a folder of tables: it has a manifest, a journal, a lock, events or our metadata."""
+    """Whether this package wrote a folder of tables, as its journals, events, steps or metadata in Parquet show."""
     if any(folder.glob("*.journal")) or any((folder / name).exists() for name in ("manifest.json", "writer.lock")):
         return True
-    events = folder / f"{EVENTS.name}.csv"
-    if events.is_file() and first_columns(events) == list(RunTable.of(EVENTS).column_names):
-        return True
+    for name, columns in _OUR_COLUMNS.items():
+        path = folder / f"{name}.csv"
+        if path.is_file() and columns <= set(first_columns(path)):
+            return True
     return any(map(_has_our_metadata, sorted(folder.glob("*.parquet"))))
 
 
@@ -101,8 +116,36 @@ class OldRun:
 
     @cached_property
     def problems(self) -> dict[Path, DamagedFileError]:
-        """The tables that cannot be read, by path."""
-        return {error[0]: error[1] for error in self._described.values() if isinstance(error, tuple)}
+        """The tables and other files that cannot be read, by path; but not config.yaml, which is read if it can be."""
+        tables = {error[0]: error[1] for error in self._described.values() if isinstance(error, tuple)}
+        of_config = {self.layout.config}
+        others = {path: error for path, error in self._facts.problems.items() if path not in of_config}
+        return tables | others
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What config.yaml says; empty without one, and if it cannot be read, which `notes` says."""
+        return self._facts.settings
+
+    @cached_property
+    def _facts(self) -> "_Facts":
+        problems: dict[Path, DamagedFileError] = {}
+
+        def attempt(name: str, read: Callable[[RunLayout], T], default: T) -> T:
+            path = self.layout.root / name
+            try:
+                return read(self.layout) if path.exists() else default
+            except DamagedFileError as error:
+                problems[path] = error
+                return default
+
+        return _Facts(
+            log=attempt(LOG, read_log, TrainingLog()),
+            num_epochs=attempt(HISTORY, num_epochs_of, None),
+            results=attempt(RESULTS, read_results, {}),
+            settings=attempt(self.layout.config.name, read_settings, {}),
+            problems=problems,
+        )
 
     @cached_property
     def _described(self) -> "dict[str, OldTable | tuple[Path, DamagedFileError]]":
@@ -118,13 +161,13 @@ class OldRun:
     @cached_property
     def count(self) -> BatchCount:
         """How the batches are counted over the run."""
-        return count_batches((table.batches for table in self.tables.values()), read_log(self.layout).batches)
+        return count_batches((table.batches for table in self.tables.values()), self._facts.log.batches)
 
     @cached_property
     def manifest(self) -> Manifest:
         """A manifest of what the files show; it lists no attempt, since who wrote them is not known."""
         ending = self.ending
-        facts = {"origin": ORIGIN, "status from": ending.proof, **read_results(self.layout)}
+        facts = {"origin": ORIGIN, "status from": ending.proof, **self._facts.results}
         return Manifest(
             status=ending.status,
             heartbeat_utc=self._latest_change(),
@@ -154,7 +197,7 @@ class OldRun:
 
         `running` means that epochs are still to come; `status_now` makes it `killed` once the files no longer change.
         """
-        log, done = read_log(self.layout), num_epochs_of(self.layout)
+        log, done = self._facts.log, self._facts.num_epochs
         planned = self._planned_epochs() or log.num_epochs
         if (self.layout.root / RESULTS).is_file():
             return Ending("finished", RESULTS)
@@ -170,8 +213,7 @@ class OldRun:
         return Ending("unknown", "no file says how it ended")
 
     def _planned_epochs(self) -> int | None:
-        settings = read_settings(self.layout) if self.layout.config.is_file() else {}
-        blocks = [settings, *(value for value in settings.values() if isinstance(value, dict))]
+        blocks = [self.settings, *(value for value in self.settings.values() if isinstance(value, dict))]
         values = [block.get(key) for block in blocks for key in _MAX_EPOCHS_KEYS]
         return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)
 
@@ -245,6 +287,8 @@ class OldRun:
         for name in self.unmeasured:
             message = f"{name} is 0 in every row of {NORMS}, while others are not: it was not measured, and is null."
             yield "not-measured", message
+        if self.layout.config in self._facts.problems:
+            yield "settings-unknown", f"config.yaml is not read: {self._facts.problems[self.layout.config]}"
         for table in self.tables.values():
             if table.begin:
                 rows = f"{table.begin} rows of an earlier training"

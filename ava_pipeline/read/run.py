@@ -25,7 +25,7 @@ from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
 from ava_pipeline.read.csv import num_rows, read_csv
 from ava_pipeline.read.eval_dump import PairFile, pair_files, read_pairs
 from ava_pipeline.read.history import HISTORY, read_history
-from ava_pipeline.read.metrics import is_foreign, read_metrics
+from ava_pipeline.read.metrics import has_our_form, is_foreign, read_metrics
 from ava_pipeline.read.old_run import OldRun, find_old_run, placed
 from ava_pipeline.read.settings import read_settings
 
@@ -241,6 +241,8 @@ class Run:
             DamagedFileError: the file cannot be read.
         """
         rows = self.arrow_metrics()
+        if rows is None and self.layout.metrics.exists():
+            return frame(read_metrics(self.layout))  # raises: it is not in the form of ours
         if rows is None:
             raise NotARunError(
                 f"{self.layout.metrics} does not exist: log_metrics() and `ava-pipeline train` write it after an "
@@ -261,7 +263,7 @@ class Run:
         return read_history(self.layout)
 
     def _has_foreign_metrics(self) -> bool:
-        if self.old is None and not self.layout.manifest.exists():
+        if has_our_form(self.layout) or (self.old is None and not self.layout.manifest.exists()):
             return False
         return is_foreign(self.layout, self.manifest)
 
@@ -271,6 +273,8 @@ class Run:
         Raises:
             DamagedFileError: the file cannot be read, or is a link that leads out of the run.
         """
+        if (old := self.old) is not None:
+            return old.settings
         if self.layout.config.exists():
             return read_settings(self.layout)
         return dict(self.manifest.run_info) if self.layout.manifest.exists() else {}

@@ -5,8 +5,6 @@ order within an epoch, and predictions are distributions. CRLF, other columns an
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +17,6 @@ from ava_pipeline.contract.tables import RunTable, Table
 from ava_pipeline.contract.untrusted import check_name
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.read.eval_dump import pair_files, read_pairs
-from ava_pipeline.read.history import HISTORY, RESULTS, read_history, read_results
 from ava_pipeline.read.old_run import OldRun
 from ava_pipeline.read.old_tables import OldTable, read_raw
 from ava_pipeline.validate.checked_run import CheckedFile, Window
@@ -52,16 +49,10 @@ def check_old_run(old: OldRun, listing: Listing) -> None:
     for file in prediction_files(old.layout):
         check_old_predictions(old.layout, file, listing)
     for pairs in pair_files(old.layout):
-        _try_read(listing, old.layout, pairs.path, partial(read_pairs, old.layout, pairs.path))
-    _try_read(listing, old.layout, old.layout.root / HISTORY, partial(read_history, old.layout))
-    _try_read(listing, old.layout, old.layout.root / RESULTS, partial(read_results, old.layout))
-
-
-def _try_read(listing: Listing, layout: RunLayout, path: Path, read: "partial[object]") -> None:
-    try:
-        read()
-    except DamagedFileError as error:
-        listing.add(UNREADABLE.broken(relative(layout, path), without_path(error, path)))
+        try:
+            read_pairs(old.layout, pairs.path)
+        except DamagedFileError as error:
+            listing.add(UNREADABLE.broken(relative(old.layout, pairs.path), without_path(error, pairs.path)))
 
 
 def check_old_table(old: OldRun, table: OldTable, file: str, listing: Listing) -> None:

@@ -15,7 +15,7 @@ from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import PREDICTION_NAME, Moment, PredictionFile, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest, utc_now
 from ava_pipeline.contract.tables import TABLE_KEY, RunTable, Table
-from ava_pipeline.contract.untrusted import ARROW_ERRORS
+from ava_pipeline.contract.untrusted import ARROW_ERRORS, MAX_LINE_BYTES
 from ava_pipeline.errors import MisuseError, NotARunError
 from ava_pipeline.read.csv import first_columns
 from ava_pipeline.read.metrics import is_foreign
@@ -150,7 +150,7 @@ def validate_file(path: str | PathLike[str], *, table: str | None = None, ignore
         raise MisuseError(f"expected a .csv or .parquet file, got {path}; to check a journal, validate its run.")
     if not path.is_file():
         raise NotARunError(f"{path} does not exist, or is not a file: check the path.")
-    old = _old_run_around(path)
+    old = _old_run_around(path) if table is None else None
     if old is not None and _check_old_file(old, path, listing):
         return listing.findings()
     try:
@@ -176,10 +176,16 @@ def validate_file(path: str | PathLike[str], *, table: str | None = None, ignore
 
 
 def _old_run_around(path: Path) -> OldRun | None:
-    """The run of another program that a file is in; None if it is in none, or in one of ours."""
+    """The run of another program that a file is in; None if it is in none, or in one of ours.
+
+    A file elsewhere is another program's if its lines end in CRLF, which ours never do.
+    """
     folder = path.resolve().parent
-    is_inside = folder.name in {"telemetry", "predictions"}
-    return find_old_run(RunLayout(folder.parent if is_inside else folder))
+    if folder.name in {"telemetry", "predictions"}:
+        return find_old_run(RunLayout(folder.parent))
+    with path.open("rb") as file:
+        has_crlf = path.suffix == ".csv" and file.readline(MAX_LINE_BYTES).endswith(b"\r\n")
+    return find_old_run(RunLayout(folder)) if has_crlf else None
 
 
 def _check_old_file(old: OldRun, path: Path, listing: Listing) -> bool:

@@ -1,4 +1,4 @@
-"""Directories of hand-written collectors are runs: batches counted on, zeros for nothing null, a status with its proof."""
+"""Directories of hand-written collectors are runs: batches counted on, zeros null, a status with its proof."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ def test_batches_count_on_where_a_table_has_each_of_them(tmp_path: Path) -> None
 
 
 def test_every_nth_batch_proves_no_number_of_batches(tmp_path: Path) -> None:
-    """Each epoch ends at row 6, which is so with 6 and with 7 batches: rows stay as they are, and a place orders them."""
+    """Each epoch ends at row 6, as with 6 and with 7 batches: rows stay as they are, and a place orders them."""
     root = old_run(tmp_path / "run")
     assert batches_of(root) == [2, 4, 6] * 3
     assert places_of(root) == [2, 4, 6, 8, 10, 12, 14, 16, 18]
@@ -258,7 +258,7 @@ def test_a_run_of_ours_without_its_manifest_is_no_old_run(tmp_path: Path) -> Non
 def test_the_folder_of_a_run_is_not_a_second_run(tmp_path: Path) -> None:
     """`telemetry/` itself is refused, and the error names the run."""
     root = old_run(tmp_path / "run")
-    with pytest.raises(NotARunError, match="open .*run instead"):
+    with pytest.raises(NotARunError, match=r"open .*run instead"):
         open_run(root / "telemetry")
 
 

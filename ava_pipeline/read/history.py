@@ -36,7 +36,8 @@ def read_history(layout: RunLayout) -> pa.Table | None:
     num_epochs = max(map(len, columns.values()), default=0)
     padded = [column + [None] * (num_epochs - len(column)) for column in columns.values()]
     schema = RunTable.of(METRICS, list(columns)).arrow_schema
-    arrays = [pa.array(range(num_epochs), pa.int64()), *(pa.array(column, pa.float64()) for column in padded)]
+    arrays: list[pa.Array[Any]] = [pa.array(range(num_epochs), pa.int64())]
+    arrays += [pa.array(column, pa.float64()) for column in padded]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

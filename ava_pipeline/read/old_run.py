@@ -250,8 +250,8 @@ class OldRun:
         parts = [name for name in columns if name != _OVERALL]
         if layers is None or "layer_name" not in layers.declaration.column_names or _OVERALL not in columns:
             return {}
-        names = list(dict.fromkeys(read_raw(layers.path).column("layer_name").to_pylist()))
-        members = {part: tuple(name for name in names if _is_in(part, str(name))) for part in parts}
+        names = list(dict.fromkeys(map(str, read_raw(layers.path).column("layer_name").to_pylist())))
+        members = {part: tuple(name for name in names if _is_in(part, name)) for part in parts}
         num_members = sum(map(len, members.values()))
         if not all(members.values()) or num_members != len(set().union(*members.values())):
             return {}

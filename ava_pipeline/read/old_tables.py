@@ -186,7 +186,7 @@ def _measured_norms(rows: pa.Table, names: Sequence[str]) -> pa.Table:
     if not names or not rows.num_rows:
         return rows
     is_zero = np.column_stack([(values[name] == 0) | null_mask(rows.column(name)) for name in names])
-    columns, lines = is_zero.all(axis=0), is_zero.all(axis=1)
+    columns, lines = (np.asarray(is_zero.all(axis=axis), dtype=np.bool_) for axis in (0, 1))
     if columns.all():
         return rows
     for index, name in enumerate(names):

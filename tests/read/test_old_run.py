@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ava_pipeline.contract.arrays import floats, integers
 from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import status_now
 from ava_pipeline.contract.parquet import write_parquet
@@ -27,7 +28,7 @@ def batches_of(root: Path, table: str = "gradient_norms") -> list[int]:
 
 def places_of(root: Path) -> list[int]:
     """The batches in the order that plots use."""
-    return open_run(root).ordered("gradient_norms")["batch_idx"].to_pylist()
+    return list(map(int, integers(open_run(root).ordered("gradient_norms"), "batch_idx")))
 
 
 def notes_of(root: Path) -> str:
@@ -84,7 +85,9 @@ def test_findings_of_uncounted_batches_name_epoch_and_batch(tmp_path: Path) -> N
 )
 def test_a_log_that_contradicts_proves_nothing(log: str, why: str, tmp_path: Path) -> None:
     """Totals that cannot be those of the rows, or that differ, are no count."""
-    assert batches_of(old_run(tmp_path / "run", log=log)) == [2, 4, 6] * 3, why
+    root = old_run(tmp_path / "run", log=log)
+    assert batches_of(root) == [2, 4, 6] * 3, why
+    assert places_of(root) == [2, 4, 6, 8, 10, 12, 14, 16, 18], why
 
 
 def test_batches_that_count_over_the_run_stay(tmp_path: Path) -> None:
@@ -150,6 +153,7 @@ def test_deltas_begin_with_null(tmp_path: Path) -> None:
     found = open_run(root).table("weight_deltas")
     assert found["overall"].isna().tolist() == [True, False, False]
     assert found["num_batches"].tolist()[1:] == [2, 3]
+    assert found["num_batches"].isna().tolist() == [True, False, False]
     (root / "training.log").unlink()
     assert open_run(root).table("weight_deltas")["num_batches"].isna().tolist() == [True, False, True]
 
@@ -165,7 +169,8 @@ def test_a_foreign_table_is_long_where_a_batch_has_several_rows(tmp_path: Path) 
     found = run.arrow("samples")
     assert found["correct"].to_pylist() == [True, False, True]
     assert found["loss"].to_pylist()[:2] == [1.5, None]
-    assert np.isnan(found["loss"].to_pylist()[2])
+    assert np.isnan(floats(found, "loss")[2])
+    assert found["loss"].null_count == 1
 
 
 def test_tables_beside_the_run_and_in_parquet(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Runs of other programs: one warning, and errors only for what is wrong in them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,7 @@ def test_files_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
 def old_predictions(path: Path, *, zeros: bool) -> Path:
     """Predictions whose columns are interleaved and whose ids are strings; with zeros for every predicted share."""
     rows = prediction_rows([str(number) for number in range(1, 9)], seed=0)
-    columns = {"image_id": pa.array([str(number) for number in range(1, 9)])}
+    columns: dict[str, Any] = {"image_id": pa.array([str(number) for number in range(1, 9)])}
     columns |= {name: rows[name] for name in ("pred_mean", "gt_mean")}
     for score in range(1, 11):
         share = rows[f"pred_dist_{score}"]
@@ -131,6 +132,9 @@ def test_config_and_metrics_of_another_loop_are_its_own(tmp_path: Path) -> None:
     before = {finding.id for finding in validate_run(root)}
     (root / "config.yaml").write_text("training: {max_epochs: 3}\nmodel_type: siamese_cnn\n")
     (root / "metrics.csv").write_text("step,loss\n1,0.5\n")
+    assert {finding.id for finding in validate_run(root)} == before
+    (root / "config.yaml").unlink()
+    (root / "split.csv").write_text("image,set\na.jpg,train\n")
     assert {finding.id for finding in validate_run(root)} == before
 
 

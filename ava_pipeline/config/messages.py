@@ -9,12 +9,8 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-# Settings of older collectors that are measures of one's own here.
-_RECIPES = {
-    "track_embeddings": "Embedding norms are a measure of your own: docs/extending.md has it. Remove the key",
-    "track_arcface_weights": "Class weights are a group like others: give groups={'arcface': model.arcface} and "
-    "track_weight_delta, or write a measure of your own, as docs/extending.md shows. Remove the key",
-}
+from ava_pipeline.config.older_names import older_name_sentence
+
 _MAX_PROBLEMS = 20
 _MAX_VALUE_CHARS = 60
 
@@ -54,7 +50,7 @@ def describe_errors(error: ValidationError, model: type[BaseModel], *, source_of
         keys, known = _keys(detail["loc"], model)
         key = ".".join(keys) or "(the whole file)"
         place = f"{source_of(key)}: {key}"
-        sentence = _sentence(detail, keys, known)
+        sentence = _sentence(detail, keys, known, model)
         if sentence is not None:
             lines.append(f"{place}: {sentence}")
             continue
@@ -94,11 +90,12 @@ def _branches(annotation: Any) -> tuple[Any, ...]:
     return tuple(branch for branch in branches if branch is not type(None))
 
 
-def _sentence(detail: Any, keys: Sequence[str], known: Iterable[str]) -> str | None:
+def _sentence(detail: Any, keys: Sequence[str], known: Iterable[str], model: type[BaseModel]) -> str | None:
     """The whole sentence about an error; None if it says which values are expected."""
     match detail["type"]:
         case "extra_forbidden" | "invalid_key":
-            return _RECIPES.get(keys[-1]) or f"unknown key; {_suggestion(keys[-1], sorted(known))}"
+            older = older_name_sentence(keys[-1], detail["input"], model)
+            return older or f"unknown key; {_suggestion(keys[-1], sorted(known))}"
         case "missing":
             return "missing; give it a value"
         case "value_error":

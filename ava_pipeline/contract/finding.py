@@ -32,6 +32,7 @@ class Finding:
         column: the column concerned, if it is a single one.
         value: the number or the text found there.
         sample_ids: the samples of the first batch, if the run recorded them.
+        where: the place in words, if the run's batches are not counted over the run; `batch_idx` then only orders them.
 
     Example:
         >>> print(Finding(id="rows.order", severity="error", message="3 follows 4.", file="steps.csv", line=5))
@@ -51,6 +52,7 @@ class Finding:
     column: str | None = None
     value: float | str | None = None
     sample_ids: tuple[str, ...] = ()
+    where: str = ""
 
     @property
     def sign(self) -> str:
@@ -69,8 +71,8 @@ class Finding:
             number = self.line if self.line is not None else self.row
             where = self.file if number is None else f"{self.file}:{number}"
             return f"{where} {self.column}" if self.column else where
-        if not self.batch_idx:
-            return ""
+        if not self.batch_idx or self.where:
+            return self.where
         end = f" to {self.batch_idx_end}" if self.batch_idx_end != self.batch_idx else ""
         return f"batch {self.batch_idx}{end}"
 
@@ -88,8 +90,12 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Every attribute for a program; null for a number that is not finite, and for batches if it is about none."""
-        batches = dict.fromkeys(("batch_idx", "batch_idx_end", "epoch")) if not self.batch_idx else {}
-        return finite_or_null(asdict(self)) | batches
+        values = asdict(self)
+        if not values["where"]:
+            del values["where"]
+        unknown = ("batch_idx", "batch_idx_end") if self.where else ()
+        batches = ("batch_idx", "batch_idx_end", "epoch") if not self.batch_idx else unknown
+        return finite_or_null(values) | dict.fromkeys(batches)
 
 
 def verdict_line(path: str, verdict: str, findings: Iterable[Finding]) -> str:

@@ -20,7 +20,8 @@ KILLED_AFTER = timedelta(minutes=2)  # a running run whose heartbeat is older wa
 
 Count = Annotated[int, Field(ge=0)]
 Role = Literal["overall", "head", "head_layer", "backbone_last", "other"]
-Status = Literal["running", "finished", "failed", "interrupted", "killed"]
+# `unknown` is the status of a run without a manifest, of which no file says how it ended.
+Status = Literal["running", "finished", "failed", "interrupted", "killed", "unknown"]
 
 
 class _Entry(BaseModel):

@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from ava_pipeline.contract.events import EVENTS, samples_in
+from ava_pipeline.contract.events import samples_in
 from ava_pipeline.contract.finding import SEVERITY_RANK, Finding, verdict_line
 from ava_pipeline.contract.manifest import Manifest, attempt_spans
-from ava_pipeline.contract.tables import RunTable
-from ava_pipeline.read.run import Run, open_run, read_table
+from ava_pipeline.read.run import Run, open_run
 from ava_pipeline.signs.evidence import NO_ROWS, Evidence, TableValues
 from ava_pipeline.signs.gaps import gap_findings
 from ava_pipeline.signs.healthy import healthy_signs, is_enough
@@ -98,9 +97,8 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
     opened = run if isinstance(run, Run) else open_run(run)
     manifest = opened.manifest
     limits = _thresholds(manifest)
-    declared = {name: entry.declaration for name, entry in manifest.tables.items()}
     norms, rates, steps, labels, weight_norms, weight_deltas = (
-        TableValues(read_table(opened.layout, declared[name]) if name in declared else NO_ROWS) for name in _TABLES
+        TableValues(opened.ordered(name) if name in manifest.tables else NO_ROWS) for name in _TABLES
     )
     evidence = Evidence(
         norms=norms,
@@ -112,7 +110,7 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
         weight_deltas=weight_deltas,
     )
     # To make a Python object of a timestamp, pyarrow loads pandas.
-    events = read_table(opened.layout, RunTable.of(EVENTS)).drop_columns(["time_utc"]).to_pylist()
+    events = opened.arrow_events().drop_columns(["time_utc"]).to_pylist()
     findings = [
         *(_with_samples(finding, events) for finding in listed_findings(evidence, limits)),
         *gap_findings(events, attempt_spans(manifest), (norms if norms.values else steps).batch_idx),
@@ -120,9 +118,11 @@ def diagnose_run(run: Run | str | PathLike[str]) -> Diagnosis:
     ]
     findings.sort(key=lambda finding: (-SEVERITY_RANK[finding.severity], finding.batch_idx, finding.id))
     healthy = healthy_signs(evidence, findings, limits, num_collected=_num_collected(manifest))
+    if not manifest.attempts:  # how many steps were collected is not known
+        healthy = (sign for sign in healthy if sign.id != "rows-complete")
     return Diagnosis(
-        findings=tuple(findings),
-        healthy=tuple(healthy),
+        findings=(*opened.placed(findings), *opened.notes()),
+        healthy=tuple(opened.placed(list(healthy))),
         is_enough=is_enough(evidence, limits),
         is_measured=bool(norms.values) or steps.num_rows < limits.least_rows,
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ava_pipeline.evaluation.against import Comparison
     from ava_pipeline.evaluation.evaluate import Evaluation
+    from ava_pipeline.evaluation.pairs import PairMetrics
 
 
 NUM_RESAMPLES = 1000
@@ -47,7 +48,9 @@ def evaluate_command(
     (percentile bootstrap over the images, always with the same seed).
     --against pairs the images by image_id and draws the same images for both
     sides. Of a run, the last epoch is compared; give a file for another epoch.
-    Files that cannot be read are named, and the others are evaluated.
+    Files that cannot be read are named, and the others are evaluated. Of a run
+    without such predictions, epoch_*/*/metrics/eval_dump.csv is evaluated, the
+    predictions of pairs that another program left.
 
     Exit status: 0 success, 1 a file cannot be read or holds no predictions,
     2 no predictions or wrong usage.
@@ -67,6 +70,10 @@ def evaluate_command(
         else:
             show_comparison(found, generated=generated)
         return
+    pairs = _pairs_of(path)
+    if pairs:
+        _show_pairs(pairs, as_json=as_json)
+        return
     files, problems = _evaluate_each(path, resamples)
     if as_json:
         _print_json({"generated": generated, "files": [file.to_json() for file in files], "problems": problems})
@@ -75,6 +82,25 @@ def evaluate_command(
     for problem in problems.values():
         typer.echo(printable(problem), err=True)
     raise typer.Exit(ExitStatus.PROBLEMS if problems else ExitStatus.SUCCESS)
+
+
+def _pairs_of(path: Path) -> list["PairMetrics"]:
+    """The sets of pairs of a run that has no predictions of scores."""
+    from ava_pipeline.contract.layout import RunLayout, prediction_files
+    from ava_pipeline.evaluation.pairs import evaluate_pairs
+
+    return [] if not path.is_dir() or prediction_files(RunLayout(path)) else evaluate_pairs(path)
+
+
+def _show_pairs(pairs: Sequence["PairMetrics"], *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from ava_pipeline.evaluation.pairs import pairs_table
+
+    if as_json:
+        _print_json({"generated": False, "pairs": [found.to_json() for found in pairs], "problems": {}})
+    else:
+        Console().print(pairs_table(pairs))
 
 
 def _evaluate_each(path: Path, resamples: int) -> tuple[list["Evaluation"], dict[str, str]]:

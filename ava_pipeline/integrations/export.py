@@ -9,13 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from ava_pipeline.contract.arrays import bool_array, integers
-from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.manifest import Manifest, status_now, utc_now
-from ava_pipeline.contract.tables import BATCH, RunTable
+from ava_pipeline.contract.tables import BATCH
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.integrations.points import Points, has_points
 from ava_pipeline.integrations.tracker import Tracker
-from ava_pipeline.read.run import Run, read_table
+from ava_pipeline.read.run import Run
 
 STEPS_PER_CALL = 1000
 _MAX_SHARE = 0.1  # of the time that may be spent reading a live run
@@ -79,7 +78,7 @@ class _NewRows:
             for name, entry in manifest.tables.items()
             if has_points(entry.declaration.arrow_schema)
         }
-        events = read_table(self._run.layout, RunTable.of(EVENTS))
+        events = self._run.arrow_events()
         new_events, self._num_events = events.slice(self._num_events), events.num_rows
         for first, last in _ranges(tables):
             for name, rows in tables.items():
@@ -91,7 +90,7 @@ class _NewRows:
         return num_points
 
     def _read(self, name: str) -> pa.Table:
-        rows = self._run.arrow(name, batches=(self._last_batches.get(name, 0) + 1, None))
+        rows = self._run.ordered(name, batches=(self._last_batches.get(name, 0) + 1, None))
         if rows.num_rows:
             self._last_batches[name] = int(integers(rows, BATCH).max())
         return rows

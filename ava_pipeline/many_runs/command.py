@@ -125,7 +125,8 @@ def _cells(
     from ava_pipeline.terminal import metric_text
 
     yield summary.name, ""
-    yield summary.status, _STYLES.get(summary.status, "")
+    origin = f" ({summary.origin})" if summary.origin else ""
+    yield f"{summary.status}{origin}", _STYLES.get(summary.status, "")
     yield _age(summary.age_s), ""
     yield "" if summary.last_batch is None else str(summary.last_batch), ""
     for name in metrics:

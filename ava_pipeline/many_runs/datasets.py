@@ -17,8 +17,7 @@ from ava_pipeline.contract.layout import prediction_files
 from ava_pipeline.contract.tables import BATCH, RunTable
 from ava_pipeline.errors import MisuseError, RunError
 from ava_pipeline.many_runs.find import Pattern, find_runs
-from ava_pipeline.read.dataset import DatasetPart, dataset_of, parquet_part, read_part, table_part
-from ava_pipeline.read.metrics import metrics_schema, read_metrics
+from ava_pipeline.read.dataset import DatasetPart, dataset_of, parquet_part, table_part
 from ava_pipeline.read.run import Run, open_run
 
 _log = logging.getLogger("ava_pipeline")
@@ -81,7 +80,7 @@ class Runs:
     def events(self) -> ds.Dataset:
         """The events of each run: gaps, skipped steps, values that are not finite, findings."""
         declaration = RunTable.of(EVENTS)
-        return self._combined(lambda run, keys: read_part(run.layout, declaration, keys))
+        return self._combined(lambda run, keys: DatasetPart(run.arrow_events, declaration.arrow_schema, keys))
 
     def table(self, name: str) -> ds.Dataset:
         """Any table that a manifest declares; a run without this table contributes no rows.
@@ -93,9 +92,9 @@ class Runs:
         known: set[str] = set()
 
         def part_of(run: Run, keys: Keys) -> DatasetPart | None:
-            manifest = run.manifest if run.layout.telemetry.is_dir() else None
+            manifest = run.manifest if run.layout.telemetry.is_dir() or run.old is not None else None
             known.update(manifest.tables if manifest else ())
-            return table_part(run.layout, manifest, name, keys) if manifest and name in manifest.tables else None
+            return table_part(run, manifest, name, keys) if manifest and name in manifest.tables else None
 
         dataset = self._combined(part_of)
         if name not in known:
@@ -106,9 +105,8 @@ class Runs:
         """The metrics of log_metrics() and `ava-pipeline train`: a row for each run and epoch, or batch."""
 
         def part_of(run: Run, keys: Keys) -> DatasetPart | None:
-            if not run.layout.metrics.exists():
-                return None
-            return DatasetPart(partial(read_metrics, run.layout), metrics_schema(run.layout), keys)
+            rows = run.arrow_metrics()
+            return None if rows is None else DatasetPart(partial(_metrics_of, run, rows.schema), rows.schema, keys)
 
         return self._combined(part_of)
 
@@ -136,6 +134,12 @@ class Runs:
                 part = part_of(run, {RUN: name})
                 parts += [] if part is None else [_skip_if_unreadable(name, part)]
         return dataset_of(parts, (RUN,))
+
+
+def _metrics_of(run: Run, schema: pa.Schema) -> pa.Table:
+    """The metrics as they are when a query needs them."""
+    rows = run.arrow_metrics()
+    return schema.empty_table() if rows is None else rows
 
 
 @contextmanager

@@ -21,10 +21,11 @@ from ava_pipeline.contract.tables import BATCH
 from ava_pipeline.diagnose.diagnose import Verdict, diagnose_run
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import HIGHER_IS_BETTER, Metrics
+from ava_pipeline.read.history import OUR_NAMES
 from ava_pipeline.read.holdout import ACCURACY, MAE, holdout_by_batch, holdout_columns
-from ava_pipeline.read.metrics import read_metrics
+from ava_pipeline.read.old_run import ORIGIN
 from ava_pipeline.read.predictions import read_predicted
-from ava_pipeline.read.run import Run, open_run, read_settings
+from ava_pipeline.read.run import Run, open_run
 
 UNREADABLE = "unreadable"
 UNKNOWN = "unknown"
@@ -51,6 +52,7 @@ class Summary:
     name: str
     path: Path
     status: str = UNREADABLE  # that of `status_now`; `unknown` without a manifest
+    origin: str | None = None  # `no manifest` if another program wrote the run
     problem: str | None = None  # the reason if a part of the run cannot be read
     age_s: float | None = None  # since its first attempt started
     silent_s: float | None = None  # since its last sign of life
@@ -123,10 +125,13 @@ def summary_of(name: str, layout: RunLayout, *, now: datetime | None = None, fin
 
 
 def _status(run: Run, *, now: datetime) -> dict[str, Any]:
-    if not run.layout.manifest.exists():
+    is_old = run.old is not None
+    if not is_old and not run.layout.manifest.exists():
         return {"status": UNKNOWN}
     manifest = run.manifest
     silent = now - manifest.heartbeat_utc
+    if is_old:  # when it started is not known
+        return {"status": status_now(manifest, now), "origin": ORIGIN, "silent_s": silent.total_seconds()}
     started = manifest.attempts[0].started_utc if manifest.attempts else manifest.heartbeat_utc
     return {
         "status": status_now(manifest, now),
@@ -136,13 +141,15 @@ def _status(run: Run, *, now: datetime) -> dict[str, Any]:
 
 
 def _last_row(run: Run) -> dict[str, Any]:
-    if not run.layout.manifest.exists() or not run.manifest.tables:
+    if not _has_manifest(run) or not run.manifest.tables:
         return {}
     tables = run.manifest.tables  # each step has rows in every one of them
     short = [name for name, entry in tables.items() if not entry.declaration.table.is_long] or list(tables)
     table = next((name for name in ("gradient_norms", "steps") if name in short), min(short))
-    keys = run.arrow(table, columns=["batch_idx", "epoch"])
+    keys = run.ordered(table, columns=["batch_idx", "epoch"])
     last = keys.sort_by("batch_idx").slice(max(0, keys.num_rows - 1)).to_pylist()
+    if last and run.old is not None and not run.old.count.is_known:
+        return {"last_epoch": last[0]["epoch"]}
     return {"last_batch": last[0]["batch_idx"], "last_epoch": last[0]["epoch"]} if last else {}
 
 
@@ -158,13 +165,15 @@ def _best_metrics(run: Run) -> dict[str, Any]:
 
 
 def _metrics_by_epoch(run: Run, problems: list[str]) -> Iterator[tuple[int, dict[str, float | None]]]:
-    """From metrics.csv, and those that it lacks from the predictions of `val`.
+    """From metrics.csv or a history, and those that they lack from the predictions of `val`.
 
     An epoch that cannot be read is added to `problems`.
     """
     missing = _OF_PREDICTIONS
-    if run.layout.metrics.exists():
-        rows = read_metrics(run.layout)
+    rows = run.arrow_metrics()
+    if rows is not None and not run.layout.metrics.exists():
+        rows = rows.rename_columns([OUR_NAMES.get(name, name) for name in rows.column_names])
+    if rows is not None:
         missing -= set(rows.column_names)
         for row in rows.to_pylist():
             yield row["epoch"], row
@@ -186,12 +195,12 @@ def _last_holdout(run: Run) -> dict[str, Any]:
     manifest = run.manifest if run.layout.manifest.exists() else None
     if manifest is None or HOLDOUT not in manifest.tables:
         return {}
-    batches = np.unique(integers(run.arrow(HOLDOUT, columns=[BATCH]), BATCH))
+    batches = np.unique(integers(run.ordered(HOLDOUT, columns=[BATCH]), BATCH))
     columns = holdout_columns(manifest.tables[HOLDOUT].declaration.column_names)
     if not len(batches) or not columns:
         return {}
     # With the step before the last, which shows whether the last is complete.
-    found = holdout_by_batch([run.arrow(HOLDOUT, columns=columns, batches=(int(batches[-2:][0]), None))])
+    found = holdout_by_batch([run.ordered(HOLDOUT, columns=columns, batches=(int(batches[-2:][0]), None))])
     means = found.values if found is not None else {}
     return {"holdout": {f"holdout_{name}": float(means[name][-1]) for name in (ACCURACY, MAE) if name in means}}
 
@@ -205,7 +214,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _first_finding(run: Run) -> dict[str, Any]:
-    if not run.layout.manifest.exists():
+    if not _has_manifest(run):
         return {}
     diagnosis = diagnose_run(run)
     findings = [finding for finding in diagnosis.findings if finding.severity != "info"]
@@ -213,18 +222,17 @@ def _first_finding(run: Run) -> dict[str, Any]:
     return {"finding": first, "num_findings": len(findings), "verdict": diagnosis.verdict}
 
 
+def _has_manifest(run: Run) -> bool:
+    """Whether tables are known: from a manifest, or from the files of another program."""
+    return run.layout.manifest.exists() or run.old is not None
+
+
 def settings_of(run: Run) -> dict[str, Value]:
     """The run's config.yaml, else its manifest's `run_info`, by dotted names: `{"optim.base_lr": 0.001}`.
 
     Raise DamagedFileError if the file cannot be read, or is a link that leads out of the run.
     """
-    return {name: value for name, value in _flat("", _nested_settings(run)) if name not in _NEVER_COMPARED}
-
-
-def _nested_settings(run: Run) -> Mapping[str, Any]:
-    if run.layout.config.exists():
-        return read_settings(run.layout)
-    return run.manifest.run_info if run.layout.manifest.exists() else {}
+    return {name: value for name, value in _flat("", run.settings()) if name not in _NEVER_COMPARED}
 
 
 def _flat(prefix: str, values: Mapping[Any, Any]) -> Iterator[tuple[str, Value]]:

@@ -14,12 +14,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import fs
 
-from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.parquet import parquet_schema
-from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError
-from ava_pipeline.read.run import has_complete_parquet, read_table
+from ava_pipeline.read.run import Run, has_complete_parquet
 
 ReadRows = Callable[[], pa.Table]
 
@@ -41,18 +39,11 @@ class DatasetPart:
     keys: Mapping[str, str | int] = field(default_factory=dict)  # columns that the source lacks, with one value each
 
 
-def table_part(
-    layout: RunLayout, manifest: Manifest, name: str, keys: Mapping[str, str | int] = _NO_KEYS
-) -> DatasetPart:
-    """A table of one run: its Parquet file if that holds every row, else the file that holds most."""
-    if has_complete_parquet(layout, manifest, name):
-        return parquet_part(layout.parquet(name), keys)
-    return read_part(layout, manifest.tables[name].declaration, keys)
-
-
-def read_part(layout: RunLayout, declaration: RunTable, keys: Mapping[str, str | int]) -> DatasetPart:
-    """A table that `read_table` reads when a query needs it."""
-    return DatasetPart(partial(read_table, layout, declaration), declaration.arrow_schema, keys)
+def table_part(run: Run, manifest: Manifest, name: str, keys: Mapping[str, str | int] = _NO_KEYS) -> DatasetPart:
+    """A table of one run: its Parquet file if that holds every row, else the rows that `Run.arrow` reads."""
+    if run.old is None and has_complete_parquet(run.layout, manifest, name):
+        return parquet_part(run.layout.parquet(name), keys)
+    return DatasetPart(partial(run.arrow, name), manifest.tables[name].declaration.arrow_schema, keys)
 
 
 def parquet_part(path: Path, keys: Mapping[str, str | int]) -> DatasetPart:

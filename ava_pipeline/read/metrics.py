@@ -4,9 +4,10 @@ import pyarrow as pa
 
 from ava_pipeline.contract.builtin_tables import METRICS, metrics_table
 from ava_pipeline.contract.layout import RunLayout
+from ava_pipeline.contract.manifest import Manifest
 from ava_pipeline.contract.tables import RunTable
 from ava_pipeline.errors import DamagedFileError, MisuseError
-from ava_pipeline.read.csv import header_names, parse_csv, whole_lines
+from ava_pipeline.read.csv import first_columns, header_names, parse_csv, whole_lines
 
 
 def read_metrics(layout: RunLayout) -> pa.Table:
@@ -18,9 +19,20 @@ def read_metrics(layout: RunLayout) -> pa.Table:
     return parse_csv(layout.metrics, data, _declaration(layout, data))
 
 
-def metrics_schema(layout: RunLayout) -> pa.Schema:
-    """The columns of metrics.csv. Raise as `read_metrics` does."""
-    return _declaration(layout, whole_lines(layout.metrics)).arrow_schema
+def is_foreign(layout: RunLayout, manifest: Manifest) -> bool:
+    """Whether metrics.csv is another program's file: no attempt wrote it, and it has not the form of ours."""
+    is_known = manifest.is_of_train or any(attempt.logs_metrics for attempt in manifest.attempts)
+    return not is_known and not has_our_form(layout)
+
+
+def has_our_form(layout: RunLayout) -> bool:
+    """Whether metrics.csv begins with the columns of ours; a file without a whole line does."""
+    try:
+        names = first_columns(layout.metrics)
+        metrics_table(names) if names != [""] else None
+    except (MisuseError, OSError):
+        return False
+    return True
 
 
 def _declaration(layout: RunLayout, data: bytes) -> RunTable:

@@ -12,7 +12,7 @@ from ava_pipeline.contract.layout import RunLayout
 from ava_pipeline.contract.parquet import read_parquet
 from ava_pipeline.errors import DamagedFileError
 from ava_pipeline.metrics import Metrics, prediction_metrics
-from ava_pipeline.read.run import read_settings
+from ava_pipeline.read.settings import read_settings
 
 _COLUMNS = (*PRED_COLUMNS, *GT_COLUMNS, "pred_mean", "gt_mean")
 _IMAGE = "image_id"
@@ -24,7 +24,7 @@ class Predicted:
 
     path: Path
     image_ids: "pa.ChunkedArray[pa.Scalar[pa.DataType]] | None"  # [images] int64 or string
-    pred: Floats  # [images, 10] predicted shares
+    pred: Floats  # [images, 10] predicted shares; nan of a model that predicts the mean alone
     truth: Floats  # [images, 10] true shares
     pred_mean: Floats  # [images] mean scores
     gt_mean: Floats  # [images]
@@ -52,10 +52,12 @@ def read_predicted(path: Path) -> Predicted:
         if not (pa.types.is_floating(dtype) or pa.types.is_integer(dtype)):
             raise DamagedFileError(f"{path}: column {name}: expected numbers, got {dtype}.")
     values = float_columns(rows, _COLUMNS)
+    pred = np.column_stack([values[name] for name in PRED_COLUMNS])
+    pred[~pred.any(axis=1)] = np.nan  # a model of the mean alone, whose program wrote zeros
     return Predicted(
         path=path,
         image_ids=rows[_IMAGE] if _IMAGE in rows.column_names else None,
-        pred=np.column_stack([values[name] for name in PRED_COLUMNS]),
+        pred=pred,
         truth=np.column_stack([values[name] for name in GT_COLUMNS]),
         pred_mean=values["pred_mean"],
         gt_mean=values["gt_mean"],

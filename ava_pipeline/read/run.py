@@ -1,4 +1,7 @@
-"""Open a run and read its tables, as data frames or as Arrow tables. pandas is imported when a frame is asked for."""
+"""Open a run and read its tables, as data frames or as Arrow tables. pandas is imported when a frame is asked for.
+
+Every reader goes through `Run`, which also reads the directories of other programs: see `old_run.py`.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -11,21 +14,28 @@ import pyarrow as pa
 
 from ava_pipeline.contract.arrays import bool_array, integers
 from ava_pipeline.contract.events import EVENTS
+from ava_pipeline.contract.finding import Finding
 from ava_pipeline.contract.layout import Moment, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest, read_manifest
 from ava_pipeline.contract.parquet import num_parquet_rows, parquet_schema, read_parquet
 from ava_pipeline.contract.stored import read_stored
 from ava_pipeline.contract.tables import BATCH, KEY_COLUMNS, RunTable
-from ava_pipeline.contract.untrusted import check_inside, check_name
+from ava_pipeline.contract.untrusted import check_inside
 from ava_pipeline.errors import DamagedFileError, MisuseError, NotARunError
 from ava_pipeline.read.csv import num_rows, read_csv
-from ava_pipeline.read.metrics import read_metrics
+from ava_pipeline.read.eval_dump import PairFile, pair_files, read_pairs
+from ava_pipeline.read.history import HISTORY, read_history
+from ava_pipeline.read.metrics import has_our_form, is_foreign, read_metrics
+from ava_pipeline.read.old_run import OldRun, find_old_run, placed
+from ava_pipeline.read.settings import read_settings
 from ava_pipeline.read.snapshots import WeightSnapshot, read_snapshots
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SIGNS_OF_A_RUN = "telemetry/manifest.json, predictions/<name>_epoch_000.parquet or metrics.csv"
+_SIGNS_OF_A_RUN = (
+    "telemetry/manifest.json, predictions/<name>_epoch_000.parquet, metrics.csv, or tables with batch_idx and epoch"
+)
 
 _KEYS = {column.name for column in KEY_COLUMNS}
 
@@ -34,7 +44,8 @@ def open_run(path: str | PathLike[str]) -> "Run":
     """Open a run directory, also while the run is being written and after a crash.
 
     Args:
-        path: the directory given to the collector or to `ava-pipeline train`, e.g. `outputs/ava/my_run`.
+        path: the directory given to the collector or to `ava-pipeline train`, e.g. `outputs/ava/my_run`; or a directory
+            of another program's tables with the columns `batch_idx` and `epoch`, as CSV or Parquet.
 
     Raises:
         NotARunError: the directory does not exist or is not a run.
@@ -55,10 +66,11 @@ def open_run(path: str | PathLike[str]) -> "Run":
 
 
 def is_run(layout: RunLayout) -> bool:
-    """Whether telemetry or training wrote files there."""
+    """Whether telemetry, training or another program's collector wrote files there."""
     tables = (path for suffix in ("csv", "parquet", "journal") for path in layout.telemetry.glob(f"*.{suffix}"))
     has_metrics = layout.metrics.exists() and not layout.run_beside_metrics.exists()
-    return layout.manifest.exists() or has_metrics or any(tables) or bool(prediction_files(layout))
+    has_ours = layout.manifest.exists() or has_metrics or any(tables) or bool(prediction_files(layout))
+    return has_ours or find_old_run(layout) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +87,22 @@ class Run:
     layout: RunLayout
 
     @property
+    def old(self) -> OldRun | None:
+        """The run as another program wrote it, if it has no manifest; None for runs of this package."""
+        return find_old_run(self.layout)
+
+    @property
     def manifest(self) -> Manifest:
         """The tables of the run, the attempts that wrote them, and the rows they collected and wrote.
 
+        Of a run that another program wrote, it is made from the files and lists no attempt.
+
         Raises:
-            NotARunError: the run has no manifest.
+            NotARunError: the run has no manifest, and is not another program's.
             DamagedFileError: the manifest cannot be read.
         """
+        if (old := self.old) is not None:
+            return old.manifest
         try:
             return read_manifest(self.layout.manifest)
         except FileNotFoundError as error:
@@ -104,7 +125,13 @@ class Run:
 
     def events(self) -> "pd.DataFrame":
         """What happened besides the rows; empty if nothing was recorded."""
-        return frame(read_table(self.layout, RunTable.of(EVENTS)))
+        return frame(self.arrow_events())
+
+    def arrow_events(self) -> pa.Table:
+        """The events as Arrow; no rows if nothing was recorded, or if another program wrote the run."""
+        if self.old is not None:
+            return pa.Table.from_batches([], RunTable.of(EVENTS).arrow_schema)
+        return read_table(self.layout, RunTable.of(EVENTS))
 
     def table(
         self, name: str, *, columns: Sequence[str] | None = None, batches: tuple[int, int | None] | None = None
@@ -128,13 +155,58 @@ class Run:
             NotARunError: the run has no manifest.
             DamagedFileError: a file cannot be read.
         """
-        manifest = self.manifest
+        return self._read(name, columns, batches, in_order=False)
+
+    def ordered(
+        self, name: str, *, columns: Sequence[str] | None = None, batches: tuple[int, int | None] | None = None
+    ) -> pa.Table:
+        """As `arrow`, with a `batch_idx` that rises over the run in every table, for plots and comparisons of rows.
+
+        It differs from that of `arrow` only in a run of another program whose batches start again in each epoch, if no
+        file says how many an epoch has: then it is a place, which `place_text` puts into words.
+        """
+        return self._read(name, columns, batches, in_order=True)
+
+    def _read(
+        self, name: str, columns: Sequence[str] | None, batches: tuple[int, int | None] | None, *, in_order: bool
+    ) -> pa.Table:
+        old = self.old
+        manifest = self.manifest if old is None else old.manifest
         if name not in manifest.tables:
             known = ", ".join(sorted(manifest.tables)) or "none"
             raise MisuseError(f"{self.layout.root} has no table {name!r}; its tables: {known}.")
+        if old is not None:
+            rows = old.read(name, in_order=in_order)
+            return _selected(rows, _known(columns, rows.schema, name), batches)
         if columns is None and batches is None:
             return read_table(self.layout, manifest.tables[name].declaration)
         return select_rows(self.layout, manifest, name, columns, batches)
+
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        """The files, CSV of ours aside, whose changes bring new rows of a table."""
+        old = self.old
+        if old is None:
+            return self.layout.parquet(name), self.layout.journal(name)
+        return (old.tables[name].path,) if name in old.tables else ()
+
+    def metrics_files(self) -> tuple[Path, ...]:
+        """The files whose changes bring new metrics."""
+        return self.layout.metrics, self.layout.root / HISTORY
+
+    def place_text(self, batch_idx: int) -> str:
+        """`batch 37`; or `epoch 2, batch 5` of a place in `ordered` that is no count of batches."""
+        old = self.old
+        return f"batch {batch_idx}" if old is None else old.count.text(batch_idx)
+
+    def placed(self, findings: Sequence[Finding]) -> list[Finding]:
+        """Findings about rows of `ordered`, with their places in words where batches are not counted over the run."""
+        old = self.old
+        return list(findings) if old is None else [placed(finding, old.count) for finding in findings]
+
+    def notes(self) -> list[Finding]:
+        """What is assumed about a run that another program wrote, as findings of severity info; none about ours."""
+        old = self.old
+        return [] if old is None else old.notes()
 
     def val_predictions(self, epoch: int, *, batch_idx: int | None = None, name: str = "val") -> "pd.DataFrame":
         """The predictions of the set `name` at the end of an epoch, one row per image.
@@ -150,8 +222,11 @@ class Run:
         """
         path = self.layout.epoch_predictions(epoch, name, batch_idx)
         if not path.exists():
+            pairs = {file.epoch: file for file in self.pair_files() if file.name == name}
+            if epoch in pairs and batch_idx is None:
+                return frame(read_pairs(self.layout, pairs[epoch].path))
             files = [file for file in prediction_files(self.layout) if file.name == name]
-            known = ", ".join(_epoch_text(file.moment) for file in files) or "none"
+            known = ", ".join([*map(str, pairs), *(_epoch_text(file.moment) for file in files)]) or "none"
             raise NotARunError(f"{path} does not exist; epochs with predictions of {name!r}: {known}.")
         return frame(read_parquet(path))
 
@@ -164,6 +239,10 @@ class Run:
         """
         return read_snapshots(self.layout)
 
+    def pair_files(self) -> list[PairFile]:
+        """The predictions of pairs that another program left, by set and epoch."""
+        return pair_files(self.layout)
+
     def metrics(self) -> "pd.DataFrame":
         """The metrics that the training loop logged: epoch, batch_idx if a row has one, and a column for each metric.
 
@@ -171,12 +250,44 @@ class Run:
             NotARunError: the file does not exist.
             DamagedFileError: the file cannot be read.
         """
-        if not self.layout.metrics.exists():
+        rows = self.arrow_metrics()
+        if rows is None and self.layout.metrics.exists():
+            return frame(read_metrics(self.layout))  # raises: it is not in the form of ours
+        if rows is None:
             raise NotARunError(
                 f"{self.layout.metrics} does not exist: log_metrics() and `ava-pipeline train` write it after an "
                 f"epoch. `ava-pipeline evaluate {self.layout.root}` computes metrics of predictions."
             )
-        return frame(read_metrics(self.layout))
+        return frame(rows)
+
+    def arrow_metrics(self) -> pa.Table | None:
+        """The metrics as Arrow: of metrics.csv, or else of another program's training_history.json; None without them.
+
+        A metrics.csv that no attempt wrote, in a form that is not ours, is another program's: see `is_foreign`.
+
+        Raises:
+            DamagedFileError: the file cannot be read.
+        """
+        if self.layout.metrics.exists() and not self._has_foreign_metrics():
+            return read_metrics(self.layout)
+        return read_history(self.layout)
+
+    def _has_foreign_metrics(self) -> bool:
+        if has_our_form(self.layout) or (self.old is None and not self.layout.manifest.exists()):
+            return False
+        return is_foreign(self.layout, self.manifest)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as config.yaml gives them, also another program's; without the file, the manifest's `run_info`.
+
+        Raises:
+            DamagedFileError: the file cannot be read, or is a link that leads out of the run.
+        """
+        if (old := self.old) is not None:
+            return old.settings
+        if self.layout.config.exists():
+            return read_settings(self.layout)
+        return dict(self.manifest.run_info) if self.layout.manifest.exists() else {}
 
 
 def _epoch_text(moment: Moment) -> str:
@@ -245,6 +356,10 @@ def select_rows(
     else:
         rows = read_table(layout, declaration)
         wanted = _known(columns, rows.schema, name)
+    return _selected(rows, wanted, batches)
+
+
+def _selected(rows: pa.Table, wanted: list[str] | None, batches: tuple[int, int | None] | None) -> pa.Table:
     if batches is not None:
         first, last = batches
         batch_idx = integers(rows, BATCH)
@@ -269,21 +384,6 @@ def has_complete_parquet(layout: RunLayout, manifest: Manifest, name: str) -> bo
     if manifest.status != "running" and all(in_csv <= in_parquet for in_csv, in_parquet in written):
         return True  # without counting the lines of the CSV file
     return not (csv.exists() and num_rows(csv) > num_parquet_rows(path))
-
-
-def read_settings(layout: RunLayout) -> dict[str, Any]:
-    """The settings as a run's config.yaml gives them, not validated; empty if the file holds no mapping.
-
-    Raise DamagedFileError if the file cannot be read, or is a link that leads out of the run.
-    """
-    from ava_pipeline.config.load import read_yaml  # noqa: PLC0415  # only runs of the training job have a config
-
-    check_name(layout, layout.config)
-    try:
-        values = read_yaml(layout.config)
-    except (OSError, ValueError) as error:
-        raise DamagedFileError(f"{layout.config} cannot be read: {error}. Restore it, or move it away.") from error
-    return values if isinstance(values, dict) else {}
 
 
 def frame(rows: pa.Table) -> "pd.DataFrame":

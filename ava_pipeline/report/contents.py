@@ -47,6 +47,7 @@ class FindingsList:
 
     name: str
     status: str
+    origin: str  # `no manifest` if another program wrote the run
     is_generated: bool
     findings: Sequence[ListedFinding]  # grouped by sign and column
     num_findings: int  # including those that are not listed
@@ -62,6 +63,7 @@ def findings_list(run: RunData) -> FindingsList:
     return FindingsList(
         name=run.name,
         status=status_now(run.manifest, utc_now()) if run.manifest else "no manifest",
+        origin=run.origin,
         is_generated=run.is_generated,
         findings=_grouped(run, shown_findings(run)),
         num_findings=num_findings,

@@ -46,6 +46,9 @@ def figures_of_images(runs: Sequence[RunData]) -> Iterator[Figure]:
         _, predicted = run.predictions
         distance = np.sqrt(np.square(np.cumsum(predicted.pred - predicted.truth, axis=1)).mean(axis=1))
         order = np.argsort(distance, kind="stable")
+        order = order[np.isfinite(distance[order])]  # a model of the mean alone has no distributions
+        if not len(order):
+            continue
         for rank, place in (("best", 0), ("median", len(order) // 2), ("worst", -1)):
             row = order[place]
             image = image_names(predicted, np.asarray([row]))[0]

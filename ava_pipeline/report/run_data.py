@@ -9,17 +9,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ava_pipeline.contract.builtin_tables import HOLDOUT, PER_LAYER_STATS
-from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.layout import Moment, PredictionFile, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest
-from ava_pipeline.contract.tables import BATCH, RunTable
+from ava_pipeline.contract.tables import BATCH
 from ava_pipeline.diagnose.diagnose import Diagnosis, diagnose_run
 from ava_pipeline.errors import RunError
 from ava_pipeline.metrics import Metrics
 from ava_pipeline.read.holdout import HoldoutByBatch, holdout_by_batch, holdout_columns
-from ava_pipeline.read.metrics import read_metrics
+from ava_pipeline.read.old_run import ORIGIN
 from ava_pipeline.read.predictions import Predicted, is_generated, read_predicted
-from ava_pipeline.read.run import Run, open_run, read_table
+from ava_pipeline.read.run import Run, open_run
 from ava_pipeline.read.stream import stream_rows
 from ava_pipeline.report.layer_norms import LAYER_COLUMNS, LayerNorms, layer_norms
 
@@ -58,6 +57,7 @@ class RunData:
     predictions: tuple[PredictionFile, Predicted] | None = None  # the latest
     diagnosis: Diagnosis | None = None
     is_generated: bool = False
+    origin: str = ""  # `no manifest` if another program wrote the run
     problems: list[str] = field(default_factory=list)  # a sentence for each file that cannot be read
 
     def table(self, name: str) -> pa.Table | None:
@@ -77,7 +77,7 @@ class RunData:
 def read_run_data(name: str, layout: RunLayout) -> RunData:
     """Read a running, crashed or finished run. Raise NotARunError if the directory is not a run."""
     opened = open_run(layout.root)
-    run = RunData(name, layout)
+    run = RunData(name, layout, origin=ORIGIN if opened.old is not None else "")
     run.manifest = run.try_read(lambda: opened.manifest)
     if run.manifest is not None:
         for table, entry in run.manifest.tables.items():
@@ -85,7 +85,7 @@ def read_run_data(name: str, layout: RunLayout) -> RunData:
             add(run, opened, table)
         run.diagnosis = run.try_read(lambda: diagnose_run(opened))
     run.is_generated = bool(run.try_read(lambda: is_generated(layout.root)))
-    events = run.try_read(lambda: read_table(layout, RunTable.of(EVENTS)))
+    events = run.try_read(opened.arrow_events)
     if events is not None:
         run.tables["events"] = events
     files = [file for file in prediction_files(layout) if file.name == VALIDATION]
@@ -97,7 +97,7 @@ def read_run_data(name: str, layout: RunLayout) -> RunData:
 
 
 def _add_table(run: RunData, opened: Run, name: str) -> None:
-    rows = run.try_read(lambda: opened.arrow(name))
+    rows = run.try_read(lambda: opened.ordered(name))
     if rows is not None and "batch_idx" in rows.column_names:
         has_keys = pc.and_(pc.is_valid(rows["batch_idx"]), pc.is_valid(rows["epoch"]))
         run.tables[name] = rows if _is_in_order(rows) else rows.filter(has_keys).sort_by("batch_idx")
@@ -124,9 +124,10 @@ def _is_in_order(rows: pa.Table) -> bool:
 
 
 def _metrics(opened: Run, files: list[PredictionFile]) -> MetricHistory | None:
-    """The rows of metrics.csv; without that file, the metrics of the predictions."""
-    if opened.layout.metrics.exists():
-        columns = read_metrics(opened.layout).to_pydict()
+    """The rows of metrics.csv or a history; without such a file, the metrics of the predictions."""
+    rows = opened.arrow_metrics()
+    if rows is not None:
+        columns = rows.to_pydict()
         epochs = columns.pop("epoch")
         batches = columns.pop(BATCH, [None] * len(epochs))
         return MetricHistory(list(map(Moment, epochs, batches)), columns)

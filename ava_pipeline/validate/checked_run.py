@@ -143,10 +143,13 @@ class CheckedRun:
 
 
 def is_of_train(layout: RunLayout, manifest: Manifest | None) -> bool:
-    """Whether `ava-pipeline train` wrote a run, as its manifest says; without one, whether it has the job's files."""
+    """Whether `ava-pipeline train` wrote a run, as its manifest says; without one, whether it has the job's files.
+
+    A config.yaml alone proves nothing, since other loops have one too; the job writes split.csv before anything else.
+    """
     if manifest is not None:
         return manifest.is_of_train
-    return layout.config.exists() or (layout.metrics.exists() and layout.split.exists())
+    return layout.split.exists() and (layout.config.exists() or layout.metrics.exists())
 
 
 class BatchNumbers:

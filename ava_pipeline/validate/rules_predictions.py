@@ -85,13 +85,16 @@ def check_rows(window: Window) -> Iterator[Breach]:
     yield from check_columns(window)
     values = float_columns(window.rows, ["pred_mean", "gt_mean", *PRED_COLUMNS, *GT_COLUMNS])
     for mean, shares in (("pred_mean", PRED_COLUMNS), ("gt_mean", GT_COLUMNS)):
-        yield from _distribution(window, mean, values[mean], shares, np.column_stack([values[name] for name in shares]))
-    yield from _repeated_images(window)
+        yield from check_distribution(
+            window, mean, values[mean], shares, np.column_stack([values[name] for name in shares])
+        )
+    yield from check_unique(window)
 
 
-def _distribution(
+def check_distribution(
     window: Window, mean_column: str, mean: Floats, columns: Sequence[str], shares: Floats
 ) -> Iterator[Breach]:
+    """Shares [rows, 10] that do not add up to 1, and means [rows] that are not theirs or not scores."""
     total, expected = shares.sum(axis=1), shares @ np.asarray(SCORES, np.float64)
     has_other_sum = ~(np.abs(total - 1) <= TOLERANCE)
     # Shares that do not add up to 1 have no mean to compare with.
@@ -116,7 +119,8 @@ def _distribution(
     yield from window.breaches(BOUNDS, is_outside, explain_bounds)
 
 
-def _repeated_images(window: Window) -> Iterator[Breach]:
+def check_unique(window: Window) -> Iterator[Breach]:
+    """Images that have more than one row."""
     codes = window.rows.column("image_id").combine_chunks().dictionary_encode("encode").indices
     _, first = np.unique(numpy_values(codes), return_index=True)
     is_repeated = np.ones(window.rows.num_rows, dtype=np.bool_)

@@ -26,8 +26,12 @@ CHECKPOINT = Rule("files.checkpoint", "Every part of a checkpoint of ava-pipelin
 
 def check_run(run: CheckedRun) -> Iterator[Breach]:
     """The config, the checkpoint, and the files that the config promises; a user's own training loop needs none."""
+    if run.manifest is not None and not run.is_of_train:
+        return  # config.yaml and checkpoints/ of another loop are its own
     if not run.layout.config.exists():
         yield from () if run.is_open else _missing_config(run)
+        return
+    if not run.is_of_train:
         return
     from ava_pipeline.config.load import load_config  # noqa: PLC0415  # only runs of the training job have a config
 

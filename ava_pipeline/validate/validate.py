@@ -12,17 +12,20 @@ import pyarrow.parquet as pq
 from ava_pipeline.contract.builtin_tables import BUILT_IN_TABLES, GRADIENT_NORMS, LEARNING_RATES, METRICS, PREDICTIONS
 from ava_pipeline.contract.events import EVENTS
 from ava_pipeline.contract.finding import Finding
-from ava_pipeline.contract.layout import PREDICTION_NAME, Moment, PredictionFile, RunLayout
+from ava_pipeline.contract.layout import PREDICTION_NAME, Moment, PredictionFile, RunLayout, prediction_files
 from ava_pipeline.contract.manifest import Manifest, utc_now
 from ava_pipeline.contract.tables import TABLE_KEY, RunTable, Table
-from ava_pipeline.contract.untrusted import ARROW_ERRORS
+from ava_pipeline.contract.untrusted import ARROW_ERRORS, MAX_LINE_BYTES
 from ava_pipeline.errors import MisuseError, NotARunError
 from ava_pipeline.read.csv import first_columns
+from ava_pipeline.read.metrics import is_foreign
+from ava_pipeline.read.old_run import OldRun, find_old_run
 from ava_pipeline.read.run import open_run
 from ava_pipeline.validate import (
     rules_files,
     rules_manifest,
     rules_metrics,
+    rules_old_run,
     rules_predictions,
     rules_rows,
     rules_snapshots,
@@ -41,6 +44,7 @@ _RULE_MODULES = (
     rules_rows,
     rules_values,
     rules_metrics,
+    rules_old_run,
     rules_predictions,
     rules_snapshots,
     rules_training,
@@ -68,6 +72,8 @@ def validate_run(
 ) -> list[Finding]:
     """Check a run directory: its manifest, its tables, its predictions and its metrics.
 
+    A run that another program wrote gives one warning, `run.no-manifest`, and is checked without a manifest.
+
     Rows that a running job has yet to finish are not findings; files that cannot be read are. Tables are read in
     windows of rows, so that memory hardly grows with their length.
 
@@ -88,7 +94,11 @@ def validate_run(
         ...     print(finding)
     """
     listing = Listing(_checked_ids(ignore))
-    layout = open_run(path).layout
+    opened = open_run(path)
+    layout = opened.layout
+    if (old := opened.old) is not None:
+        rules_old_run.check_old_run(old, listing)
+        return listing.findings()
     run = _read_run(layout, listing, now or utc_now())
     for check in _CHECKS_OF_RUNS:
         for breach in check(run):
@@ -114,7 +124,7 @@ def _read_run(layout: RunLayout, listing: Listing, now: datetime) -> CheckedRun:
     if not events.files:  # nothing counts of a file that cannot be used, however much of it was read
         explained = ExplainedBatches()
     of_train, metrics = is_of_train(layout, manifest), None
-    if layout.metrics.exists():
+    if layout.metrics.exists() and not (manifest is not None and is_foreign(layout, manifest)):
         metrics = rules_metrics.read_metrics(layout.metrics, listing, is_open=is_open, is_of_train=of_train)
     return CheckedRun(layout, manifest, is_open, of_train, tables, events, metrics, explained, now)
 
@@ -143,6 +153,9 @@ def validate_file(path: str | PathLike[str], *, table: str | None = None, ignore
         raise MisuseError(f"expected a .csv or .parquet file, got {path}; to check a journal, validate its run.")
     if not path.is_file():
         raise NotARunError(f"{path} does not exist, or is not a file: check the path.")
+    old = _old_run_around(path) if table is None else None
+    if old is not None and _check_old_file(old, path, listing):
+        return listing.findings()
     try:
         columns, stored_name = (first_columns(path), None) if path.suffix == ".csv" else _parquet_columns(path)
     except ARROW_ERRORS as error:
@@ -163,6 +176,31 @@ def validate_file(path: str | PathLike[str], *, table: str | None = None, ignore
     else:
         _read_file(path, _declaration(name, columns, manifest), manifest, listing)
     return listing.findings()
+
+
+def _old_run_around(path: Path) -> OldRun | None:
+    """The run of another program that a file is in; None if it is in none, or in one of ours.
+
+    A file elsewhere is another program's if its lines end in CRLF, which ours never do.
+    """
+    folder = path.resolve().parent
+    if folder.name in {"telemetry", "predictions"}:
+        return find_old_run(RunLayout(folder.parent))
+    with path.open("rb") as file:
+        has_crlf = path.suffix == ".csv" and file.readline(MAX_LINE_BYTES).endswith(b"\r\n")
+    return find_old_run(RunLayout(folder)) if has_crlf else None
+
+
+def _check_old_file(old: OldRun, path: Path, listing: Listing) -> bool:
+    """Check a file of a run that another program wrote; False if it is no table and no predictions of it."""
+    place = path.resolve()
+    table = next((table for table in old.tables.values() if table.path.resolve() == place), None)
+    file = next((file for file in prediction_files(old.layout) if file.path.resolve() == place), None)
+    if table is not None:
+        rules_old_run.check_old_table(old, table, path.name, listing)
+    elif file is not None:
+        rules_old_run.check_old_predictions(old.layout, file, listing)
+    return table is not None or file is not None
 
 
 def _parquet_columns(path: Path) -> tuple[Sequence[str], str | None]:

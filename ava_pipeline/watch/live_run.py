@@ -20,7 +20,6 @@ from ava_pipeline.contract.tables import RunTable, measured_columns
 from ava_pipeline.contract.untrusted import MAX_LINE_BYTES, read_line
 from ava_pipeline.errors import DamagedFileError, RunError
 from ava_pipeline.read.csv import csv_options
-from ava_pipeline.read.metrics import read_metrics
 from ava_pipeline.read.run import Run
 
 EVENTS_TABLE = EVENTS.name
@@ -178,7 +177,7 @@ class CsvTail:
 
 
 class StoredTail:
-    """The end of a table without CSV: its Parquet file and its journal, which are read again when they change."""
+    """The end of a table without CSV of ours: its files, which are read again when they change."""
 
     def __init__(self, run: Run, declaration: RunTable) -> None:
         self._run = run
@@ -191,31 +190,31 @@ class StoredTail:
         stamps = self._file_stamps()
         if stamps == self._stamps:
             return NewRows(self._declaration.arrow_schema.empty_table())
-        rows = self._run.arrow(self._declaration.table.name, batches=(self._last_batch + 1, None))
+        rows = self._run.ordered(self._declaration.table.name, batches=(self._last_batch + 1, None))
         self._stamps = stamps
         if rows.num_rows:
             self._last_batch = int(np.max(integers(rows, "batch_idx")))
         return NewRows(rows)
 
     def _file_stamps(self) -> tuple[tuple[int, int], ...]:
-        name, layout = self._declaration.table.name, self._run.layout
-        return _stamps(layout.parquet(name), layout.journal(name))
+        return _stamps(*self._run.files_of(self._declaration.table.name))
 
 
 class MetricsTail:
-    """metrics.csv, which is read again when it changes: new values may belong to older rows."""
+    """The metrics, which are read again when their file changes: new values may belong to older rows."""
 
     def __init__(self, run: Run) -> None:
-        self._layout = run.layout
+        self._run = run
         self._stamps: tuple[tuple[int, int], ...] = ()
 
     def read_new(self) -> NewRows:
         """Read all rows if the file changed; none if it is not a file of log_metrics() or `ava-pipeline train`."""
-        stamps = _stamps(self._layout.metrics)
+        stamps = _stamps(*self._run.metrics_files())
         rows = pa.table({})
         if stamps != self._stamps:
-            with suppress(FileNotFoundError, DamagedFileError):  # a loop may write a metrics.csv in a form of its own
-                rows = read_metrics(self._layout)
+            with suppress(DamagedFileError):  # a loop may write a metrics.csv in a form of its own
+                found = self._run.arrow_metrics()
+                rows = rows if found is None else found
         replace_all, self._stamps = stamps != self._stamps, stamps
         return NewRows(rows, replace_all)
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ava_pipeline.contract.arrays import Bools, Floats, integers
 from ava_pipeline.contract.manifest import Manifest
+from ava_pipeline.read.old_run import ORIGIN
 from ava_pipeline.terminal import printable
 from ava_pipeline.watch.columns import shown_columns
 from ava_pipeline.watch.live_run import EVENTS_TABLE, METRICS_TABLE, Columns, LatestRows, LiveRun
@@ -32,6 +33,7 @@ _NO_MANIFEST = "no manifest yet"
 _HINTS = {
     "running": "Ctrl-C leaves it running.",
     "finished": "The run is complete.",
+    "unknown": "Another program wrote it; Ctrl-C ends this.",
     _NO_MANIFEST: "Waiting for its first row; Ctrl-C ends this.",
 }
 _HINT = "Waiting until it is resumed; Ctrl-C ends this."
@@ -91,9 +93,10 @@ def _bar(values: Floats, low: float, high: float) -> str:
 
 def _title(live_run: LiveRun) -> Text:
     status = live_run.status or _NO_MANIFEST
+    origin = f" ({ORIGIN})" if live_run.run.old is not None else ""
     name = printable(live_run.run.layout.root.resolve().name)
     hint = _HINTS.get(status, _HINT)
-    return _one_line((name, "bold"), "  ", (status, _STYLES.get(status, "red")), f"  {hint}")
+    return _one_line((name, "bold"), "  ", (status, _STYLES.get(status, "red")), f"{origin}  {hint}")
 
 
 def _one_line(*parts: str | tuple[str, str]) -> Text:
@@ -120,8 +123,9 @@ def _position(live_run: LiveRun) -> Iterator[str]:
     tables = (latest.rows for name, latest in live_run.tables.items() if name not in {EVENTS_TABLE, METRICS_TABLE})
     rows = next((rows for rows in tables if rows is not None), None)
     if rows is not None:
-        yield f"epoch {rows['epoch'][-1]}"
-        yield f"batch {rows['batch_idx'][-1]}"
+        place = live_run.run.place_text(rows["batch_idx"][-1].as_py())
+        yield from [] if place.startswith("epoch") else [f"epoch {rows['epoch'][-1]}"]
+        yield place
 
 
 def _rate(rows: pa.Table, now: datetime) -> Iterator[str]:

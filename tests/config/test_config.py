@@ -87,6 +87,13 @@ def test_three_configs_are_shipped() -> None:
             "track_embeddings: Embedding norms are a measure of your own",
         ),
         ("telemetry: {track_arcface_weights: false}", "docs/extending.md shows. Remove the key"),
+        ("data: {ava_txt: AVA.txt}", "data.ava_txt: unknown key; ava_txt is data.labels here"),
+        ("model: {mlp_hidden_dims: [256]}", "mlp_hidden_dims is model.hidden_sizes here"),
+        ("model: {pretrained: true}", "pretrained is model.weights here (imagenet for true, none for false)"),
+        (
+            "training: {learning_rate: 1e-4, max_epochs: 3}",
+            "training: unknown block; its keys have other places here: learning_rate is optim.base_lr here; max_epochs",
+        ),
         ("telemetry: {label_classes: {winner: 1}}", "label_classes.winner: expected a number of at least 2, got 1"),
         ("model: {weights: ''}", "model.weights: expected text that is not empty, got ''"),
     ],

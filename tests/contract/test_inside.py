@@ -15,6 +15,7 @@ from ava_pipeline.read.run import open_run
 from ava_pipeline.validate.validate import validate_run
 from ava_pipeline.write.recover import recover_run
 from tests.validate.building import RunBuilder
+from tests.validate.damaging import edit_manifest
 from tests.write.feeding import Room, csv_batches
 
 pytestmark = pytest.mark.timeout(60)
@@ -145,6 +146,7 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
 def test_a_config_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) -> None:
     """No line of it appears in a message, whichever reader would open it."""
     root = RunBuilder(root=tmp_path / "run").write()
+    edit_manifest(root, lambda manifest: manifest.update(run_info={"job": "ava-pipeline train"}))
     (tmp_path / "secret").write_text("password: [hidden\n")
     (root / "config.yaml").unlink(missing_ok=True)
     (root / "config.yaml").symlink_to(tmp_path / "secret")
@@ -160,6 +162,7 @@ def test_a_config_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) -> N
 def test_a_checkpoint_that_is_a_link_out_of_the_run_is_not_read(tmp_path: Path) -> None:
     """Not even to check whether it is whole."""
     root = RunBuilder(root=tmp_path / "run").write()
+    edit_manifest(root, lambda manifest: manifest.update(run_info={"job": "ava-pipeline train"}))
     (root / "config.yaml").write_text("{}")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "last.pt").write_bytes(b"no checkpoint")

@@ -357,6 +357,7 @@ def test_names_and_settings_are_text_on_the_terminal(tmp_path: Path) -> None:
     for name in (HOSTILE, "plain"):
         root = RunBuilder(root=tmp_path / name).write()
         edit_manifest(root, partial(set_run_info, info={HOSTILE: HOSTILE + name}))
+        edit_manifest(root, lambda found: found["attempts"][-1].update(logs_metrics=True))
     (tmp_path / HOSTILE / "metrics.csv").write_text("[red]\x1b]0;x\x07\n1\n")
     found = run_command(f"{tmp_path}/*")
     assert found.exit_code == 1

@@ -92,6 +92,12 @@ DAMAGES = [
         "telemetry.no-row",
         "config.yaml",
     ),
+    Damage(
+        "the config is none",
+        lambda run: (run / "config.yaml").write_text("output_dir: x\ndat: {}\n"),
+        "config.invalid",
+        "config.yaml",
+    ),
     Damage("the config is gone", lambda run: (run / "config.yaml").unlink(), "config.missing", "config.yaml"),
     Damage(
         "config and telemetry are gone",

@@ -268,7 +268,7 @@ def _read_both(
     reader: _Reader, a: _Side, b: _Side, name: str, columns: Sequence[str] | None = None
 ) -> tuple[pa.Table, pa.Table] | None:
     """A table of both runs; None if one cannot be read."""
-    rows = [reader.attempt(side.label, partial(side.run.arrow, name, columns=columns)) for side in (a, b)]
+    rows = [reader.attempt(side.label, partial(side.run.ordered, name, columns=columns)) for side in (a, b)]
     return None if rows[0] is None or rows[1] is None else (rows[0], rows[1])
 
 

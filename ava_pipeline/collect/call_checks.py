@@ -55,6 +55,11 @@ class CallChecks:
         """The modules that are trained and still exist."""
         return self._changes.modules
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether torch.compile compiled the model, or a part of it."""
+        return self._changes.is_compiled
+
     def rebind(self, targets: TrainingTargets, model: Model | None) -> None:
         """Check the calls for other targets, and for another model unless it is None; old warnings may come again."""
         self._order.attach(targets.optimizers, self._count.num_calls or 0, self._count.named_calls)

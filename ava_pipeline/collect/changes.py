@@ -7,7 +7,7 @@ from weakref import ref
 
 from torch import nn
 
-from ava_pipeline.collect.targets import Model, TrainingTargets, modules_of, unwrap
+from ava_pipeline.collect.targets import Model, TrainingTargets, is_compiled, modules_of, unwrap
 
 # Reading a model's parameters takes as long as a few rows, and some models leave out other layers at every step.
 MAX_MODEL_CHECKS = 20
@@ -20,15 +20,20 @@ class TrainingChanges:
     """Compares the training with what it was at the last collected step.
 
     A row costs a few comparisons of identities; more is read only if they differ. Models are not kept alive.
+
+    Attributes:
+        is_compiled: whether torch.compile compiled the model, or a part of it.
     """
 
     def __init__(self, targets: TrainingTargets, model: Model) -> None:
+        self.is_compiled = False
         self._num_model_checks = 0
         self.begin(targets, model)
 
     def begin(self, targets: TrainingTargets, model: Model | None = None) -> None:
         """Compare with these targets from now on, and with this model unless it is None."""
         if model is not None:
+            self.is_compiled = any(map(is_compiled, modules_of(model)))
             self._modules = [ref(unwrap(module)) for module in modules_of(model)]  # a wrapper may be gone earlier
         self._targets = targets
         self._ids = frozenset(map(id, targets.parameters))

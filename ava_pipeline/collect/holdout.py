@@ -48,6 +48,8 @@ class Holdout:
         autocast: Autocast,
         models: Callable[[], Sequence[nn.Module]],
         device: torch.device,
+        *,
+        is_compiled: bool = False,
     ) -> None:
         self.samples = samples
         self._forward = forward
@@ -56,7 +58,7 @@ class Holdout:
         self._num_outputs = NUM_SCORES if samples.kind == "scores" else None
         self._latest: tuple[int, Tensor] | None = None
         self._dtype = autocast if isinstance(autocast, torch.dtype) else None
-        self._probe = AutocastProbe(models(), device.type) if autocast == "auto" else None
+        self._probe = AutocastProbe(models(), device.type, is_compiled=is_compiled) if autocast == "auto" else None
 
     def outputs(self, batch_idx: int) -> Tensor:
         """What the model predicts in a batch, (samples, outputs) float32 on the device: evaluated once per batch.
@@ -174,7 +176,10 @@ class HoldoutPlace:
             raise MisuseError(_SHARDED)
         device = targets.parameters[0].device
         samples = read_samples(batches, self._config.holdout_size, question, device)
-        return Holdout(samples, question.forward, autocast, lambda: self._checks.modules, device)
+        checks = self._checks
+        return Holdout(
+            samples, question.forward, autocast, lambda: checks.modules, device, is_compiled=checks.is_compiled
+        )
 
     def begin(self, batch_idx: int) -> Callable[[TrainingTargets], Measure] | None:
         """Evaluate the samples for the first time; return what makes their measure, or None if there is no new one.

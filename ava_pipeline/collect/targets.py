@@ -311,6 +311,14 @@ def is_sharded(model: nn.Module) -> bool:
     return any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile compiled the model, or any module of it."""
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile` and DistributedDataParallel, nested in any order."""
     inner = getattr(model, "_orig_mod", model)

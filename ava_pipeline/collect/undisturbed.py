@@ -165,13 +165,13 @@ class AutocastProbe:
     again. In a compiled step it sees nothing, and its removal would do the same, so `close` waits for a call outside.
     """
 
-    def __init__(self, models: Sequence[nn.Module], device_type: str) -> None:
+    def __init__(self, models: Sequence[nn.Module], device_type: str, *, is_compiled: bool) -> None:
         self.dtype: torch.dtype | None = None
         self._device_type = device_type
         self._models = [weakref.ref(unwrap(model)) for model in models]
         self._was_called = False
         self._remove: Callable[[], object] | None = None
-        if not any(map(_is_compiled, models)):
+        if not is_compiled:
             own = weakref.ref(self)
             handle = nn.modules.module.register_module_forward_pre_hook(partial(_probe, own))
             self._remove = weakref.finalize(self, handle.remove)
@@ -199,10 +199,3 @@ def _probe(reference: "weakref.ref[AutocastProbe]", module: nn.Module, _inputs: 
     probe = reference()
     if probe is not None:
         probe.look(module)
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )

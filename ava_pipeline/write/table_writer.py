@@ -131,8 +131,9 @@ class MadeRows:
     def batches_of(self, rows: Collection[int]) -> set[int]:
         """The batches of 0-based rows, of which a long table has thousands."""
         ends = np.cumsum(self.num_rows)
-        places = np.unique(np.searchsorted(ends, np.fromiter(rows, np.int64, len(rows)), side="right"))
-        return {self.steps[int(place)].batch_idx for place in places}
+        # Not `np.unique`, which imports a module: a forked child could find the lock of that held.
+        places = set(np.searchsorted(ends, np.fromiter(rows, np.int64, len(rows)), side="right").tolist())
+        return {self.steps[place].batch_idx for place in places}
 
 
 def make_rows(

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from ava_pipeline import Comparison, compare_runs, open_run
 from ava_pipeline.compare.answers import answers
@@ -88,16 +87,10 @@ def test_a_layer_that_was_replaced_is_named(plain_run: Path, tmp_path: Path) -> 
         if batch == 41:
             with torch.no_grad():
                 model.get_parameter("mlp_head.3.weight").mul_(10)
-        if batch in {40, 80}:
-            save(model, tmp_path / f"telemetry/weight_snapshots/weights_epoch0_batch{batch}.safetensors")
 
-    def snapshots_alone(batch: int, model: TinyNet, _optimizer: torch.optim.Optimizer) -> None:
-        if batch in {40, 80}:
-            save(model, other / f"telemetry/weight_snapshots/weights_epoch0_batch{batch}.safetensors")
-
-    other = tmp_path / "other"
-    trained(other, BATCHES, snapshots_alone)
-    found = compare_runs(other, trained(tmp_path, BATCHES, change))
+    options = {"track_weight_snapshots": True, "weight_snapshot_every_n": 40}
+    other = trained(tmp_path / "other", BATCHES, **options)
+    found = compare_runs(other, trained(tmp_path / "changed", BATCHES, change, **options))
     assert found.parting_batch == 41
     assert "gradient_norms.overall" in {one.name for one in found.parted()}
     assert found.weights is not None
@@ -108,12 +101,6 @@ def test_a_layer_that_was_replaced_is_named(plain_run: Path, tmp_path: Path) -> 
     assert found.weights.snapshots[1].layers[0].relative == pytest.approx(0.9, abs=0.05)
     (sentence,) = [one for one in answers(found) if one.startswith("Weights:")]
     assert "differ first at batch 80, most in mlp_head.3.weight (relative distance 0.9" in sentence
-
-
-def save(model: TinyNet, path: Path) -> None:
-    """A snapshot as the collector writes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(dict(model.state_dict()), path)
 
 
 def test_a_resumed_run_has_no_difference(plain_run: Path, tmp_path: Path) -> None:

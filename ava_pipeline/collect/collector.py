@@ -165,8 +165,8 @@ class TelemetryCollector(TakesHoldout):
         CUDA graphs, call it after `replay`; during a capture it records nothing. Threads that call it at once wait for
         each other where a row is due.
 
-        `batch_idx` counts the batches of the run, from 1. It is not what frameworks call the global step, which counts
-        optimizer steps: if gradients accumulate over k batches, k batches make one global step.
+        `batch_idx` counts the batches of the run, from 1. It is not the global step of frameworks, which counts
+        optimizer steps.
 
         Example:
             Gradients that accumulate over four batches:
@@ -401,9 +401,7 @@ class TelemetryCollector(TakesHoldout):
             collector, and with `track_weight_delta` `weight_reference`: a copy of the weights at the latest row.
         """
         if not self.flush(CHECKPOINT_TIMEOUT_S):
-            logger.warning(
-                "not all rows were written within %s s; the checkpoint waits no longer.", CHECKPOINT_TIMEOUT_S
-            )
+            logger.warning("not all rows were written within %s s; a checkpoint waits no longer.", CHECKPOINT_TIMEOUT_S)
         epoch, global_step = self._checks.epoch(), self._checks.global_step()
         state: dict[str, Any] = {"batch_idx": self._count.batch_idx, "epoch": epoch, **self._clipping.state_dict()}
         state |= self._recorder.measuring.weights.state_dict(self._recorder.measuring.targets)

@@ -66,7 +66,7 @@ class LivePage:
             return
         began_s = time.monotonic()
         self._runs = [read_run_data(name, layout) for name, layout in self._layouts.items()]
-        self._contents = render_contents(self._runs)
+        self._contents = render_contents(self._runs, is_live=True)
         self._signature = signature
         self._next_read_s = time.monotonic() + _PAUSE_FACTOR * (time.monotonic() - began_s)
 

@@ -19,6 +19,7 @@ from ava_pipeline.report.contents import facts_of, findings_list, first_rows, ti
 from ava_pipeline.report.epoch_plots import figures_by_epoch
 from ava_pipeline.report.figure import Figure, LegendKey, styles_of
 from ava_pipeline.report.image_plots import epochs_note, figures_by_image, figures_of_images
+from ava_pipeline.report.parting import parting_of
 from ava_pipeline.report.run_data import RunData, read_run_data
 
 if TYPE_CHECKING:
@@ -81,14 +82,14 @@ def render_page(runs: Sequence[RunData], *, is_live: bool = False) -> str:
             style=_page_file("page.css"),
             scripts=scripts,
             policy=_content_policy(scripts, is_live=is_live),
-            contents=render_contents(runs),
+            contents=render_contents(runs, is_live=is_live),
             is_live=is_live,
         )
     )
 
 
-def render_contents(runs: Sequence[RunData]) -> str:
-    """Render the part of the page that changes while a run is running."""
+def render_contents(runs: Sequence[RunData], *, is_live: bool = False) -> str:
+    """Render the part of the page that changes while a run is running; a live page does not compare two runs."""
     return (
         _templates()
         .get_template("contents.html")
@@ -97,6 +98,7 @@ def render_contents(runs: Sequence[RunData]) -> str:
             as_of=time_text(utc_now()),
             legend=[LegendKey(name, style) for name, style in styles_of(run.name for run in runs).items()],
             findings=[findings_list(run) for run in runs],
+            parting=None if is_live else parting_of(runs),
             by_batch=_with_specs(figures_by_batch(runs)),
             by_epoch=_with_specs(figures_by_epoch(runs)),
             by_image=_with_specs(figures_by_image(runs)),

@@ -52,6 +52,8 @@ def _problem(name: Any, label: Any, classes: Mapping[str, int]) -> str | None:
             f"labels[{name!r}]: expected a tensor with one class for each sample, or with a row of votes or shares for "
             f"each, got {given}."
         )
+    if num_dims == MATRIX and label.shape[1] < MATRIX:  # one column is neither votes nor shares of several scores
+        return f"labels[{name!r}] has shape {tuple(label.shape)}: give its .squeeze(1), a class for each sample."
     if num_dims == VECTOR and name not in classes:
         return (
             f"labels[{name!r}] has shape {tuple(label.shape)}, so it has classes, and their number cannot be known "

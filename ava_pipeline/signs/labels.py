@@ -41,8 +41,10 @@ class _Label(NamedTuple):
 def label_bias(run: Evidence, limits: Thresholds) -> Iterator[Finding]:
     """The shares of the classes vary between batches beyond chance, or one class has more than its share.
 
-    The counts of batches that were drawn at random are binomial: their chi-square statistic has the mean R - 1 over R
-    batches, and the variance 2 (R - 1). Source: https://en.wikipedia.org/wiki/Pearson's_chi-squared_test
+    The counts of batches that were drawn at random are binomial: over R batches, their chi-square statistic has the
+    mean R - 1. Its variance follows from the fourth moment of a binomial distribution: 2 + (1 - 6pq) / npq for a batch
+    of n samples, p of them of the class, q = 1 - p. A class of which a batch has less than one is not judged.
+    Sources: https://en.wikipedia.org/wiki/Pearson's_chi-squared_test, .../wiki/Binomial_distribution#Higher_moments
     """
     for label in _labels(run, limits):
         yield from _varying(label, limits)
@@ -54,10 +56,12 @@ def _varying(label: _Label, limits: Thresholds) -> Iterator[Finding]:
     shares = label.counts.sum(axis=1) / sizes.sum()
     degrees = len(sizes) - 1
     for index, share in enumerate(shares):
-        if not 0 < share < 1:
+        if not 0 < share < 1 or sizes.mean() * share < 1:
             continue
         squares = (label.counts[index] - sizes * share) ** 2 / (sizes * share * (1 - share))
-        deviations = (float(squares.sum()) - degrees) / math.sqrt(2 * degrees)
+        spread = share * (1 - share)
+        variance = degrees * float(np.mean(2 + (1 - 6 * spread) / (sizes * spread)))
+        deviations = (float(squares.sum()) - degrees) / math.sqrt(variance)
         if deviations <= limits.label_deviations or squares.sum() <= _LEAST_DISPERSION * degrees:
             continue
         of_batches = 100 * label.counts[index] / sizes

@@ -66,8 +66,25 @@ def test_shares_that_vary_more_than_chance_are_a_warning(share: NDArray[np.float
     (finding,) = [one for one in findings_in(counts) if one.severity == "warning"]
     assert (finding.id, finding.batch_idx, finding.batch_idx_end) == ("label-bias", 1, NUM_ROWS)
     pooled = counts.sum() / (SIZE * NUM_ROWS)
-    squares = ((counts - SIZE * pooled) ** 2 / (SIZE * pooled * (1 - pooled))).sum()
-    assert finding.value == pytest.approx((squares - NUM_ROWS + 1) / np.sqrt(2 * (NUM_ROWS - 1)))
+    spread = pooled * (1 - pooled)
+    squares = ((counts - SIZE * pooled) ** 2 / (SIZE * spread)).sum()
+    variance = (NUM_ROWS - 1) * (2 + (1 - 6 * spread) / (SIZE * spread))
+    assert finding.value == pytest.approx((squares - NUM_ROWS + 1) / np.sqrt(variance))
+
+
+@pytest.mark.parametrize("num_classes", [10, 100, 1000])
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_data_of_many_classes_is_no_warning(num_classes: int, seed: int) -> None:
+    """Most of the classes are in no batch at all, and those that are vary by whole samples."""
+    labels = np.random.default_rng(seed).integers(0, num_classes, (NUM_ROWS, 16))
+    counts = np.stack([(labels == index).sum(axis=1) for index in range(num_classes)])
+    columns = {f"y_{index}_pct": pa.array(100 * row / 16) for index, row in enumerate(counts)}
+    keys = {"batch_idx": np.arange(1, NUM_ROWS + 1), "epoch": np.zeros(NUM_ROWS, dtype=np.int64)}
+    sizes = {"batch_size": pa.array(np.full(NUM_ROWS, 16))}
+    rows = pa.table({**{name: pa.array(key) for name, key in keys.items()}, **sizes, **columns})
+    none = TableValues(NO_ROWS)
+    run = Evidence(norms=none, rates=none, steps=none, groups={}, labels=TableValues(rows))
+    assert [one for one in listed_findings(run, Thresholds()) if one.severity != "info"] == []
 
 
 def test_batches_of_different_sizes_vary_as_they_may() -> None:

@@ -75,6 +75,7 @@ def test_labels_outside_the_classes_are_in_no_share(tmp_path: Path) -> None:
     [
         ({"unknown": torch.tensor([0])}, "label_classes: {unknown: <number of classes>}"),
         ({"winner": torch.ones(2, 2)}, "leave 'winner' out of label_classes"),
+        ({"winner": torch.ones(2, 1)}, "shape (2, 1): give its .squeeze(1)"),
         ({"winner": torch.ones(2, 2, 2)}, "got a tensor of shape (2, 2, 2)"),
         ({"winner": [0, 1]}, "got a list"),
         ([torch.tensor([0])], "labels is [tensor([0])]"),

@@ -1,6 +1,7 @@
 """Two runs, from real trainings: the batch, the column and the layer at which they part are named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_a_layer_that_was_replaced_is_named(plain_run: Path, tmp_path: Path) -> 
             with torch.no_grad():
                 model.get_parameter("mlp_head.3.weight").mul_(10)
 
-    options = {"track_weight_snapshots": True, "weight_snapshot_every_n": 40}
+    options: dict[str, Any] = {"track_weight_snapshots": True, "weight_snapshot_every_n": 40}
     other = trained(tmp_path / "other", BATCHES, **options)
     found = compare_runs(other, trained(tmp_path / "changed", BATCHES, change, **options))
     assert found.parting_batch == 41

@@ -1,6 +1,7 @@
 """The page of two runs says where they part; the page of one, or of three, does not compare."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ BATCHES = range(1, 61)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two runs that differ in their batches, with snapshots."""
     folder = tmp_path_factory.mktemp("runs")
-    options = {"track_weight_snapshots": True, "weight_snapshot_every_n": 30}
+    options: dict[str, Any] = {"track_weight_snapshots": True, "weight_snapshot_every_n": 30}
     names = ("first", "<b>second</b>")
     return {name: trained(folder / str(seed), BATCHES, seed=seed, **options) for seed, name in enumerate(names)}
 
